@@ -1,0 +1,58 @@
+"""Arrays, keys and checks that know nothing of diffusion."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+
+
+def expand(c: Any, x: Any) -> Any:
+    """Aligns a coefficient with a sample: `c` of shape [] or [b] becomes [] or [b, 1, ..., 1] beside `x [b, *d]`."""
+    return c if jnp.ndim(c) == 0 else jnp.reshape(c, (*jnp.shape(c), *(1,) * (jnp.ndim(x) - jnp.ndim(c))))
+
+
+def is_concrete(tree: Any) -> bool:
+    """Whether no leaf of the tree is a tracer, so that its values can be looked at now."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def as_scalar(value: Any) -> Array:
+    """A numeric field as an array leaf; a Python number stays weakly typed, so it never widens a float32 sample."""
+    return jnp.asarray(value)
+
+
+def check(condition: Any, message: str) -> None:
+    """Raises `ValueError(message)` where a concrete condition is false anywhere; tracers pass unchecked."""
+    if is_concrete(condition) and not np.all(np.asarray(condition)):
+        raise ValueError(message)
+
+
+def default_index(n: int, index: Int[Array, " n"] | None) -> Int[Array, " n"]:
+    """The global index of each sample: as given, or 0 .. n - 1."""
+    if index is None:
+        return jnp.arange(n)
+    if jnp.shape(index) != (n,):
+        raise ValueError(f"index: one global index a sample is needed, shape ({n},), got {jnp.shape(index)}")
+    return index
+
+
+def sample_keys(key: PRNGKeyArray | Array, index: Int[Array, " b"]) -> Shaped[Array, "b *k"]:
+    """A key for each sample, `fold_in(key, index_i)`: it depends on the global index and on nothing else."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+
+
+def normal_like(keys: Shaped[Array, "b *k"], x: Float[Array, "b *d"]) -> Float[Array, "b *d"]:
+    """Standard normal noise in the shape and dtype of `x [b, *d]`, each sample from its own key `keys [b]`."""
+    return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(keys)
+
+
+def sum_features(x: Float[Array, "b *d"]) -> Float[Array, " b"]:
+    """The sum over everything but the batch axis: [b, *d] -> [b]."""
+    return jnp.sum(x, axis=tuple(range(1, x.ndim)))
+
+
+def mean_features(x: Float[Array, "b *d"]) -> Float[Array, " b"]:
+    """The mean over everything but the batch axis: [b, *d] -> [b]."""
+    return jnp.mean(x, axis=tuple(range(1, x.ndim)))

@@ -1,0 +1,188 @@
+"""Forward processes: what every other module knows of noise.
+
+    dx = f(x, t) dt + g(x, t) dw                                any process
+    xt = alpha(t) x0 + sigma(t) eps,  eps ~ N(0, I)             a Gaussian one
+
+A Gaussian process is given by alpha and sigma alone; the rest follows (Song et al. 2021, eqs. 5 and 29; Kingma et
+al. 2021, section 3):
+
+    lambda(t) = log(alpha^2 / sigma^2)                          logsnr, strictly falling
+    f(x, t) = (alpha'/alpha) x,    g(t)^2 = -sigma^2 lambda'(t)
+    xt | xs ~ N(a xs, v I),  a = alpha_t/alpha_s,  v = sigma_t^2 - a^2 sigma_s^2        for s < t
+
+`logsnr`, `time_from_logsnr` and `conditional` are generic functions: what stands here holds for any alpha and sigma,
+and a process registers its closed form where differences would cost digits.
+"""
+
+import abc
+from functools import singledispatch
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffjax._arrays import default_index, expand, normal_like, sample_keys
+from diffjax._typing import Index, Key, Sample, Scalar, Time
+
+MAX_LOGSNR = 20.0
+"""Times with a larger |logsnr| lie outside `interval`: e^20 is what float32 weights still bear."""
+
+
+class AbstractProcess(eqx.Module):
+    """A forward SDE dx = f(x, t) dt + g(x, t) dw on t in [0, 1], from data at 0 to noise at 1 (Ito)."""
+
+    @abc.abstractmethod
+    def drift(self, x: Sample, t: Time) -> Sample:
+        """f(x, t), shape [b, *d]."""
+
+    @abc.abstractmethod
+    def diffusion(self, x: Sample, t: Time) -> Time | Sample:
+        """g(x, t): shape [] or [b] where it is one number a sample, [b, *d] where the noise is diagonal."""
+
+
+class AbstractGaussianProcess(AbstractProcess):
+    """A process with xt | x0 ~ N(alpha(t) x0, sigma(t)^2 I). A member gives alpha and sigma; the SDE is derived.
+
+    A process of one's own is a class with two methods:
+
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> class Quadratic(dj.AbstractGaussianProcess):
+    ...     def alpha(self, t):
+    ...         return 1 - t**2
+    ...     def sigma(self, t):
+    ...         return t * jnp.sqrt(2 - t**2)
+    >>> float(dj.logsnr(Quadratic(), 0.5).round(4))
+    0.2513
+    """
+
+    @abc.abstractmethod
+    def alpha(self, t: Time) -> Time:
+        """The scale of the data at time t, shape of t; positive before t = 1."""
+
+    @abc.abstractmethod
+    def sigma(self, t: Time) -> Time:
+        """The standard deviation of the noise at time t, shape of t; positive after t = 0."""
+
+    def drift(self, x: Sample, t: Time) -> Sample:
+        """f(x, t) = (alpha'/alpha) x, shape [b, *d]."""
+        alpha, alpha_dot = _value_and_rate(self.alpha, t)
+        return expand(alpha_dot / alpha, x) * x
+
+    def diffusion(self, x: Sample, t: Time) -> Time:
+        """g(t) = sigma sqrt(-lambda'), shape of t."""
+        return self.sigma(t) * jnp.sqrt(-logsnr_rate(self, t))
+
+
+def _value_and_rate(function, t):
+    """A schedule and its time derivative, elementwise in t, both of the shape of t."""
+    t = jnp.asarray(t, jnp.result_type(float) if isinstance(t, float | int) else None)
+    return jax.jvp(function, (t,), (jnp.ones_like(t),))
+
+
+@singledispatch
+def logsnr(process: AbstractGaussianProcess, t: Time) -> Time:
+    """lambda(t) = log(alpha^2/sigma^2), in nats, of the shape of t: large at data, strictly falling in t.
+
+    Source: Kingma et al. 2021 (Variational Diffusion Models), eq. 5.
+    """
+    return 2 * (jnp.log(process.alpha(t)) - jnp.log(process.sigma(t)))
+
+
+def logsnr_rate(process: AbstractGaussianProcess, t: Time) -> Time:
+    """lambda'(t), negative, of the shape of t; by jvp. -lambda' = g^2/sigma^2 is the weight of the ELBO."""
+    return _value_and_rate(lambda u: logsnr(process, u), t)[1]
+
+
+def rates(process: AbstractGaussianProcess, t: Time) -> tuple[Time, Time]:
+    """(alpha'(t), sigma'(t)), each of the shape of t; by jvp. They may be infinite at t = 0 and 1 themselves."""
+    return _value_and_rate(process.alpha, t)[1], _value_and_rate(process.sigma, t)[1]
+
+
+@singledispatch
+def time_from_logsnr(process: AbstractGaussianProcess, value: Time) -> Time:
+    """The t with logsnr(process, t) = value, of the shape of value; the end of [0, 1] where there is none.
+
+    By bisection, exact to rounding in t, for a process without a closed form. Its derivative is the inverse
+    function's, 1/lambda'. A closed form may answer beyond [0, 1], as far as its schedule goes.
+    """
+    value = jnp.asarray(value)
+    still = jax.lax.stop_gradient(process)
+
+    def halve(_, bracket):
+        low, high = bracket
+        middle = 0.5 * (low + high)
+        above = logsnr(still, middle) > value
+        return jnp.where(above, middle, low), jnp.where(above, high, middle)
+
+    steps = jnp.finfo(value.dtype).nmant + 30  # resolves times down to 1e-9 and every float below one
+    low, high = jax.lax.fori_loop(0, steps, halve, (jnp.zeros_like(value), jnp.ones_like(value)))
+    t = jax.lax.stop_gradient(0.5 * (low + high))
+    # One Newton step of zero length: it moves nothing and carries the derivative to value and to the process.
+    residual = value - logsnr(process, t)
+    return t + (residual - jax.lax.stop_gradient(residual)) / jax.lax.stop_gradient(logsnr_rate(still, t))
+
+
+def interval(process: AbstractGaussianProcess) -> tuple[Scalar, Scalar]:
+    """(t_min, t_max), two scalars: the part of [0, 1] with |logsnr| <= 20, where values and gradients are finite.
+
+    Training times, default grids, likelihood and SDEs stay inside it; it is all of [0, 1] for `Karras`.
+    """
+    ends = (time_from_logsnr(process, jnp.asarray(value)) for value in (MAX_LOGSNR, -MAX_LOGSNR))
+    t_min, t_max = (jnp.clip(t, 0.0, 1.0) for t in ends)
+    return t_min, t_max
+
+
+def perturb(process: AbstractGaussianProcess, x0: Sample, eps: Sample, t: Time) -> Sample:
+    """xt = alpha(t) x0 + sigma(t) eps, all samples [b, *d], t of shape [] or [b]."""
+    return expand(process.alpha(t), x0) * x0 + expand(process.sigma(t), x0) * eps
+
+
+def prior(
+    key: Key, process: AbstractGaussianProcess, shape: tuple[int, ...], *, index: Index | None = None
+) -> Float[Array, "b *d"]:
+    """Noise to start sampling from: N(0, sigma(1)^2 I), shape `shape` = (b, *d).
+
+    Sample i is drawn from `fold_in(key, index_i)`: it depends on its global index (default 0 .. b - 1) alone.
+
+    Raises:
+      ValueError: `index` has not one entry a sample.
+    """
+    like = jnp.empty(shape, jnp.result_type(float))
+    keys = sample_keys(key, default_index(shape[0], index))
+    return (process.sigma(1.0) * normal_like(keys, like)).astype(like.dtype)
+
+
+def prior_log_prob(process: AbstractGaussianProcess, x: Sample, t: Time = 1.0) -> Float[Array, " b"]:
+    """log N(x; 0, sigma(t)^2 I) in nats, [b]: the density that `prior` draws from (at t = 1)."""
+    sigma = jnp.broadcast_to(jnp.asarray(process.sigma(t), x.dtype), x.shape[:1])
+    z = x / expand(sigma, x)
+    per_feature = -0.5 * (z**2 + jnp.log(2 * jnp.pi)) - jnp.log(expand(sigma, x))
+    return jnp.sum(per_feature, axis=tuple(range(1, x.ndim)))
+
+
+@singledispatch
+def conditional(process: AbstractGaussianProcess, t: Time, s: Time) -> tuple[Time, Time]:
+    """(alpha_{t|s}, sigma_{t|s}) of xt | xs ~ N(alpha_{t|s} xs, sigma_{t|s}^2 I) for s < t, of the shape of t.
+
+    Without a closed form, sigma_{t|s}^2 = -sigma_t^2 expm1(lambda_t - lambda_s): in float32 its relative error is
+    about 1e-6 over the gap t - s.
+    """
+    gap = logsnr(process, t) - logsnr(process, s)
+    return process.alpha(t) / process.alpha(s), process.sigma(t) * jnp.sqrt(-jnp.expm1(gap))
+
+
+def posterior_mean_std(
+    process: AbstractGaussianProcess, x0: Sample, xt: Sample, s: Time, t: Time
+) -> tuple[Sample, Time]:
+    """Mean [b, *d] and standard deviation [] or [b] of q(xs | xt, x0) for s < t.
+
+        mean = (a sigma_s^2/sigma_t^2) xt + (alpha_s v/sigma_t^2) x0,   std = sigma_s sqrt(v)/sigma_t
+
+    with (a, sqrt v) = conditional(process, t, s). Source: Ho et al. 2020, eqs. 6-7; Kingma et al. 2021, eq. 25.
+    """
+    a, spread = conditional(process, t, s)
+    sigma_s, sigma_t = process.sigma(s), process.sigma(t)
+    keep, pull = a * (sigma_s / sigma_t) ** 2, process.alpha(s) * (spread / sigma_t) ** 2
+    return expand(keep, xt) * xt + expand(pull, x0) * x0, sigma_s * spread / sigma_t
