@@ -1,0 +1,44 @@
+"""Forward processes: from data at t = 0 to noise at t = 1.
+
+    process -- alpha, sigma --> logsnr, rates, interval       schedules, and what follows from them
+            -- perturb, prior, conditional, posterior         kernels
+            -- simulate                                       paths of the SDE, by diffrax
+            -- *Times (training), *_grid (sampling)           where on the clock to look
+"""
+
+from diffjax.process._base import (
+    AbstractGaussianProcess as AbstractGaussianProcess,
+    AbstractProcess as AbstractProcess,
+    conditional as conditional,
+    interval as interval,
+    logsnr as logsnr,
+    logsnr_rate as logsnr_rate,
+    perturb as perturb,
+    posterior_mean_std as posterior_mean_std,
+    prior as prior,
+    prior_log_prob as prior_log_prob,
+    rates as rates,
+    time_from_logsnr as time_from_logsnr,
+)
+from diffjax.process._grid import (
+    karras_grid as karras_grid,
+    logsnr_grid as logsnr_grid,
+    uniform_grid as uniform_grid,
+)
+from diffjax.process._karras import Karras as Karras
+from diffjax.process._rectified import Rectified as Rectified
+from diffjax.process._sde import (
+    PerSamplePath as PerSamplePath,
+    diagonal_noise as diagonal_noise,
+    per_sample_path as per_sample_path,
+    simulate as simulate,
+)
+from diffjax.process._time import (
+    AbstractTimes as AbstractTimes,
+    LogitNormalTimes as LogitNormalTimes,
+    LognormalTimes as LognormalTimes,
+    StratifiedTimes as StratifiedTimes,
+    UniformTimes as UniformTimes,
+)
+from diffjax.process._ve import VarianceExploding as VarianceExploding
+from diffjax.process._vp import Cosine as Cosine, VariancePreserving as VariancePreserving

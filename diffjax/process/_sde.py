@@ -1,0 +1,132 @@
+"""Forward simulation of any process by diffrax, and the Brownian paths that all our SDE solves share.
+
+    x0, key --> simulate: dx = f dt + g dw on the given times --> paths
+
+The noise of sample i comes from `fold_in(key, index_i)`. Where the steps are fixed, increments are drawn step by
+step, at the price of a hand-written loop; a tree (diffrax's VirtualBrownianTree), 20 to 100 times slower, is kept for
+adaptive solves, which must revisit the same path.
+"""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffjax._arrays import check, default_index, expand, is_concrete, sample_keys
+from diffjax._typing import Index, Key, Sample
+from diffjax.process._base import AbstractProcess
+
+
+class PerSamplePath(diffrax.AbstractBrownianPath):
+    """A batch of independent Brownian paths, one key a sample; made by `per_sample_path`."""
+
+    keys: Any
+    shape: tuple[int, ...] = eqx.field(static=True)
+    dtype: Any = eqx.field(static=True)
+    levy_area: Any = eqx.field(static=True)
+    tolerance: float | None = eqx.field(static=True)
+    ends: tuple[float, float] = eqx.field(static=True)
+
+    @property
+    def t0(self):
+        return -jnp.inf if self.tolerance is None else self.ends[0]
+
+    @property
+    def t1(self):
+        return jnp.inf if self.tolerance is None else self.ends[1]
+
+    def evaluate(self, t0: Any, t1: Any = None, left: bool = True, use_levy: bool = False) -> Any:
+        """The increments over [t0, t1], [b, *d], or their Levy areas; see `diffrax.AbstractBrownianPath.evaluate`."""
+        increments = jax.vmap(lambda key: self._one(key).evaluate(t0, t1, left, use_levy))(self.keys)
+        # The step's length is the batch's own, so it stays a scalar.
+        return eqx.tree_at(lambda levy: levy.dt, increments, t1 - t0) if use_levy else increments
+
+    def _one(self, key):
+        shape = jax.ShapeDtypeStruct(self.shape, self.dtype)
+        if self.tolerance is None:
+            return diffrax.UnsafeBrownianPath(shape, key, self.levy_area)
+        return diffrax.VirtualBrownianTree(*self.ends, self.tolerance, shape, key, self.levy_area)
+
+
+def per_sample_path(
+    key: Key,
+    index: Index | int,
+    shape: tuple[int, ...],
+    *,
+    dtype: Any = None,
+    levy_area: Any = diffrax.BrownianIncrement,
+    tolerance: float | None = None,
+    ends: tuple[float, float] = (-1.0, 0.0),
+) -> PerSamplePath:
+    """Brownian paths for a batch, for `reverse_sde`; sample i's path depends on (key, index_i) alone.
+
+    Args:
+      key: one key for the batch.
+      index: global indices [b], or the batch size b for 0 .. b - 1.
+      shape: one sample's shape (*d).
+      dtype: the state's dtype; default float32 (float64 under x64).
+      levy_area: what the solver asks for: `diffrax.BrownianIncrement`, or `diffrax.SpaceTimeLevyArea` for ShARK, SEA,
+        SRA1 and their like.
+      tolerance: None draws each increment anew, for fixed steps. A number makes a virtual Brownian tree of that
+        resolution in time, for adaptive steps.
+      ends: the clock's ends, for the tree; the default is all of r = -t.
+    """
+    index = jnp.arange(index) if isinstance(index, int) else index
+    dtype = jnp.result_type(float) if dtype is None else dtype
+    return PerSamplePath(sample_keys(key, index), tuple(shape), dtype, levy_area, tolerance, ends)
+
+
+def diagonal_noise(g: Any, x: Sample) -> lx.DiagonalLinearOperator:
+    """g of shape [], [b] or [b, *d] as the diagonal operator that diffrax multiplies a path's increment with."""
+    return lx.DiagonalLinearOperator(jnp.broadcast_to(expand(g, x), x.shape).astype(x.dtype))
+
+
+def simulate(
+    key: Key, process: AbstractProcess, x0: Sample, ts: Any, *, index: Index | None = None
+) -> Float[Array, "n+1 b *d"]:
+    """Paths of the forward SDE through the times ts, by Euler-Maruyama with one step between neighbours.
+
+    Args:
+      key: sample i uses `fold_in(key, index_i)`.
+      process: any process; only its drift and diffusion are used.
+      x0: the state at ts[0], [b, *d].
+      ts: ascending times [n + 1] in [0, 1]; the error in law is of first order in their gaps. A process that is
+        singular at an end (see `interval`) must not be stepped from there.
+      index: global indices [b] of the samples.
+
+    Returns:
+      The states at all of ts, [n + 1, b, *d], the first of them x0.
+
+    Raises:
+      ValueError: ts does not ascend.
+    """
+    if is_concrete(ts):
+        check(np.ndim(ts) == 1 and np.size(ts) > 1, f"ts: at least two times in one dimension are needed, got {ts}")
+        check(np.diff(np.asarray(ts)) > 0, f"ts: must ascend, got {ts}")
+    return _simulate(key, process, x0, jnp.asarray(ts, x0.dtype), default_index(x0.shape[0], index))
+
+
+@eqx.filter_jit
+def _simulate(key, process, x0, ts, index):
+    path = per_sample_path(key, index, x0.shape[1:], dtype=x0.dtype)
+    drift = diffrax.ODETerm(lambda t, x, process: process.drift(x, t))
+    noise = diffrax.ControlTerm(lambda t, x, process: diagonal_noise(process.diffusion(x, t), x), path)
+    solution = diffrax.diffeqsolve(
+        diffrax.MultiTerm(drift, noise),
+        diffrax.Euler(),
+        t0=ts[0],
+        t1=ts[-1],
+        dt0=None,
+        y0=x0,
+        args=process,
+        saveat=diffrax.SaveAt(ts=ts),
+        stepsize_controller=diffrax.StepTo(ts),
+        max_steps=ts.shape[0],
+        adjoint=diffrax.ForwardMode(),
+    )
+    return solution.ys
