@@ -1,5 +1,6 @@
 """Arrays, keys and checks that know nothing of diffusion."""
 
+import contextlib
 from typing import Any
 
 import jax
@@ -16,6 +17,14 @@ def expand(c: Any, x: Any) -> Any:
 def is_concrete(tree: Any) -> bool:
     """Whether no leaf of the tree is a tracer, so that its values can be looked at now."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def on_host() -> contextlib.AbstractContextManager:
+    """A context in which JAX computes on this machine's CPU, where JAX has one."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return contextlib.nullcontext()
 
 
 def as_scalar(value: Any) -> Array:

@@ -1,0 +1,9 @@
+"""Exact truth: data whose score, denoiser, log density and flow are known."""
+
+from diffjax.analytic._base import (
+    AbstractDistribution as AbstractDistribution,
+    ExactDenoiser as ExactDenoiser,
+    exact_denoiser as exact_denoiser,
+)
+from diffjax.analytic._gaussian import Gaussian as Gaussian, flow_map as flow_map
+from diffjax.analytic._mixture import GaussianMixture as GaussianMixture

@@ -1,0 +1,87 @@
+"""What a network regresses, in one formula.
+
+    y = a(t) x0 + b(t) eps,    xt = alpha(t) x0 + sigma(t) eps
+
+Every prediction type is a choice of (a, b), and both x0 and eps come back from the network's y by one 2x2 solve:
+
+    x0 = (b xt - sigma y)/d,   eps = (alpha y - a xt)/d,   d = alpha b - sigma a
+
+    xt, t --> input_scale(t) xt, noise_level(t) --> network --> y --> recover --> (x0, eps)
+"""
+
+import abc
+
+import equinox as eqx
+import jax.numpy as jnp
+
+from diffjax._arrays import as_scalar, check, expand
+from diffjax._typing import Sample, Scalar, Time
+from diffjax.process import AbstractGaussianProcess, logsnr
+
+MAX_NOISE_LOGSNR = 30.0
+"""The noise level told to a network is clipped to this |logsnr|, so that it is finite at t = 0 and 1."""
+
+
+class AbstractParameterisation(eqx.Module):
+    """A choice of what the network predicts.
+
+    Attributes:
+      data_std: standard deviation of the data, per feature; it scales the network's input to unit variance.
+
+    Raises:
+      ValueError: data_std is not positive.
+    """
+
+    data_std: Scalar = eqx.field(converter=as_scalar, default=1.0)
+
+    def __check_init__(self):
+        check(self.data_std > 0, f"data_std: must be positive, got {self.data_std}")
+
+    @abc.abstractmethod
+    def coefficients(self, process: AbstractGaussianProcess, t: Time) -> tuple[Time, Time]:
+        """(a, b) of y = a x0 + b eps, each broadcasting with t."""
+
+    def input_scale(self, process: AbstractGaussianProcess, t: Time) -> Time:
+        """c_in = 1/sqrt(alpha^2 data_std^2 + sigma^2), of the shape of t: it gives the network unit variance.
+
+        Source: Karras et al. 2022, eq. 117, with alpha.
+        """
+        return 1 / jnp.sqrt((process.alpha(t) * self.data_std) ** 2 + process.sigma(t) ** 2)
+
+    def noise_level(self, process: AbstractGaussianProcess, t: Time) -> Time:
+        """c_noise = -logsnr/8 (EDM's log(sigma)/4 where alpha = 1), of the shape of t, |logsnr| clipped to 30.
+
+        A function of logsnr alone, so that a network trained on one schedule can sample on another.
+        """
+        return -jnp.clip(logsnr(process, t), -MAX_NOISE_LOGSNR, MAX_NOISE_LOGSNR) / 8
+
+
+def target(
+    parameterisation: AbstractParameterisation, process: AbstractGaussianProcess, x0: Sample, eps: Sample, t: Time
+) -> Sample:
+    """What the network should answer, y = a x0 + b eps, [b, *d], for x0, eps [b, *d] and t [] or [b]."""
+    a, b = parameterisation.coefficients(process, t)
+    return expand(a, x0) * x0 + expand(b, eps) * eps
+
+
+def recover(
+    parameterisation: AbstractParameterisation, process: AbstractGaussianProcess, y: Sample, xt: Sample, t: Time
+) -> tuple[Sample, Sample]:
+    """(x0, eps), both [b, *d], from the network's answer y and xt [b, *d], by the 2x2 solve above.
+
+    Exact up to conditioning: keep the pair you have rather than computing one from the other, for eps loses digits
+    as sigma -> 0 and x0 as alpha -> 0.
+    """
+    a, b = (expand(c, xt) for c in parameterisation.coefficients(process, t))
+    alpha, sigma = expand(process.alpha(t), xt), expand(process.sigma(t), xt)
+    d = alpha * b - sigma * a
+    return (b * xt - sigma * y) / d, (alpha * y - a * xt) / d
+
+
+def eps_error_scale(
+    parameterisation: AbstractParameterisation, process: AbstractGaussianProcess, t: Time
+) -> Time:
+    """(alpha/(alpha b - sigma a))^2, broadcasting with t: ||eps - eps_hat||^2 is this times ||y - y_hat||^2."""
+    a, b = parameterisation.coefficients(process, t)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    return (alpha / (alpha * b - sigma * a)) ** 2

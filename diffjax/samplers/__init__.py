@@ -1,0 +1,24 @@
+"""Samplers: from noise to data, by a scan of our own or by diffrax.
+
+    xT ~ prior --> sample(stepper)                        lax.scan over a grid  -+-> x0
+               --> integrate(flow | reverse_sde)          diffrax, r = -t       -+
+"""
+
+from diffjax.process import per_sample_path as per_sample_path
+from diffjax.samplers._base import (
+    AbstractStepper as AbstractStepper,
+    Schedule as Schedule,
+    sample as sample,
+    schedule as schedule,
+)
+from diffjax.samplers._ddim import DDIM as DDIM
+from diffjax.samplers._diffrax import (
+    Solution as Solution,
+    as_diffrax_solver as as_diffrax_solver,
+    integrate as integrate,
+    probability_flow as probability_flow,
+    reverse_sde as reverse_sde,
+    velocity as velocity,
+)
+from diffjax.samplers._dpmpp import DPMpp2M as DPMpp2M
+from diffjax.samplers._heun import Heun as Heun

@@ -1,0 +1,193 @@
+"""The discrete engine: a stepper, a grid, one `lax.scan`.
+
+    ts --> stepper.prepare: weights of every step, float64 on the host
+    xT --> scan over (t, s, weights): stepper.step --> ... --> x at ts[-1] --> D(x, ts[-1]) = x0_hat
+
+A stepper says what one step from t to s < t does; everything else (grid, noise by global index, saving, the last
+denoise) is here, once. Noise of sample i at step k comes from `fold_in(fold_in(key, k), index_i)`.
+"""
+
+import abc
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffjax._arrays import check, default_index, is_concrete, on_host, sample_keys
+from diffjax._typing import Denoiser, Index, Key, Sample, Time
+from diffjax.process import AbstractGaussianProcess, conditional, logsnr
+
+
+class AbstractStepper(eqx.Module):
+    """One step of a sampling method.
+
+    A member declares what tests then measure: its `order` of convergence, its `evaluations_per_step` of the
+    denoiser, how many earlier steps its weights look back on (`history`, 0 for a one-step method), and whether it is
+    `stochastic`.
+    """
+
+    order: eqx.AbstractClassVar[int]
+    evaluations_per_step: eqx.AbstractClassVar[int]
+    history: eqx.AbstractClassVar[int]
+
+    @property
+    @abc.abstractmethod
+    def stochastic(self) -> bool:
+        """Whether `step` draws noise."""
+
+    @abc.abstractmethod
+    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
+        """Weights of each step: a pytree of [n, ...] for a descending grid ts [n + 1]; see `schedule`."""
+
+    @abc.abstractmethod
+    def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> Any:
+        """What the method remembers between steps (None, or a pytree)."""
+
+    @abc.abstractmethod
+    def step(
+        self,
+        keys: Any,
+        process: AbstractGaussianProcess,
+        denoiser: Denoiser,
+        xt: Sample,
+        t: Time,
+        s: Time,
+        weights: Any,
+        state: Any,
+    ) -> tuple[Sample, Any]:
+        """From xt [b, *d] at t to xs [b, *d] at s < t (scalars).
+
+        `keys` [b] holds a key for each sample, or is None where the method is not stochastic. Returns (xs, state).
+        """
+
+
+class Schedule(NamedTuple):
+    """A process on a grid ts [n + 1]: float64 NumPy on the host where both are concrete, jnp where one is traced."""
+
+    alpha: Any
+    sigma: Any
+    half_logsnr: Any
+    """l = log(alpha/sigma), [n + 1]."""
+    spread: Any
+    """sigma_{s'|s}, [n]: the standard deviation that the forward process adds over each gap of the grid."""
+
+
+def schedule(process: AbstractGaussianProcess, ts: Any) -> Schedule:
+    """alpha, sigma, l and the conditional spread of a process on a descending grid ts [n + 1]."""
+    if not is_concrete((process, ts)):
+        return _evaluate(process, ts)
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True), on_host():
+        exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) if eqx.is_inexact_array(leaf) else leaf, process)
+        return jax.tree.map(np.asarray, _jitted_evaluate(exact, np.asarray(ts, np.float64)))
+
+
+def _evaluate(process, ts):
+    spread = conditional(process, ts[:-1], ts[1:])[1]
+    return Schedule(process.alpha(ts), process.sigma(ts), 0.5 * logsnr(process, ts), spread)
+
+
+_jitted_evaluate = eqx.filter_jit(_evaluate)
+
+
+def namespace(x: Any) -> Any:
+    """`numpy` for what `schedule` computed on the host, `jax.numpy` for what is traced."""
+    return jnp if isinstance(x, jax.Array) else np
+
+
+def sample(
+    key: Key,
+    process: AbstractGaussianProcess,
+    denoiser: Denoiser,
+    xt: Sample,
+    ts: Any,
+    stepper: AbstractStepper,
+    *,
+    index: Index | None = None,
+    denoise: bool = True,
+    save: Sequence[int] | None = None,
+) -> Sample | tuple[Sample, Float[Array, "k b *d"]]:
+    """Samples from noise: steps xt through the grid, then denoises. A jitted entry point.
+
+    New values of the key, the process's numbers, the denoiser's parameters and conditions, xt and ts compile nothing;
+    a denoiser that is a plain function is static, so keep one object rather than make one per call.
+
+    Args:
+      key: for stochastic steppers.
+      process: the forward process that the grid's times refer to.
+      denoiser: `(xt, t) -> x0_hat`.
+      xt: the state at ts[0], [b, *d], usually `prior(key, process, shape)`.
+      ts: a descending grid [n + 1] of times, inside `interval(process)`.
+      stepper: the method, such as `DDIM()` or `DPMpp2M()`.
+      index: global indices [b] of the samples (default 0 .. b - 1): their noise depends on nothing else.
+      denoise: whether to end with D(x, ts[-1]), at one more evaluation, rather than with x at ts[-1] itself.
+      save: indices into ts of states to keep; none are kept otherwise.
+
+    Returns:
+      x0 [b, *d]; with `save`, also the states at those grid points, [k, b, *d], before any final denoise.
+
+    Raises:
+      ValueError: ts does not descend or leaves [0, 1], or `save` names a point beyond the grid.
+    """
+    dtype = jnp.promote_types(xt.dtype, jnp.float32)
+    ts = check_grid(ts, dtype)
+    weights = jax.tree.map(lambda w: jnp.asarray(w, dtype), stepper.prepare(process, ts))
+    slots, kept = _slots(save, ts.shape[0])
+    index = default_index(xt.shape[0], index)
+    ts = jnp.asarray(ts, dtype)
+    x, saved = _scan(key, process, denoiser, xt, ts, stepper, weights, index, slots, kept, denoise)
+    return x if save is None else (x, saved)
+
+
+@eqx.filter_jit
+def _scan(key, process, denoiser, xt, ts, stepper, weights, index, slots, kept, denoise):
+    def body(carry, inputs):
+        x, state, saved = carry
+        k, t, s, w, slot = inputs
+        keys = sample_keys(jax.random.fold_in(key, k), index) if stepper.stochastic else None
+        x, state = stepper.step(keys, process, denoiser, x, t, s, w, state)
+        x = x.astype(xt.dtype)
+        return (x, state, keep(saved, slot, x)), None
+
+    def keep(saved, slot, x):
+        return saved.at[slot].set(x, mode="drop") if kept else saved
+
+    saved = keep(jnp.zeros((kept, *xt.shape), xt.dtype), slots[0], xt)
+    steps = (jnp.arange(ts.shape[0] - 1), ts[:-1], ts[1:], weights, slots[1:])
+    (x, _, saved), _ = jax.lax.scan(body, (xt, stepper.init(process, xt, ts[0]), saved), steps)
+    return (denoiser(x, ts[-1]).astype(xt.dtype) if denoise else x), saved
+
+
+def _slots(save, points):
+    """Where the state at each grid point is kept: its place in `save`, or one past the end (dropped)."""
+    save = [] if save is None else [range(points)[i] if -points <= i < points else _beyond(i, points) for i in save]
+    if len(set(save)) != len(save):
+        raise ValueError(f"save: a grid point is named twice, got {save}")
+    slots = np.full(points, len(save))
+    slots[save] = np.arange(len(save))
+    return jnp.asarray(slots), len(save)
+
+
+def _beyond(i, points):
+    raise ValueError(f"save: the grid has points 0 .. {points - 1}, got {i}")
+
+
+def check_grid(ts: Any, dtype: Any) -> Any:
+    """A grid as float64 NumPy [n + 1], rounded to the state's dtype first so that weights and denoiser agree on t.
+
+    A traced grid passes as it is.
+
+    Raises:
+      ValueError: ts is not one-dimensional with two points or more, does not descend, or leaves [0, 1].
+    """
+    if not is_concrete(ts):
+        return ts
+    grid = np.asarray(ts).astype(dtype).astype(np.float64)
+    if grid.ndim != 1 or grid.size < 2:
+        raise ValueError(f"ts: a grid of at least two times in one dimension is needed, got shape {grid.shape}")
+    check(np.diff(grid) < 0, f"ts: must descend (from noise to data), got {grid}")
+    check((grid >= 0) & (grid <= 1), f"ts: times lie in [0, 1], got {grid}")
+    return grid
