@@ -1,0 +1,86 @@
+"""diffjax: a functional diffusion toolkit on JAX.
+
+Everything is a pure function around the denoiser, `D(xt, t) -> x0_hat`:
+
+    process, parameterisation, losses      train a network into a denoiser
+    guidance                               denoiser -> denoiser
+    samplers, likelihood                   what a denoiser is for
+    analytic                               exact denoisers, to measure all of it against
+
+The mathematics and the network adapters are here at the top; weightings are in `diffjax.losses`, and
+`diffjax.networks`, `diffjax.training`, `diffjax.data`, `diffjax.metrics` and `diffjax.viz` are imported by name.
+"""
+
+from diffjax._typing import Denoiser as Denoiser, Network as Network
+from diffjax.analytic import (
+    AbstractDistribution as AbstractDistribution,
+    Gaussian as Gaussian,
+    GaussianMixture as GaussianMixture,
+    exact_denoiser as exact_denoiser,
+    flow_map as flow_map,
+)
+from diffjax.guidance import classifier_free as classifier_free
+from diffjax.likelihood import (
+    Exact as Exact,
+    Hutchinson as Hutchinson,
+    LogLikelihood as LogLikelihood,
+    log_likelihood as log_likelihood,
+)
+from diffjax.losses import denoising_loss as denoising_loss, drop_condition as drop_condition
+from diffjax.networks import from_equinox as from_equinox, from_linen as from_linen, from_nnx as from_nnx
+from diffjax.parameterisation import (
+    AbstractParameterisation as AbstractParameterisation,
+    EpsPrediction as EpsPrediction,
+    KarrasPrediction as KarrasPrediction,
+    ScorePrediction as ScorePrediction,
+    VelocityPrediction as VelocityPrediction,
+    VPrediction as VPrediction,
+    X0Prediction as X0Prediction,
+    make_denoiser as make_denoiser,
+    recover as recover,
+    score as score,
+    target as target,
+)
+from diffjax.process import (
+    AbstractGaussianProcess as AbstractGaussianProcess,
+    AbstractProcess as AbstractProcess,
+    Cosine as Cosine,
+    Karras as Karras,
+    LogitNormalTimes as LogitNormalTimes,
+    LognormalTimes as LognormalTimes,
+    Rectified as Rectified,
+    StratifiedTimes as StratifiedTimes,
+    UniformTimes as UniformTimes,
+    VarianceExploding as VarianceExploding,
+    VariancePreserving as VariancePreserving,
+    conditional as conditional,
+    interval as interval,
+    karras_grid as karras_grid,
+    logsnr as logsnr,
+    logsnr_grid as logsnr_grid,
+    logsnr_rate as logsnr_rate,
+    perturb as perturb,
+    posterior_mean_std as posterior_mean_std,
+    prior as prior,
+    prior_log_prob as prior_log_prob,
+    rates as rates,
+    simulate as simulate,
+    time_from_logsnr as time_from_logsnr,
+    uniform_grid as uniform_grid,
+)
+from diffjax.samplers import (
+    DDIM as DDIM,
+    AbstractStepper as AbstractStepper,
+    DPMpp2M as DPMpp2M,
+    Heun as Heun,
+    Solution as Solution,
+    as_diffrax_solver as as_diffrax_solver,
+    integrate as integrate,
+    per_sample_path as per_sample_path,
+    probability_flow as probability_flow,
+    reverse_sde as reverse_sde,
+    sample as sample,
+    velocity as velocity,
+)
+
+__version__ = "0.1.0"

@@ -32,6 +32,11 @@ def as_scalar(value: Any) -> Array:
     return jnp.asarray(value)
 
 
+def time_dtype(x: Any) -> Any:
+    """The dtype for times and weights beside a state x: float32, or float64 for a float64 state."""
+    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+
+
 def check(condition: Any, message: str) -> None:
     """Raises `ValueError(message)` where a concrete condition is false anywhere; tracers pass unchecked."""
     if is_concrete(condition) and not np.all(np.asarray(condition)):

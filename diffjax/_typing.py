@@ -17,7 +17,7 @@ Sample: TypeAlias = Float[Array, "b *d"]
 Index: TypeAlias = Int[Array, " b"]
 Params: TypeAlias = PyTree
 Cond: TypeAlias = PyTree
-Grid: TypeAlias = Float[Array, " n+1"] | Float[np.ndarray, " n+1"]
+Grid: TypeAlias = Float[Array, " points"] | Float[np.ndarray, " points"]
 
 Denoiser: TypeAlias = Callable[[Any, Any], Any]
 """`D(xt [b, *d], t [] or [b]) -> x0_hat [b, *d]`, the estimate of E[x0 | xt]. Any callable will do; one that is a

@@ -11,7 +11,7 @@ from diffjax._typing import Scalar
 from diffjax.process._base import AbstractGaussianProcess, interval, logsnr, time_from_logsnr
 
 
-def uniform_grid(process: AbstractGaussianProcess, n: int) -> Float[Array, " n+1"]:
+def uniform_grid(process: AbstractGaussianProcess, n: int) -> Float[Array, " points"]:
     """n equal steps in t, shape [n + 1], descending. For `Karras` this is EDM's grid.
 
     Raises:
@@ -22,7 +22,7 @@ def uniform_grid(process: AbstractGaussianProcess, n: int) -> Float[Array, " n+1
     return jnp.linspace(t_max, t_min, n + 1)
 
 
-def logsnr_grid(process: AbstractGaussianProcess, n: int) -> Float[Array, " n+1"]:
+def logsnr_grid(process: AbstractGaussianProcess, n: int) -> Float[Array, " points"]:
     """n equal steps in logsnr, shape [n + 1], descending in t. Source: Lu et al. 2022 (DPM-Solver), section 3.2.
 
     Raises:
@@ -33,7 +33,7 @@ def logsnr_grid(process: AbstractGaussianProcess, n: int) -> Float[Array, " n+1"
     return _from_logsnr(process, jnp.linspace(logsnr(process, t_max), logsnr(process, t_min), n + 1))
 
 
-def karras_grid(process: AbstractGaussianProcess, n: int, rho: Scalar = 7.0) -> Float[Array, " n+1"]:
+def karras_grid(process: AbstractGaussianProcess, n: int, rho: Scalar = 7.0) -> Float[Array, " points"]:
     """n equal steps in (sigma/alpha)^(1/rho), shape [n + 1], descending in t.
 
     Source: Karras et al. 2022, eq. 5, stated for the noise-to-signal ratio so that any process can use it.

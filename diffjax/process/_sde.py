@@ -88,7 +88,7 @@ def diagonal_noise(g: Any, x: Sample) -> lx.DiagonalLinearOperator:
 
 def simulate(
     key: Key, process: AbstractProcess, x0: Sample, ts: Any, *, index: Index | None = None
-) -> Float[Array, "n+1 b *d"]:
+) -> Float[Array, "points b *d"]:
     """Paths of the forward SDE through the times ts, by Euler-Maruyama with one step between neighbours.
 
     Args:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, default_index, is_concrete, on_host, sample_keys
+from diffjax._arrays import check, default_index, is_concrete, on_host, sample_keys, time_dtype
 from diffjax._typing import Denoiser, Index, Key, Sample, Time
 from diffjax.process import AbstractGaussianProcess, conditional, logsnr
 
@@ -132,7 +132,7 @@ def sample(
     Raises:
       ValueError: ts does not descend or leaves [0, 1], or `save` names a point beyond the grid.
     """
-    dtype = jnp.promote_types(xt.dtype, jnp.float32)
+    dtype = time_dtype(xt)
     ts = check_grid(ts, dtype)
     weights = jax.tree.map(lambda w: jnp.asarray(w, dtype), stepper.prepare(process, ts))
     slots, kept = _slots(save, ts.shape[0])

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from diffjax._arrays import as_scalar, check, expand
+from diffjax._arrays import as_scalar, check, expand, time_dtype
 from diffjax._typing import Denoiser, Sample, Scalar
 from diffjax.process import AbstractGaussianProcess, PerSamplePath, diagonal_noise, logsnr_rate, rates
 from diffjax.samplers._base import AbstractStepper, check_grid
@@ -144,7 +144,7 @@ def integrate(
     Raises:
       ValueError: ts does not descend, or adaptive steps would draw from a path without a tree.
     """
-    dtype = jnp.promote_types(xt.dtype, jnp.float32)
+    dtype = time_dtype(xt)
     ts = jnp.asarray(check_grid(ts, dtype), dtype)
     if controller is not None and _draws_each_step_anew(terms):
         raise ValueError(

@@ -1,0 +1,192 @@
+"""Log-likelihood along the probability flow.
+
+    dx/dt = u(x, t),   d log p/dt = -div u,   log p(x0) = log p_1(x1) + int_{t0}^{1} div u(x, t) dt
+
+    x0 --> diffrax (t rises from t0 to the interval's end) --> x1, int div u --> terminal density --> nats
+
+The divergence is exact (d forward products) or Hutchinson's estimate with probes that stay fixed for the whole solve:
+with new ones at every evaluation an adaptive solver never advances. Source: Song et al. 2021, appendix D.2;
+Chen et al. 2018; Grathwohl et al. 2019 (FFJORD), eq. 8.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from diffjax._arrays import check, default_index, is_concrete, sample_keys, sum_features, time_dtype
+from diffjax._typing import Denoiser, Index, Key, Sample, Scalar
+from diffjax.process import AbstractGaussianProcess, interval, prior_log_prob
+from diffjax.samplers import velocity
+
+
+class LogLikelihood(NamedTuple):
+    """What `log_likelihood` returns; the samples of a failed solve are NaN."""
+
+    nats: Float[Array, " b"]
+    """log p(x0), the mean over probes."""
+    standard_error: Float[Array, " b"]
+    """Of that mean, over Hutchinson's probes: 0 for the exact trace, NaN for a single probe."""
+    nfe: Int[Array, ""]
+    """Evaluations of the field and its divergence together, those of rejected steps included."""
+
+
+class Exact(eqx.Module):
+    """The trace of the Jacobian, one forward product for each of the d features: exact, and d times the work."""
+
+    def probes(self, key: Key, x: Sample, index: Index) -> None:
+        """Nothing is drawn."""
+        return None
+
+    def __call__(self, field: Callable[[Sample], Sample], x: Sample, probes: None) -> tuple[Sample, Float[Array, "1 b"]]:
+        """(u, div u) at x [b, *d]: the field [b, *d] and its divergence [1, b]."""
+        u, push = jax.linearize(field, x)
+        size = x[0].size
+
+        def add(total, k):
+            e = jax.nn.one_hot(k, size, dtype=x.dtype).reshape(x.shape[1:])
+            return total + sum_features(push(jnp.broadcast_to(e, x.shape)) * e), None
+
+        return u, jax.lax.scan(add, jnp.zeros_like(x, shape=x.shape[:1]), jnp.arange(size))[0][None]
+
+
+class Hutchinson(eqx.Module):
+    """E[v' J v] over random v with E[v v'] = I; the probes are drawn once a solve.
+
+    Attributes:
+      count: probes for each sample; each costs one backward product a step.
+      draw: `(key, shape, dtype) -> v`; default `jax.random.rademacher`, whose variance is the lowest.
+
+    Raises:
+      ValueError: count is not a positive integer.
+
+    Source: Hutchinson 1990; Grathwohl et al. 2019, eq. 7.
+    """
+
+    count: int = eqx.field(static=True, default=1)
+    draw: Callable[..., Array] = eqx.field(static=True, default=jax.random.rademacher)
+
+    def __check_init__(self):
+        if not isinstance(self.count, int) or self.count < 1:
+            raise ValueError(f"count: a positive number of probes is needed, got {self.count!r}")
+
+    def probes(self, key: Key, x: Sample, index: Index) -> Float[Array, "m b *d"]:
+        """`count` probes for each sample of x [b, *d], sample i's from `fold_in(key, index_i)`."""
+        shape = (self.count, *x.shape[1:])
+        drawn = jax.vmap(lambda k: self.draw(k, shape, x.dtype))(sample_keys(key, index))
+        return jnp.moveaxis(drawn, 1, 0)
+
+    def __call__(
+        self, field: Callable[[Sample], Sample], x: Sample, probes: Float[Array, "m b *d"]
+    ) -> tuple[Sample, Float[Array, "m b"]]:
+        """(u, div u) at x [b, *d]: the field [b, *d] and one estimate a probe of its divergence [m, b]."""
+        u, pull = jax.vjp(field, x)
+        return u, jax.vmap(lambda v: sum_features(v * pull(v)[0]))(probes)
+
+
+def log_likelihood(
+    key: Key,
+    process: AbstractGaussianProcess,
+    denoiser: Denoiser,
+    x0: Sample,
+    *,
+    t0: Scalar | None = None,
+    terminal: Callable[[Sample], Float[Array, " b"]] | None = None,
+    divergence: Exact | Hutchinson = Exact(),
+    solver: diffrax.AbstractSolver | None = None,
+    controller: diffrax.AbstractStepSizeController | None = None,
+    index: Index | None = None,
+    max_steps: int = 4096,
+) -> LogLikelihood:
+    """log p_{t0}(x0) of the probability flow. A jitted entry point.
+
+    Args:
+      key: for Hutchinson's probes.
+      process: the forward process.
+      denoiser: `(xt, t) -> x0_hat`, acting on each sample alone.
+      x0: data [b, *d], in the coordinates whose density is meant; nats refer to them.
+      t0: where the data is taken to lie on the clock; default the lower end of `interval(process)`.
+      terminal: log density [b] at the upper end of `interval(process)` (t = 1 but for processes singular there);
+        default the process's prior, N(0, sigma^2 I), which differs from the true marginal by what of the data is left.
+      divergence: `Exact()` or `Hutchinson(count)`.
+      solver: any diffrax ODE solver; default `Tsit5()`.
+      controller: step sizes; default `PIDController(1e-5, 1e-5)` on the worst sample's root-mean-square error, so that
+        no sample's error depends on its batch by more than the tolerance.
+      index: global indices [b], for the probes.
+      max_steps: a solve that needs more has failed.
+
+    Returns:
+      `LogLikelihood(nats [b], standard_error [b], nfe)`; NaN where the solve failed.
+
+    Raises:
+      ValueError: t0 lies outside the interval.
+
+    Source: Song et al. 2021, eq. 39.
+    """
+    low, high = interval(process)
+    t0 = low if t0 is None else t0
+    if is_concrete((t0, low, high)):
+        check((t0 >= low) & (t0 < high), f"t0: must lie in the process's interval [{low}, {high}), got {t0}")
+    if terminal is None:
+        terminal = _Prior(process, high)
+    solver = diffrax.Tsit5() if solver is None else solver
+    controller = diffrax.PIDController(1e-5, 1e-5, norm=worst_sample) if controller is None else controller
+    times = (jnp.asarray(t0, time_dtype(x0)), jnp.asarray(high, time_dtype(x0)))
+    index = default_index(x0.shape[0], index)
+    return _solve(key, process, denoiser, x0, times, terminal, divergence, solver, controller, index, max_steps)
+
+
+class _Prior(eqx.Module):
+    process: AbstractGaussianProcess
+    t: Any
+
+    def __call__(self, x):
+        return prior_log_prob(self.process, x, self.t)
+
+
+def worst_sample(state: tuple[Sample, Float[Array, "m b"]]) -> Float[Array, ""]:
+    """The largest root mean square over a sample's part of the state (x [b, *d], log densities [m, b]), a scalar."""
+    x, total = state
+    squares = sum_features(x**2) + jnp.sum(total**2, axis=0)
+    return jnp.sqrt(jnp.max(squares) / (x[0].size + total.shape[0]))
+
+
+@eqx.filter_jit
+def _solve(key, process, denoiser, x0, times, terminal, divergence, solver, controller, index, max_steps):
+    probes = divergence.probes(key, x0, index)
+
+    def field(t, state, args):
+        denoiser, probes = args
+        return divergence(lambda x: velocity(process, denoiser, x, t), state[0], probes)
+
+    arrays = jax.eval_shape(field, times[0], (x0, None), (denoiser, probes))
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        solver,
+        t0=times[0],
+        t1=times[1],
+        dt0=None,
+        y0=(x0, jnp.zeros(arrays[1].shape, x0.dtype)),
+        args=(denoiser, probes),
+        stepsize_controller=controller,
+        max_steps=max_steps,
+        throw=False,
+    )
+    ok: Bool[Array, ""] = solution.result == diffrax.RESULTS.successful
+    x1, totals = (leaf[-1] for leaf in solution.ys)
+    nats = jnp.where(ok, terminal(x1) + jnp.mean(totals, axis=0), jnp.nan)
+    stages = getattr(solver, "tableau", None)
+    per_step, once = (stages.num_stages - stages.fsal, int(stages.fsal)) if stages is not None else (1, 0)
+    nfe = jnp.asarray(solution.stats["num_steps"] * per_step + once)
+    return LogLikelihood(nats, _standard_error(divergence, totals), nfe)
+
+
+def _standard_error(divergence, totals):
+    if isinstance(divergence, Exact):
+        return jnp.zeros_like(totals[0])
+    m = totals.shape[0]
+    return jnp.std(totals, axis=0, ddof=1) / jnp.sqrt(m) if m > 1 else jnp.full_like(totals[0], jnp.nan)

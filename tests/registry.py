@@ -1,0 +1,70 @@
+"""All members of each kind, by name, each as a function that makes one; every property is tested over every member.
+
+Adding a method adds one row here. Members are made inside a test, so that they have the test's precision.
+"""
+
+import jax.numpy as jnp
+
+import diffjax as dj
+from diffjax import losses
+
+ALL_PROCESSES = {
+    "vp": dj.VariancePreserving,
+    "vp-constant": lambda: dj.VariancePreserving(2.0, 2.0),
+    "cosine": dj.Cosine,
+    "cosine-shifted": lambda: dj.Cosine(shift=-1.5),
+    "ve": dj.VarianceExploding,
+    "karras": dj.Karras,
+    "rectified": dj.Rectified,
+}
+
+ALL_PARAMETERISATIONS = {
+    "eps": dj.EpsPrediction,
+    "x0": dj.X0Prediction,
+    "score": dj.ScorePrediction,
+    "v": dj.VPrediction,
+    "velocity": dj.VelocityPrediction,
+    "karras": dj.KarrasPrediction,
+}
+
+ALL_WEIGHTINGS = {
+    "constant": lambda: losses.constant,
+    "native": lambda: losses.native,
+    "edm": losses.EDMWeighting,
+    "min-snr": losses.MinSNR,
+    "likelihood": lambda: losses.likelihood,
+}
+
+ALL_TIMES = {
+    "uniform": dj.UniformTimes,
+    "stratified": dj.StratifiedTimes,
+    "lognormal": dj.LognormalTimes,
+    "logit-normal": dj.LogitNormalTimes,
+}
+
+ALL_GRIDS = {"uniform": dj.uniform_grid, "logsnr": dj.logsnr_grid, "karras": dj.karras_grid}
+
+ALL_STEPPERS = {
+    "ddim": dj.DDIM,
+    "ddim-ancestral": lambda: dj.DDIM(eta=1.0),
+    "heun": dj.Heun,
+    "dpmpp-2m": dj.DPMpp2M,
+}
+
+
+def gaussian() -> dj.Gaussian:
+    """Two correlated features."""
+    return dj.Gaussian(jnp.array([0.3, -0.5]), jnp.array([[0.5, 0.2], [0.2, 0.3]]))
+
+
+def mixture() -> dj.GaussianMixture:
+    """Three unequal components in the plane, of full covariance."""
+    covariances = jnp.array([[[0.05, 0.02], [0.02, 0.08]], [[0.1, 0.0], [0.0, 0.03]], [[0.04, -0.01], [-0.01, 0.04]]])
+    return dj.GaussianMixture(
+        jnp.array([[1.0, 0.0], [-1.0, 0.5], [0.0, -1.0]]), covariances, jnp.array([0.5, 0.3, 0.2])
+    )
+
+
+def images() -> dj.Gaussian:
+    """Images of 2 x 2 x 1 with variances of their own."""
+    return dj.Gaussian(jnp.full((2, 2, 1), 0.1), jnp.array([[[0.2], [0.4]], [[0.6], [0.8]]]))
