@@ -1,0 +1,91 @@
+"""What a network is told beside the sample: the noise level and the condition.
+
+    c_noise [b] -> fourier_features -> Dense -> SiLU -> Dense --+
+                                                                +--> SiLU --> [b, width]
+    cond: label [b] -> table of num_classes + 1 rows -----------+
+          or vector [b, k] -> Dense
+
+The last row of the table, label num_classes, is the null label: "no condition" in classifier-free guidance
+(Ho & Salimans 2022).
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from diffjax._arrays import check
+from diffjax.networks._init import constant, normal
+
+
+def fourier_features(
+    c_noise: Float[Array, " b"], features: int, *, low: float = 1 / 16, high: float = 4.0
+) -> Float[Array, "b features"]:
+    """[cos(2 pi f c), sin(2 pi f c)] for features/2 frequencies f, geometric from `low` to `high`, in float32.
+
+    The default range is for c_noise of order one (-logsnr/8, within [-4, 4]): the slowest wave is longer than that
+    range, so no two levels look alike, and the fastest has a period of 2 in logsnr, so the network stays smooth in t.
+    Source: Tancik et al. 2020, eq. 3, with fixed frequencies.
+    """
+    frequencies = jnp.geomspace(low, high, features // 2, dtype=jnp.float32)
+    angle = 2 * jnp.pi * c_noise.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def dense(features: int, dtype: Any = jnp.float32, *, name: str, zero: bool = False) -> nn.Dense:
+    """A linear layer, drawn with variance 1/fan_in, or starting at zero."""
+    init = constant(0.0) if zero else normal()
+    return nn.Dense(features, kernel_init=init, bias_init=constant(0.0), dtype=dtype, name=name)
+
+
+class Conditioning(nn.Module):
+    """`(c_noise [b], cond) -> [b, width]`, float32.
+
+    Attributes:
+      width: even number of features.
+      num_classes: cond is then an integer label [b] in 0 .. num_classes, the last being the null label. A label out
+        of range is an error where it can be seen, and gives NaN under jit. None: cond is a vector [b, k] or None.
+    """
+
+    width: int
+    num_classes: int | None = None
+
+    @nn.compact
+    def __call__(self, c_noise: Float[Array, " b"], cond: Any = None) -> Float[Array, "b width"]:
+        h = fourier_features(c_noise, self.width)
+        h = dense(self.width, name="noise_in")(h)
+        h = dense(self.width, name="noise_out")(nn.silu(h))
+        if self.num_classes is not None:
+            labels = _as_labels(cond, self.num_classes, c_noise.shape)
+            table = self.param("classes", normal(1.0), (self.num_classes + 1, self.width), jnp.float32)
+            h = h + table.at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        elif cond is not None:
+            h = h + dense(self.width, name="cond")(_as_vector(cond))
+        return nn.silu(h)
+
+
+def _as_labels(cond, num_classes, shape):
+    if cond is None:
+        raise ValueError(f"cond: labels are needed with num_classes={num_classes}; {num_classes} is the null label")
+    labels = jnp.asarray(cond)
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != shape:
+        raise ValueError(f"cond: integer labels of shape {shape} are needed, got {labels.dtype} {labels.shape}")
+    in_range = (labels >= 0) & (labels <= num_classes)
+    check(in_range, f"cond: labels must be within 0 .. {num_classes} (the last is the null label), got {cond}")
+    return labels
+
+
+def _as_vector(cond):
+    vector = jnp.asarray(cond)
+    if not jnp.issubdtype(vector.dtype, jnp.floating) or vector.ndim != 2:
+        raise ValueError(
+            f"cond: a float vector [b, k] is needed without num_classes, got {vector.dtype} {vector.shape}; "
+            "for integer labels set num_classes"
+        )
+    return vector
+
+
+def broadcast_noise(c_noise: Any, x: Float[Array, "b *d"]) -> Float[Array, " b"]:
+    """c_noise for each sample: a number or [b] becomes [b]."""
+    return jnp.broadcast_to(jnp.asarray(c_noise), x.shape[:1])

@@ -1,0 +1,97 @@
+"""Initialisation in a second: one random draw for all parameters, cut up on the host.
+
+Running a U-Net's `init` takes 14 s (every layer is executed), compiling it 15 to 20 s (every random draw is compiled).
+Neither is needed to know that a leaf is
+
+    W = mean + std Z,    Z ~ N(0, I),    std^2 = 1/fan_in,    fan_in = all axes but the last
+
+so the module is only traced, each initialiser notes (mean, std) of the leaf it makes, and one draw of Z serves all.
+(He et al. 2015, eq. 14 has std^2 = 2/fan_in; with 1, a linear layer keeps the variance of its input.)
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax._arrays import is_concrete
+
+
+class _Note(NamedTuple):
+    leaf: Any
+    mean: float
+    std: float
+
+
+_NOTES: ContextVar[list[_Note] | None] = ContextVar("notes", default=None)
+
+
+@contextmanager
+def _noting() -> Iterator[list[_Note]]:
+    notes: list[_Note] = []
+    token = _NOTES.set(notes)
+    try:
+        yield notes
+    finally:
+        _NOTES.reset(token)
+
+
+def normal(std: float | None = None) -> Callable[..., Any]:
+    """A Flax initialiser `(key, shape, dtype) -> N(0, std^2)`; without std, 1/fan_in is the variance."""
+
+    def initialise(key, shape, dtype=jnp.float32):
+        return _make(key, shape, dtype, 0.0, 1 / math.sqrt(math.prod(shape[:-1])) if std is None else std)
+
+    return initialise
+
+
+def constant(value: float) -> Callable[..., Any]:
+    """A Flax initialiser `(key, shape, dtype) -> value` everywhere."""
+    return lambda key, shape, dtype=jnp.float32: _make(key, shape, dtype, value, 0.0)
+
+
+def _make(key, shape, dtype, mean, std):
+    notes = _NOTES.get()
+    if notes is None:
+        return mean + std * jax.random.normal(key, shape, dtype) if std else jnp.full(shape, mean, dtype)
+    notes.append(_Note(jnp.zeros(shape, dtype), mean, std))
+    return notes[-1].leaf
+
+
+def draw_together(init: Callable[..., Any], key: Any, *args: Any) -> Any:
+    """`init(key, *args)` in law, by one draw; where a leaf comes from another initialiser, `init` itself, compiled."""
+    laws: list[_Note | None] = []
+
+    def trace(*arguments):
+        with _noting() as notes:
+            tree = init(*arguments)
+            known = {id(note.leaf): note for note in notes}
+            laws.extend(known.get(id(leaf)) for leaf in jax.tree.leaves(tree))
+        return tree
+
+    shapes, treedef = jax.tree.flatten(jax.eval_shape(trace, key, *args))
+    notes = [law for law in laws if law is not None]
+    if len(notes) < len(laws):
+        return jax.jit(init)(key, *args)
+    return jax.tree.unflatten(treedef, _cut(key, shapes, notes))
+
+
+def _cut(key, shapes, laws):
+    """The leaves, each its share of one standard normal vector, scaled."""
+    sizes = [shape.size if law.std else 0 for shape, law in zip(shapes, laws, strict=True)]
+    ends = list(itertools.accumulate(sizes))
+    unit = jax.random.normal(key, (sum(sizes),), jnp.float32)
+    xp = np if is_concrete(unit) else jnp  # host slices compile nothing
+    unit = xp.asarray(unit)
+    for shape, law, size, end in zip(shapes, laws, sizes, ends, strict=True):
+        if size:
+            leaf = law.mean + law.std * unit[end - size : end].reshape(shape.shape)
+        else:
+            leaf = xp.full(shape.shape, law.mean)
+        yield jnp.asarray(leaf, shape.dtype)

@@ -1,0 +1,398 @@
+"""Networks: adapters give the module's own function; MLP and U-Net do what their docstrings say (float32)."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+from diffjax.networks import MLP, UNet, from_equinox, from_linen, from_nnx
+from diffjax.networks._blocks import GroupNorm, SelfAttention, conv, enlarge
+
+KEY = jax.random.key(0)
+
+
+def perturbed(params, seed=0, size=0.1):
+    """Parameters moved off zero, so that zero-initialised layers let signals through (on the host: no compiling)."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf + size * rng.normal(size=leaf.shape), leaf.dtype), params)
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+class LinenNet(nn.Module):
+    @nn.compact
+    def __call__(self, x, c_noise, cond, deterministic=True):
+        h = nn.Dense(8)(jnp.concatenate([x, c_noise[:, None], cond], axis=-1))
+        return nn.Dense(x.shape[-1])(nn.Dropout(0.5, deterministic=deterministic)(h))
+
+
+class LinenNormed(nn.Module):
+    @nn.compact
+    def __call__(self, x, c_noise, cond):
+        return nn.BatchNorm(use_running_average=False)(x)
+
+
+class NNXNet(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(5, 8, rngs=rngs), nnx.Linear(8, 2, rngs=rngs)])
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x, c_noise, cond):
+        h = self.layers[0](jnp.concatenate([x, c_noise[:, None], cond], axis=-1))
+        return self.layers[1](self.drop(h))
+
+
+class NNXNormed(nnx.Module):
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(2, rngs=rngs)
+
+    def __call__(self, x, c_noise, cond):
+        return self.norm(x)
+
+
+class NNXDropouts(nnx.Module):
+    """Two dropout layers and no parameters: x -> (drop x, drop x)."""
+
+    def __init__(self, rngs):
+        self.first, self.second = nnx.Dropout(0.5, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x, c_noise, cond):
+        return jnp.concatenate([self.first(x), self.second(x)], axis=-1)
+
+
+class EquinoxNet(eqx.Module):
+    layers: list
+    drop: eqx.nn.Dropout
+
+    def __init__(self, key):
+        first, second = jax.random.split(key)
+        self.layers = [eqx.nn.Linear(5, 8, key=first), eqx.nn.Linear(8, 2, key=second)]
+        self.drop = eqx.nn.Dropout(0.5)
+
+    def __call__(self, x, c_noise, cond, *, key):
+        h = self.layers[0](jnp.concatenate([x, c_noise[None], cond]))
+        return self.layers[1](self.drop(h, key=key))
+
+
+class EquinoxNormed(eqx.Module):
+    norm: eqx.nn.BatchNorm
+
+    def __init__(self, key):
+        self.norm = eqx.nn.BatchNorm(2, "batch", mode="batch")
+
+
+def inputs(b=64):
+    x_key, cond_key = jax.random.split(jax.random.key(7))
+    return jax.random.normal(x_key, (b, 2)), jnp.linspace(-1, 1, b), jax.random.normal(cond_key, (b, 2))
+
+
+def raw_linen(params, x, c_noise, cond):
+    return LinenNet().apply({"params": params}, x, c_noise, cond)
+
+
+def raw_nnx(params, x, c_noise, cond):
+    module = NNXNet(nnx.Rngs(0))
+    for i, layer in enumerate(module.layers):
+        layer.kernel.set_value(params[f"layers.{i}.kernel"])
+        layer.bias.set_value(params[f"layers.{i}.bias"])
+    module.eval()
+    return module(x, c_noise, cond)
+
+
+def raw_equinox(params, x, c_noise, cond):
+    h = jnp.concatenate([x, c_noise[:, None], cond], axis=-1)
+    for i in range(2):
+        h = h @ params[f"layers.{i}.weight"].T + params[f"layers.{i}.bias"]
+    return h
+
+
+LIBRARIES = {
+    "linen": (lambda: from_linen(LinenNet()), raw_linen),
+    "nnx": (lambda: from_nnx(NNXNet), raw_nnx),
+    "equinox": (lambda: from_equinox(EquinoxNet), raw_equinox),
+}
+
+
+@pytest.fixture(params=list(LIBRARIES), name="library", scope="module")
+def _library(request):
+    make, raw = LIBRARIES[request.param]
+    network = make()
+    return network, raw, network.init(KEY, *inputs())
+
+
+def test_adapter_without_key_is_the_raw_module(library):
+    network, raw, params = library
+    expected = raw(params, *inputs())
+    np.testing.assert_allclose(network.apply(params, *inputs()), expected, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(network.apply)(params, *inputs()), expected, rtol=2e-5, atol=1e-6)
+
+
+def test_adapter_parameters_are_a_plain_tree_of_float32(library):
+    network, _, params = library
+    nodes = jax.tree.leaves(params, is_leaf=lambda node: not isinstance(node, dict))
+    assert all(isinstance(node, jax.Array) and node.dtype == jnp.float32 for node in nodes)
+    assert sum(node.size for node in nodes) == 5 * 8 + 8 + 8 * 2 + 2
+    again, other = network.init(KEY, *inputs()), network.init(jax.random.key(1), *inputs())
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+    assert any(jnp.any(a != b) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(other), strict=True))
+
+
+def test_adapter_dropout_has_the_mean_of_the_deterministic_output(library):
+    network, raw, params = library
+    keys = jax.random.split(jax.random.key(3), 1000)
+    draws = jax.jit(jax.vmap(lambda k: network.apply(params, *inputs(4), key=k)))(keys)
+    spread = jnp.std(draws, axis=0) / np.sqrt(len(keys))
+    # The last layer is linear in the dropped features, so the mean over masks is the function without dropout.
+    assert float(jnp.min(spread)) > 1e-4
+    np.testing.assert_array_less(jnp.abs(jnp.mean(draws, axis=0) - raw(params, *inputs(4))) / spread, 5.0)
+
+
+def test_adapter_dropout_follows_the_key_and_differs_between_samples(library):
+    network, _, params = library
+    same = tuple(jnp.broadcast_to(a[:1], a.shape) for a in inputs())
+    first = network.apply(params, *same, key=jax.random.key(1))
+    np.testing.assert_array_equal(first, network.apply(params, *same, key=jax.random.key(1)))
+    assert jnp.any(first != network.apply(params, *same, key=jax.random.key(2)))
+    assert jnp.any(first[0] != first[1:])
+
+
+def test_adapter_gradient_reaches_every_parameter(library):
+    network, _, params = library
+    gradient = jax.grad(lambda p: jnp.sum(network.apply(p, *inputs(), key=KEY) ** 2))(params)
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
+
+
+def test_adapter_takes_raw_integer_keys(library):
+    network, _, _ = library
+    params = network.init(jax.random.PRNGKey(0), *inputs())
+    assert network.apply(params, *inputs(), key=jax.random.PRNGKey(1)).shape == (64, 2)
+
+
+def test_nnx_dropout_layers_do_not_share_a_mask():
+    network = from_nnx(NNXDropouts)
+    first, second = jnp.split(network.apply({}, jnp.ones((32, 32)), jnp.zeros(32), key=KEY), 2, axis=-1)
+    assert abs(float(jnp.mean(first == second)) - 0.5) < 0.1
+
+
+def test_adapters_refuse_state():
+    with pytest.raises(ValueError, match="batch_stats"):
+        from_linen(LinenNormed()).init(KEY, *inputs())
+    with pytest.raises(ValueError, match="BatchStat"):
+        from_nnx(NNXNormed)
+    with pytest.raises(ValueError, match="StateIndex"):
+        from_equinox(lambda key: eqx.nn.make_with_state(EquinoxNormed)(key)[0])
+
+
+# --- the networks we ship ---------------------------------------------------------------------------------------------
+
+
+def small_unet(**changes):
+    fields = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,), "head_channels": 8} | changes
+    return from_linen(UNet(**fields))
+
+
+IMAGE = jax.random.normal(jax.random.key(5), (3, 7, 5, 2))  # odd sizes throughout
+C_NOISE = jnp.array([-1.0, 0.0, 1.0])
+LABELS = jnp.array([0, 1, 3])
+NETWORKS = {
+    "mlp": lambda **k: from_linen(MLP(width=16, depth=2, **k)),
+    "unet": small_unet,
+}
+
+
+@pytest.fixture(scope="module", name="labelled")
+def _labelled():
+    """Each network with labels and dropout, its parameters off zero, and its compiled apply."""
+    found = {}
+    for name, make in NETWORKS.items():
+        network = make(num_classes=3, dropout=0.3)
+        params = perturbed(network.init(KEY, IMAGE, C_NOISE, LABELS))
+        found[name] = network, params, jax.jit(network.apply)
+    return found
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_network_uses_label_and_noise_level_sample_by_sample(labelled, name):
+    _, params, apply = labelled[name]
+    y = apply(params, IMAGE, C_NOISE, LABELS)
+    relabelled = apply(params, IMAGE, C_NOISE, LABELS.at[1].set(2))
+    renoised = apply(params, IMAGE, C_NOISE.at[1].add(0.1), LABELS)
+    for other in (relabelled, renoised):
+        assert float(jnp.max(jnp.abs(other - y)[1])) > 1e-3
+        np.testing.assert_array_equal(other[jnp.array([0, 2])], y[jnp.array([0, 2])])
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_network_is_the_same_one_sample_at_a_time(labelled, name):
+    network, params, apply = labelled[name]
+    single = jax.vmap(lambda x, c, k: network.apply(params, x[None], c[None], k[None])[0])
+    np.testing.assert_allclose(
+        jax.jit(single)(IMAGE, C_NOISE, LABELS), apply(params, IMAGE, C_NOISE, LABELS), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_network_dropout_and_gradients(labelled, name):
+    network, params, apply = labelled[name]
+    y = apply(params, IMAGE, C_NOISE, LABELS)
+
+    @jax.jit
+    def loss(p, key):
+        out = network.apply(p, IMAGE, C_NOISE, LABELS, key=key)
+        return jnp.sum(out**2), out
+
+    gradient, dropped = jax.jit(jax.grad(loss, has_aux=True))(params, KEY)
+    assert float(jnp.max(jnp.abs(dropped - y))) > 1e-2
+    flat, _ = jax.tree_util.tree_flatten_with_path(gradient)
+    unreached = [jax.tree_util.keystr(path) for path, leaf in flat if not jnp.any(leaf != 0)]
+    assert unreached == []
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_labels_out_of_range_are_refused_or_nan(labelled, name):
+    network, params, apply = labelled[name]
+    with pytest.raises(ValueError, match=r"cond: .* 0 \.\. 3"):
+        network.apply(params, IMAGE, C_NOISE, jnp.array([0, 1, 4]))
+    hidden = apply(params, IMAGE, C_NOISE, jnp.array([0, -1, 4]))
+    assert jnp.all(jnp.isfinite(hidden[0]))
+    assert jnp.all(jnp.isnan(hidden[1:]))
+    with pytest.raises(ValueError, match="3 is the null label"):
+        network.apply(params, IMAGE, C_NOISE)
+    with pytest.raises(ValueError, match="integer labels"):
+        network.apply(params, IMAGE, C_NOISE, jnp.zeros(3))
+
+
+def test_mlp_takes_a_vector_condition():
+    network = from_linen(MLP(width=16, depth=1))
+    x, cond = jnp.ones((3, 2)), jnp.eye(3)
+    params = perturbed(network.init(KEY, x, C_NOISE, cond))
+    y = network.apply(params, x, jnp.zeros(3), cond)
+    assert float(jnp.min(jnp.std(y, axis=0))) > 1e-3  # only the condition differs between the samples
+    with pytest.raises(ValueError, match="set num_classes"):
+        network.init(KEY, x, C_NOISE, LABELS)
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_bfloat16_is_close_to_float32_and_both_start_as_zero(name):
+    exact, rough = (NETWORKS[name](dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    start = rough.init(KEY, IMAGE, C_NOISE)
+    assert {leaf.dtype for leaf in jax.tree.leaves(start)} == {jnp.dtype("float32")}
+    outputs = []
+    for network in (exact, rough):
+        apply = jax.jit(network.apply)
+        np.testing.assert_array_equal(apply(start, IMAGE, C_NOISE), jnp.zeros_like(IMAGE))
+        outputs.append(apply(perturbed(start), IMAGE, C_NOISE))
+    expected, y = outputs
+    assert y.dtype == jnp.float32
+    error = float(jnp.sqrt(jnp.mean((y - expected) ** 2) / jnp.mean(expected**2)))
+    assert 1e-4 < error < 3e-2  # bfloat16 has 8 bits: 4e-3 a rounding; and it must really have been used
+
+
+def test_initial_parameters_follow_their_law():
+    """The one draw gives every kernel variance 1/fan_in, leaves independent, as the module's own init does."""
+    module = UNet(channels=32, multipliers=(1, 2), blocks=1, attention=())
+    params = from_linen(module).init(KEY, IMAGE, C_NOISE)
+    names, shapes = [], jax.eval_shape(module.init, KEY, IMAGE, C_NOISE)["params"]
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == jax.tree.map(lambda a: (a.shape, a.dtype), shapes)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name.endswith("kernel") and np.any(leaf):
+            names.append(name)
+            z = np.asarray(leaf).ravel() * np.sqrt(np.prod(leaf.shape[:-1]))
+            assert abs(z.mean()) < 5 / np.sqrt(z.size)
+            assert abs((z**2).mean() - 1) < 5 * np.sqrt(2 / z.size)
+        elif name.endswith("scale"):
+            np.testing.assert_array_equal(leaf, 1)
+        else:
+            np.testing.assert_array_equal(leaf, 0)
+    assert "down_1_0/conv_1/kernel" in names
+    a, b = (np.asarray(params[f"middle_{i}"]["conv_1"]["kernel"]).ravel() for i in (1, 2))
+    assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(a.size)
+
+
+def test_init_under_jit_agrees_with_init():
+    network = from_linen(MLP(width=8, depth=1))
+    args = jnp.ones((2, 3)), jnp.zeros(2)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(network.init(KEY, *args))[0]:
+        compiled = jax.jit(network.init)(KEY, *args)
+        for entry in path:
+            compiled = compiled[entry.key]
+        np.testing.assert_allclose(compiled, leaf, rtol=1e-5)
+
+
+def test_attention_mixes_positions_and_convolution_alone_does_not():
+    """A far corner is felt at the first pixel through attention; without it, only as far as the kernels reach."""
+    x = jax.random.normal(KEY, (1, 24, 24, 8))
+
+    class Probe(nn.Module):
+        attention: bool
+
+        @nn.compact
+        def __call__(self, x, c_noise, cond):
+            h = conv(8, 3, jnp.float32, name="conv")(x)
+            return SelfAttention(4, jnp.float32, name="attention")(h) if self.attention else h
+
+    reach = {}
+    for attention in (True, False):
+        network = from_linen(Probe(attention))
+        params = perturbed(network.init(KEY, x, jnp.zeros(1)), size=0.5)
+        first = jax.jit(jax.grad(lambda x, n=network, p=params: jnp.sum(n.apply(p, x, jnp.zeros(1))[0, 0, 0])))
+        reach[attention] = float(jnp.max(jnp.abs(first(x)[0, 20:, 20:])))
+    assert reach[True] > 1e-5
+    assert reach[False] == 0
+
+
+def test_group_norm_is_its_definition():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(3 + 2 * rng.normal(size=(2, 5, 4, 16)) * np.arange(1, 17), jnp.float32)
+    modulation = jnp.asarray(rng.normal(size=(2, 32)), jnp.float32)
+    params = perturbed(GroupNorm().init(KEY, x)["params"])
+    groups = np.asarray(x, np.float64).reshape(2, 20, 4, 4)
+    mean, std = (f(groups, axis=(1, 3), keepdims=True) for f in (np.mean, np.std))
+    plain = ((groups - mean) / np.sqrt(std**2 + 1e-5)).reshape(x.shape) * params["scale"] + params["bias"]
+    scale, shift = (m[:, None, None] for m in np.split(np.asarray(modulation), 2, axis=-1))
+    np.testing.assert_allclose(GroupNorm().apply({"params": params}, x), plain, atol=1e-5)
+    np.testing.assert_allclose(
+        GroupNorm().apply({"params": params}, x, modulation), plain * (1 + scale) + shift, atol=2e-5
+    )
+
+
+def test_enlarge_repeats_pixels_and_cuts():
+    x = jnp.arange(6.0).reshape(1, 2, 3, 1)
+    np.testing.assert_array_equal(enlarge(x, 3, 5)[0, :, :, 0], np.repeat(np.repeat(x[0, :, :, 0], 2, 0), 2, 1)[:3, :5])
+
+
+def test_unet_takes_other_output_channels_and_single_pixels():
+    network = small_unet(multipliers=(1, 1, 1), attention=(), out_channels=5)
+    for size in ((7, 5), (1, 1)):
+        x = jax.ShapeDtypeStruct((2, *size, 1), jnp.float32)
+        y = jax.eval_shape(lambda x: network.apply(network.init(KEY, x, jnp.zeros(2)), x, jnp.zeros(2)), x)
+        assert y.shape == (2, *size, 5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"channels": 7}, "channels: .* 7"),
+        ({"multipliers": ()}, "multipliers"),
+        ({"blocks": 0}, "blocks: .* 0"),
+        ({"attention": (2,)}, r"attention: levels are 0 \.\. 1"),
+        ({"dropout": 1.0}, r"dropout: .* 1\.0"),
+    ],
+)
+def test_unet_refuses_bad_fields(fields, message):
+    with pytest.raises(ValueError, match=message):
+        small_unet(**fields)
+
+
+def test_bad_inputs_are_refused():
+    with pytest.raises(ValueError, match=r"x: images .* \(3, 4\)"):
+        small_unet().init(KEY, jnp.ones((3, 4)), C_NOISE)
+    with pytest.raises(ValueError, match=r"width: .* 5"):
+        MLP(width=5)
+    with pytest.raises(ValueError, match="dropout"):
+        MLP(dropout=-0.1)
