@@ -6,6 +6,7 @@ trains up to STEPS in FOLDER, resuming what is there, and prints a SHA-256 over 
 """
 
 import argparse
+import functools
 import hashlib
 import os
 import time
@@ -73,8 +74,9 @@ def fresh_state():
     return init_state(jax.random.key(7), make_network(), make_tx(), jnp.zeros((1, 8)), jnp.zeros(1, int))
 
 
+@functools.cache
 def make_layout(kind, tx=None, loss=None):
-    """The step under jit or pmap, over all devices."""
+    """The step under jit or pmap, over all devices; compiled once a process."""
     from diffjax.training import jit_layout, make_ema, make_train_step, pmap_layout
 
     tx, loss = tx or make_tx(), loss or make_loss(make_network())
@@ -131,7 +133,7 @@ def main():
         except Stopped as stop:
             print("stopped", stop.step)
             raise SystemExit(128 + stop.signal) from None
-    print("digest", digest(state))
+    print(digest(state))
 
 
 if __name__ == "__main__":

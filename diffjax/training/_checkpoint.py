@@ -33,24 +33,28 @@ class Checkpoints:
     {'w': Array([0., 1.], dtype=float32)}
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 3):
-        """Opens the folder, creating it; what an interrupted run left half-written or half-deleted is removed.
+    def __init__(self, folder: str | Path, *, keep: int = 3, read_only: bool = False):
+        """Opens the folder.
 
         Args:
-          folder: any path.
+          folder: any path. It is created, and what a dead run left half-written or half-deleted in it is removed.
           keep: how many of the newest checkpoints stay.
+          read_only: touch nothing: for looking at a run that may be going on in another process.
 
         Raises:
           ValueError: `keep` is less than 1.
+          FileNotFoundError: `read_only`, and there is no such folder.
         """
         if keep < 1:
             raise ValueError(f"keep: at least one checkpoint must be kept, got {keep}")
         import orbax.checkpoint as ocp
 
-        self.folder = Path(folder).absolute()
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, todelete_subdir="trash", cleanup_tmp_directories=True, create=True
-        )
+        self.folder, self.read_only = Path(folder).absolute(), read_only
+        if read_only and not self.folder.is_dir():
+            raise FileNotFoundError(f"{self.folder}: no such folder")
+        writing = {"max_to_keep": keep, "todelete_subdir": "trash", "cleanup_tmp_directories": True, "create": True}
+        reading = {"read_only": True, "create": False}
+        options = ocp.CheckpointManagerOptions(**(reading if read_only else writing))
         with _quiet():
             self._empty_trash()
             self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -127,7 +131,8 @@ class Checkpoints:
         self.close()
 
     def _empty_trash(self) -> None:
-        shutil.rmtree(self.folder / "trash", ignore_errors=True)
+        if not self.read_only:
+            shutil.rmtree(self.folder / "trash", ignore_errors=True)
 
     @contextmanager
     def _named(self, what: str) -> Iterator[None]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -75,8 +76,7 @@ def jit_layout(step: Step, mesh: Mesh | None = None) -> Layout:
     return Layout(
         devices=mesh.size,
         step=compiled,
-        # A copy, always: the caller's state must survive the donation.
-        put_state=lambda state: jax.device_put(state, everywhere, may_alias=False),
+        put_state=lambda state: jax.device_put(_copy(state), everywhere),
         put_batch=lambda batch: shard_batch(mesh, batch),
         get_state=lambda state: state,
     )
@@ -104,7 +104,13 @@ def replicate(tree: Any, devices: Devices | None = None) -> Any:
     """A copy of a tree on each device, leaves [devices, ...], laid out as `jax.pmap` keeps its own results."""
     devices = jax.devices() if devices is None else list(devices)
     spread = jax.pmap(lambda value, _: value, axis_name=AXIS, in_axes=(None, 0), devices=devices)
-    return spread(tree, np.arange(len(devices)))
+    return spread(_copy(tree), np.arange(len(devices)))
+
+
+def _copy(tree: Any) -> Any:
+    """A copy of each leaf. Placed arrays share the memory of the one they came from, which a donation would free;
+    `device_put(may_alias=False)` prevents that on one device only."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 def unreplicate(tree: Any) -> Any:

@@ -57,7 +57,7 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         average = ema(state.step, params, state.ema)
-        metrics = scalars | {"grad_norm": optax.global_norm(grads)}
+        metrics = scalars | {"grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, average, opt_state, state.key), metrics
 
     return step
