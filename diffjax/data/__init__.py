@@ -1,0 +1,19 @@
+"""Data: what to learn from, as NumPy arrays on the host.
+
+    arrays (digits, your own) -- from_arrays --+
+                                               +--> source(seed, step, size) -> (x0 [size, *d], cond [size] or None)
+    toy densities in the plane ----------------+
+
+A source is a pure function with random access: the same seed, step and size give the same batch, always, so that the
+step number is the whole position in the data. There is no iterator to save or to resume.
+"""
+
+from diffjax.data._arrays_source import from_arrays as from_arrays
+from diffjax.data._digits import digits as digits
+from diffjax.data._source import Source as Source
+from diffjax.data._toys import Checkerboard as Checkerboard
+from diffjax.data._toys import Mixture as Mixture
+from diffjax.data._toys import checkerboard as checkerboard
+from diffjax.data._toys import mixture as mixture
+from diffjax.data._toys import swiss_roll as swiss_roll
+from diffjax.data._toys import two_moons as two_moons
