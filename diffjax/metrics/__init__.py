@@ -1,0 +1,13 @@
+"""Metrics: how far samples are from data. All act on arrays; features are whatever function you choose.
+
+features [n, d] -> moments -> merge ... -> frechet_distance        |mu_a - mu_b|^2 + tr(...), as FID
+x [n, d], y [m, d] ----------------------> sliced_wasserstein      exact along each direction
+x [n, d], reference [m, d] --------------> nearest_distances       is a sample a copy?
+"""
+
+from diffjax.metrics._frechet import Moments as Moments
+from diffjax.metrics._frechet import frechet_distance as frechet_distance
+from diffjax.metrics._frechet import merge as merge
+from diffjax.metrics._frechet import moments as moments
+from diffjax.metrics._nearest import nearest_distances as nearest_distances
+from diffjax.metrics._sliced import sliced_wasserstein as sliced_wasserstein

@@ -1,0 +1,130 @@
+"""Metrics against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax.metrics import Moments, frechet_distance, merge, moments, nearest_distances, sliced_wasserstein
+
+RNG = np.random.default_rng(0)
+
+
+def covariance(d, rank=None):
+    root = RNG.normal(size=(d, rank or d))
+    return root @ root.T
+
+
+def test_moments_are_mean_and_unbiased_covariance():
+    x = RNG.normal(size=(50, 3)).astype(np.float32)
+    found = moments(jnp.asarray(x))
+    assert found.n == 50
+    np.testing.assert_allclose(found.mean, x.astype(float).mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.covariance, np.cov(x.astype(float).T), rtol=1e-10)
+
+
+def test_merging_parts_gives_the_moments_of_the_whole():
+    x = RNG.normal(size=(60, 4)) + 1e4  # a large mean: sums of squares would lose the covariance
+    parts = [moments(part) for part in np.split(x, [1, 2, 20])]  # parts of one row among them
+    for merged in (merge(*parts), merge(*reversed(parts)), merge(merge(*parts[:2]), merge(*parts[2:]))):
+        assert merged.n == 60
+        np.testing.assert_allclose(merged.mean, x.mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(merged.covariance, np.cov(x.T), rtol=1e-9, atol=1e-9)
+
+
+def test_frechet_of_known_gaussians():
+    # diagonal covariances commute: d^2 = |mean gap|^2 + sum (s_a - s_b)^2
+    s_a, s_b, gap = np.array([1.0, 2.0, 0.5]), np.array([3.0, 1.0, 0.0]), np.array([1.0, -2.0, 0.5])
+    turn, _ = np.linalg.qr(RNG.normal(size=(3, 3)))
+    a = Moments(100, np.zeros(3), turn @ np.diag(s_a**2) @ turn.T)
+    b = Moments(100, gap, turn @ np.diag(s_b**2) @ turn.T)
+    expected = np.sum(gap**2) + np.sum((s_a - s_b) ** 2)
+    # one eigenvalue is zero, and the root of its rounding has half the digits
+    np.testing.assert_allclose(frechet_distance(a, b), expected, rtol=1e-8)
+
+
+def test_frechet_of_covariances_that_do_not_commute():
+    """In two dimensions tr((S_a S_b)^(1/2)) = sqrt(tr(S_a S_b) + 2 sqrt(det(S_a S_b))), by Cayley-Hamilton."""
+    s_a, s_b = covariance(2), covariance(2)
+    cross = np.sqrt(np.trace(s_a @ s_b) + 2 * np.sqrt(np.linalg.det(s_a @ s_b)))
+    expected = np.trace(s_a) + np.trace(s_b) - 2 * cross
+    a, b = Moments(9, np.zeros(2), s_a), Moments(9, np.zeros(2), s_b)
+    np.testing.assert_allclose(frechet_distance(a, b), expected, rtol=1e-9)
+    np.testing.assert_allclose(frechet_distance(b, a), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("rank", [64, 5])
+def test_frechet_of_equal_inputs_is_zero(rank):
+    same = Moments(9, RNG.normal(size=64), covariance(64, rank))
+    assert frechet_distance(same, same) < 1e-9 * np.trace(same.covariance)
+
+
+def test_frechet_refuses():
+    one, two, other = moments(np.ones((1, 2))), moments(np.eye(2)), moments(np.eye(3))
+    with pytest.raises(ValueError, match=r"a: .* 2 rows, got 1"):
+        frechet_distance(one, two)
+    with pytest.raises(ValueError, match=r"dimension \(2,\)"):
+        frechet_distance(two, other)
+    with pytest.raises(ValueError, match=r"features: .* \(3,\)"):
+        moments(np.ones(3))
+    with pytest.raises(ValueError, match="1 values are not finite"):
+        moments(np.array([[np.nan, 0.0]]))
+    with pytest.raises(ValueError, match="parts"):
+        merge()
+
+
+@pytest.mark.parametrize("order", [1.0, 2.0, 3.0])
+def test_sliced_in_one_dimension_is_exact_transport(order):
+    """Against the brute force: repeat both samples to a common length and match in order."""
+    x, y = RNG.normal(size=(6, 1)), RNG.normal(size=(4, 1)) + 1
+    matched = np.abs(np.sort(np.repeat(x, 2)) - np.sort(np.repeat(y, 3)))
+    expected = np.mean(matched**order) ** (1 / order)
+    found = sliced_wasserstein(jax.random.key(0), jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), order=order)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_sliced_of_shifted_and_scaled_gaussians():
+    """SW_2^2 = |shift|^2/d + (s - 1)^2 between N(0, I) and N(shift, s^2 I), by quantiles in every direction."""
+    d, shift, s = 4, np.array([2.0, 0.0, -1.0, 0.5]), 1.5
+    x, y = RNG.normal(size=(4000, d)), shift + s * RNG.normal(size=(3000, d))
+    x, y = (jnp.asarray(z, jnp.float32).reshape(-1, 2, 2) for z in (x, y))
+    found = sliced_wasserstein(jax.random.key(0), x, y, projections=1000)
+    np.testing.assert_allclose(found**2, np.sum(shift**2) / d + (s - 1) ** 2, rtol=0.05)
+    assert sliced_wasserstein(jax.random.key(0), x, x[::-1]) < 1e-6
+
+
+def test_sliced_refuses():
+    x = jnp.ones((3, 2))
+    for arguments, options, message in [
+        ((x, jnp.ones((3, 3))), {}, "y: "),
+        ((x, jnp.ones((0, 2))), {}, "y: "),
+        ((x, x), {"projections": 0}, "projections: .* 0"),
+        ((x, x), {"order": 0.5}, r"order: .* 0\.5"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            sliced_wasserstein(jax.random.key(0), *arguments, **options)
+
+
+@pytest.mark.parametrize("block", [1, 7, 1024])
+def test_nearest_distances_are_the_minima(block):
+    x, reference = RNG.normal(size=(20, 2, 3)).astype(np.float32), RNG.normal(size=(30, 2, 3)).astype(np.float32)
+    x[3] = reference[17]
+    every = np.linalg.norm((x[:, None].astype(float) - reference).reshape(20, 30, 6), axis=-1)
+    found = nearest_distances(x, reference, block=block)
+    np.testing.assert_allclose(found, every.min(axis=1), rtol=1e-12)
+    assert found[3] == 0
+
+
+def test_nearest_distances_keep_small_distances_far_from_the_origin():
+    x = np.full((1, 8), 1e4)
+    found = nearest_distances(x + 1e-6, np.concatenate([x, -x]))
+    np.testing.assert_allclose(found, 1e-6 * np.sqrt(8), rtol=1e-4)
+
+
+def test_nearest_distances_refuse():
+    with pytest.raises(ValueError, match=r"reference: .* \(2, 4\)"):
+        nearest_distances(np.ones((2, 3)), np.ones((2, 4)))
+    with pytest.raises(ValueError, match="reference"):
+        nearest_distances(np.ones((2, 3)), np.ones((0, 3)))
+    with pytest.raises(ValueError, match=r"block: .* 0"):
+        nearest_distances(np.ones((2, 3)), np.ones((2, 3)), block=0)
