@@ -1,0 +1,137 @@
+"""Pictures: each function draws on the Axes it is given, or on a new figure's, and returns the Axes.
+
+No global state: figures are made without `pyplot`, so nothing is registered, shown or left open, and no backend is
+chosen. `ax.figure.savefig(path)` writes one.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Shaped
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+
+Extent = tuple[float, float, float, float]
+"""(x_min, x_max, y_min, y_max) of a picture of the plane."""
+
+PLANE: Extent = (-2.5, 2.5, -2.5, 2.5)
+
+
+def sample_grid(images: Shaped[Any, "b h w c"], *, columns: int | None = None, ax: Axes | None = None) -> Axes:
+    """Images [b, h, w, c] in [-1, 1] (clipped; c is 1 or 3), row by row in a grid; nearly square without `columns`."""
+    ax = _axes(ax)
+    ax.imshow(_tile(images, columns), interpolation="nearest")
+    ax.set_axis_off()
+    return ax
+
+
+def save_grid(
+    path: str | Path, images: Shaped[Any, "b h w c"], *, columns: int | None = None, enlarge: int = 4
+) -> None:
+    """Writes the same grid as a PNG, every pixel `enlarge` x `enlarge` pixels of the file, exactly.
+
+    Raises:
+      ValueError: images are not [b, h, w, 1 or 3], columns or enlarge is below 1.
+    """
+    if enlarge < 1:
+        raise ValueError(f"enlarge: at least 1 is needed, got {enlarge}")
+    imsave(path, _tile(images, columns).repeat(enlarge, axis=0).repeat(enlarge, axis=1), format="png")
+
+
+def _tile(images, columns) -> np.ndarray:
+    """Images [b, h, w, c] as one uint8 picture [rows h, columns w, 3]; places without an image are black."""
+    images = np.asarray(images, np.float32)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
+        raise ValueError(f"images: shape [b, height, width, 1 or 3] is needed, got {images.shape}")
+    if columns is not None and columns < 1:
+        raise ValueError(f"columns: at least 1 is needed, got {columns}")
+    b, h, w, _ = images.shape
+    columns = math.ceil(math.sqrt(b)) if columns is None else columns
+    rows = math.ceil(b / columns)
+    levels = np.rint((np.clip(np.nan_to_num(images, nan=-1.0), -1, 1) + 1) * 127.5).astype(np.uint8)
+    grid = np.zeros((rows * columns, h, w, 3), np.uint8)
+    grid[:b] = levels
+    return grid.reshape(rows, columns, h, w, 3).swapaxes(1, 2).reshape(rows * h, columns * w, 3)
+
+
+def scatter(
+    x: Shaped[Any, "b 2"], *, color: Any = None, size: float = 2.0, label: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """Points [b, 2]; `color` is one for all, or a number for each point (a label, say)."""
+    ax = _axes(ax)
+    x = np.asarray(x)
+    ax.scatter(x[:, 0], x[:, 1], s=size, c=color, label=label, linewidths=0)
+    ax.set_aspect("equal")
+    return ax
+
+
+def density(
+    log_prob: Callable[[Any], Any], *, extent: Extent = PLANE, points: int = 200, ax: Axes | None = None
+) -> Axes:
+    """exp(log_prob) over a rectangle of the plane; `log_prob([n, 2]) -> [n]` in nats is called once.
+
+    Args:
+      log_prob: of the density.
+      extent: the rectangle.
+      points: along each axis.
+      ax: to draw on.
+    """
+    ax = _axes(ax)
+    (x, y), plane = _mesh(extent, points)
+    height = np.exp(np.asarray(log_prob(plane))).reshape(points, points)
+    ax.pcolormesh(x, y, height, shading="nearest", cmap="Blues", rasterized=True)
+    ax.set_aspect("equal")
+    return ax
+
+
+def arrows(field: Callable[[Any], Any], *, extent: Extent = PLANE, points: int = 20, ax: Axes | None = None) -> Axes:
+    """A vector field, such as a score: `field([n, 2]) -> [n, 2]` is called once, on points x points places."""
+    ax = _axes(ax)
+    (x, y), plane = _mesh(extent, points)
+    u, v = np.asarray(field(plane)).reshape(points, points, 2).transpose(2, 0, 1)
+    ax.quiver(x, y, u, v, angles="xy")
+    ax.set_aspect("equal")
+    return ax
+
+
+def trajectories(paths: Shaped[Any, "s b k"], ts: Shaped[Any, " s"] | None = None, *, ax: Axes | None = None) -> Axes:
+    """Paths of b points, time first: [s, b, 2] as curves in the plane, [s, b, 1] against the times `ts [s]`.
+
+    Raises:
+      ValueError: paths are not [s, b, 1 or 2], or times are missing for one dimension, or too many for two.
+    """
+    paths = np.asarray(paths)
+    if paths.ndim != 3 or paths.shape[-1] not in (1, 2):
+        raise ValueError(f"paths: shape [s, b, 1 or 2], time first, is needed, got {paths.shape}")
+    if (ts is None) != (paths.shape[-1] == 2):
+        raise ValueError(f"ts: times are needed for paths in one dimension, and for those only, got {ts}")
+    ax = _axes(ax)
+    if ts is None:
+        ax.plot(paths[..., 0], paths[..., 1], linewidth=0.5, alpha=0.6)
+        ax.scatter(paths[-1, :, 0], paths[-1, :, 1], s=4, color="black", zorder=3)
+        ax.set_aspect("equal")
+    else:
+        ax.plot(np.asarray(ts), paths[..., 0], linewidth=0.5, alpha=0.6)
+        ax.set_xlabel("t")
+    return ax
+
+
+def _axes(ax: Axes | None) -> Axes:
+    return Figure(layout="tight").subplots() if ax is None else ax
+
+
+def _mesh(extent: Extent, points: int):
+    """((x [points], y [points]), all places [points^2, 2]), the second axis (y) running first."""
+    x_min, x_max, y_min, y_max = extent
+    if not (x_min < x_max and y_min < y_max):
+        raise ValueError(f"extent: x_min < x_max and y_min < y_max are needed, got {extent}")
+    if points < 2:
+        raise ValueError(f"points: at least 2 are needed, got {points}")
+    x, y = np.linspace(x_min, x_max, points), np.linspace(y_min, y_max, points)
+    plane = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    return (x, y), jnp.asarray(plane, jnp.float32)

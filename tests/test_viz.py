@@ -1,0 +1,99 @@
+"""Pictures: what is drawn is what was given, and no global state is touched."""
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from diffjax import viz
+
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (5, 3, 4, 3)).astype(np.float32)
+
+
+def test_save_grid_writes_every_pixel_enlarged(tmp_path):
+    viz.save_grid(tmp_path / "grid.png", IMAGES, columns=2, enlarge=3)
+    picture = np.rint(imread(tmp_path / "grid.png")[..., :3] * 255).astype(int)
+    assert picture.shape == (3 * 3 * 3, 2 * 4 * 3, 3)
+    np.testing.assert_array_equal(picture, picture[::3, ::3].repeat(3, axis=0).repeat(3, axis=1))
+    small = picture[::3, ::3]
+    for i, image in enumerate(IMAGES):
+        row, column = divmod(i, 2)
+        cell = small[3 * row : 3 * row + 3, 4 * column : 4 * column + 4]
+        np.testing.assert_array_equal(cell, np.rint((image + 1) * 127.5))
+    np.testing.assert_array_equal(small[6:, 4:], 0)
+
+
+def test_grid_clips_and_repeats_grey(tmp_path):
+    grey = np.array([-7.0, -1.0, 0.0, 1.0, 7.0, np.nan]).reshape(1, 2, 3, 1)
+    viz.save_grid(tmp_path / "grid.png", grey, enlarge=1)
+    picture = np.rint(imread(tmp_path / "grid.png")[..., :3] * 255)
+    np.testing.assert_array_equal(picture[..., 0], [[0, 0, 128], [255, 255, 0]])
+    np.testing.assert_array_equal(picture, picture[..., :1].repeat(3, axis=-1))
+
+
+def test_sample_grid_draws_the_same_picture():
+    ax = viz.sample_grid(IMAGES)
+    drawn = ax.images[0].get_array()
+    assert drawn.shape == (2 * 3, 3 * 4, 3)
+    np.testing.assert_array_equal(drawn[:3, :4], np.rint((IMAGES[0] + 1) * 127.5))
+
+
+def test_density_and_arrows_put_values_in_their_places():
+    ax = viz.density(lambda x: -(x[:, 0] ** 2) - 3 * x[:, 1], extent=(-1, 1, 0, 2), points=9)
+    mesh = ax.collections[0]
+    height = np.asarray(mesh.get_array()).reshape(9, 9)
+    x, y = np.linspace(-1, 1, 9), np.linspace(0, 2, 9)
+    np.testing.assert_allclose(height, np.exp(-(x[None, :] ** 2) - 3 * y[:, None]), rtol=1e-5)
+    viz.arrows(lambda x: np.asarray(x) * [1, 2], extent=(-1, 1, 0, 2), points=9, ax=ax)
+    quiver = ax.collections[1]
+    np.testing.assert_allclose(np.reshape(quiver.U, (9, 9)), np.broadcast_to(x, (9, 9)), atol=1e-6)
+    np.testing.assert_allclose(np.reshape(quiver.V, (9, 9)), np.broadcast_to(2 * y[:, None], (9, 9)), atol=1e-6)
+
+
+def test_scatter_and_trajectories_draw_the_points():
+    paths = np.random.default_rng(1).normal(size=(6, 4, 2))
+    ax = viz.scatter(paths[0], color=np.arange(4), label="start")
+    np.testing.assert_allclose(ax.collections[0].get_offsets(), paths[0])
+    viz.trajectories(paths, ax=ax)
+    for i, line in enumerate(ax.lines):
+        np.testing.assert_allclose(line.get_xydata(), paths[:, i])
+    ts = np.linspace(1, 0, 6)
+    line = viz.trajectories(paths[..., :1], ts).lines[2]
+    np.testing.assert_allclose(line.get_xydata(), np.column_stack([ts, paths[:, 2, 0]]))
+
+
+def test_functions_draw_where_told_and_touch_nothing_global():
+    before = dict(matplotlib.rcParams)
+    ax = Figure().subplots()
+    points = np.zeros((3, 2))
+    for draw in (
+        lambda ax: viz.sample_grid(IMAGES, ax=ax),
+        lambda ax: viz.scatter(points, ax=ax),
+        lambda ax: viz.density(lambda x: x[:, 0], points=3, ax=ax),
+        lambda ax: viz.arrows(lambda x: x, points=3, ax=ax),
+        lambda ax: viz.trajectories(points[None], ax=ax),
+    ):
+        assert draw(ax) is ax
+        assert isinstance(draw(None), Axes)
+    assert plt.get_fignums() == []
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_pictures_refuse_bad_arguments(tmp_path):
+    with pytest.raises(ValueError, match=r"images: .* \(3, 4, 3\)"):
+        viz.sample_grid(IMAGES[0])
+    with pytest.raises(ValueError, match=r"columns: .* 0"):
+        viz.sample_grid(IMAGES, columns=0)
+    with pytest.raises(ValueError, match=r"enlarge: .* 0"):
+        viz.save_grid(tmp_path / "x.png", IMAGES, enlarge=0)
+    with pytest.raises(ValueError, match="ts: "):
+        viz.trajectories(np.zeros((3, 2, 1)))
+    with pytest.raises(ValueError, match="paths: "):
+        viz.trajectories(np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="extent"):
+        viz.density(lambda x: x[:, 0], extent=(1, 0, 0, 1))
+    with pytest.raises(ValueError, match=r"points: .* 1"):
+        viz.arrows(lambda x: x, points=1)
