@@ -52,9 +52,12 @@ class Checkpoints:
         self.folder, self.read_only = Path(folder).absolute(), read_only
         if read_only and not self.folder.is_dir():
             raise FileNotFoundError(f"{self.folder}: no such folder")
-        writing = {"max_to_keep": keep, "todelete_subdir": "trash", "cleanup_tmp_directories": True, "create": True}
-        reading = {"read_only": True, "create": False}
-        options = ocp.CheckpointManagerOptions(**(reading if read_only else writing))
+        if read_only:
+            options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+        else:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep, todelete_subdir="trash", cleanup_tmp_directories=True
+            )
         with _quiet():
             self._empty_trash()
             self._manager = ocp.CheckpointManager(self.folder, options=options)

@@ -182,8 +182,8 @@ class _Record:
             line = json.dumps({"step": step, **means, "images_per_second": round(rate, 1)})
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
+        self.bar.set_postfix_str(f"loss {means['loss']:.4f}, {rate:,.0f} images/s", refresh=False)
         self.bar.update(len(rows))
-        self.bar.set_postfix_str(f"loss {means['loss']:.4f}, {rate:,.0f} images/s")
         self.pending, self.since = [], now
 
 
