@@ -28,8 +28,9 @@ def on_host() -> contextlib.AbstractContextManager:
 
 
 def as_scalar(value: Any) -> Array:
-    """A numeric field as an array leaf; a Python number stays weakly typed, so it never widens a float32 sample."""
-    return jnp.asarray(value)
+    """A numeric field as a float leaf, so that gradients reach it; a Python number, whole ones too, stays weakly typed,
+    so that it never widens a float32 sample."""
+    return jnp.asarray(float(value) if isinstance(value, int | np.integer) else value)
 
 
 def time_dtype(x: Any) -> Any:

@@ -119,9 +119,13 @@ def time_from_logsnr(process: AbstractGaussianProcess, value: Time) -> Time:
     steps = jnp.finfo(value.dtype).nmant + 30  # resolves times down to 1e-9 and every float below one
     low, high = jax.lax.fori_loop(0, steps, halve, (jnp.zeros_like(value), jnp.ones_like(value)))
     t = jax.lax.stop_gradient(0.5 * (low + high))
-    # One Newton step of zero length: it moves nothing and carries the derivative to value and to the process.
-    residual = value - logsnr(process, t)
-    return t + (residual - jax.lax.stop_gradient(residual)) / jax.lax.stop_gradient(logsnr_rate(still, t))
+    # One Newton step of zero length: it moves nothing and carries the derivative to value and to the process. There is
+    # none at an end that stands in for a value beyond it, and lambda(1) may be -inf.
+    inside = jnp.minimum(t, 1 - jnp.finfo(value.dtype).epsneg)
+    reached = (logsnr(still, jnp.ones_like(value)) < value) & (value < logsnr(still, jnp.zeros_like(value)))
+    residual = value - logsnr(process, inside)
+    step = jnp.where(reached, residual - jax.lax.stop_gradient(residual), 0.0)
+    return t + step / jax.lax.stop_gradient(logsnr_rate(still, inside))
 
 
 def interval(process: AbstractGaussianProcess) -> tuple[Scalar, Scalar]:

@@ -33,10 +33,10 @@ class Karras(AbstractGaussianProcess):
     def __check_init__(self):
         check(self.sigma_min > 0, f"sigma_min: must be positive, got {self.sigma_min}")
         check(
-            self.sigma_max > self.sigma_min,
-            f"sigma_max: must be more than sigma_min = {self.sigma_min}, got {self.sigma_max}",
+            (self.sigma_max > self.sigma_min) & (self.sigma_max < jnp.inf),
+            f"sigma_max: must be finite and more than sigma_min = {self.sigma_min}, got {self.sigma_max}",
         )
-        check(self.rho > 0, f"rho: must be positive, got {self.rho}")
+        check((self.rho > 0) & (self.rho < jnp.inf), f"rho: must be positive and finite, got {self.rho}")
 
     def alpha(self, t: Time) -> Time:
         return jnp.ones_like(t)

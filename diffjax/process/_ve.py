@@ -30,8 +30,8 @@ class VarianceExploding(AbstractGaussianProcess):
     def __check_init__(self):
         check(self.sigma_min > 0, f"sigma_min: must be positive, got {self.sigma_min}")
         check(
-            self.sigma_max > self.sigma_min,
-            f"sigma_max: must be more than sigma_min = {self.sigma_min}, got {self.sigma_max}",
+            (self.sigma_max > self.sigma_min) & (self.sigma_max < jnp.inf),
+            f"sigma_max: must be finite and more than sigma_min = {self.sigma_min}, got {self.sigma_max}",
         )
 
     def alpha(self, t: Time) -> Time:

@@ -34,7 +34,8 @@ class VariancePreserving(AbstractGaussianProcess):
     def __check_init__(self):
         check(self.beta_min > 0, f"beta_min: must be positive, got {self.beta_min}")
         check(
-            self.beta_max >= self.beta_min, f"beta_max: must be at least beta_min = {self.beta_min}, got {self.beta_max}"
+            (self.beta_max >= self.beta_min) & (self.beta_max < jnp.inf),
+            f"beta_max: must be finite and at least beta_min = {self.beta_min}, got {self.beta_max}",
         )
 
     def alpha(self, t: Time) -> Time:
@@ -74,12 +75,18 @@ class Cosine(AbstractGaussianProcess):
     et al. take shift = 2 log(d0/d).
 
     Attributes:
-      shift: added to the log signal-to-noise ratio, nats.
+      shift: added to the log signal-to-noise ratio, nats; finite.
+
+    Raises:
+      ValueError: the shift is not finite.
 
     Source: Hoogeboom et al. 2023 (simple diffusion), eq. 3.
     """
 
     shift: Scalar = eqx.field(converter=as_scalar, default=0.0)
+
+    def __check_init__(self):
+        check(jnp.isfinite(self.shift), f"shift: must be finite, got {self.shift}")
 
     def alpha(self, t: Time) -> Time:
         data, noise = _legs(self, t)
