@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 Key: TypeAlias = PRNGKeyArray | Shaped[Array, "2"]
 Scalar: TypeAlias = float | Float[Array, ""] | Float[np.ndarray, ""]
-Time: TypeAlias = Scalar | Float[Array, " b"]
+Time: TypeAlias = Scalar | Float[Array, " b"] | Float[np.ndarray, " b"]
 Sample: TypeAlias = Float[Array, "b *d"]
 Index: TypeAlias = Int[Array, " b"]
 Params: TypeAlias = PyTree

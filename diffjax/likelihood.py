@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from diffjax._arrays import check, default_index, is_concrete, sample_keys, sum_features, time_dtype
 from diffjax._typing import Denoiser, Index, Key, Sample, Scalar
 from diffjax.process import AbstractGaussianProcess, interval, prior_log_prob
-from diffjax.samplers import velocity
+from diffjax.samplers import count_evaluations, velocity
 
 
 class LogLikelihood(NamedTuple):
@@ -158,20 +158,21 @@ def worst_sample(state: tuple[Sample, Float[Array, "m b"]]) -> Float[Array, ""]:
 @eqx.filter_jit
 def _solve(key, process, denoiser, x0, times, terminal, divergence, solver, controller, index, max_steps):
     probes = divergence.probes(key, x0, index)
+    calls: list = []
 
     def field(t, state, args):
-        denoiser, probes = args
+        calls.append(1)
         return divergence(lambda x: velocity(process, denoiser, x, t), state[0], probes)
 
-    arrays = jax.eval_shape(field, times[0], (x0, None), (denoiser, probes))
+    rows = jax.eval_shape(field, times[0], (x0, None), None)[1]
+    y0 = (x0, jnp.zeros_like(x0, shape=rows.shape))
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
         solver,
         t0=times[0],
         t1=times[1],
         dt0=None,
-        y0=(x0, jnp.zeros(arrays[1].shape, x0.dtype)),
-        args=(denoiser, probes),
+        y0=y0,
         stepsize_controller=controller,
         max_steps=max_steps,
         throw=False,
@@ -179,8 +180,8 @@ def _solve(key, process, denoiser, x0, times, terminal, divergence, solver, cont
     ok: Bool[Array, ""] = solution.result == diffrax.RESULTS.successful
     x1, totals = (leaf[-1] for leaf in solution.ys)
     nats = jnp.where(ok, terminal(x1) + jnp.mean(totals, axis=0), jnp.nan)
-    stages = getattr(solver, "tableau", None)
-    per_step, once = (stages.num_stages - stages.fsal, int(stages.fsal)) if stages is not None else (1, 0)
+    calls.clear()
+    per_step, once = count_evaluations(solver, diffrax.ODETerm(field), calls, y0, *times)
     nfe = jnp.asarray(solution.stats["num_steps"] * per_step + once)
     return LogLikelihood(nats, _standard_error(divergence, totals), nfe)
 

@@ -15,6 +15,7 @@ from diffjax.samplers._ddim import DDIM as DDIM
 from diffjax.samplers._diffrax import (
     Solution as Solution,
     as_diffrax_solver as as_diffrax_solver,
+    count_evaluations as count_evaluations,
     integrate as integrate,
     probability_flow as probability_flow,
     reverse_sde as reverse_sde,

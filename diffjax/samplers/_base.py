@@ -79,7 +79,7 @@ class Schedule(NamedTuple):
 def schedule(process: AbstractGaussianProcess, ts: Any) -> Schedule:
     """alpha, sigma, l and the conditional spread of a process on a descending grid ts [n + 1]."""
     if not is_concrete((process, ts)):
-        return _evaluate(process, ts)
+        return _evaluate(process, jnp.asarray(ts))
     with jax.ensure_compile_time_eval(), jax.enable_x64(True), on_host():
         exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) if eqx.is_inexact_array(leaf) else leaf, process)
         return jax.tree.map(np.asarray, _jitted_evaluate(exact, np.asarray(ts, np.float64)))

@@ -109,7 +109,7 @@ class Solution(NamedTuple):
     x0: Float[Array, "b *d"]
     """The state at ts[-1]; NaN where the solve failed."""
     nfe: Int[Array, ""]
-    """Evaluations of the denoiser, those of rejected steps included."""
+    """Evaluations of the denoiser, those of rejected steps included: for Runge-Kutta methods, one a stage."""
     ok: Bool[Array, ""]
     """Whether the solve reached ts[-1]."""
 
@@ -129,7 +129,7 @@ def integrate(
     New weights, numbers and grids of the same length compile nothing.
 
     Args:
-      terms: from `probability_flow` or `reverse_sde`.
+      terms: from `probability_flow` or `reverse_sde`; as those of `as_diffrax_solver`'s stepper, stochastic or not.
       xt: the state at ts[0], [b, *d].
       ts: a descending grid [n + 1] of times; without a controller it is the steps taken, with one only its ends count.
       solver: any diffrax solver for the terms, or `as_diffrax_solver(stepper)`.
@@ -174,7 +174,8 @@ def _integrate(terms, xt, ts, solver, controller, adjoint, max_steps):
         throw=False,
     )
     ok = solution.result == diffrax.RESULTS.successful
-    per_step, once = _evaluations(solver, terms, xt, ts)
+    calls: list = []
+    per_step, once = count_evaluations(solver, _spied(terms, calls), calls, xt, rs[0], rs[1])
     nfe = jnp.asarray(solution.stats["num_steps"] * per_step + once)
     return Solution(jnp.where(ok, solution.ys[-1], jnp.nan), nfe, ok)
 
@@ -187,33 +188,35 @@ def _draws_each_step_anew(terms):
     )
 
 
-def _evaluations(solver, terms, xt, ts):
-    """(evaluations a step, evaluations once): a Runge-Kutta tableau tells; any other solver is traced and counted."""
+def count_evaluations(solver: diffrax.AbstractSolver, terms: Any, calls: list, y0: Any, t0: Any, t1: Any) -> Any:
+    """How often a solver calls the vector field: (times a step, times at the start), Python integers.
+
+    A Runge-Kutta tableau tells. Any other solver is traced, with terms whose field appends to `calls` when it runs;
+    y0 is the state, t0 and t1 a step's ends (scalars).
+    """
     tableau = getattr(solver, "tableau", None)
-    if isinstance(tableau, diffrax.ButcherTableau) and isinstance(terms, diffrax.ODETerm):
-        return (tableau.num_stages - 1, 1) if tableau.fsal else (tableau.num_stages, 0)
-    calls = []
-
-    def counted(leaf):
-        if not isinstance(leaf, Flow | ReverseDrift):
-            return leaf
-        denoiser = leaf.denoiser
-        return eqx.tree_at(lambda f: f.denoiser, leaf, lambda x, t: (calls.append(1), denoiser(x, t))[1])
-
-    spied = jax.tree.map(counted, terms, is_leaf=lambda leaf: isinstance(leaf, Flow | ReverseDrift))
-    r0, r1 = -ts[0], -ts[1]
-
-    def init(y):
-        return solver.init(spied, r0, r1, y, None)
-
-    def step(y, state):
-        return solver.step(spied, r0, r1, y, None, state, False)[0]
-
-    state = jax.eval_shape(init, xt)
+    if hasattr(tableau, "b_sol"):
+        first_is_last = bool(getattr(tableau, "fsal", False))
+        return len(tableau.b_sol) - first_is_last, int(first_is_last)
+    state = jax.eval_shape(lambda y: solver.init(terms, t0, t1, y, None), y0)
     once = len(calls)
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
-    jax.eval_shape(step, xt, state)
+    jax.eval_shape(lambda y, state: solver.step(terms, t0, t1, y, None, state, False)[0], y0, state)
     return len(calls) - once, once
+
+
+def _spied(terms, calls):
+    """The same terms, whose denoiser notes in `calls` that it was called."""
+
+    def is_field(leaf):
+        return isinstance(leaf, Flow | ReverseDrift)
+
+    def spy(leaf):
+        if not is_field(leaf):
+            return leaf
+        return eqx.tree_at(lambda f: f.denoiser, leaf, lambda x, t: calls.append(1) or leaf.denoiser(x, t))
+
+    return jax.tree.map(spy, terms, is_leaf=is_field)
 
 
 class _SolverState(NamedTuple):
@@ -254,11 +257,10 @@ class StepperSolver(diffrax.AbstractItoSolver):
         return terms.vf(t0, y0, args)
 
     def _parts(self, terms):
-        terms = getattr(terms, "term", terms)  # diffeqsolve wraps terms to flip time; ours never flips
-        if self.stepper.stochastic:
-            drift, noise = terms.terms
-            return drift.vector_field, noise.control
-        return terms.vector_field, None
+        if not self.stepper.stochastic:
+            return _unwrapped(terms).vector_field, None
+        drift, noise = (_unwrapped(term) for term in _unwrapped(terms).terms)
+        return drift.vector_field, noise.control
 
     def _weights(self, process, state, t, s, dtype):
         def last(*times):
@@ -270,6 +272,11 @@ class StepperSolver(diffrax.AbstractItoSolver):
         return jax.tree.map(
             lambda alone, after: jnp.where(state.first, alone, after), last(t, s), last(-state.r_before, t, s)
         )
+
+
+def _unwrapped(term):
+    """diffeqsolve wraps terms to flip time; ours never flips."""
+    return getattr(term, "term", term)
 
 
 def _step_keys(path, r):
