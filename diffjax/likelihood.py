@@ -20,8 +20,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from diffjax._arrays import check, default_index, is_concrete, sample_keys, sum_features, time_dtype
 from diffjax._typing import Denoiser, Index, Key, Sample, Scalar
-from diffjax.process import AbstractGaussianProcess, interval, prior_log_prob
+from diffjax.process import AbstractGaussianProcess, interval, prior_log_prob, time_from_logsnr
 from diffjax.samplers import count_evaluations, velocity
+
+
+FLOAT32_LOGSNR = 14.0
+"""Nearer to the data than this, float32 cannot tell x from alpha D: the score's error is e^logsnr times its rounding."""
 
 
 class LogLikelihood(NamedTuple):
@@ -109,7 +113,8 @@ def log_likelihood(
       process: the forward process.
       denoiser: `(xt, t) -> x0_hat`, acting on each sample alone.
       x0: data [b, *d], in the coordinates whose density is meant; nats refer to them.
-      t0: where the data is taken to lie on the clock; default the lower end of `interval(process)`.
+      t0: where the data is taken to lie on the clock, a scalar; default the lower end of `interval(process)`, or in
+        float32 the time of logsnr 14 where that is later (nearer to the data, float32 costs 1e-2 nats and more).
       terminal: log density [b] at the upper end of `interval(process)` (t = 1 but for processes singular there);
         default the process's prior, N(0, sigma^2 I), which differs from the true marginal by what of the data is left.
       divergence: `Exact()` or `Hutchinson(count)`.
@@ -128,7 +133,7 @@ def log_likelihood(
     Source: Song et al. 2021, eq. 39.
     """
     low, high = interval(process)
-    t0 = low if t0 is None else t0
+    t0 = _nearest_to_data(process, low, x0.dtype) if t0 is None else t0
     if is_concrete((t0, low, high)):
         check((t0 >= low) & (t0 < high), f"t0: must lie in the process's interval [{low}, {high}), got {t0}")
     if terminal is None:
@@ -138,6 +143,12 @@ def log_likelihood(
     times = (jnp.asarray(t0, time_dtype(x0)), jnp.asarray(high, time_dtype(x0)))
     index = default_index(x0.shape[0], index)
     return _solve(key, process, denoiser, x0, times, terminal, divergence, solver, controller, index, max_steps)
+
+
+def _nearest_to_data(process, low, dtype):
+    if dtype == jnp.float64:
+        return low
+    return jnp.maximum(low, time_from_logsnr(process, jnp.asarray(FLOAT32_LOGSNR)))
 
 
 class _Prior(eqx.Module):

@@ -63,6 +63,7 @@ def denoising_loss(
     t_key, eps_key, network_key = jax.random.split(key, 3)
     n = x0.shape[0]
     index = default_index(n, index)
+    network_key = jax.random.fold_in(network_key, index[0])  # where the batch is split, dropout differs by device
     t, correction = time_sampler(t_key, n, index=index, total=n if total is None else total)
     t = t.astype(x0.dtype)
     eps = normal_like(sample_keys(eps_key, index), x0)
