@@ -86,10 +86,10 @@ def test_sliced_in_one_dimension_is_exact_transport(order):
 def test_sliced_of_shifted_and_scaled_gaussians():
     """SW_2^2 = |shift|^2/d + (s - 1)^2 between N(0, I) and N(shift, s^2 I), by quantiles in every direction."""
     d, shift, s = 4, np.array([2.0, 0.0, -1.0, 0.5]), 1.5
-    x, y = RNG.normal(size=(4000, d)), shift + s * RNG.normal(size=(3000, d))
+    x, y = RNG.normal(size=(2000, d)), shift + s * RNG.normal(size=(1500, d))
     x, y = (jnp.asarray(z, jnp.float32).reshape(-1, 2, 2) for z in (x, y))
-    found = sliced_wasserstein(jax.random.key(0), x, y, projections=1000)
-    np.testing.assert_allclose(found**2, np.sum(shift**2) / d + (s - 1) ** 2, rtol=0.05)
+    found = sliced_wasserstein(jax.random.key(0), x, y, projections=400)
+    np.testing.assert_allclose(found**2, np.sum(shift**2) / d + (s - 1) ** 2, rtol=0.1)
     assert sliced_wasserstein(jax.random.key(0), x, x[::-1]) < 1e-6
 
 

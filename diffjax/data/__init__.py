@@ -11,9 +11,11 @@ step number is the whole position in the data. There is no iterator to save or t
 from diffjax.data._arrays_source import from_arrays as from_arrays
 from diffjax.data._digits import digits as digits
 from diffjax.data._source import Source as Source
-from diffjax.data._toys import Checkerboard as Checkerboard
-from diffjax.data._toys import Mixture as Mixture
-from diffjax.data._toys import checkerboard as checkerboard
-from diffjax.data._toys import mixture as mixture
-from diffjax.data._toys import swiss_roll as swiss_roll
-from diffjax.data._toys import two_moons as two_moons
+from diffjax.data._toys import (
+    Checkerboard as Checkerboard,
+    Mixture as Mixture,
+    checkerboard as checkerboard,
+    mixture as mixture,
+    swiss_roll as swiss_roll,
+    two_moons as two_moons,
+)

@@ -5,9 +5,11 @@ x [n, d], y [m, d] ----------------------> sliced_wasserstein      exact along e
 x [n, d], reference [m, d] --------------> nearest_distances       is a sample a copy?
 """
 
-from diffjax.metrics._frechet import Moments as Moments
-from diffjax.metrics._frechet import frechet_distance as frechet_distance
-from diffjax.metrics._frechet import merge as merge
-from diffjax.metrics._frechet import moments as moments
+from diffjax.metrics._frechet import (
+    Moments as Moments,
+    frechet_distance as frechet_distance,
+    merge as merge,
+    moments as moments,
+)
 from diffjax.metrics._nearest import nearest_distances as nearest_distances
 from diffjax.metrics._sliced import sliced_wasserstein as sliced_wasserstein

@@ -8,6 +8,8 @@ n and m of them the integrand is constant between the points i/n and j/m, at mos
 Source: Bonneel et al. 2015, eq. 8; Peyre & Cuturi 2019, remark 2.30.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +41,11 @@ def sliced_wasserstein(
         raise ValueError(f"projections: at least 1 is needed, got {projections}")
     if not order >= 1:
         raise ValueError(f"order: at least 1 is needed, got {order}")
-    x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
+    return _sliced(key, x.reshape(len(x), -1), y.reshape(len(y), -1), projections, order)
+
+
+@partial(jax.jit, static_argnames=("projections", "order"))
+def _sliced(key, x, y, projections, order):
     theta = jax.random.normal(key, (projections, x.shape[1]), x.dtype)
     theta = theta / jnp.linalg.norm(theta, axis=1, keepdims=True)
     along_x, along_y = (jnp.sort(theta @ z.T, axis=1) for z in (x, y))

@@ -14,8 +14,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
-from flax import nnx
+from flax import linen as nn, nnx
 
 from diffjax._typing import Network
 from diffjax.networks._init import draw_together

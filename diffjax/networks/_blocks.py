@@ -33,8 +33,9 @@ class GroupNorm(nn.Module):
         y = A x + B,   A = (1 + s) w / sqrt(var + eps),   B = (1 + s) (bias - w mean / sqrt(var + eps)) + u
 
     Moments are taken per channel and merged into groups on [b, c], and everything after them is one affine map, so
-    the image is read twice and written once: on CPU the U-Net's step takes 0.92 of the time it takes with Flax's.
-    Statistics are float32. Source: Wu & He 2018, eq. 7.
+    the image is read twice and written once: measured on CPU, a U-Net's gradient takes 0.95 of the time with Flax's.
+    Statistics and the map are float32. A channel's variance is E[x^2] - E[x]^2, which is good while its mean is not
+    hundreds of times its spread; differences between channels cost no digits. Source: Wu & He 2018, eq. 7.
     """
 
     epsilon: float = 1e-5
@@ -51,8 +52,7 @@ class GroupNorm(nn.Module):
         if modulation is not None:
             scale, shift = jnp.split(modulation.astype(jnp.float32), 2, axis=-1)
             slope, offset = slope * (1 + scale), offset * (1 + scale) + shift
-        y = x * slope[:, None, None].astype(x.dtype) + offset[:, None, None].astype(x.dtype)
-        return y.astype(self.dtype)
+        return (x.astype(jnp.float32) * slope[:, None, None] + offset[:, None, None]).astype(self.dtype)
 
 
 def _group_moments(x, groups):

@@ -22,6 +22,7 @@ class MLP(nn.Module):
     """A residual perceptron `(x [b, *d], c_noise [b], cond) -> y [b, *d]`, y in float32.
 
     >>> import jax, jax.numpy as jnp
+    >>> from diffjax.networks import from_linen
     >>> network = from_linen(MLP(width=32, depth=2))
     >>> x, c_noise = jnp.zeros((4, 2)), jnp.zeros(4)
     >>> params = network.init(jax.random.key(0), x, c_noise, None)
