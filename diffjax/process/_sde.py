@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from diffjax._arrays import check, default_index, expand, is_concrete, sample_keys
 from diffjax._typing import Index, Key, Sample
-from diffjax.process._base import AbstractProcess
+from diffjax.process._base import AbstractGaussianProcess, AbstractProcess, interval
 
 
 class PerSamplePath(diffrax.AbstractBrownianPath):
@@ -95,8 +95,9 @@ def simulate(
       key: sample i uses `fold_in(key, index_i)`.
       process: any process; only its drift and diffusion are used.
       x0: the state at ts[0], [b, *d].
-      ts: ascending times [n + 1] in [0, 1]; the error in law is of first order in their gaps. A process that is
-        singular at an end (see `interval`) must not be stepped from there.
+      ts: ascending times [n + 1] in [0, 1]; the error in law is of first order in their gaps. Those of a Gaussian
+        process are brought into its `interval`, where its SDE is finite: x0 at time 0 is taken to lie at the lower end,
+        where the noise that it then lacks is below 5e-5 of its scale.
       index: global indices [b] of the samples.
 
     Returns:
@@ -108,7 +109,10 @@ def simulate(
     if is_concrete(ts):
         check(np.ndim(ts) == 1 and np.size(ts) > 1, f"ts: at least two times in one dimension are needed, got {ts}")
         check(np.diff(np.asarray(ts)) > 0, f"ts: must ascend, got {ts}")
-    return _simulate(key, process, x0, jnp.asarray(ts, x0.dtype), default_index(x0.shape[0], index))
+    ts = jnp.asarray(ts, x0.dtype)
+    if isinstance(process, AbstractGaussianProcess):
+        ts = jnp.clip(ts, *(jnp.asarray(end, x0.dtype) for end in interval(process)))
+    return _simulate(key, process, x0, ts, default_index(x0.shape[0], index))
 
 
 @eqx.filter_jit

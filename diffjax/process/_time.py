@@ -58,7 +58,12 @@ def _uniform_quantile(process, u):
 
 def _uniform_density(process, t):
     low, high = interval(process)
-    return jnp.where((t >= low) & (t <= high), 1 / (high - low), 0.0)
+    return _truncated(process, t, 1 / (high - low))
+
+
+def _truncated(process, t, density):
+    low, high = interval(process)
+    return jnp.where((t >= low) & (t <= high), density, 0.0)
 
 
 class UniformTimes(AbstractTimes):
@@ -123,7 +128,7 @@ class LognormalTimes(AbstractTimes):
         low, high = self._ends()
         z = (-0.5 * logsnr(self.process, t) - self.mean) / self.std
         jacobian = -0.5 * logsnr_rate(self.process, t) / self.std
-        return norm.pdf(z) * jacobian / (ndtr(high) - ndtr(low))
+        return _truncated(self.process, t, norm.pdf(z) * jacobian / (ndtr(high) - ndtr(low)))
 
     def _ends(self):
         return tuple((-0.5 * logsnr(self.process, t) - self.mean) / self.std for t in interval(self.process))
@@ -157,7 +162,7 @@ class LogitNormalTimes(AbstractTimes):
     def density(self, t: Time) -> Time:
         low, high = self._ends()
         z = (jnp.log(t) - jnp.log1p(-t) - self.mean) / self.std
-        return norm.pdf(z) / (self.std * t * (1 - t)) / (ndtr(high) - ndtr(low))
+        return _truncated(self.process, t, norm.pdf(z) / (self.std * t * (1 - t)) / (ndtr(high) - ndtr(low)))
 
     def _ends(self):
         return tuple((jnp.log(t) - jnp.log1p(-t) - self.mean) / self.std for t in interval(self.process))
