@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 
@@ -16,7 +17,7 @@ def expand(c: Any, x: Any) -> Any:
 
 def is_concrete(tree: Any) -> bool:
     """Whether no leaf of the tree is a tracer, so that its values can be looked at now."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def on_host() -> contextlib.AbstractContextManager:

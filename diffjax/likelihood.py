@@ -23,9 +23,8 @@ from diffjax._typing import Denoiser, Index, Key, Sample, Scalar
 from diffjax.process import AbstractGaussianProcess, interval, prior_log_prob, time_from_logsnr
 from diffjax.samplers import count_evaluations, velocity
 
-
 FLOAT32_LOGSNR = 14.0
-"""Nearer to the data than this, float32 cannot tell x from alpha D: the score's error is e^logsnr times its rounding."""
+"""Nearer to the data, float32 cannot tell x from alpha D: the score's error is e^logsnr times its rounding."""
 
 
 class LogLikelihood(NamedTuple):
@@ -46,7 +45,9 @@ class Exact(eqx.Module):
         """Nothing is drawn."""
         return None
 
-    def __call__(self, field: Callable[[Sample], Sample], x: Sample, probes: None) -> tuple[Sample, Float[Array, "1 b"]]:
+    def __call__(
+        self, field: Callable[[Sample], Sample], x: Sample, probes: None
+    ) -> tuple[Sample, Float[Array, "1 b"]]:
         """(u, div u) at x [b, *d]: the field [b, *d] and its divergence [1, b]."""
         u, push = jax.linearize(field, x)
         size = x[0].size
@@ -189,7 +190,7 @@ def _solve(key, process, denoiser, x0, times, terminal, divergence, solver, cont
         throw=False,
     )
     ok: Bool[Array, ""] = solution.result == diffrax.RESULTS.successful
-    x1, totals = (leaf[-1] for leaf in solution.ys)
+    x1, totals = (leaf[-1] for leaf in solution.ys or ())
     nats = jnp.where(ok, terminal(x1) + jnp.mean(totals, axis=0), jnp.nan)
     calls.clear()
     per_step, once = count_evaluations(solver, diffrax.ODETerm(field), calls, y0, *times)

@@ -135,7 +135,9 @@ for stepper in (dj.DDIM(), dj.Heun(), dj.DPMpp2M()):
         nfe.append(n * stepper.evaluations_per_step)
     order = -np.polyfit(np.log(budgets[1:]), np.log(errors[1:]), 1)[0]
     name = type(stepper).__name__
-    print(f"{name:8} errors {' '.join(f'{e:.1e}' for e in errors)}   fitted order {order:.2f}, declared {stepper.order}")
+    print(
+        f"{name:8} errors {' '.join(f'{e:.1e}' for e in errors)}   fitted order {order:.2f}, declared {stepper.order}"
+    )
     ax.loglog(nfe, errors, "o-", label=name)
 ax.set(xlabel="evaluations of the denoiser", ylabel="median error to the exact flow")
 ax.legend()
@@ -178,7 +180,8 @@ terminal = lambda x: truth.log_prob(process, x, t_max)
 checked = dj.log_likelihood(key, process, exact, held_out, terminal=terminal)
 print(f"exact denoiser: worst error {float(jnp.max(jnp.abs(checked.nats - closed_form))):.1e} nats, nfe {checked.nfe}")
 network_nats = dj.log_likelihood(key, process, trained, held_out)
-print(f"data's own log density {float(jnp.mean(closed_form)):+.3f} nats; trained {float(jnp.mean(network_nats.nats)):+.3f}")
+data_mean, network_mean = float(jnp.mean(closed_form)), float(jnp.mean(network_nats.nats))
+print(f"log density of held-out data: its own {data_mean:+.3f} nats, the trained network's {network_mean:+.3f}")
 estimated = dj.log_likelihood(key, process, trained, held_out, divergence=dj.Hutchinson(8))
 gap = float(jnp.mean(estimated.nats - network_nats.nats))
 error = float(jnp.sqrt(jnp.mean(estimated.standard_error**2) / 256))

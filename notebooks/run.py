@@ -27,7 +27,9 @@ def main(check):
         if check and sources(nbformat.read(paired, as_version=4)) != sources(notebook):
             sys.exit(f"{paired.name} differs from {script.name}: run python notebooks/run.py")
         NotebookClient(notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": HERE}}).execute()
-        printed = [out.text for cell in notebook.cells for out in cell.get("outputs", []) if out.get("name") == "stdout"]
+        printed = [
+            out.text for cell in notebook.cells for out in cell.get("outputs", []) if out.get("name") == "stdout"
+        ]
         print(f"{script.name}: executed\n{''.join(printed)}")
         if not check:
             nbformat.write(notebook, paired)

@@ -1,6 +1,6 @@
 """Distributions of data whose diffusion is known in closed form: the truth that everything else is measured against.
 
-    data distribution, process --> log p_t(x), score, E[x0 | xt] --> exact_denoiser: a Denoiser like any other
+data distribution, process --> log p_t(x), score, E[x0 | xt] --> exact_denoiser: a Denoiser like any other
 """
 
 import abc

@@ -7,7 +7,6 @@ With S = U diag(w) U' and v = alpha^2 w + sigma^2, in the eigenbasis U:
     flow map:   xs = alpha_s m + U diag(sqrt(v_s/v_t)) U' (xt - alpha_t m)
 """
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float

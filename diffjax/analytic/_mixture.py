@@ -1,7 +1,7 @@
 """Gaussian mixtures as data: p_t is a mixture again, each component moved as a Gaussian.
 
-    p_t = sum_k pi_k N(alpha m_k, alpha^2 S_k + sigma^2 I),   r_k(xt) = softmax_k(log pi_k + log p_t,k(xt))
-    score = sum_k r_k score_k,   E[x0 | xt] = sum_k r_k E_k[x0 | xt]
+p_t = sum_k pi_k N(alpha m_k, alpha^2 S_k + sigma^2 I),   r_k(xt) = softmax_k(log pi_k + log p_t,k(xt))
+score = sum_k r_k score_k,   E[x0 | xt] = sum_k r_k E_k[x0 | xt]
 """
 
 import equinox as eqx

@@ -1,14 +1,14 @@
 """The denoising loss: one driver for every process, prediction type, weighting and time density.
 
-    key --split--+-----------> time_sampler --> t ----+--------------+---------------+
-                 +--> eps ~ N(0, I) --------+         |              |               |
-    x0 -------------------------------+-----+         v              |               v
-                                      |     +--> perturb(process) > xt       weighting(t)
-                                      v     v                    |   |               |
-                              target: y = a x0 + b eps   c_in xt, c_noise            |
-                                      |                          |                   |
-    params, cond ---------------------+------------------> network.apply > y_hat     |
-                                      +-----> mean over features (y_hat - y)^2 ------+--> mean over batch
+key --split--+-----------> time_sampler --> t ----+--------------+---------------+
+             +--> eps ~ N(0, I) --------+         |              |               |
+x0 -------------------------------+-----+         v              |               v
+                                  |     +--> perturb(process) > xt       weighting(t)
+                                  v     v                    |   |               |
+                          target: y = a x0 + b eps   c_in xt, c_noise            |
+                                  |                          |                   |
+params, cond ---------------------+------------------> network.apply > y_hat     |
+                                  +-----> mean over features (y_hat - y)^2 ------+--> mean over batch
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def denoising_loss(
     network: Network,
     process: AbstractGaussianProcess,
     parameterisation: AbstractParameterisation,
-    time_sampler: Callable[..., tuple[Time, Time]],
+    time_sampler: Callable[..., Any],
     weighting: Callable[..., Time],
     index: Index | None = None,
     total: int | None = None,
@@ -82,9 +82,7 @@ def _weight_on_answer(weighting, process, parameterisation, t):
     return weighting(process, parameterisation, t) * eps_error_scale(parameterisation, process, t)
 
 
-def drop_condition(
-    key: Key, cond: Cond, null: Cond, probability: Any, *, index: Index | None = None
-) -> Cond:
+def drop_condition(key: Key, cond: Cond, null: Cond, probability: Any, *, index: Index | None = None) -> Cond:
     """Condition dropout for classifier-free training: each sample's condition becomes null with a probability.
 
     Args:

@@ -51,9 +51,7 @@ class EDMWeighting(eqx.Module):
     def __check_init__(self):
         check(self.data_std > 0, f"data_std: must be positive, got {self.data_std}")
 
-    def __call__(
-        self, process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time
-    ) -> Time:
+    def __call__(self, process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
         return jnp.exp(-logsnr(process, t)) / self.data_std**2 + 1
 
 
@@ -69,7 +67,5 @@ class MinSNR(eqx.Module):
     def __check_init__(self):
         check(self.gamma > 0, f"gamma: must be positive, got {self.gamma}")
 
-    def __call__(
-        self, process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time
-    ) -> Time:
+    def __call__(self, process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
         return jnp.minimum(1.0, self.gamma * jnp.exp(-logsnr(process, t)))

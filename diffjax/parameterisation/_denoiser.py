@@ -1,6 +1,6 @@
 """A network as a denoiser: the one thing that samplers, guidance and likelihood see.
 
-    params, cond, process, network --> make_denoiser --> D(xt, t) = E[x0 | xt], estimated
+params, cond, process, network --> make_denoiser --> D(xt, t) = E[x0 | xt], estimated
 """
 
 from typing import Any

@@ -1,10 +1,10 @@
 """The prediction types that need no scale of the data: eps, x0, score, v, velocity.
 
-    eps       (0, 1)                 Ho et al. 2020
-    x0        (1, 0)
-    score     (0, -1/sigma)          Tweedie: score = -E[eps | xt]/sigma
-    v         (-sigma, alpha)        Salimans & Ho 2022, section 4
-    velocity  (alpha', sigma')       the probability flow's dx/dt; Lipman et al. 2023
+eps       (0, 1)                 Ho et al. 2020
+x0        (1, 0)
+score     (0, -1/sigma)          Tweedie: score = -E[eps | xt]/sigma
+v         (-sigma, alpha)        Salimans & Ho 2022, section 4
+velocity  (alpha', sigma')       the probability flow's dx/dt; Lipman et al. 2023
 """
 
 import jax.numpy as jnp

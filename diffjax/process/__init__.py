@@ -1,9 +1,9 @@
 """Forward processes: from data at t = 0 to noise at t = 1.
 
-    process -- alpha, sigma --> logsnr, rates, interval       schedules, and what follows from them
-            -- perturb, prior, conditional, posterior         kernels
-            -- simulate                                       paths of the SDE, by diffrax
-            -- *Times (training), *_grid (sampling)           where on the clock to look
+process -- alpha, sigma --> logsnr, rates, interval       schedules, and what follows from them
+        -- perturb, prior, conditional, posterior         kernels
+        -- simulate                                       paths of the SDE, by diffrax
+        -- *Times (training), *_grid (sampling)           where on the clock to look
 """
 
 from diffjax.process._base import (

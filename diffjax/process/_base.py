@@ -155,7 +155,7 @@ def prior(
     """
     like = jnp.empty(shape, jnp.result_type(float))
     keys = sample_keys(key, default_index(shape[0], index))
-    return (process.sigma(1.0) * normal_like(keys, like)).astype(like.dtype)
+    return jnp.asarray(process.sigma(1.0) * normal_like(keys, like), like.dtype)
 
 
 def prior_log_prob(process: AbstractGaussianProcess, x: Sample, t: Time = 1.0) -> Float[Array, " b"]:

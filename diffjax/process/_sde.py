@@ -108,7 +108,7 @@ def simulate(
     """
     if is_concrete(ts):
         check(np.ndim(ts) == 1 and np.size(ts) > 1, f"ts: at least two times in one dimension are needed, got {ts}")
-        check(np.diff(np.asarray(ts)) > 0, f"ts: must ascend, got {ts}")
+        check(np.diff(np.asarray(ts, np.float64)) > 0, f"ts: must ascend, got {ts}")
     ts = jnp.asarray(ts, x0.dtype)
     if isinstance(process, AbstractGaussianProcess):
         ts = jnp.clip(ts, *(jnp.asarray(end, x0.dtype) for end in interval(process)))
@@ -133,4 +133,4 @@ def _simulate(key, process, x0, ts, index):
         max_steps=ts.shape[0],
         adjoint=diffrax.ForwardMode(),
     )
-    return solution.ys
+    return jnp.asarray(solution.ys)

@@ -13,6 +13,7 @@ key, not on the device that draws it.
 """
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -51,7 +52,7 @@ def _independent(key, n, index):
     return jax.vmap(jax.random.uniform)(keys)
 
 
-def _uniform_quantile(process, u):
+def _uniform_quantile(process, u) -> Any:
     low, high = interval(process)
     return low + u * (high - low)
 

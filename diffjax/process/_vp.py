@@ -1,9 +1,9 @@
 """Variance-preserving processes, alpha^2 + sigma^2 = 1.
 
-    linear beta (Song et al. 2021, eq. 32; the limit of DDPM)     alpha = exp(-B/2),  sigma = sqrt(-expm1(-B)),
-        B(t) = beta_min t + (beta_max - beta_min) t^2/2,          lambda = -B - log(-expm1(-B))
-    cosine, shifted (Nichol & Dhariwal 2021; Hoogeboom et al. 2023, eq. 3)
-        lambda = -2 log tan(pi t/2) + shift
+linear beta (Song et al. 2021, eq. 32; the limit of DDPM)     alpha = exp(-B/2),  sigma = sqrt(-expm1(-B)),
+    B(t) = beta_min t + (beta_max - beta_min) t^2/2,          lambda = -B - log(-expm1(-B))
+cosine, shifted (Nichol & Dhariwal 2021; Hoogeboom et al. 2023, eq. 3)
+    lambda = -2 log tan(pi t/2) + shift
 """
 
 import equinox as eqx

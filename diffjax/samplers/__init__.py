@@ -1,7 +1,7 @@
 """Samplers: from noise to data, by a scan of our own or by diffrax.
 
-    xT ~ prior --> sample(stepper)                        lax.scan over a grid  -+-> x0
-               --> integrate(flow | reverse_sde)          diffrax, r = -t       -+
+xT ~ prior --> sample(stepper)                        lax.scan over a grid  -+-> x0
+           --> integrate(flow | reverse_sde)          diffrax, r = -t       -+
 """
 
 from diffjax.process import per_sample_path as per_sample_path

@@ -177,7 +177,7 @@ def _integrate(terms, xt, ts, solver, controller, adjoint, max_steps):
     calls: list = []
     per_step, once = count_evaluations(solver, _spied(terms, calls), calls, xt, rs[0], rs[1])
     nfe = jnp.asarray(solution.stats["num_steps"] * per_step + once)
-    return Solution(jnp.where(ok, solution.ys[-1], jnp.nan), nfe, ok)
+    return Solution(jnp.where(ok, jnp.asarray(solution.ys)[-1], jnp.nan), nfe, ok)
 
 
 def _draws_each_step_anew(terms):
@@ -194,7 +194,7 @@ def count_evaluations(solver: diffrax.AbstractSolver, terms: Any, calls: list, y
     A Runge-Kutta tableau tells. Any other solver is traced, with terms whose field appends to `calls` when it runs;
     y0 is the state, t0 and t1 a step's ends (scalars).
     """
-    tableau = getattr(solver, "tableau", None)
+    tableau: Any = getattr(solver, "tableau", None)
     if hasattr(tableau, "b_sol"):
         first_is_last = bool(getattr(tableau, "fsal", False))
         return len(tableau.b_sol) - first_is_last, int(first_is_last)

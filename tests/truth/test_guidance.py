@@ -1,5 +1,7 @@
 """Classifier-free guidance against the Gaussian case, where the guided density is known."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,9 +27,7 @@ def denoiser(cond, calls=None):
         return params * (mean + gain * (x - jnp.sqrt(alpha2) * mean))
 
     network = dj.Network(init=lambda *args: jnp.ones(()), apply=apply)
-    return dj.make_denoiser(
-        jnp.ones(()), cond, network=network, process=PROCESS(), parameterisation=dj.X0Prediction()
-    )
+    return dj.make_denoiser(jnp.ones(()), cond, network=network, process=PROCESS(), parameterisation=dj.X0Prediction())
 
 
 def test_scale_one_is_the_conditional_denoiser_bit_for_bit():
@@ -75,7 +75,7 @@ def test_pytrees_of_conditions_and_any_sampler():
     # Along the flow the guided drift is affine in x, so the mean follows its own ODE; solve it by fine Euler steps.
     ts = np.linspace(1.0, 1e-4, 20_001)
     mean = 0.0
-    for t, s in zip(ts[:-1], ts[1:], strict=True):
+    for t, s in itertools.pairwise(ts):
         alpha2 = float(np.exp(-(0.1 * t + 9.95 * t**2)))
         beta = 0.1 + 19.9 * t
         score = 1.5 * -(mean - alpha2**0.5 * 2.0) + 0.5 * mean / (1 + alpha2)

@@ -1,5 +1,7 @@
 """Samplers against exact flows and exact marginals; every method shows the order that it declares."""
 
+import itertools
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -105,7 +107,7 @@ def test_ddim_is_euler_in_noise_to_signal():
     denoiser = dj.exact_denoiser(mixture(), process)
     ts = np.asarray(dj.logsnr_grid(process, 12))
     x = xt = dj.prior(KEY(0), process, (4, 2))
-    for t, s in zip(ts[:-1], ts[1:], strict=True):
+    for t, s in itertools.pairwise(ts):
         eps = (x - process.alpha(t) * denoiser(x, jnp.asarray(t))) / process.sigma(t)
         step = process.sigma(s) / process.alpha(s) - process.sigma(t) / process.alpha(t)
         x = process.alpha(s) * (x / process.alpha(t) + step * eps)
@@ -144,7 +146,9 @@ def test_marginals_of_the_eta_family(name):
         terms = dj.reverse_sde(process, denoiser, dj.per_sample_path(KEY(4), n, (2,)), eta)
         xs = dj.integrate(terms, xt, ts, solver=diffrax.Euler()).x0
         # Monte Carlo error at 4 standard errors, and Euler's own bias of order one in 1/150.
-        np.testing.assert_allclose(xs.mean(0), alpha * np.array([0.3, -0.5]), atol=4 * (variance.max() / n) ** 0.5 + 0.01)
+        np.testing.assert_allclose(
+            xs.mean(0), alpha * np.array([0.3, -0.5]), atol=4 * (variance.max() / n) ** 0.5 + 0.01
+        )
         np.testing.assert_allclose(xs.var(0) / variance, 1, atol=4 * (2 / n) ** 0.5 + 0.02)
 
 
@@ -212,7 +216,7 @@ def test_any_number_of_steps(n):
 
 @pytest.mark.parametrize("name", ALL_STEPPERS)
 def test_grids_may_touch_both_ends(name):
-    """A rectified grid from t = 1 (alpha = 0) to t = 0 (sigma = 0) stays finite and ends at the last denoiser's data."""
+    """A rectified grid from t = 1 (alpha = 0) to t = 0 (sigma = 0) stays finite and ends near the data."""
     if name == "heun":
         pytest.skip("Heun in sigma/alpha starts where sigma/alpha is finite: inside interval(process)")
     process = dj.Rectified()
@@ -285,7 +289,9 @@ def test_a_failed_solve_is_a_value():
     terms = dj.probability_flow(process, dj.exact_denoiser(gaussian(), process))
     xt = dj.prior(KEY(0), process, (4, 2))
     controller = diffrax.PIDController(1e-9, 1e-9)
-    solution = dj.integrate(terms, xt, np.array([1.0, 0.01]), solver=diffrax.Tsit5(), controller=controller, max_steps=3)
+    solution = dj.integrate(
+        terms, xt, np.array([1.0, 0.01]), solver=diffrax.Tsit5(), controller=controller, max_steps=3
+    )
     assert not solution.ok
     assert np.all(np.isnan(solution.x0))
 
