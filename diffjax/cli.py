@@ -12,6 +12,7 @@ command that goes on. DIFFJAX_TRACEBACK=1 shows where an error came from.
 import contextlib
 import functools
 import io
+import itertools
 import json
 import operator
 import os
@@ -35,7 +36,7 @@ from diffjax import __version__
 from diffjax.config import PRESETS, Config, Data, Parts, build, build_data, build_grid, differences, from_json, to_json
 from diffjax.guidance import classifier_free
 from diffjax.parameterisation import make_denoiser
-from diffjax.process import prior
+from diffjax.process import interval, prior
 from diffjax.samplers import sample as sample_denoiser
 from diffjax.training import (
     Checkpoints,
@@ -114,7 +115,7 @@ class Sample:
     steps: int | None = None
     """Sampling steps; the run's own by default."""
     ts: tuple[float, ...] | None = None
-    """Instead of --steps: the times to go through, from noise (1) down to data (0)."""
+    """Instead of --steps: times to go through, from noise (1) down to data (0); cut to where the process is finite."""
     seed: int = 0
     """The same seed draws the same samples, whatever --n and --chunk are."""
     chunk: int = 256
@@ -218,6 +219,9 @@ def _failed(error: Exception) -> int:
 def _train(options: Train, argv: list[str]) -> None:
     config = options.config
     out = Path(options.out or f"runs/{config.name}")
+    for name, value in {"save-every": options.save_every, "log-every": options.log_every}.items():
+        if value < 1:
+            raise ValueError(f"{name}: at least 1, got {value}")
     _use_cores(config.batch_size, options.devices)
     if options.compile_cache:
         jax.config.update("jax_compilation_cache_dir", str(Path(options.compile_cache).absolute()))
@@ -228,7 +232,7 @@ def _train(options: Train, argv: list[str]) -> None:
     layout = _layout(config, parts, options)
     out.mkdir(parents=True, exist_ok=True)
     with Checkpoints(out / "checkpoints") as checkpoints:
-        state = _resume(checkpoints, state, config, out)
+        state = _resume(checkpoints, state, config, out, layout.devices)
         _write(out / "config.json", to_json(config))
         state = train(
             state,
@@ -245,16 +249,17 @@ def _train(options: Train, argv: list[str]) -> None:
     _finish(out, config, data, parts, state)
 
 
-def _resume(checkpoints: Checkpoints, state: TrainState, config: Config, out: Path) -> TrainState:
+def _resume(checkpoints: Checkpoints, state: TrainState, config: Config, out: Path, devices: int) -> TrainState:
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     done = checkpoints.latest()
     where = "from the start" if done is None else f"from step {done}, saved before"
-    print(f"{out}: {config.steps} steps {where}; {size:,} parameters; {_on_devices()}", flush=True)
+    print(f"{out}: {config.steps} steps {where}; {size:,} parameters; {_on(devices)}", flush=True)
     return state if done is None else checkpoints.restore(state)
 
 
 def _finish(out: Path, config: Config, data: Data, parts: Parts, state: TrainState) -> None:
     """The picture, the measures, and what to do next."""
+    print("drawing and measuring samples ...", flush=True)
     draw = _Draw(config, data, parts, state.ema)
     _picture(out / "samples.png", draw, data, seed=config.seed)
     results = _measure(draw, data, n=_EVALUATED, seed=config.seed)
@@ -320,9 +325,8 @@ def _devices(count: int | None) -> list[Any]:
     return found[:count]
 
 
-def _on_devices() -> str:
-    found = jax.devices()
-    return f"{len(found)} {found[0].platform} device{'s' if len(found) > 1 else ''}"
+def _on(devices: int) -> str:
+    return f"{devices} {jax.devices()[0].platform} device{'s' if devices > 1 else ''}"
 
 
 # A run's folder
@@ -338,10 +342,14 @@ def _read_config(run: Path, argument: str) -> Config:
         raise ValueError(f"{argument}: {path}: {error}") from None
 
 
-def _open(run: str, chunk: int) -> tuple[Config, Data, Parts, Any]:
-    """A run's configuration, data, objects and averaged parameters, from its newest checkpoint."""
+def _check_run(run: str) -> None:
     if not Path(run).is_dir():
         raise ValueError(f"run: {run}: no such folder")
+
+
+def _open(run: str, chunk: int) -> tuple[Config, Data, Parts, Any]:
+    """A run's configuration, data, objects and averaged parameters, from its newest checkpoint."""
+    _check_run(run)
     if chunk < 1:
         raise ValueError(f"chunk: at least 1, got {chunk}")
     _use_cores(chunk, None)
@@ -350,7 +358,7 @@ def _open(run: str, chunk: int) -> tuple[Config, Data, Parts, Any]:
     parts = build(config, data.classes)
     with Checkpoints(Path(run) / "checkpoints", read_only=True) as checkpoints:
         state = checkpoints.restore(_fresh_state(config, data, parts))
-    print(f"{run}: step {int(state.step)} of {config.steps}; {_on_devices()}", flush=True)
+    print(f"{run}: step {int(state.step)} of {config.steps}; {_on(len(jax.devices()))}", flush=True)
     return config, data, parts, state.ema
 
 
@@ -375,13 +383,12 @@ class _Draw:
         params: Any,
         *,
         scale: float | None = None,
-        steps: int | None = None,
-        ts: tuple[float, ...] | None = None,
+        ts: Any = None,
         chunk: int = 256,
     ):
         self.parts, self.shape, self.chunk = parts, data.shape, chunk
         self.scale = config.guidance.scale if scale is None else scale
-        self.ts = build_grid(config.sampler, parts.process, steps) if ts is None else np.array(ts)
+        self.ts = parts.ts if ts is None else ts
         mesh = data_mesh()
         self.devices, self.split = mesh.size, NamedSharding(mesh, PartitionSpec("data"))
         self.params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
@@ -446,8 +453,8 @@ def _sample(options: Sample, argv: list[str]) -> None:
     for name, value in {"n": options.n, "steps": options.steps}.items():
         if value is not None and value < 1:
             raise ValueError(f"{name}: at least 1, got {value}")
-    if options.steps is not None and options.ts is not None:
-        raise ValueError(f"ts: give --steps or --ts, not both, got {options.steps} and {options.ts}")
+    _check_times(options.ts, options.steps)
+    _check_run(options.run)
     out = Path(options.out or Path(options.run) / "drawn.png")
     if out.suffix not in (".png", ".npz"):
         raise ValueError(f"out: a name that ends in .png or .npz is needed, got {out}")
@@ -461,8 +468,7 @@ def _sample(options: Sample, argv: list[str]) -> None:
         parts,
         params,
         scale=_check_scale(options.guidance, data.classes),
-        steps=options.steps,
-        ts=options.ts,
+        ts=_grid(config, parts, options.steps) if options.ts is None else np.clip(options.ts, *interval(parts.process)),
         chunk=options.chunk,
     )
     labels, columns = _rows(options.n, data.classes, options.label)
@@ -473,6 +479,22 @@ def _sample(options: Sample, argv: list[str]) -> None:
     else:
         _save_picture(out, x, labels, columns, data)
     print(f"{options.n} samples in {time.perf_counter() - start:.1f} s: {out}")
+
+
+def _grid(config: Config, parts: Parts, steps: int | None) -> Any:
+    return parts.ts if steps is None else build_grid(config.sampler, parts.process, steps)
+
+
+def _check_times(ts: tuple[float, ...] | None, steps: int | None) -> None:
+    if ts is None:
+        return
+    said = " ".join(map(str, ts))
+    if steps is not None:
+        raise ValueError(f"ts: give --ts or --steps, not both, got {said} and {steps}")
+    if len(ts) < 2 or not all(0 <= t <= 1 for t in ts):
+        raise ValueError(f"ts: two times or more in [0, 1] are needed, got {said}")
+    if any(s >= t for t, s in itertools.pairwise(ts)):
+        raise ValueError(f"ts: times must descend from noise (1) to data (0), got {said}")
 
 
 def _check_label(label: int | None, classes: int | None) -> None:
@@ -500,7 +522,8 @@ def _evaluate(options: Evaluate, argv: list[str]) -> None:
             raise ValueError(f"{name}: at least {least}, got {value}")
     config, data, parts, params = _open(options.run, options.chunk)
     scale = _check_scale(options.guidance, data.classes)
-    draw = _Draw(config, data, parts, params, scale=scale, steps=options.steps, chunk=options.chunk)
+    ts = _grid(config, parts, options.steps)
+    draw = _Draw(config, data, parts, params, scale=scale, ts=ts, chunk=options.chunk)
     results = _measure(draw, data, n=options.n, seed=options.seed)
     if options.likelihood:
         results |= _likelihood(draw, data, options.likelihood, options.seed)

@@ -212,7 +212,7 @@ class SamplerConfig:
 
     name: Literal["ddim", "heun", "dpmpp2m"] = "dpmpp2m"
     """The method."""
-    steps: int = 30
+    steps: int = 20
     """Steps; ddim and dpmpp2m evaluate the network once a step, heun twice."""
     grid: Literal["uniform", "karras", "logsnr"] = "logsnr"
     """Spacing of the steps: in time, in (sigma/alpha)^(1/rho), or in the log signal-to-noise ratio."""
@@ -454,6 +454,8 @@ class Parts(NamedTuple):
     loss: Callable[..., Any]
     """`(params, key, (x0, cond), index, total) -> (loss, aux)`, for `make_train_step`."""
     stepper: AbstractStepper
+    ts: Any
+    """Descending times [n + 1] to sample on."""
     null: int | None
     """The label that says nothing, one beyond the classes; None where the network is told nothing."""
 
@@ -482,7 +484,8 @@ def build(config: Config, classes: int | None) -> Parts:
         weighting=_construct("weighting", WEIGHTINGS, config.weighting),
     )
     tx = build_optimiser(config.optimiser, config.steps)
-    return Parts(process, parameterisation, network, tx, loss, build_stepper(config.sampler), classes)
+    stepper, ts = build_stepper(config.sampler), build_grid(config.sampler, process)
+    return Parts(process, parameterisation, network, tx, loss, stepper, ts, classes)
 
 
 def _construct(kind: str, table: Mapping[str, Any], config: Any, *first: Any) -> Any:

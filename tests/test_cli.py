@@ -1,0 +1,329 @@
+"""The command line as a user has it: what it writes, what it says, and what it refuses."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from diffjax.cli import main
+from diffjax.config import build, build_data, from_json
+from diffjax.training import Checkpoints, init_state
+
+TINY = ["--network.width", "16", "--network.depth", "1", "--batch-size", "16", "--sampler.steps", "4"]
+TRAIN = ["train", "toy2d", *TINY, "--data.conditional", "--guidance.scale", "1.5", "--steps", "20", "--save-every", "8"]
+
+
+def call(capfd, *argv):
+    """Exit code, stdout and stderr of a command line."""
+    capfd.readouterr()
+    code = main([str(arg) for arg in argv])
+    return (code, *capfd.readouterr())
+
+
+def refused(capfd, *argv):
+    """The one line that a bad command line gets."""
+    code, _, err = call(capfd, *argv)
+    assert code == 2
+    assert err.startswith("diffjax: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+def contents(folder):
+    """Every file of a folder and its bytes."""
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run on the conditional mixture."""
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    assert main([*TRAIN, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A finished run that knows no classes."""
+    folder = tmp_path_factory.mktemp("runs") / "plain"
+    assert main(["train", "toy2d", *TINY, "--steps", "2", "--data.name", "checkerboard", "--out", str(folder)]) == 0
+    return folder
+
+
+# What it does
+
+
+def test_version_and_help(capfd):
+    assert call(capfd, "--version")[0] == 0
+    code, out, err = call(capfd, "--help")
+    assert (code, err) == (0, "")
+    for command in ("train", "sample", "evaluate"):
+        assert command in out
+    for argv in (["train", "digits"], ["train", "toy2d"], ["sample"], ["evaluate"]):
+        code, out, _ = call(capfd, *argv, "--help")
+        assert code == 0
+        assert "--seed" in out
+    assert "Samples in each, over all devices" in " ".join(call(capfd, "train", "digits", "--help")[1].split())
+
+
+def test_train_leaves_a_run(run):
+    names = {path.name for path in run.iterdir()}
+    assert names == {"config.json", "checkpoints", "metrics.jsonl", "samples.png", "results.json"}
+    assert from_json((run / "config.json").read_text()).steps == 20
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [8, 16, 20]
+    assert (run / "samples.png").read_bytes().startswith(b"\x89PNG")
+    results = json.loads((run / "results.json").read_text())
+    floor, ceiling = (value for name, value in results.items() if "floor" in name or "ceiling" in name)
+    assert floor < ceiling
+    assert results["samples"] == 1800
+
+
+def test_the_same_command_again_trains_no_further(run, capfd):
+    before = contents(run)
+    code, out, _ = call(capfd, *TRAIN, "--out", run)
+    assert code == 0
+    assert "from step 20, saved before" in out
+    assert f"diffjax sample {run}" in out
+    after = contents(run)
+    assert before[Path("metrics.jsonl")] == after[Path("metrics.jsonl")]
+    assert before[Path("samples.png")] == after[Path("samples.png")]
+
+
+@pytest.mark.slow
+def test_pmap_agrees_with_jit(run, tmp_path, capfd):
+    assert call(capfd, *TRAIN, "--layout", "pmap", "--out", tmp_path / "pmap")[0] == 0
+    a, b = (json.loads((folder / "results.json").read_text()) for folder in (run, tmp_path / "pmap"))
+    name = "sliced Wasserstein distance to held out: samples"
+    assert a[name] == pytest.approx(b[name], rel=1e-4)
+
+
+def test_samples_depend_on_neither_number_nor_chunk(run, tmp_path, capfd):
+    draw = ["sample", run, "--label", 3, "--out"]
+    assert call(capfd, *draw, tmp_path / "a.npz", "--n", 20, "--chunk", 8)[0] == 0
+    assert call(capfd, *draw, tmp_path / "b.npz", "--n", 11)[0] == 0
+    assert call(capfd, *draw, tmp_path / "c.npz", "--n", 11, "--seed", 1)[0] == 0
+    assert call(capfd, *draw, tmp_path / "d.npz", "--n", 11, "--guidance", 3)[0] == 0
+    a, b, c, d = (np.load(tmp_path / f"{name}.npz") for name in "abcd")
+    assert a["x"].shape == (20, 2)
+    np.testing.assert_array_equal(a["labels"], np.full(20, 3))
+    np.testing.assert_allclose(a["x"][:11], b["x"], rtol=1e-4, atol=1e-5)
+    assert np.abs(b["x"] - c["x"]).max() > 0.1
+    assert np.abs(b["x"] - d["x"]).max() > 1e-3
+
+
+def test_samples_without_a_label_are_all_classes_in_rows(run, tmp_path, capfd):
+    assert call(capfd, "sample", run, "--n", 16, "--out", tmp_path / "a.npz")[0] == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npz")["labels"], np.repeat(np.arange(8), 2))
+    code, out, _ = call(capfd, "sample", run, "--n", 16, "--steps", 3)
+    assert code == 0
+    assert str(run / "drawn.png") in out
+    (run / "drawn.png").unlink()
+
+
+def test_a_grid_of_ones_own(run, plain, tmp_path, capfd):
+    for folder in (run, plain):
+        out = tmp_path / f"{folder.name}.npz"
+        assert call(capfd, "sample", folder, "--n", 8, "--ts", "1", "0.5", "0", "--out", out)[0] == 0
+        assert np.isfinite(np.load(out)["x"]).all()
+    assert "labels" not in np.load(tmp_path / "plain.npz")
+
+
+def test_evaluate(run, capfd):
+    code, out, _ = call(capfd, "evaluate", run, "--n", 64, "--likelihood", 8)
+    assert code == 0
+    for name in ("samples", "floor", "ceiling", "nats", "nats, exact", "bits per dimension"):
+        assert name in out
+
+
+@pytest.mark.slow
+def test_digits_from_one_end_to_the_other(tmp_path, capfd):
+    small = ["--network.channels", 8, "--network.multipliers", 1, "--network.attention", "--network.blocks", 1]
+    argv = ["train", "digits", *small, "--steps", 20, "--batch-size", 16, "--sampler.steps", 3, "--out", tmp_path]
+    code, out, _ = call(capfd, *argv)
+    assert code == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    floor, ceiling = (value for name, value in results.items() if "floor" in name or "ceiling" in name)
+    assert 10 * floor < ceiling
+    assert results["nearest training image: held out, least"] > 0
+    assert "--label 3" in out
+    assert call(capfd, "sample", tmp_path, "--label", 3, "--n", 4, "--out", tmp_path / "threes.png")[0] == 0
+
+
+# What it refuses
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        (["tarin"], ["tarin"]),
+        ([], ["train", "sample", "evaluate"]),
+        (["train", "cats"], ["cats", "digits", "toy2d"]),
+        (["train", "toy2d", "--stpes", "3"], ["--stpes"]),
+        (["train", "toy2d", "--steps", "many"], ["--steps", "many"]),
+        (["train", "toy2d", "--layout", "tpu"], ["--layout", "tpu"]),
+        (["train", "toy2d", "--process.name", "vp"], ["--process.name", "vp"]),
+        (["train", "toy2d", "--steps", "0"], ["steps", "0"]),
+        (["train", "toy2d", "--batch-size", "12"], ["batch_size", "12", "8 devices"]),
+        (["train", "toy2d", "--devices", "99"], ["devices", "99"]),
+        (["train", "toy2d", "--devices", "0"], ["devices", "0"]),
+        (["train", "toy2d", "--save-every", "0"], ["save-every", "0"]),
+        (["train", "toy2d", "--ema-decay", "1.0"], ["decay", "1.0"]),
+        (["train", "toy2d", "--process.beta-min", "0.1"], ["process.beta_min", "0.1"]),
+        (["train", "toy2d", "--sampler.eta", "0.5"], ["sampler.eta", "0.5"]),
+        (["train", "toy2d", "--data.name", "file", "--data.path", "absent.npz"], ["data.path", "absent.npz"]),
+        (["train", "toy2d", "--network.name", "unet"], ["x", "images"]),
+        (["sample", "absent"], ["run", "absent"]),
+        (["evaluate", "absent"], ["run", "absent"]),
+        (["sample"], ["sample", "required"]),
+        (["sample", "absent", "--n", "0"], ["n", "0"]),
+        (["sample", "absent", "--steps", "3", "--ts", "1", "0"], ["ts", "--steps"]),
+        (["evaluate", "absent", "--n", "1"], ["n", "1"]),
+    ],
+    ids=" ".join,
+)
+def test_bad_input_is_one_line_and_writes_nothing(argv, names, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    err = refused(capfd, *argv)
+    for name in names:
+        assert name in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_nan_in_the_data(tmp_path, capfd):
+    x = np.zeros((20, 2), np.float32)
+    x[3, 1] = np.nan
+    np.savez(tmp_path / "bad.npz", x=x)
+    argv = ["train", "toy2d", "--data.name", "file", "--data.path", tmp_path / "bad.npz", "--out", tmp_path / "run"]
+    err = refused(capfd, *argv)
+    assert "data.path" in err
+    assert "nan" in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["--label", "8"], ["label", "8", "0 .. 7"]),
+        (["--label", "-1"], ["label", "-1"]),
+        (["--guidance", "nan"], ["guidance", "nan"]),
+        (["--ts", "1", "0.5", "0.7", "0"], ["ts", "descend", "0.7"]),
+        (["--ts", "1.5", "0.5"], ["ts", "1.5"]),
+        (["--ts", "1"], ["ts"]),
+        (["--chunk", "0"], ["chunk", "0"]),
+        (["--out", "x.gif"], ["out", "x.gif"]),
+        (["--out", "no/x.png"], ["out", "no/x.png"]),
+    ],
+    ids=" ".join,
+)
+def test_bad_sampling_is_one_line_and_writes_nothing(run, options, names, capfd):
+    before = contents(run)
+    err = refused(capfd, "sample", run, *options)
+    for name in names:
+        assert name in err
+    assert contents(run) == before
+
+
+def test_classes_that_a_run_does_not_know(plain, capfd):
+    assert "label: this run knows no classes, got 3" in refused(capfd, "sample", plain, "--label", 3)
+    assert "guidance: this run knows no classes, got 2.0" in refused(capfd, "evaluate", plain, "--guidance", 2)
+
+
+def test_a_folder_that_holds_something_else(run, tmp_path, capfd):
+    before = contents(run)
+    err = refused(capfd, *TRAIN, "--steps", 30, "--seed", 5, "--out", run)
+    assert f"out: {run} holds a run with steps 20, not 30 (and 1 more)" in err
+    assert contents(run) == before
+    (tmp_path / "thesis.tex").write_text("x")
+    assert f"out: {tmp_path} holds no run" in refused(capfd, *TRAIN, "--out", tmp_path)
+    assert "is a file" in refused(capfd, *TRAIN, "--out", tmp_path / "thesis.tex")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_checkpoint_of_another_architecture(run, tmp_path, capfd):
+    shutil.copytree(run, tmp_path / "run")
+    config = (run / "config.json").read_text().replace('"width": 16', '"width": 32')
+    (tmp_path / "run" / "config.json").write_text(config)
+    before = contents(tmp_path / "run")
+    for argv in (["sample", tmp_path / "run"], [*TRAIN, "--network.width", 32, "--out", tmp_path / "run"]):
+        err = refused(capfd, *argv)
+        assert "another architecture" in err
+        assert "float32[" in err
+        assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("edit", "name"),
+    [
+        (lambda text: text.replace('"steps"', '"stpes"'), "stpes: unknown key"),
+        (lambda text: text[:40], "not JSON"),
+    ],
+)
+def test_a_configuration_that_is_damaged(run, tmp_path, edit, name, capfd):
+    (tmp_path / "config.json").write_text(edit((run / "config.json").read_text()))
+    err = refused(capfd, "sample", tmp_path)
+    assert name in err
+    assert str(tmp_path / "config.json") in err
+
+
+def test_a_run_without_a_checkpoint(run, tmp_path, capfd):
+    (tmp_path / "config.json").write_text((run / "config.json").read_text())
+    assert "checkpoints: no such folder" in refused(capfd, "sample", tmp_path)
+
+
+def test_a_run_that_diverges_is_one_line_and_code_1(tmp_path, capfd):
+    argv = ["train", "toy2d", *TINY, "--steps", "30", "--optimiser.learning-rate", "1e38", "--out", tmp_path]
+    code, _, err = call(capfd, *argv)
+    assert code == 1
+    assert "diffjax: step " in err.splitlines()[-1]
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+# Ctrl-C
+
+
+def saved(folder):
+    """The newest state of a run, as bytes."""
+    config = from_json((folder / "config.json").read_text())
+    data = build_data(config.data)
+    parts = build(config, data.classes)
+    x0, cond = data.source(0, 0, 1)
+    like = init_state(jax.random.key(0), parts.network, parts.tx, x0, cond)
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        state = checkpoints.restore(like)
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state._replace(key=jax.random.key_data(state.key)))]
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_goes_on(tmp_path, capfd):
+    argv = ["train", "toy2d", *TINY, "--data.conditional", "--steps", "300", "--log-every", "1", "--out"]
+    here = Path(__file__).parent.parent
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diffjax.cli", *argv, str(tmp_path / "cut")],
+        env={**os.environ, "PYTHONPATH": str(here)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "cut" / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    last = err.splitlines()[-1]
+    assert process.returncode == 130, err
+    assert "by SIGINT; saved; the same command continues: diffjax train toy2d" in last
+    step = int(last.split("stopped at step ")[1].split()[0])
+    assert 0 < step < 300
+    code, out, _ = call(capfd, *argv, tmp_path / "cut")
+    assert code == 0
+    assert f"from step {step}, saved before" in out
+    assert call(capfd, *argv, tmp_path / "whole")[0] == 0
+    assert saved(tmp_path / "cut") == saved(tmp_path / "whole")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 301))
