@@ -26,7 +26,7 @@ class Gaussian(AbstractDistribution):
         the flattened features.
 
     Raises:
-      ValueError: the covariance has another shape, or is not positive definite.
+      ValueError: the covariance has another shape, or is not symmetric and positive definite.
     """
 
     mean: Float[Array, "*d"]
@@ -39,6 +39,7 @@ class Gaussian(AbstractDistribution):
         if covariance.ndim == 0 or covariance.shape == mean.shape:
             variances, basis = jnp.broadcast_to(covariance, mean.shape).reshape(size), None
         elif covariance.shape == (size, size):
+            check_symmetric(covariance, "covariance")
             variances, basis = jnp.linalg.eigh(covariance)
         else:
             raise ValueError(
@@ -63,6 +64,13 @@ class Gaussian(AbstractDistribution):
     def denoise(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> Sample:
         gain = _column(process.alpha(t)) * self.variances / _marginal_variances(self, process, t)
         return self.mean + _from_basis(self, gain * _residual(self, process, xt, t))
+
+
+def check_symmetric(matrices: Float[Array, "*k D D"], name: str) -> None:
+    """Raises `ValueError` naming the argument where a concrete matrix, or one of a stack of them, is not symmetric."""
+    scale = jnp.max(jnp.abs(matrices), axis=(-2, -1), keepdims=True)
+    asymmetry = jnp.abs(matrices - jnp.swapaxes(matrices, -2, -1))
+    check(~(asymmetry > 1e-5 * scale), f"{name}: must be symmetric, got {matrices}")
 
 
 def flow_map(gaussian: Gaussian, process: AbstractGaussianProcess, xt: Sample, t: Time, s: Time) -> Sample:

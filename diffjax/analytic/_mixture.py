@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from diffjax._arrays import check, sample_keys
 from diffjax._typing import Key, Sample, Time
 from diffjax.analytic._base import AbstractDistribution
-from diffjax.analytic._gaussian import Gaussian
+from diffjax.analytic._gaussian import Gaussian, check_symmetric
 from diffjax.process import AbstractGaussianProcess
 
 
@@ -25,7 +25,8 @@ class GaussianMixture(AbstractDistribution):
       weights: pi, [k], positive; normalised to sum to one. Default: equal.
 
     Raises:
-      ValueError: a weight is not positive, a shape does not fit, or a covariance is not positive definite.
+      ValueError: a weight is not positive, a shape does not fit, or a covariance is not symmetric and positive
+        definite.
     """
 
     log_weights: Float[Array, " k"]
@@ -46,6 +47,8 @@ class GaussianMixture(AbstractDistribution):
         covariances = jnp.broadcast_to(covariances, (k,)) if covariances.ndim == 0 else covariances
         if covariances.shape[0] != k:
             raise ValueError(f"covariances: a leading axis of {k} is needed, got shape {covariances.shape}")
+        if covariances.ndim == 3 and covariances.shape != means.shape:
+            check_symmetric(covariances, "covariances")
         self.log_weights = jnp.log(weights / jnp.sum(weights)).astype(means.dtype)
         self.components = eqx.filter_vmap(Gaussian)(means, covariances)
         smallest = jnp.min(self.components.variances)
