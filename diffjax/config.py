@@ -164,7 +164,7 @@ class NetworkConfig:
     """unet: channels of the finest level."""
     multipliers: tuple[int, ...] = (1, 2)
     """unet: channels of each level, in multiples; each level halves the image."""
-    blocks: int = 2
+    blocks: int = 1
     """unet: residual blocks a level."""
     attention: tuple[int, ...] = (1,)
     """unet: levels with self-attention, 0 the finest."""
@@ -257,7 +257,21 @@ class Config:
 PRESETS: Mapping[str, Config] = types.MappingProxyType(
     {
         # 1,437 images of 8x8 pixels; a U-Net of two levels, told the class.
-        "digits": Config(),
+        "digits": Config(
+            name="digits",
+            steps=1500,
+            batch_size=64,
+            ema_decay=0.999,
+            data=DataConfig(name="digits"),
+            process=ProcessConfig(name="cosine"),
+            parameterisation=ParameterisationConfig(name="v"),
+            weighting=WeightingConfig(name="native"),
+            times=TimesConfig(name="stratified"),
+            network=NetworkConfig(name="unet", channels=32, multipliers=(1, 2), blocks=1, attention=(1,)),
+            optimiser=OptimiserConfig(learning_rate=2e-3, warmup=100),
+            guidance=GuidanceConfig(dropout=0.1, scale=1.5),
+            sampler=SamplerConfig(name="dpmpp2m", steps=20, grid="logsnr"),
+        ),
         # Points in the plane: any toy by --data.name; a minute on a laptop.
         "toy2d": Config(
             name="toy2d",
