@@ -79,7 +79,7 @@ def recover(
 
 
 def eps_error_scale(parameterisation: AbstractParameterisation, process: AbstractGaussianProcess, t: Time) -> Time:
-    """(alpha/(alpha b - sigma a))^2, broadcasting with t: ||eps - eps_hat||^2 is this times ||y - y_hat||^2."""
+    """(alpha/(alpha b - sigma a))^2, of the shape of t: ||eps - eps_hat||^2 is this times ||y - y_hat||^2."""
     a, b = parameterisation.coefficients(process, t)
     alpha, sigma = process.alpha(t), process.sigma(t)
     return (alpha / (alpha * b - sigma * a)) ** 2
