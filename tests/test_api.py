@@ -1,0 +1,218 @@
+"""The public surface: documented, of one shape, and compiled once however its values change."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from registry import ALL_STEPPERS
+
+import diffjax as dj
+from diffjax import losses
+
+PACKAGES = ["diffjax", *(f"diffjax.{m.name}" for m in pkgutil.iter_modules(dj.__path__) if not m.name.startswith("_"))]
+PRIVATE = ("diffjax._arrays", "diffjax._typing")
+
+
+def public():
+    """(name, object) for each public function and class, wherever it can be imported from, once."""
+    seen = {}
+    for package in PACKAGES:
+        for name, thing in vars(importlib.import_module(package)).items():
+            ours = getattr(thing, "__module__", None) or ""
+            if callable(thing) and ours.startswith("diffjax.") and not name.startswith("_") and ours not in PRIVATE:
+                seen[f"{ours}.{name}"] = thing
+    return seen
+
+
+PUBLIC = public()
+FUNCTIONS = {name: thing for name, thing in PUBLIC.items() if inspect.isroutine(thing)}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_are_documented(name):
+    thing = PUBLIC[name]
+    doc = thing.__doc__ or ""
+    assert doc.strip(), f"{name} has no docstring"
+    annotations = str(getattr(thing, "__annotations__", ""))
+    if name in FUNCTIONS and re.search(r"Float|Int\[|Shaped", annotations):
+        assert re.search(r"\[[^\]]*\]|shape|scalar|pytree", doc), f"the docstring of {name} gives no shape"
+
+
+@pytest.mark.parametrize("name", [name for name, f in FUNCTIONS.items() if "key" in inspect.signature(f).parameters])
+def test_a_key_comes_first(name):
+    """After the parameters in a loss; where it is optional it is given by name."""
+    parameters = inspect.signature(FUNCTIONS[name]).parameters
+    if parameters["key"].kind is inspect.Parameter.KEYWORD_ONLY:
+        return
+    assert list(parameters).index("key") == (1 if next(iter(parameters)) == "params" else 0)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_switches_are_given_by_name(name):
+    """No boolean can be passed by position: `f(x, True)` says nothing to its reader."""
+    for parameter in inspect.signature(FUNCTIONS[name]).parameters.values():
+        boolean = isinstance(parameter.default, bool) or parameter.annotation in (bool, "bool")
+        assert not boolean or parameter.kind is inspect.Parameter.KEYWORD_ONLY, parameter
+
+
+# --- new values compile nothing ---
+
+
+class Counter(eqx.Module):
+    """A denoiser with a parameter that counts how often it is traced."""
+
+    gain: jax.Array
+    calls: list = eqx.field(static=True)
+
+    def __call__(self, xt, t):
+        self.calls.append(1)
+        return self.gain * xt
+
+
+class SharedList(list):
+    """A list that is equal to itself alone, so that it can be static."""
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other):
+        return self is other
+
+
+def processes():
+    return [dj.VariancePreserving(0.1, 20.0), dj.VariancePreserving(0.2, 15.0)]
+
+
+def traces(run, calls):
+    """How often a function of (which in 0, 1) traces its denoiser the first time, and the second."""
+    run(0)
+    first = len(calls)
+    run(1)
+    return first, len(calls) - first
+
+
+@pytest.mark.parametrize("name", ALL_STEPPERS)
+def test_sampling_compiles_once(name):
+    calls, stepper = SharedList(), ALL_STEPPERS[name]()
+
+    def run(which):
+        process, denoiser = processes()[which], Counter(jnp.asarray(0.3 + which), calls)
+        xt = dj.prior(jax.random.key(which), process, (2, 3))
+        ts = [dj.uniform_grid, dj.logsnr_grid][which](process, 4)
+        return dj.sample(jax.random.key(which), process, denoiser, xt, ts, stepper)
+
+    first, second = traces(run, calls)
+    assert first > 0
+    assert second == 0
+
+
+def test_eta_compiles_once():
+    calls, process = SharedList(), dj.VariancePreserving()
+    denoiser, xt = Counter(jnp.asarray(0.3), calls), jnp.ones((2, 3))
+    run = lambda which: dj.sample(
+        jax.random.key(0), process, denoiser, xt, dj.uniform_grid(process, 4), dj.DDIM(eta=[0.5, 0.8][which])
+    )
+    assert traces(run, calls)[1] == 0
+
+
+@pytest.mark.parametrize("eta", [None, (0.5, 1.0)])
+def test_integrating_compiles_once(eta):
+    calls = SharedList()
+
+    def run(which):
+        process, denoiser = processes()[which], Counter(jnp.asarray(0.3 + which), calls)
+        if eta is None:
+            terms, solver = dj.probability_flow(process, denoiser), diffrax.Heun()
+        else:
+            path = dj.per_sample_path(jax.random.key(which), 2, (3,))
+            terms, solver = dj.reverse_sde(process, denoiser, path, eta[which]), diffrax.Euler()
+        ts = [dj.uniform_grid, dj.logsnr_grid][which](process, 4)
+        return dj.integrate(terms, jnp.full((2, 3), 1.0 + which), ts, solver=solver)
+
+    assert traces(run, calls)[1] == 0
+
+
+def test_likelihood_compiles_once():
+    calls = SharedList()
+
+    def run(which):
+        process, denoiser = processes()[which], Counter(jnp.asarray(0.3 + which), calls)
+        return dj.log_likelihood(jax.random.key(which), process, denoiser, jnp.full((2, 3), 0.1 * which))
+
+    assert traces(run, calls)[1] == 0
+
+
+def linear_network(calls):
+    def apply(params, x, c_noise, cond=None, *, key=None):
+        calls.append(1)
+        return params["w"] * x + params["b"] * c_noise[:, None] + cond
+
+    return dj.Network(lambda key, x, c_noise, cond=None: {"w": jnp.asarray(0.1), "b": jnp.asarray(0.2)}, apply)
+
+
+def test_weights_conditions_and_guidance_compile_once():
+    calls = SharedList()
+    network = linear_network(calls)
+
+    def run(which):
+        process = processes()[which]
+        params = {"w": jnp.asarray(0.1 + which), "b": jnp.asarray(0.2)}
+        keywords = {"network": network, "process": process, "parameterisation": dj.VPrediction()}
+        denoiser = dj.make_denoiser(params, jnp.full((2, 1), 1.0 + which), **keywords)
+        guided = dj.classifier_free(denoiser, jnp.zeros(1), [1.5, 3.0][which])
+        return dj.sample(
+            jax.random.key(0), process, guided, jnp.ones((2, 3)), dj.uniform_grid(process, 4), dj.DPMpp2M()
+        )
+
+    assert traces(run, calls)[1] == 0
+
+
+def test_a_loss_compiles_once_and_has_a_gradient_in_everything():
+    """New numbers of the process, of the times and of the weighting, and new data, under one jit; also under vmap."""
+    calls = SharedList()
+    network = linear_network(calls)
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def slope(everything, key, x0, cond):
+        params, process, parameterisation, times, weighting = everything
+        keywords = {"process": process, "parameterisation": parameterisation, "weighting": weighting}
+        return dj.denoising_loss(params, key, x0, cond, network=network, time_sampler=times, **keywords)[0]
+
+    def run(which):
+        process = processes()[which]
+        params = network.init(None, None, None)
+        times, weighting = dj.LognormalTimes(process, -1.0 - which), losses.MinSNR(4.0 + which)
+        everything = (params, process, dj.KarrasPrediction(0.5 + which), times, weighting)
+        return slope(everything, jax.random.key(which), jnp.full((4, 3), 0.5 + which), jnp.full((4, 1), 1.0 * which))
+
+    assert traces(run, calls)[1] == 0
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(run(0)))
+    keys = jax.random.split(jax.random.key(0), 3)
+    process = processes()[0]
+    keywords = {"network": network, "process": process, "parameterisation": dj.VPrediction()}
+    keywords |= {"time_sampler": dj.UniformTimes(process), "weighting": losses.native}
+    one = lambda key: dj.denoising_loss(
+        network.init(None, None, None), key, jnp.ones((4, 3)), jnp.ones((4, 1)), **keywords
+    )[0]
+    many = jax.vmap(one)(keys)
+    np.testing.assert_allclose(many[1], one(keys[1]), rtol=1e-5)
+    assert len(np.unique(many)) == 3
+
+
+def test_sampling_works_inside_vmap():
+    """Over processes, of which each keeps its own schedule: the same as one by one."""
+    process = dj.VariancePreserving()
+    ts, xt = dj.uniform_grid(process, 4), jnp.ones((2, 3))
+    one = lambda beta: dj.sample(
+        jax.random.key(0), dj.VariancePreserving(0.1, beta), lambda x, t: 0.3 * x, xt, ts, dj.DDIM()
+    )
+    many = jax.vmap(one)(jnp.array([15.0, 20.0]))
+    np.testing.assert_allclose(many[1], one(20.0), rtol=1e-4)
+    assert not np.allclose(many[0], many[1])
