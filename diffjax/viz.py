@@ -22,41 +22,52 @@ Extent = tuple[float, float, float, float]
 PLANE: Extent = (-2.5, 2.5, -2.5, 2.5)
 
 
-def sample_grid(images: Shaped[Any, "b h w c"], *, columns: int | None = None, ax: Axes | None = None) -> Axes:
-    """Images [b, h, w, c] in [-1, 1] (clipped; c is 1 or 3), row by row in a grid; nearly square without `columns`."""
+def sample_grid(
+    images: Shaped[Any, "b h w c"], *, columns: int | None = None, gap: int = 1, ax: Axes | None = None
+) -> Axes:
+    """Images [b, h, w, c] in [-1, 1] (clipped; c is 1 or 3), row by row in a grid; nearly square without `columns`.
+
+    Neighbours are `gap` grey pixels apart.
+    """
     ax = _axes(ax)
-    ax.imshow(_tile(images, columns), interpolation="nearest")
+    ax.imshow(_tile(images, columns, gap), interpolation="nearest")
     ax.set_axis_off()
     return ax
 
 
 def save_grid(
-    path: str | Path, images: Shaped[Any, "b h w c"], *, columns: int | None = None, enlarge: int = 4
+    path: str | Path, images: Shaped[Any, "b h w c"], *, columns: int | None = None, gap: int = 1, enlarge: int = 4
 ) -> None:
     """Writes the same grid as a PNG, every pixel `enlarge` x `enlarge` pixels of the file, exactly.
 
     Raises:
-      ValueError: images are not [b, h, w, 1 or 3], columns or enlarge is below 1.
+      ValueError: images are not [b, h, w, 1 or 3], columns or enlarge is below 1, gap below 0.
     """
     if enlarge < 1:
         raise ValueError(f"enlarge: at least 1 is needed, got {enlarge}")
-    imsave(path, _tile(images, columns).repeat(enlarge, axis=0).repeat(enlarge, axis=1), format="png")
+    imsave(path, _tile(images, columns, gap).repeat(enlarge, axis=0).repeat(enlarge, axis=1), format="png")
 
 
-def _tile(images, columns) -> np.ndarray:
-    """Images [b, h, w, c] as one uint8 picture [rows h, columns w, 3]; places without an image are black."""
+def _tile(images, columns, gap) -> np.ndarray:
+    """Images [b, h, w, c] as one uint8 picture [rows, columns, 3]; places without an image are black."""
     images = np.asarray(images, np.float32)
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
         raise ValueError(f"images: shape [b, height, width, 1 or 3] is needed, got {images.shape}")
     if columns is not None and columns < 1:
         raise ValueError(f"columns: at least 1 is needed, got {columns}")
+    if gap < 0:
+        raise ValueError(f"gap: 0 or more pixels are needed, got {gap}")
     b, h, w, _ = images.shape
     columns = math.ceil(math.sqrt(b)) if columns is None else columns
     rows = math.ceil(b / columns)
     levels = np.rint((np.clip(np.nan_to_num(images, nan=-1.0), -1, 1) + 1) * 127.5).astype(np.uint8)
-    grid = np.zeros((rows * columns, h, w, 3), np.uint8)
-    grid[:b] = levels
-    return grid.reshape(rows, columns, h, w, 3).swapaxes(1, 2).reshape(rows * h, columns * w, 3)
+    grid = np.full((rows * columns, h + gap, w + gap, 3), 64, np.uint8)
+    grid[:, :h, :w] = 0
+    grid[:b, :h, :w] = levels
+    picture = grid.reshape(rows, columns, h + gap, w + gap, 3).swapaxes(1, 2)
+    return picture.reshape(rows * (h + gap), columns * (w + gap), 3)[
+        : rows * (h + gap) - gap, : columns * (w + gap) - gap
+    ]
 
 
 def scatter(

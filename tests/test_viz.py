@@ -14,7 +14,7 @@ IMAGES = np.random.default_rng(0).uniform(-1, 1, (5, 3, 4, 3)).astype(np.float32
 
 
 def test_save_grid_writes_every_pixel_enlarged(tmp_path):
-    viz.save_grid(tmp_path / "grid.png", IMAGES, columns=2, enlarge=3)
+    viz.save_grid(tmp_path / "grid.png", IMAGES, columns=2, gap=0, enlarge=3)
     picture = np.rint(imread(tmp_path / "grid.png")[..., :3] * 255).astype(int)
     assert picture.shape == (3 * 3 * 3, 2 * 4 * 3, 3)
     np.testing.assert_array_equal(picture, picture[::3, ::3].repeat(3, axis=0).repeat(3, axis=1))
@@ -28,7 +28,7 @@ def test_save_grid_writes_every_pixel_enlarged(tmp_path):
 
 def test_grid_clips_and_repeats_grey(tmp_path):
     grey = np.array([-7.0, -1.0, 0.0, 1.0, 7.0, np.nan]).reshape(1, 2, 3, 1)
-    viz.save_grid(tmp_path / "grid.png", grey, enlarge=1)
+    viz.save_grid(tmp_path / "grid.png", grey, gap=0, enlarge=1)
     picture = np.rint(imread(tmp_path / "grid.png")[..., :3] * 255)
     np.testing.assert_array_equal(picture[..., 0], [[0, 0, 128], [255, 255, 0]])
     np.testing.assert_array_equal(picture, picture[..., :1].repeat(3, axis=-1))
@@ -37,8 +37,9 @@ def test_grid_clips_and_repeats_grey(tmp_path):
 def test_sample_grid_draws_the_same_picture():
     ax = viz.sample_grid(IMAGES)
     drawn = ax.images[0].get_array()
-    assert drawn.shape == (2 * 3, 3 * 4, 3)
+    assert drawn.shape == (2 * 3 + 1, 3 * 4 + 2, 3)  # one grey pixel between neighbours
     np.testing.assert_array_equal(drawn[:3, :4], np.rint((IMAGES[0] + 1) * 127.5))
+    np.testing.assert_array_equal(drawn[3], 64)
 
 
 def test_density_and_arrows_put_values_in_their_places():
