@@ -22,7 +22,7 @@ def make_ema(decay: Scalar, *, warmup: bool = True) -> Callable[[Int[Array, ""],
     """Makes `(step, params, ema) -> ema`, the average after the update that was number `step` (from 0).
 
     Args:
-      decay: weight of the old average at each step, in [0, 1); 0.999 averages over about 1,000 steps.
+      decay: weight of the old average at each step, a scalar in [0, 1); 0.999 averages over about 1,000 steps.
       warmup: whether early steps use min(decay, (1 + step)/(10 + step)) instead.
 
     Raises:

@@ -42,7 +42,7 @@ class Layout(NamedTuple):
 
 
 def data_mesh(devices: Devices | None = None) -> Mesh:
-    """A mesh with the one axis 'data' over the devices given, all by default."""
+    """A mesh of shape [devices] with the one axis 'data', over the devices given, all by default."""
     devices = jax.devices() if devices is None else list(devices)
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
@@ -64,7 +64,7 @@ def shard_batch(mesh: Mesh, batch: Any) -> Any:
 
 
 def jit_layout(step: Step, mesh: Mesh | None = None) -> Layout:
-    """The step under `jax.jit`: state replicated, batch split, gradients averaged by the compiler.
+    """The step under `jax.jit`: state replicated, batch [b, ...] split, gradients averaged by the compiler.
 
     Args:
       step: from `make_train_step` without an axis name.
@@ -83,7 +83,7 @@ def jit_layout(step: Step, mesh: Mesh | None = None) -> Layout:
 
 
 def pmap_layout(step: Step, devices: Devices | None = None) -> Layout:
-    """The step under `jax.pmap`: a copy of the state on each device, a piece of the batch for each.
+    """The step under `jax.pmap`: a copy of the state on each device, a piece of the batch [b, ...] for each.
 
     Args:
       step: from `make_train_step(..., axis_name="data")`.
