@@ -198,11 +198,15 @@ def test_a_loss_compiles_once_and_has_a_gradient_in_everything():
     process = processes()[0]
     keywords = {"network": network, "process": process, "parameterisation": dj.VPrediction()}
     keywords |= {"time_sampler": dj.UniformTimes(process), "weighting": losses.native}
-    one = lambda key: dj.denoising_loss(
-        network.init(None, None, None), key, jnp.ones((4, 3)), jnp.ones((4, 1)), **keywords
-    )[0]
-    many = jax.vmap(one)(keys)
-    np.testing.assert_allclose(many[1], one(keys[1]), rtol=1e-5)
+
+    @jax.jit
+    def together_and_alone(keys):
+        params, x0, cond = network.init(None, None, None), jnp.ones((4, 3)), jnp.ones((4, 1))
+        one = lambda key: dj.denoising_loss(params, key, x0, cond, **keywords)[0]
+        return jax.vmap(one)(keys), one(keys[1])
+
+    many, alone = together_and_alone(keys)
+    np.testing.assert_allclose(many[1], alone, rtol=1e-5)
     assert len(np.unique(many)) == 3
 
 

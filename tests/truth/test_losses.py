@@ -24,13 +24,13 @@ def make_network(seen):
 
 
 @eqx.filter_jit
-def _all_losses(process, key, x0, cond):
+def _all_losses(process, key, x0, cond, weightings):
     """Per (parameterisation, weighting): the loss, its parts, and what the network was given and weighed with."""
     params = {"gain": jnp.asarray(0.3), "slope": jnp.asarray(-0.2)}
     times, out = dj.UniformTimes(process), {}
     for which, make in ALL_PARAMETERISATIONS.items():
-        for weight, choose in ALL_WEIGHTINGS.items():
-            seen, member, weighting = [], make(), choose()
+        for weight in weightings:
+            seen, member, weighting = [], make(), ALL_WEIGHTINGS[weight]()
             loss, aux = dj.denoising_loss(
                 params,
                 key,
@@ -58,7 +58,8 @@ def _all_losses(process, key, x0, cond):
 def test_loss_is_the_weighted_noise_loss_by_hand(name):
     process = ALL_PROCESSES[name]()
     x0, cond = np.random.default_rng(0).normal(size=(2, B, D))
-    answer = _all_losses(process, jax.random.key(0), jnp.asarray(x0), jnp.asarray(cond))
+    weightings = tuple(ALL_WEIGHTINGS) if name == "vp" else ("native", "likelihood")
+    answer = _all_losses(process, jax.random.key(0), jnp.asarray(x0), jnp.asarray(cond), weightings)
     schedule, logsnr, logsnr_rate, g, out = jax.tree.map(np.asarray, answer)
     alpha, sigma, alpha_dot, sigma_dot = (
         schedule[what][:, None] for what in ("alpha", "sigma", "alpha_dot", "sigma_dot")
@@ -122,39 +123,39 @@ def knowing_network(process):
     return dj.Network(lambda *_: None, apply)
 
 
-@pytest.mark.parametrize("weight", ["constant", "min-snr", "likelihood"])
-def test_minimum_is_at_the_exact_denoiser(weight):
+def test_minimum_is_at_the_exact_denoiser():
     """There the gradient vanishes, the loss is int w Var(eps | xt) dt, and any other parameter does worse."""
-    process, weighting = dj.VariancePreserving(), ALL_WEIGHTINGS[weight]()
+    process = dj.VariancePreserving()
     network, member, times = knowing_network(process), dj.EpsPrediction(), dj.StratifiedTimes(process)
     x0 = jnp.asarray(np.sqrt(VARIANCE) * np.random.default_rng(3).normal(size=(DRAWS, 2)))
+    others = jnp.array([[0.1, 0.0], [-0.1, 0.0], [0.0, 0.1], [0.0, -0.1]])
+
+    def per_sample(params, weighting):
+        keywords = {"process": process, "parameterisation": member, "time_sampler": times, "weighting": weighting}
+        aux = dj.denoising_loss(params, jax.random.key(1), x0, network=network, **keywords)[1]
+        return aux["per_sample"], aux
+
+    def around_zero(weighting):
+        slopes, aux = jax.jacfwd(per_sample, has_aux=True)(jnp.zeros(2), weighting)
+        return aux["t"], aux["per_sample"], slopes, jax.vmap(lambda params: per_sample(params, weighting)[0])(others)
 
     @jax.jit
-    def per_sample(params):
-        keywords = {"process": process, "parameterisation": member, "time_sampler": times, "weighting": weighting}
-        return dj.denoising_loss(params, jax.random.key(1), x0, network=network, **keywords)[1]["per_sample"]
+    def answers():
+        return {weight: around_zero(ALL_WEIGHTINGS[weight]()) for weight in ("constant", "min-snr", "likelihood")}
 
-    exact = np.asarray(per_sample(jnp.zeros(2)))
-    slopes = np.asarray(jax.jacfwd(per_sample)(jnp.zeros(2)))
-    assert np.all(np.abs(slopes.mean(0)) < 4.5 * slopes.std(0) / np.sqrt(DRAWS))
-    for params in ([0.1, 0.0], [-0.1, 0.0], [0.0, 0.1], [0.0, -0.1]):
-        assert np.mean(np.asarray(per_sample(jnp.array(params))) - exact) > 0
     t = np.linspace(1e-9, 1, 400001)
     b, beta = 0.1 * t + 19.9 * t**2 / 2, 0.1 + 19.9 * t
     alpha2, sigma2 = np.exp(-b), -np.expm1(-b)
-    w = {"constant": 1.0, "min-snr": np.minimum(1, 5 * sigma2 / alpha2), "likelihood": beta / sigma2}[weight]
-    integrand = w * alpha2 * VARIANCE / (alpha2 * VARIANCE + sigma2)
-    keep = t > 1e-4 if weight == "likelihood" else t >= 0
-    if weight == "likelihood":  # -lambda' ~ 1/t at the data: compare the part of the clock above 1e-4
-        sampled = np.asarray(per_sample_times(process, times))
-        exact = np.where(sampled > 1e-4, exact, 0)
-    error = 4.5 * exact.std() / np.sqrt(DRAWS)
-    assert abs(exact.mean() - np.trapezoid(integrand[keep], t[keep])) < error
-
-
-def per_sample_times(process, times):
-    """The times that the loss above drew: its first child key's."""
-    return times(jax.random.split(jax.random.key(1), 3)[0], DRAWS)[0]
+    weights = {"constant": 1.0, "min-snr": np.minimum(1, 5 * sigma2 / alpha2), "likelihood": beta / sigma2}
+    for weight, (drawn, exact, slopes, perturbed) in jax.tree.map(np.asarray, answers()).items():
+        assert np.all(np.abs(slopes.mean(0)) < 4.5 * slopes.std(0) / np.sqrt(DRAWS)), weight
+        assert np.all(perturbed.mean(1) > exact.mean()), weight
+        integrand = weights[weight] * alpha2 * VARIANCE / (alpha2 * VARIANCE + sigma2)
+        # The likelihood's weight grows as 1/t towards the data: compared on the clock above 1e-4.
+        low = 1e-4 if weight == "likelihood" else 0.0
+        exact = np.where(drawn > low, exact, 0)
+        minimum = np.trapezoid(integrand[t > low], t[t > low])
+        assert abs(exact.mean() - minimum) < 4.5 * exact.std() / np.sqrt(DRAWS), weight
 
 
 # --- noise by index ---
@@ -173,13 +174,13 @@ def test_a_samples_loss_does_not_depend_on_its_batch(name):
         keywords |= {"network": network, "time_sampler": times, "index": index, "total": 8}
         return dj.denoising_loss(params, jax.random.key(2), x0, cond, **keywords)[1]
 
-    whole = parts(x0, cond, jnp.arange(8))
-    for index in ([0, 1, 2, 3], [7, 2, 5, 0]):
-        index = jnp.array(index)
-        part = parts(x0[index], cond[index], index)
-        np.testing.assert_allclose(part["t"], whole["t"][index], rtol=1e-12)
-        np.testing.assert_allclose(part["per_sample"], whole["per_sample"][index], rtol=1e-9)
-    assert len(np.unique(whole["t"])) == 8
+    split = [parts(x0[index], cond[index], index) for index in np.arange(8).reshape(2, 4)]
+    mixed = np.array([7, 2, 5, 0])
+    again = parts(x0[mixed], cond[mixed], mixed)
+    for what in ("t", "per_sample"):
+        whole = np.concatenate([part[what] for part in split])
+        np.testing.assert_allclose(again[what], whole[mixed], rtol=1e-9)
+        assert len(np.unique(whole)) == 8
 
 
 def test_drop_condition():

@@ -89,13 +89,17 @@ def test_density_is_zero_outside_the_interval(name):
     np.testing.assert_array_equal(outside, 0)
 
 
-@pytest.mark.parametrize("name", INDEPENDENT)
-def test_draws_follow_the_density(name):
-    times = ALL_TIMES[name](dj.Karras())
-    t = draw(times, jax.random.key(0), 4000)
+def test_draws_follow_the_density():
     grid = np.linspace(0, 1, 2001)
-    cumulative = stats.rv_histogram((np.asarray(density(times, jnp.asarray((grid[1:] + grid[:-1]) / 2))), grid)).cdf
-    assert stats.kstest(t, cumulative).pvalue > 1e-3
+
+    @jax.jit
+    def drawn(key):
+        members = {name: ALL_TIMES[name](dj.Karras()) for name in INDEPENDENT}
+        middles = jnp.asarray((grid[1:] + grid[:-1]) / 2)
+        return {name: (times(key, 4000)[0], times.density(middles)) for name, times in members.items()}
+
+    for t, density in drawn(jax.random.key(0)).values():
+        assert stats.kstest(t, stats.rv_histogram((np.asarray(density), grid)).cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("name", ["uniform", "stratified"])
@@ -121,6 +125,11 @@ def test_each_stratified_time_is_uniform_over_keys():
 # --- batches, devices ---
 
 
+def in_eights(times, key, index):
+    """The times of a global batch, drawn eight at a time as three devices would."""
+    return np.concatenate([draw(times, key, 8, index[i : i + 8], len(index)) for i in range(0, len(index), 8)])
+
+
 def test_stratified_has_one_draw_a_stratum_however_the_batch_is_split():
     process = dj.VariancePreserving()
     times, total = dj.StratifiedTimes(process), 24
@@ -129,8 +138,8 @@ def test_stratified_has_one_draw_a_stratum_however_the_batch_is_split():
     for seed in range(3):
         key = jax.random.key(seed)
         index = rng.permutation(total)
-        whole = draw(times, key, total)
-        parts = np.concatenate([draw(times, key, 8, index[i : i + 8], total) for i in (0, 8, 16)])
+        whole = in_eights(times, key, np.arange(total))
+        parts = in_eights(times, key, index)
         np.testing.assert_allclose(parts, whole[index], rtol=1e-12)
         strata = np.floor((np.sort(whole) - low) / (high - low) * total)
         np.testing.assert_array_equal(strata, np.arange(total))
@@ -139,7 +148,7 @@ def test_stratified_has_one_draw_a_stratum_however_the_batch_is_split():
 @pytest.mark.parametrize("name", ALL_TIMES)
 def test_a_time_depends_on_its_global_index_alone(name):
     times, key = ALL_TIMES[name](dj.VariancePreserving()), jax.random.key(9)
-    whole = draw(times, key, 24, total=24)
+    whole = in_eights(times, key, np.arange(24))
     assert len(np.unique(whole)) == 24
     low, high = dj.interval(dj.VariancePreserving())
     assert np.all((whole >= low) & (whole <= high))
@@ -158,24 +167,28 @@ def test_times_refuse_a_spread_that_is_not_positive():
 # --- grids ---
 
 CLOCKS = {
-    "uniform": lambda process, t: t,
-    "logsnr": lambda process, t: np.asarray(dj.logsnr(process, jnp.asarray(t))),
-    "karras": lambda process, t: np.exp(-0.5 * np.asarray(dj.logsnr(process, jnp.asarray(t))) / 7),
+    "uniform": lambda t, logsnr: t,
+    "logsnr": lambda t, logsnr: logsnr,
+    "karras": lambda t, logsnr: np.exp(-0.5 * logsnr / 7),
 }
 
 
+@eqx.filter_jit
+def _grids(process):
+    """Each grid of n steps, and logsnr on it, under one jit."""
+    grids = {(name, n): make(process, n) for name, make in ALL_GRIDS.items() for n in (1, 2, 1000)}
+    return {which: (ts, dj.logsnr(process, ts)) for which, ts in grids.items()}
+
+
 @pytest.mark.parametrize("process", ALL_PROCESSES)
-@pytest.mark.parametrize("name", ALL_GRIDS)
-def test_grids_descend_from_end_to_end_in_equal_steps(name, process):
+def test_grids_descend_from_end_to_end_in_equal_steps(process):
     process = ALL_PROCESSES[process]()
     low, high = (float(end) for end in dj.interval(process))
-    for n in (1, 2, 1000):
-        ts = np.asarray(ALL_GRIDS[name](process, n))
+    for (name, n), (ts, logsnr) in jax.tree.map(np.asarray, _grids(process)).items():
         assert ts.shape == (n + 1,)
-        assert ts[0] == high
-        assert ts[-1] == low
+        np.testing.assert_allclose(ts[[0, -1]], [high, low], rtol=1e-14)
         assert np.all(np.diff(ts) < 0)
-        value = CLOCKS[name](process, ts)
+        value = CLOCKS[name](ts, logsnr)
         np.testing.assert_allclose(value, np.linspace(value[0], value[-1], n + 1), rtol=1e-8, atol=1e-8)
 
 
