@@ -14,6 +14,7 @@ import functools
 import io
 import itertools
 import json
+import math
 import operator
 import os
 import re
@@ -261,8 +262,8 @@ def _finish(out: Path, config: Config, data: Data, parts: Parts, state: TrainSta
     """The picture, the measures, and what to do next."""
     print("drawing and measuring samples ...", flush=True)
     draw = _Draw(config, data, parts, state.ema)
-    _picture(out / "samples.png", draw, data, seed=config.seed)
-    results = _measure(draw, data, n=_EVALUATED, seed=config.seed)
+    results, x, labels = _measure(draw, data, n=_EVALUATED, seed=config.seed)
+    _picture(out / "samples.png", x, labels, data)
     _write(out / "results.json", json.dumps(results, indent=2) + "\n")
     _show(results)
     print(f"\nsamples   {out / 'samples.png'}\nmeasures  {out / 'results.json'}\nlosses    {out / 'metrics.jsonl'}")
@@ -395,9 +396,10 @@ class _Draw:
 
     def __call__(self, n: int, labels: Any, seed: int) -> np.ndarray:
         """n samples [n, *d] for labels [n] or None."""
-        size = -(-min(self.chunk, n) // self.devices) * self.devices
-        chunks = [self._chunk(np.arange(start, start + size), labels, seed) for start in range(0, n, size)]
-        return np.concatenate(chunks)[:n]
+        chunks = math.ceil(n / self.chunk)
+        size = math.ceil(n / chunks / self.devices) * self.devices
+        parts = [self._chunk(np.arange(start, start + size), labels, seed) for start in range(0, n, size)]
+        return np.concatenate(parts)[:n]
 
     def _chunk(self, index: np.ndarray, labels: Any, seed: int) -> np.ndarray:
         cond = None if labels is None else labels[np.minimum(index, len(labels) - 1)]  # the last is drawn, and cut off
@@ -428,10 +430,15 @@ def _rows(n: int, classes: int | None, label: int | None) -> tuple[Any, int | No
     return (np.arange(n) // columns).astype(np.int32), columns
 
 
-def _picture(path: Path, draw: _Draw, data: Data, *, seed: int) -> None:
-    n = 100 if len(data.shape) == 3 else 2000
-    labels, columns = _rows(n, data.classes, None)
-    _save_picture(path, draw(n, labels, seed), labels, columns, data)
+def _picture(path: Path, x: np.ndarray, labels: Any, data: Data) -> None:
+    """What was measured: all points in the plane, or the first hundred images, ten of each class in rows."""
+    if len(data.shape) == 1:
+        return _save_picture(path, x, labels, None, data)
+    if labels is None:
+        return _save_picture(path, x[:100], None, None, data)
+    columns = max(1, 100 // int(labels.max() + 1))
+    rows = [np.flatnonzero(labels == label)[:columns] for label in np.unique(labels)]
+    return _save_picture(path, x[np.concatenate(rows)], None, columns, data)
 
 
 def _save_picture(path: Path, x: np.ndarray, labels: Any, columns: int | None, data: Data) -> None:
@@ -524,20 +531,20 @@ def _evaluate(options: Evaluate, argv: list[str]) -> None:
     scale = _check_scale(options.guidance, data.classes)
     ts = _grid(config, parts, options.steps)
     draw = _Draw(config, data, parts, params, scale=scale, ts=ts, chunk=options.chunk)
-    results = _measure(draw, data, n=options.n, seed=options.seed)
+    results, _, _ = _measure(draw, data, n=options.n, seed=options.seed)
     if options.likelihood:
         results |= _likelihood(draw, data, options.likelihood, options.seed)
     _show(results)
 
 
-def _measure(draw: _Draw, data: Data, *, n: int, seed: int) -> dict[str, float]:
-    """Distances of n samples to what is held out, beside those of perfect and of useless samples."""
+def _measure(draw: _Draw, data: Data, *, n: int, seed: int) -> tuple[dict[str, float], np.ndarray, Any]:
+    """Distances of n samples to what is held out, beside those of perfect and of useless samples; x and labels."""
     labels = None if data.classes is None else (np.arange(n) % data.classes).astype(np.int32)
     start = time.perf_counter()
-    x = draw(n, labels, seed + 1)
+    x = draw(n, labels, seed)
     seconds = time.perf_counter() - start
     found = _measure_plane(x, data) if len(data.shape) == 1 else _measure_images(x, data)
-    return {"samples": n, "sampling seconds": seconds, **found}
+    return {"samples": n, "sampling seconds": seconds, **found}, x, labels
 
 
 def _measure_images(x: np.ndarray, data: Data) -> dict[str, float]:

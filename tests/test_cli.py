@@ -137,10 +137,18 @@ def test_a_grid_of_ones_own(run, plain, tmp_path, capfd):
 
 
 def test_evaluate(run, capfd):
-    code, out, _ = call(capfd, "evaluate", run, "--n", 64, "--likelihood", 8)
-    assert code == 0
+    code, out, err = call(capfd, "evaluate", run, "--n", 64, "--likelihood", 8)
+    assert (code, err) == (0, "")
     for name in ("samples", "floor", "ceiling", "nats", "nats, exact", "bits per dimension"):
         assert name in out
+
+
+def test_evaluate_finds_what_train_found(run, capfd):
+    results = json.loads((run / "results.json").read_text())
+    _, out, _ = call(capfd, "evaluate", run)
+    for name, value in results.items():
+        if "seconds" not in name:
+            assert f"{name}  {value:,.4g}" in " ".join(out.split()).replace(name + " ", name + "  ", 1)
 
 
 @pytest.mark.slow

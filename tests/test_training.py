@@ -307,6 +307,24 @@ def test_signal_finishes_the_step_and_saves(tmp_path, number):
     assert isinstance(kept, TrainState)
 
 
+def test_signal_between_any_two_lines_is_not_lost(tmp_path, monkeypatch):
+    # It comes while the log of step 4 is written, after the loop has looked for signals: step 5 is saved, then.
+    from diffjax.training import _loop
+
+    write = _loop._Record.write
+
+    def interrupted(self, step):
+        write(self, step)
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(_loop._Record, "write", interrupted)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        with pytest.raises(Stopped, match="stopped at step 5"):
+            run(tmp_path, 40, checkpoints=checkpoints, log_every=1)
+        assert checkpoints.latest() == 5
+
+
 # New processes
 
 

@@ -52,13 +52,13 @@ class Checkpoints:
         self.folder, self.read_only = Path(folder).absolute(), read_only
         if read_only and not self.folder.is_dir():
             raise FileNotFoundError(f"{self.folder}: no such folder")
-        if read_only:
-            options = ocp.CheckpointManagerOptions(read_only=True, create=False)
-        else:
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=keep, todelete_subdir="trash", cleanup_tmp_directories=True
-            )
         with _quiet():
+            if read_only:
+                options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+            else:
+                options = ocp.CheckpointManagerOptions(
+                    max_to_keep=keep, todelete_subdir="trash", cleanup_tmp_directories=True
+                )
             self._empty_trash()
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -105,16 +106,17 @@ def train(
             _check_finite_data(batch, n, every_array=n == done)
             placed, metrics = layout.step(placed, layout.put_batch(batch))
             record.add(metrics)
-            last = n + 1 == steps or bool(received)
+            stop = received[0] if received else None  # asked once: a signal may come between any two lines
+            last = n + 1 == steps or stop is not None
             save = checkpoints is not None and (last or (n + 1) % save_every == 0)
             if save or last or (n + 1) % log_every == 0:
                 record.write(n + 1)
             if save:
                 _save(checkpoints, n + 1, layout.get_state(placed))
-            if received:
+            if stop is not None:
                 if checkpoints is not None:
                     checkpoints.wait()
-                raise Stopped(n + 1, received[0])
+                raise Stopped(n + 1, stop)
     if checkpoints is not None:
         checkpoints.wait()
     return layout.get_state(placed)
@@ -125,7 +127,7 @@ def _save(checkpoints: Checkpoints | None, step: int, state: TrainState) -> None
     if checkpoints is None:
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.ema)):
-        if np.issubdtype(leaf.dtype, np.inexact) and not np.isfinite(np.asarray(leaf)).all():
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(np.asarray(leaf)).all():
             name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
             raise NotFinite(f"step {step}: parameter {name} is not finite; the checkpoints are as they were")
     checkpoints.save(step, state)
@@ -134,7 +136,7 @@ def _save(checkpoints: Checkpoints | None, step: int, state: TrainState) -> None
 def _check_finite_data(batch: Any, step: int, *, every_array: bool) -> None:
     """Looks at NumPy arrays always, at arrays on a device once: it would wait for them."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-        if (isinstance(leaf, np.ndarray) or every_array) and np.issubdtype(leaf.dtype, np.inexact):
+        if (isinstance(leaf, np.ndarray) or every_array) and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             values = np.asarray(leaf)
             if not np.isfinite(values).all():
                 first = values[~np.isfinite(values)].flat[0]
