@@ -10,5 +10,15 @@ os.environ.setdefault("MPLBACKEND", "agg")
 from jaxtyping import install_import_hook
 
 # Shapes and dtypes of every public signature are checked while tests run. Flax modules check themselves.
-_CHECKED = ("_arrays", "analytic", "guidance", "likelihood", "losses", "metrics", "parameterisation", "process", "samplers")
+_CHECKED = (
+    "_arrays",
+    "analytic",
+    "guidance",
+    "likelihood",
+    "losses",
+    "metrics",
+    "parameterisation",
+    "process",
+    "samplers",
+)
 install_import_hook([f"diffjax.{name}" for name in _CHECKED], "beartype.beartype")
