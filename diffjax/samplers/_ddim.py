@@ -57,8 +57,10 @@ class DDIM(AbstractStepper):
             noise, keep = 0 * ratio, ratio
         else:
             eta = np.asarray(self.eta, np.float64) if is_concrete((self.eta, ratio)) else self.eta
-            share = eta * at.spread / at.sigma[:-1]
-            noise, keep = at.sigma[1:] * share, ratio * namespace(share).sqrt(1 - share**2)
+            noise = eta * at.sigma[1:] * at.spread / at.sigma[:-1]
+            # sigma_s^2 - c^2 without the difference, which rounding makes negative: sigma_t^2 = spread^2 + (a sigma_s)^2
+            rest = ratio * at.alpha[:-1] / at.alpha[1:]
+            keep = ratio * namespace(rest).sqrt((1 - eta**2) + (eta * rest) ** 2)
         return keep, at.alpha[1:] - keep * at.alpha[:-1], noise
 
     def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> None:
