@@ -226,6 +226,7 @@ def _train(options: Train, argv: list[str]) -> None:
     _use_cores(config.batch_size, options.devices)
     if options.compile_cache:
         jax.config.update("jax_compilation_cache_dir", str(Path(options.compile_cache).absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     _check_folder(out, config)
     data = build_data(config.data)
     parts = build(config, data.classes)
