@@ -269,9 +269,8 @@ class StepperSolver(diffrax.AbstractItoSolver):
 
         if self.stepper.history == 0:
             return last(t, s)
-        return jax.tree.map(
-            lambda alone, after: jnp.where(state.first, alone, after), last(t, s), last(-state.r_before, t, s)
-        )
+        # Not a select: the imagined step before the first may lie beyond t = 1, where gradients are NaN.
+        return jax.lax.cond(state.first, lambda: last(t, s), lambda: last(-state.r_before, t, s))
 
 
 def _unwrapped(term):
