@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import default_index, expand, mean_features, normal_like, sample_keys
+from diffjax._arrays import default_index, expand, mean_features, normal_like, sample_keys, time_dtype
 from diffjax._typing import Cond, Index, Key, Network, Params, Sample, Time
 from diffjax.losses._weighting import native
 from diffjax.parameterisation import AbstractParameterisation, apply_network, eps_error_scale, target
@@ -65,7 +65,7 @@ def denoising_loss(
     index = default_index(n, index)
     network_key = jax.random.fold_in(network_key, index[0])  # where the batch is split, dropout differs by device
     t, correction = time_sampler(t_key, n, index=index, total=n if total is None else total)
-    t = t.astype(x0.dtype)
+    t = t.astype(time_dtype(x0))
     eps = normal_like(sample_keys(eps_key, index), x0)
     xt = perturb(process, x0, eps, t)
     y = target(parameterisation, process, x0, eps, t)
