@@ -117,8 +117,10 @@ def train(
                 if checkpoints is not None:
                     checkpoints.wait()
                 raise Stopped(n + 1, stop)
-    if checkpoints is not None:
-        checkpoints.wait()
+        if checkpoints is not None:
+            checkpoints.wait()
+        if received:  # it came while the last step was being written
+            raise Stopped(steps, received[0])
     return layout.get_state(placed)
 
 
