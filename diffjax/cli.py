@@ -233,9 +233,10 @@ def _train(options: Train, argv: list[str]) -> None:
     state = _fresh_state(config, data, parts)
     layout = _layout(config, parts, options)
     out.mkdir(parents=True, exist_ok=True)
+    if not (out / "config.json").exists():  # first of all, so that a run cut short from here on can be continued
+        _write(out / "config.json", to_json(config))
     with Checkpoints(out / "checkpoints") as checkpoints:
         state = _resume(checkpoints, state, config, out, layout.devices)
-        _write(out / "config.json", to_json(config))
         state = train(
             state,
             layout,
