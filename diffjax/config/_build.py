@@ -1,0 +1,113 @@
+"""From a configuration to the objects of a run.
+
+Config --build--> process, parameterisation, network, tx, loss, stepper, ts
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffjax._typing import Network
+from diffjax.config._check import check_config
+from diffjax.config._names import GRIDS, PARAMETERISATIONS, PROCESSES, STEPPERS, TIMES, WEIGHTINGS, construct
+from diffjax.config._options import Config, NetworkConfig, OptimiserConfig, SamplerConfig
+from diffjax.losses import denoising_loss, drop_condition
+from diffjax.networks import MLP, UNet, from_linen
+from diffjax.parameterisation import AbstractParameterisation
+from diffjax.process import AbstractGaussianProcess
+from diffjax.samplers import AbstractStepper
+
+
+class Parts(NamedTuple):
+    """The objects of a run."""
+
+    process: AbstractGaussianProcess
+    parameterisation: AbstractParameterisation
+    network: Network
+    tx: optax.GradientTransformation
+    loss: Callable[..., Any]
+    """`(params, key, (x0, cond), index, total) -> (loss, aux)`, for `make_train_step`."""
+    stepper: AbstractStepper
+    ts: Any
+    """Descending times [n + 1] to sample on."""
+    null: int | None
+    """The label that says nothing, one beyond the classes; None where the network is told nothing."""
+
+
+def build(config: Config, classes: int | None) -> Parts:
+    """The objects of a configuration.
+
+    Args:
+      config: what to build.
+      classes: how many classes the network is told of, from `Data`; None for none.
+
+    Raises:
+      ValueError: a number is out of range, or of no use to what it is given to.
+    """
+    check_config(config)
+    process = construct("process", PROCESSES, config.process)
+    parameterisation = construct("parameterisation", PARAMETERISATIONS, config.parameterisation)
+    network = build_network(config.network, classes)
+    loss = _loss(
+        config.guidance.dropout,
+        classes,
+        network=network,
+        process=process,
+        parameterisation=parameterisation,
+        time_sampler=construct("times", TIMES, config.times, process),
+        weighting=construct("weighting", WEIGHTINGS, config.weighting),
+    )
+    tx = build_optimiser(config.optimiser, config.steps)
+    stepper, ts = build_stepper(config.sampler), build_grid(config.sampler, process)
+    return Parts(process, parameterisation, network, tx, loss, stepper, ts, classes)
+
+
+def build_network(config: NetworkConfig, classes: int | None) -> Network:
+    """The network of a configuration, told of `classes` classes, or of nothing where None."""
+    shared = {"num_classes": classes, "dropout": config.dropout, "dtype": jnp.dtype(config.dtype)}
+    if config.name == "mlp":
+        return from_linen(MLP(width=config.width, depth=config.depth, **shared))
+    names = ("channels", "multipliers", "blocks", "attention", "head_channels")
+    return from_linen(UNet(**{name: getattr(config, name) for name in names}, **shared))
+
+
+def build_optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransformation:
+    """Clipping, then Adam with a linear warm-up and a cosine decay over `steps` updates."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=min(config.warmup, steps // 2),
+        decay_steps=steps,
+        end_value=config.final * config.learning_rate,
+    )
+    adam = optax.adamw(schedule, weight_decay=config.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(config.clip), adam)
+
+
+def build_stepper(config: SamplerConfig) -> AbstractStepper:
+    """The sampling method of a configuration."""
+    numbers = {} if config.eta is None else {"eta": config.eta}
+    if numbers and config.name != "ddim":
+        raise ValueError(f"sampler.eta: {config.name} has no such number, got {config.eta}")
+    return STEPPERS[config.name](**numbers)
+
+
+def build_grid(config: SamplerConfig, process: AbstractGaussianProcess, steps: int | None = None) -> Any:
+    """Descending times [n + 1]; `steps` in place of the configuration's."""
+    return GRIDS[config.grid](process, config.steps if steps is None else steps)
+
+
+def _loss(hidden: float, null: int | None, **choices: Any) -> Callable[..., Any]:
+    """The denoising loss of a batch `(x0, cond)`, with the class hidden from a share of the samples."""
+
+    def loss(params: Any, key: Any, batch: Any, index: Any, total: int) -> tuple[Any, dict[str, Any]]:
+        x0, cond = batch
+        drop_key, loss_key = jax.random.split(key)
+        if null is not None and hidden > 0:
+            cond = drop_condition(drop_key, cond, null, hidden, index=index)
+        return denoising_loss(params, loss_key, x0, cond, index=index, total=total, **choices)
+
+    return loss

@@ -1,0 +1,72 @@
+"""Configurations as JSON: there and back, equal, and every mistake named by its path.
+
+Config --to_json--> text --from_json--> Config        differences(a, b) = [(path, in a, in b), ...]
+"""
+
+import dataclasses
+import json
+import types
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from diffjax.config._options import Config
+
+
+def to_json(config: Config) -> str:
+    """A configuration as JSON text; `from_json` reads it back, equal."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """A configuration from JSON text.
+
+    Raises:
+      ValueError: it is not JSON, a key is unknown or missing, or a value has the wrong type; named by its path.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"config: not JSON: {error}") from None
+    return _read(Config, values, "")
+
+
+def _read(hint: Any, value: Any, path: str) -> Any:
+    """A value of the type that `hint` says, or a `ValueError` that names its path."""
+    if dataclasses.is_dataclass(hint):
+        return _read_fields(hint, value, path)
+    if get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+        raise ValueError(f"{path}: one of {', '.join(get_args(hint))} is needed, got {value!r}")
+    if get_origin(hint) in (Union, types.UnionType):
+        inner = next(arg for arg in get_args(hint) if arg is not type(None))
+        return None if value is None else _read(inner, value, path)
+    if get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_read(get_args(hint)[0], item, path) for item in value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ValueError(f"{path}: {getattr(hint, '__name__', hint)} is needed, got {value!r}")
+    return value
+
+
+def _read_fields(cls: Any, values: Any, path: str) -> Any:
+    dot = f"{path}." if path else ""
+    if not isinstance(values, dict):
+        raise ValueError(f"{path or 'config'}: an object is needed, got {values!r}")
+    hints = get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise ValueError(f"{dot}{key}: unknown key, with value {values[key]!r}")
+    for key in hints:
+        if key not in values:
+            raise ValueError(f"{dot}{key}: missing")
+    return cls(**{key: _read(hint, values[key], f"{dot}{key}") for key, hint in hints.items()})
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """(path, value in a, value in b) wherever two configurations differ."""
+    if not dataclasses.is_dataclass(a):
+        return [] if a == b else [(path, a, b)]
+    names = [item.name for item in dataclasses.fields(a)]
+    dot = f"{path}." if path else ""
+    return [found for name in names for found in differences(getattr(a, name), getattr(b, name), f"{dot}{name}")]

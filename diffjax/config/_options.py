@@ -1,0 +1,178 @@
+"""What a run is, as plain values: a tree of frozen dataclasses.
+
+Every field has a docstring, which the command line shows. A number left at None is the default of what the name beside
+it stands for.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to learn from."""
+
+    name: Literal["digits", "mixture", "two_moons", "checkerboard", "swiss_roll", "file"] = "digits"
+    """8x8 handwritten digits; a density in the plane; or a file of your own."""
+    path: str | None = None
+    """For `file`: an .npz with x [n, ...] (floats in [-1, 1], or uint8) and, if there are classes, y [n] integers."""
+    conditional: bool = True
+    """Whether the network is told the class (digits, mixture, two_moons, a file with y)."""
+    holdout: float = 0.2
+    """Share of digits or of a file that is never trained on, but measured against."""
+    holdout_seed: int = 0
+    """Which items those are."""
+
+
+@dataclass(frozen=True)
+class ProcessConfig:
+    """The forward process: how data becomes noise."""
+
+    name: Literal["variance_preserving", "cosine", "variance_exploding", "karras", "rectified"] = "cosine"
+    """Its family."""
+    beta_min: float | None = None
+    """variance_preserving: rate of noise at t = 0 (0.1)."""
+    beta_max: float | None = None
+    """variance_preserving: rate of noise at t = 1 (20)."""
+    shift: float | None = None
+    """cosine: added to the log signal-to-noise ratio (0)."""
+    sigma_min: float | None = None
+    """variance_exploding (0.01), karras (0.002): the least noise."""
+    sigma_max: float | None = None
+    """variance_exploding (50), karras (80): the most noise."""
+    rho: float | None = None
+    """karras: how its clock is bent (7)."""
+
+
+@dataclass(frozen=True)
+class ParameterisationConfig:
+    """What the network predicts."""
+
+    name: Literal["eps", "x0", "score", "v", "velocity", "karras"] = "v"
+    """The noise, the data, a mixture of both, or EDM's preconditioned F."""
+    data_std: float | None = None
+    """karras: standard deviation of the data per feature (0.5)."""
+
+
+@dataclass(frozen=True)
+class WeightingConfig:
+    """How much each noise level counts, stated on the loss of the noise."""
+
+    name: Literal["constant", "native", "likelihood", "edm", "min_snr"] = "native"
+    """native: a plain mean square of what the network predicts."""
+    data_std: float | None = None
+    """edm: standard deviation of the data per feature (0.5)."""
+    gamma: float | None = None
+    """min_snr: where the weight is clipped (5)."""
+
+
+@dataclass(frozen=True)
+class TimesConfig:
+    """Which noise levels training sees."""
+
+    name: Literal["uniform", "stratified", "lognormal", "logit_normal"] = "stratified"
+    """Their density in time; stratified is uniform, spread evenly over a batch."""
+    mean: float | None = None
+    """lognormal: of log(sigma/alpha) (-1.2); logit_normal: of log(t/(1-t)) (0)."""
+    std: float | None = None
+    """lognormal (1.2), logit_normal (1): standard deviation of the same."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The network."""
+
+    name: Literal["mlp", "unet"] = "unet"
+    """A perceptron for vectors, a U-Net for images."""
+    channels: int = 32
+    """unet: channels of the finest level."""
+    multipliers: tuple[int, ...] = (1, 2)
+    """unet: channels of each level, in multiples; each level halves the image."""
+    blocks: int = 1
+    """unet: residual blocks a level."""
+    attention: tuple[int, ...] = (1,)
+    """unet: levels with self-attention, 0 the finest."""
+    head_channels: int = 32
+    """unet: channels of an attention head."""
+    width: int = 128
+    """mlp: features of the hidden layers."""
+    depth: int = 3
+    """mlp: residual blocks."""
+    dropout: float = 0.0
+    """Probability of dropping a hidden feature in training."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; parameters are float32. bfloat16 is for accelerators."""
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """Adam with decoupled weight decay, a warm-up and a cosine decay."""
+
+    learning_rate: float = 1e-3
+    """At its highest, after the warm-up."""
+    warmup: int = 200
+    """Steps of linear warm-up; half the run at most."""
+    final: float = 0.0
+    """Learning rate of the last step, as a share of the highest."""
+    clip: float = 1.0
+    """Largest norm of a gradient; longer ones are scaled down to it."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """Classifier-free guidance; only where the network is told the class."""
+
+    dropout: float = 0.1
+    """Share of training samples whose class is hidden."""
+    scale: float = 1.5
+    """Of sampling: 1 is none, more follows the class more and varies less."""
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How samples are drawn, unless asked otherwise."""
+
+    name: Literal["ddim", "heun", "dpmpp2m"] = "dpmpp2m"
+    """The method."""
+    steps: int = 20
+    """Steps; ddim and dpmpp2m evaluate the network once a step, heun twice."""
+    grid: Literal["uniform", "karras", "logsnr"] = "logsnr"
+    """Spacing of the steps: in time, in (sigma/alpha)^(1/rho), or in the log signal-to-noise ratio."""
+    eta: float | None = None
+    """ddim: noise, from 0 (none) to 1 (ancestral)."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that decides what a run learns."""
+
+    name: str = "digits"
+    """Of the run; its folder is runs/NAME unless you name another."""
+    steps: int = 3000
+    """Updates of the parameters."""
+    batch_size: int = 128
+    """Samples in each, over all devices."""
+    seed: int = 0
+    """Of the initial parameters, the order of the data and the noise."""
+    ema_decay: float = 0.999
+    """Of the moving average of parameters that samples are drawn with."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """What to learn from."""
+    process: ProcessConfig = field(default_factory=ProcessConfig)
+    """How data becomes noise."""
+    parameterisation: ParameterisationConfig = field(default_factory=ParameterisationConfig)
+    """What the network predicts."""
+    weighting: WeightingConfig = field(default_factory=WeightingConfig)
+    """How much each noise level counts."""
+    times: TimesConfig = field(default_factory=TimesConfig)
+    """Which noise levels training sees."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """What learns."""
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    """How it learns."""
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    """Following the class."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """How samples are drawn."""

@@ -1,0 +1,48 @@
+"""Configurations to start from, by name."""
+
+import types
+from collections.abc import Mapping
+
+from diffjax.config._options import (
+    Config,
+    DataConfig,
+    GuidanceConfig,
+    NetworkConfig,
+    OptimiserConfig,
+    ParameterisationConfig,
+    ProcessConfig,
+    SamplerConfig,
+    TimesConfig,
+    WeightingConfig,
+)
+
+PRESETS: Mapping[str, Config] = types.MappingProxyType(
+    {
+        # 1,437 images of 8x8 pixels; a U-Net of two levels, told the class.
+        "digits": Config(
+            name="digits",
+            steps=1500,
+            batch_size=64,
+            ema_decay=0.999,
+            data=DataConfig(name="digits"),
+            process=ProcessConfig(name="cosine"),
+            parameterisation=ParameterisationConfig(name="v"),
+            weighting=WeightingConfig(name="native"),
+            times=TimesConfig(name="stratified"),
+            network=NetworkConfig(name="unet", channels=32, multipliers=(1, 2), blocks=1, attention=(1,)),
+            optimiser=OptimiserConfig(learning_rate=2e-3, warmup=100),
+            guidance=GuidanceConfig(dropout=0.1, scale=1.5),
+            sampler=SamplerConfig(name="dpmpp2m", steps=20, grid="logsnr"),
+        ),
+        # Points in the plane: any toy by --data.name; a minute on a laptop.
+        "toy2d": Config(
+            name="toy2d",
+            steps=3000,
+            batch_size=512,
+            data=DataConfig(name="mixture", conditional=False),
+            network=NetworkConfig(name="mlp", width=128, depth=3),
+            optimiser=OptimiserConfig(learning_rate=2e-3),
+            guidance=GuidanceConfig(dropout=0.0, scale=1.0),
+        ),
+    }
+)
