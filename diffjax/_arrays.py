@@ -45,6 +45,23 @@ def check(condition: Any, message: str) -> None:
         raise ValueError(message)
 
 
+def check_times(ts: np.ndarray, order: str) -> None:
+    """Checks a grid of times [n + 1], n >= 1, in [0, 1] that must "ascend" or "descend", strictly.
+
+    Raises:
+      ValueError: it does not; the message names the first time at fault.
+    """
+    if ts.ndim != 1 or ts.size < 2:
+        raise ValueError(f"ts: at least two times in one dimension are needed, got shape {ts.shape}")
+    right = np.diff(ts) > 0 if order == "ascend" else np.diff(ts) < 0
+    if not right.all():
+        i = int(np.argmin(right))
+        raise ValueError(f"ts: must {order}, got {ts[i]:.9g} and then {ts[i + 1]:.9g} (places {i} and {i + 1})")
+    outside = ts[(ts < 0) | (ts > 1)]
+    if outside.size:
+        raise ValueError(f"ts: times lie in [0, 1], got {outside[0]:.9g}")
+
+
 def default_index(n: int, index: Int[Array, " n"] | None) -> Int[Array, " n"]:
     """The global index of each sample: as given, or 0 .. n - 1."""
     if index is None:

@@ -10,6 +10,7 @@ Chen et al. 2018; Grathwohl et al. 2019 (FFJORD), eq. 8.
 """
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import diffrax
@@ -76,7 +77,7 @@ class Hutchinson(eqx.Module):
     draw: Callable[..., Array] = eqx.field(static=True, default=jax.random.rademacher)
 
     def __check_init__(self):
-        if not isinstance(self.count, int) or self.count < 1:
+        if not isinstance(self.count, Integral) or self.count < 1:
             raise ValueError(f"count: a positive number of probes is needed, got {self.count!r}")
 
     def probes(self, key: Key, x: Sample, index: Index) -> Float[Array, "m b *d"]:
@@ -108,6 +109,8 @@ def log_likelihood(
     max_steps: int = 4096,
 ) -> LogLikelihood:
     """log p_{t0}(x0) of the probability flow. A jitted entry point.
+
+    A denoiser, terminal or draw that is a plain function is static: keep one object rather than make one per call.
 
     Args:
       key: for Hutchinson's probes.

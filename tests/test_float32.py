@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from registry import ALL_PROCESSES
+from registry import ALL_PROCESSES, ALL_STEPPERS
 
 import diffjax as dj
 
@@ -118,3 +118,16 @@ def test_values_and_derivatives_are_finite_on_the_float32_interval(name):
 
     t = jnp.asarray([*dj.interval(process)], jnp.float32)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(jet(process, t)))
+
+
+@pytest.mark.parametrize("name", ALL_STEPPERS)
+def test_weights_computed_in_float32_inside_jit_are_those_of_the_host(name):
+    """Where process and grid are traced, weights are float32: within 3e-5 of the host's float64 ones, and finite."""
+    for make in ALL_PROCESSES.values():
+        process, stepper = make(), ALL_STEPPERS[name]()
+        for n in (1, 6):
+            ts = dj.karras_grid(process, n)
+            host = stepper.prepare(process, np.asarray(ts, np.float64))
+            traced = jax.jit(lambda process, ts, stepper=stepper: stepper.prepare(process, ts))(process, ts)
+            for exact, got in zip(jax.tree.leaves(host), jax.tree.leaves(traced), strict=True):
+                np.testing.assert_allclose(got, exact, rtol=3e-5, atol=3e-6 * np.max(np.abs(exact)) + 1e-7)

@@ -3,10 +3,12 @@
 A grid is data: any descending array of times will do. These are the usual ones.
 """
 
+from numbers import Integral
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check
+from diffjax._arrays import check, is_concrete
 from diffjax._typing import Scalar
 from diffjax.process._base import AbstractGaussianProcess, interval, logsnr, time_from_logsnr
 
@@ -52,9 +54,13 @@ def _from_logsnr(process, values):
     """Times of the given logsnr, with the interval's own ends exactly."""
     t_min, t_max = interval(process)
     ts = jnp.clip(time_from_logsnr(process, values), t_min, t_max)
-    return ts.at[0].set(t_max).at[-1].set(t_min)
+    ts = ts.at[0].set(t_max).at[-1].set(t_min)
+    if is_concrete(ts):
+        apart = ts[1:] < ts[:-1]
+        check(apart, f"n: {values.size - 1} steps are too many here, for {ts.dtype} times coincide")
+    return ts
 
 
 def _check_steps(n):
-    if not isinstance(n, int) or n < 1:
+    if not isinstance(n, Integral) or n < 1:
         raise ValueError(f"n: the number of steps must be a positive integer, got {n!r}")

@@ -17,7 +17,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, default_index, expand, is_concrete, sample_keys
+from diffjax._arrays import check, check_times, default_index, expand, is_concrete, sample_keys, time_dtype
 from diffjax._typing import Index, Key, Sample
 from diffjax.process._base import AbstractGaussianProcess, AbstractProcess, interval
 
@@ -104,14 +104,17 @@ def simulate(
       The states at all of ts, [n + 1, b, *d], the first of them x0.
 
     Raises:
-      ValueError: ts does not ascend.
+      ValueError: ts does not ascend, leaves [0, 1], or has two times beyond the same end of the interval.
     """
     if is_concrete(ts):
-        check(np.ndim(ts) == 1 and np.size(ts) > 1, f"ts: at least two times in one dimension are needed, got {ts}")
-        check(np.diff(np.asarray(ts, np.float64)) > 0, f"ts: must ascend, got {ts}")
-    ts = jnp.asarray(ts, x0.dtype)
+        check_times(np.asarray(ts, np.float64), "ascend")
+    ts = jnp.asarray(ts, time_dtype(x0))
     if isinstance(process, AbstractGaussianProcess):
-        ts = jnp.clip(ts, *(jnp.asarray(end, x0.dtype) for end in interval(process)))
+        low, high = interval(process)
+        ts = jnp.clip(ts, jnp.asarray(low, ts.dtype), jnp.asarray(high, ts.dtype))
+        if is_concrete((ts, process)):
+            apart = ts[1:] > ts[:-1]
+            check(apart, f"ts: two times lie beyond the same end of the process's interval [{low}, {high}]")
     return _simulate(key, process, x0, ts, default_index(x0.shape[0], index))
 
 

@@ -111,7 +111,7 @@ class LognormalTimes(AbstractTimes):
       mean: of log(sigma/alpha), for data of standard deviation about 0.5.
       std: its standard deviation; positive.
 
-    Source: Karras et al. 2022, table 1 (there untruncated; the tails cut off hold 3e-5).
+    Source: Karras et al. 2022, table 1 (there untruncated; the tails cut off hold 2e-5).
     """
 
     process: AbstractGaussianProcess

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, default_index, is_concrete, on_host, sample_keys, time_dtype
+from diffjax._arrays import check_times, default_index, is_concrete, on_host, sample_keys, time_dtype
 from diffjax._typing import Denoiser, Index, Key, Sample, Time
 from diffjax.process import AbstractGaussianProcess, conditional, logsnr
 
@@ -186,8 +186,5 @@ def check_grid(ts: Any, dtype: Any) -> Any:
     if not is_concrete(ts):
         return ts
     grid = np.asarray(ts).astype(dtype).astype(np.float64)
-    if grid.ndim != 1 or grid.size < 2:
-        raise ValueError(f"ts: a grid of at least two times in one dimension is needed, got shape {grid.shape}")
-    check(np.diff(grid) < 0, f"ts: must descend (from noise to data), got {grid}")
-    check((grid >= 0) & (grid <= 1), f"ts: times lie in [0, 1], got {grid}")
+    check_times(grid, "descend")
     return grid

@@ -16,7 +16,8 @@ from diffjax.samplers._base import AbstractStepper, namespace, schedule
 
 
 class Heun(AbstractStepper):
-    """EDM's Heun sampler: order 2, two evaluations a step. A step to sigma = 0 is Euler's, as EDM has it.
+    """EDM's Heun sampler: order 2, two evaluations a step. A step to sigma = 0 is Euler's, as EDM has it, and so is
+    one from alpha = 0, where sigma/alpha is infinite.
 
     Source: Karras et al. 2022, algorithm 1.
     """
@@ -35,8 +36,9 @@ class Heun(AbstractStepper):
         xp = namespace(at.sigma)
         keep = at.sigma[1:] / at.sigma[:-1]
         inverse = xp.where(at.sigma > 0, 1 / xp.where(at.sigma > 0, at.sigma, 1.0), 0.0)
-        half = 0.5 * (at.sigma[1:] - at.sigma[:-1] * at.alpha[1:] / at.alpha[:-1])
-        half = xp.where(at.sigma[1:] > 0, half, 0.0)
+        growth = at.alpha[1:] / xp.where(at.alpha[:-1] > 0, at.alpha[:-1], 1.0)
+        inside = (at.alpha[:-1] > 0) & (at.sigma[1:] > 0)
+        half = xp.where(inside, 0.5 * (at.sigma[1:] - at.sigma[:-1] * growth), 0.0)
         at_t, at_s = (at.alpha[:-1], inverse[:-1]), (at.alpha[1:], inverse[1:])
         return keep, at.alpha[1:] - keep * at.alpha[:-1], at_t, at_s, half
 
