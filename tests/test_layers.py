@@ -36,7 +36,7 @@ DOORS = {
     "sklearn": ("data/",),
     "matplotlib": ("viz.py",),
     "PIL": ("viz.py", "data/"),
-    "tyro": ("cli.py",),
+    "tyro": ("cli/",),
     "ott": ("losses/_coupling.py", "metrics/"),
     "blackjax": ("samplers/_langevin.py",),
 }

@@ -1,0 +1,21 @@
+"""`diffjax evaluate`: a run is measured again, at another guidance, with other steps, or by its likelihood."""
+
+from diffjax.cli._draw import Draw, check_scale, grid
+from diffjax.cli._measure import measure, measure_likelihood, show
+from diffjax.cli._options import Evaluate
+from diffjax.cli._run import open_run
+
+
+def run_evaluate(options: Evaluate, argv: list[str]) -> None:
+    """Prints the measures of a run."""
+    for name, value, least in (("n", options.n, 2), ("steps", options.steps, 1), ("likelihood", options.likelihood, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{name}: at least {least}, got {value}")
+    config, data, parts, params = open_run(options.run, options.chunk)
+    scale = check_scale(options.guidance, data.classes)
+    ts = grid(config, parts, options.steps)
+    draw = Draw(config, data, parts, params, scale=scale, ts=ts, chunk=options.chunk)
+    results, _, _ = measure(draw, data, n=options.n, seed=options.seed)
+    if options.likelihood:
+        results |= measure_likelihood(draw, data, options.likelihood, options.seed)
+    show(results)

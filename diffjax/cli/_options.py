@@ -1,0 +1,103 @@
+"""What can be said on the command line: a dataclass for each command, every field with the words of its help.
+
+argv --tyro--> Train | Sample | Evaluate
+"""
+
+import functools
+import operator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+import tyro
+
+from diffjax.config import PRESETS, Config
+
+EVALUATED = 1800
+_ABOUT = {
+    "digits": "Class-conditional 8x8 digits with a U-Net; minutes on two cores.",
+    "toy2d": "Points in the plane with a perceptron; choose them by --data.name.",
+}
+if TYPE_CHECKING:
+    Preset: TypeAlias = Config
+else:
+    Preset = functools.reduce(
+        operator.or_,
+        (
+            Annotated[Config, tyro.conf.subcommand(name, default=config, description=_ABOUT[name])]
+            for name, config in PRESETS.items()
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network on a preset, then draw samples.png and measure them.
+
+    Saves as it goes: the same command again continues where the last one stopped.
+
+        diffjax train digits
+        diffjax train digits --out runs/wide --network.channels 64 --steps 8000
+        diffjax train toy2d --data.name two_moons
+    """
+
+    config: Annotated[Preset, tyro.conf.arg(name="")]
+    """Where to start from; every option can be changed."""
+    out: str | None = None
+    """Folder of the run, made if absent; runs/NAME by default."""
+    layout: Literal["jit", "pmap"] = "jit"
+    """How the batch is spread over devices; the results agree."""
+    devices: int | None = None
+    """How many devices. On CPU the cores are used as devices, as many as divide the batch, up to 8."""
+    save_every: int = 500
+    """Steps from one checkpoint to the next."""
+    log_every: int = 50
+    """Steps from one line of metrics.jsonl to the next."""
+    compile_cache: str | None = None
+    """A private folder that keeps compiled programs, so that the next start is faster; none by default."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw samples from a run, into a picture or an array.
+
+    diffjax sample runs/digits --label 3 --n 25 --guidance 2 --out threes.png
+    """
+
+    run: tyro.conf.Positional[str]
+    """Folder of the run."""
+    n: int = 100
+    """How many."""
+    label: int | None = None
+    """The class to draw; all of them, in rows, by default."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance: 1 is none. The run's own by default."""
+    steps: int | None = None
+    """Sampling steps; the run's own by default."""
+    ts: tuple[float, ...] | None = None
+    """Instead of --steps: times to go through, from noise (1) down to data (0); cut to where the process is finite."""
+    seed: int = 0
+    """The same seed draws the same samples, whatever --n and --chunk are."""
+    chunk: int = 256
+    """How many at a time."""
+    out: str | None = None
+    """Where to: .png is a picture, .npz holds x and labels; RUN/drawn.png by default."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a run against what was held out, beside what the measure says of perfect and of useless samples."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of the run."""
+    n: int = EVALUATED
+    """How many samples to draw."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance: 1 is none. The run's own by default."""
+    steps: int | None = None
+    """Sampling steps; the run's own by default."""
+    seed: int = 0
+    """Of the samples."""
+    chunk: int = 256
+    """How many at a time."""
+    likelihood: int = 0
+    """Held-out items whose log-likelihood is computed too; it takes a minute for tens of images."""

@@ -1,0 +1,35 @@
+"""Pictures of samples: points in the plane beside what was held out, or images in a grid."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffjax.config import Data
+
+
+def save_measured(path: Path, x: np.ndarray, labels: Any, data: Data) -> None:
+    """What was measured: all points in the plane, or the first hundred images, ten of each class in rows."""
+    if len(data.shape) == 1:
+        return save_picture(path, x, labels, None, data)
+    if labels is None:
+        return save_picture(path, x[:100], None, None, data)
+    columns = max(1, 100 // int(labels.max() + 1))
+    rows = [np.flatnonzero(labels == label)[:columns] for label in np.unique(labels)]
+    return save_picture(path, x[np.concatenate(rows)], None, columns, data)
+
+
+def save_picture(path: Path, x: np.ndarray, labels: Any, columns: int | None, data: Data) -> None:
+    """Images in a grid of so many columns, or points coloured by their labels."""
+    from diffjax import viz
+
+    if len(data.shape) == 3:
+        viz.save_grid(path, x, columns=columns, enlarge=max(1, 48 // data.shape[0]))
+        return
+    if data.shape != (2,):
+        raise ValueError(f"out: samples of shape {data.shape} make no picture; write to an .npz")
+    ax = viz.scatter(data.held_out[0], color="lightgrey", label="held out")
+    ax = viz.scatter(x, color="tab:blue" if labels is None else labels, label="samples", ax=ax)
+    ax.legend(loc="upper right")
+    figure: Any = ax.figure
+    figure.savefig(path, dpi=150)

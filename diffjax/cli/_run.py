@@ -1,0 +1,62 @@
+"""A run's folder: what was trained is read back as it was written.
+
+RUN/config.json --> Config --> Data, Parts --+
+RUN/checkpoints/ ----------------------------+--> the averaged parameters
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffjax.cli._devices import name_devices, use_cores
+from diffjax.config import Config, Data, Parts, build, build_data, from_json
+from diffjax.training import Checkpoints, TrainState, init_state
+
+
+def read_config(run: Path, argument: str) -> Config:
+    """The configuration of a run, or a `ValueError` that names the argument and what is wrong with its folder."""
+    path = run / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{argument}: {run} holds no run (there is no config.json in it)")
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{argument}: {path}: {error}") from None
+
+
+def check_run(run: str) -> None:
+    """Raises `ValueError` where there is no such folder."""
+    if not Path(run).is_dir():
+        raise ValueError(f"run: {run}: no such folder")
+
+
+def open_run(run: str, chunk: int) -> tuple[Config, Data, Parts, Any]:
+    """A run's configuration, data, objects and averaged parameters, from its newest checkpoint."""
+    check_run(run)
+    if chunk < 1:
+        raise ValueError(f"chunk: at least 1, got {chunk}")
+    use_cores(chunk, None)
+    config = read_config(Path(run), "run")
+    data = build_data(config.data)
+    parts = build(config, data.classes)
+    with Checkpoints(Path(run) / "checkpoints", read_only=True) as checkpoints:
+        state = checkpoints.restore(fresh_state(config, data, parts))
+    print(f"{run}: step {int(state.step)} of {config.steps}; {name_devices(len(jax.devices()))}", flush=True)
+    return config, data, parts, state.ema
+
+
+def fresh_state(config: Config, data: Data, parts: Parts) -> TrainState:
+    """The state before the first step, of the shapes that a checkpoint is read into."""
+    x0, cond = data.source(config.seed, 0, 1)
+    cond = None if parts.null is None else jnp.asarray(cond)
+    return init_state(jax.random.key(config.seed), parts.network, parts.tx, jnp.asarray(x0), cond)
+
+
+def write_file(path: Path, text: str) -> None:
+    """A file, whole or not at all."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)

@@ -1,0 +1,78 @@
+"""`diffjax sample`: from a run to a picture or an array."""
+
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffjax.cli._draw import Draw, check_scale, grid
+from diffjax.cli._options import Sample
+from diffjax.cli._picture import save_picture
+from diffjax.cli._run import check_run, open_run
+from diffjax.process import interval
+
+
+def run_sample(options: Sample, argv: list[str]) -> None:
+    """Draws samples of a run into a picture or an .npz."""
+    for name, value in {"n": options.n, "steps": options.steps}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: at least 1, got {value}")
+    _check_times(options.ts, options.steps)
+    check_run(options.run)
+    out = Path(options.out or Path(options.run) / "drawn.png")
+    if out.suffix not in (".png", ".npz"):
+        raise ValueError(f"out: a name that ends in .png or .npz is needed, got {out}")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"out: {out} is in a folder that does not exist")
+    config, data, parts, params = open_run(options.run, options.chunk)
+    _check_label(options.label, data.classes)
+    draw = Draw(
+        config,
+        data,
+        parts,
+        params,
+        scale=check_scale(options.guidance, data.classes),
+        ts=grid(config, parts, options.steps) if options.ts is None else np.clip(options.ts, *interval(parts.process)),
+        chunk=options.chunk,
+    )
+    labels, columns = _rows(options.n, data.classes, options.label)
+    start = time.perf_counter()
+    x = draw(options.n, labels, options.seed)
+    if out.suffix == ".npz":
+        np.savez(out, x=x, **({} if labels is None else {"labels": labels}))
+    else:
+        save_picture(out, x, labels, columns, data)
+    print(f"{options.n} samples in {time.perf_counter() - start:.1f} s: {out}")
+
+
+def _rows(n: int, classes: int | None, label: int | None) -> tuple[Any, int | None]:
+    """Labels [n] and columns of a picture: one class, or as many rows as classes."""
+    if classes is None:
+        return None, None
+    if label is not None:
+        return np.full(n, label, np.int32), None
+    columns = -(-n // classes)
+    return (np.arange(n) // columns).astype(np.int32), columns
+
+
+def _check_times(ts: tuple[float, ...] | None, steps: int | None) -> None:
+    if ts is None:
+        return
+    said = " ".join(map(str, ts))
+    if steps is not None:
+        raise ValueError(f"ts: give --ts or --steps, not both, got {said} and {steps}")
+    if len(ts) < 2 or not all(0 <= t <= 1 for t in ts):
+        raise ValueError(f"ts: two times or more in [0, 1] are needed, got {said}")
+    if any(s >= t for t, s in itertools.pairwise(ts)):
+        raise ValueError(f"ts: times must descend from noise (1) to data (0), got {said}")
+
+
+def _check_label(label: int | None, classes: int | None) -> None:
+    if label is None:
+        return
+    if classes is None:
+        raise ValueError(f"label: this run knows no classes, got {label}")
+    if not 0 <= label < classes:
+        raise ValueError(f"label: the classes are 0 .. {classes - 1}, got {label}")

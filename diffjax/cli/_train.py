@@ -1,0 +1,108 @@
+"""`diffjax train`: a preset becomes a run, which the same command continues.
+
+RUN/config.json  RUN/checkpoints/  RUN/metrics.jsonl  RUN/samples.png  RUN/results.json
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from diffjax.cli._devices import find_devices, name_devices, use_cores
+from diffjax.cli._draw import Draw
+from diffjax.cli._measure import measure, show
+from diffjax.cli._options import EVALUATED, Train
+from diffjax.cli._picture import save_measured
+from diffjax.cli._run import fresh_state, read_config, write_file
+from diffjax.config import Config, Data, Parts, build, build_data, differences, to_json
+from diffjax.training import (
+    Checkpoints,
+    TrainState,
+    data_mesh,
+    jit_layout,
+    make_ema,
+    make_train_step,
+    pmap_layout,
+    train,
+)
+
+
+def run_train(options: Train, argv: list[str]) -> None:
+    """Trains, or goes on where the run stopped; then draws samples and measures them."""
+    config = options.config
+    out = Path(options.out or f"runs/{config.name}")
+    for name, value in {"save-every": options.save_every, "log-every": options.log_every}.items():
+        if value < 1:
+            raise ValueError(f"{name}: at least 1, got {value}")
+    use_cores(config.batch_size, options.devices)
+    if options.compile_cache:
+        jax.config.update("jax_compilation_cache_dir", str(Path(options.compile_cache).absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    _check_folder(out, config)
+    data = build_data(config.data)
+    parts = build(config, data.classes)
+    state = fresh_state(config, data, parts)
+    layout = _layout(config, parts, options)
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "config.json").exists():  # first of all, so that a run cut short from here on can be continued
+        write_file(out / "config.json", to_json(config))
+    with Checkpoints(out / "checkpoints") as checkpoints:
+        state = _resume(checkpoints, state, config, out, layout.devices)
+        state = train(
+            state,
+            layout,
+            data.source,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            checkpoints=checkpoints,
+            save_every=options.save_every,
+            log=out / "metrics.jsonl",
+            log_every=options.log_every,
+        )
+    _finish(out, config, data, parts, state)
+
+
+def _resume(checkpoints: Checkpoints, state: TrainState, config: Config, out: Path, devices: int) -> TrainState:
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    done = checkpoints.latest()
+    where = "from the start" if done is None else f"from step {done}, saved before"
+    print(f"{out}: {config.steps} steps {where}; {size:,} parameters; {name_devices(devices)}", flush=True)
+    return state if done is None else checkpoints.restore(state)
+
+
+def _finish(out: Path, config: Config, data: Data, parts: Parts, state: TrainState) -> None:
+    """The picture, the measures, and what to do next."""
+    print("drawing and measuring samples ...", flush=True)
+    draw = Draw(config, data, parts, state.ema)
+    results, x, labels = measure(draw, data, n=EVALUATED, seed=config.seed)
+    save_measured(out / "samples.png", x, labels, data)
+    write_file(out / "results.json", json.dumps(results, indent=2) + "\n")
+    show(results)
+    print(f"\nsamples   {out / 'samples.png'}\nmeasures  {out / 'results.json'}\nlosses    {out / 'metrics.jsonl'}")
+    label = " --label 3" if data.classes else ""
+    print(f"draw more: diffjax sample {out}{label} --n 25 --out more.png")
+
+
+def _check_folder(out: Path, config: Config) -> None:
+    """Raises `ValueError` where a folder holds something else than this run."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: {out} is a file, not a folder")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    found = differences(read_config(out, "out"), config)
+    if found:
+        path, there, here = found[0]
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise ValueError(f"out: {out} holds a run with {path} {there}, not {here}{more}; name another folder")
+
+
+def _layout(config: Config, parts: Parts, options: Train) -> Any:
+    devices = find_devices(options.devices)
+    if config.batch_size % len(devices):
+        raise ValueError(f"batch_size: {config.batch_size} cannot be split evenly over {len(devices)} devices")
+    ema = make_ema(config.ema_decay)
+    if options.layout == "pmap":
+        return pmap_layout(make_train_step(parts.loss, parts.tx, ema=ema, axis_name="data"), devices)
+    return jit_layout(make_train_step(parts.loss, parts.tx, ema=ema), data_mesh(devices))
