@@ -165,6 +165,18 @@ def test_digits_from_one_end_to_the_other(tmp_path, capfd):
     assert call(capfd, "sample", tmp_path, "--label", 3, "--n", 4, "--out", tmp_path / "threes.png")[0] == 0
 
 
+def test_vectors_that_make_no_picture_are_saved_as_arrays(tmp_path, capfd):
+    np.savez(tmp_path / "a.npz", x=np.random.default_rng(0).uniform(-1, 1, (40, 3)).astype(np.float32))
+    source = ["--data.name", "file", "--data.path", tmp_path / "a.npz"]
+    code, out, err = call(capfd, "train", "toy2d", *TINY, *source, "--steps", 2, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert f"samples of shape (3,) make no picture: x is in {tmp_path / 'run' / 'samples.npz'}" in out
+    assert "--out more.npz" in out
+    assert np.load(tmp_path / "run" / "samples.npz")["x"].shape == (1800, 3)
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["samples"] == 1800
+    assert "out: samples of shape (3,) make no picture; name an .npz" in refused(capfd, "sample", tmp_path / "run")
+
+
 # What it refuses
 
 

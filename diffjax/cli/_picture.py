@@ -1,4 +1,4 @@
-"""Pictures of samples: points in the plane beside what was held out, or images in a grid."""
+"""Samples as files: points in the plane beside what was held out, images in a grid, or arrays."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,11 @@ from typing import Any
 import numpy as np
 
 from diffjax.config import Data
+
+
+def has_picture(data: Data) -> bool:
+    """Whether samples make a picture: images of one or three channels, or points in the plane."""
+    return data.shape == (2,) or (len(data.shape) == 3 and data.shape[-1] in (1, 3))
 
 
 def save_measured(path: Path, x: np.ndarray, labels: Any, data: Data) -> None:
@@ -23,13 +28,18 @@ def save_picture(path: Path, x: np.ndarray, labels: Any, columns: int | None, da
     """Images in a grid of so many columns, or points coloured by their labels."""
     from diffjax import viz
 
+    if not has_picture(data):
+        raise ValueError(f"out: samples of shape {data.shape} make no picture; write to an .npz")
     if len(data.shape) == 3:
         viz.save_grid(path, x, columns=columns, enlarge=max(1, 48 // data.shape[0]))
         return
-    if data.shape != (2,):
-        raise ValueError(f"out: samples of shape {data.shape} make no picture; write to an .npz")
     ax = viz.scatter(data.held_out[0], color="lightgrey", label="held out")
     ax = viz.scatter(x, color="tab:blue" if labels is None else labels, label="samples", ax=ax)
     ax.legend(loc="upper right")
     figure: Any = ax.figure
     figure.savefig(path, dpi=150)
+
+
+def save_arrays(path: Path, x: np.ndarray, labels: Any) -> None:
+    """An .npz with x and, where there are classes, labels."""
+    np.savez(path, x=x, **({} if labels is None else {"labels": labels}))

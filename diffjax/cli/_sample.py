@@ -9,7 +9,7 @@ import numpy as np
 
 from diffjax.cli._draw import Draw, check_scale, grid
 from diffjax.cli._options import Sample
-from diffjax.cli._picture import save_picture
+from diffjax.cli._picture import has_picture, save_arrays, save_picture
 from diffjax.cli._run import check_run, open_run
 from diffjax.process import interval
 
@@ -28,6 +28,8 @@ def run_sample(options: Sample, argv: list[str]) -> None:
         raise ValueError(f"out: {out} is in a folder that does not exist")
     config, data, parts, params = open_run(options.run, options.chunk)
     _check_label(options.label, data.classes)
+    if out.suffix == ".png" and not has_picture(data):
+        raise ValueError(f"out: samples of shape {data.shape} make no picture; name an .npz, got {out}")
     draw = Draw(
         config,
         data,
@@ -41,7 +43,7 @@ def run_sample(options: Sample, argv: list[str]) -> None:
     start = time.perf_counter()
     x = draw(options.n, labels, options.seed)
     if out.suffix == ".npz":
-        np.savez(out, x=x, **({} if labels is None else {"labels": labels}))
+        save_arrays(out, x, labels)
     else:
         save_picture(out, x, labels, columns, data)
     print(f"{options.n} samples in {time.perf_counter() - start:.1f} s: {out}")

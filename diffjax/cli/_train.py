@@ -13,7 +13,7 @@ from diffjax.cli._devices import find_devices, name_devices, use_cores
 from diffjax.cli._draw import Draw
 from diffjax.cli._measure import measure, show
 from diffjax.cli._options import EVALUATED, Train
-from diffjax.cli._picture import save_measured
+from diffjax.cli._picture import has_picture, save_arrays, save_measured
 from diffjax.cli._run import fresh_state, read_config, write_file
 from diffjax.config import Config, Data, Parts, build, build_data, differences, to_json
 from diffjax.training import (
@@ -73,16 +73,22 @@ def _resume(checkpoints: Checkpoints, state: TrainState, config: Config, out: Pa
 
 
 def _finish(out: Path, config: Config, data: Data, parts: Parts, state: TrainState) -> None:
-    """The picture, the measures, and what to do next."""
+    """The measures, the picture (arrays, where there is none), and what to do next."""
     print("drawing and measuring samples ...", flush=True)
     draw = Draw(config, data, parts, state.ema)
     results, x, labels = measure(draw, data, n=EVALUATED, seed=config.seed)
-    save_measured(out / "samples.png", x, labels, data)
     write_file(out / "results.json", json.dumps(results, indent=2) + "\n")
     show(results)
-    print(f"\nsamples   {out / 'samples.png'}\nmeasures  {out / 'results.json'}\nlosses    {out / 'metrics.jsonl'}")
+    picture = has_picture(data)
+    samples = out / ("samples.png" if picture else "samples.npz")
+    if picture:
+        save_measured(samples, x, labels, data)
+    else:
+        save_arrays(samples, x, labels)
+        print(f"samples of shape {data.shape} make no picture: x is in {samples}")
+    print(f"\nsamples   {samples}\nmeasures  {out / 'results.json'}\nlosses    {out / 'metrics.jsonl'}")
     label = " --label 3" if data.classes else ""
-    print(f"draw more: diffjax sample {out}{label} --n 25 --out more.png")
+    print(f"draw more: diffjax sample {out}{label} --n 25 --out more{samples.suffix}")
 
 
 def _check_folder(out: Path, config: Config) -> None:
