@@ -31,7 +31,7 @@ PRESETS: Mapping[str, Config] = types.MappingProxyType(
             times=TimesConfig(name="stratified"),
             network=NetworkConfig(name="unet", channels=32, multipliers=(1, 2), blocks=1, attention=(1,)),
             optimiser=OptimiserConfig(learning_rate=2e-3, warmup=100),
-            guidance=GuidanceConfig(dropout=0.1, scale=1.25),
+            guidance=GuidanceConfig(dropout=0.1, scale=1.1),
             sampler=SamplerConfig(name="dpmpp2m", steps=20, grid="logsnr"),
         ),
         # Points in the plane: any toy by --data.name; a minute on a laptop.
