@@ -147,7 +147,7 @@ def test_numbers_arrive():
         ({"steps": 0}, "steps: at least 1, got 0"),
         ({"batch_size": -3}, "batch_size: at least 1, got -3"),
         ({"sampler__steps": 0}, r"sampler\.steps: at least 1, got 0"),
-        ({"seed": -1}, "seed: at least 0, got -1"),
+        ({"seed": -1}, r"seed: a whole number in 0 \.\. 4294967295, got -1"),
         ({"optimiser__learning_rate": float("nan")}, r"optimiser\.learning_rate: a positive number, got nan"),
         ({"optimiser__clip": 0.0}, r"optimiser\.clip: a positive number, got 0"),
         ({"guidance__dropout": 1.5}, r"guidance\.dropout: a number in \[0, 1\], got 1\.5"),
@@ -219,6 +219,11 @@ def test_a_file_of_ones_own(tmp_path):
         ({"x": np.ones((4, 1)), "y": np.ones(4)}, r"data\.path: y in .* got float64\[4\]"),
         ({"z": np.ones(4)}, r"data\.path: no \.npz with an array x"),
         ({"x": np.array([{}, 3])}, r"data\.path: no \.npz with an array x"),
+        ({"x": np.ones((4, 1), complex)}, r"data\.path: x in .* floats in \[-1, 1\] or uint8, got complex128"),
+        ({"x": np.ones((4, 1), int)}, r"data\.path: x in .* floats in \[-1, 1\] or uint8, got int64"),
+        ({"x": np.array([["a"], ["b"]])}, r"data\.path: x in .* floats in \[-1, 1\] or uint8, got <U1"),
+        ({"x": np.ones((0, 2))}, r"data\.path: x in .* is empty, got shape \(0, 2\)"),
+        ({"x": np.array([[1.0], [-255.0]])}, r"data\.path: x in .* must be floats in \[-1, 1\], got -255"),
         ({"x": np.ones((1, 1))}, r"data\.holdout: 0\.2 leaves nothing"),
     ],
 )
@@ -228,9 +233,19 @@ def test_a_file_that_is_wrong_is_named(tmp_path, arrays, message):
         c.build_data(c.DataConfig(name="file", path=str(tmp_path / "a.npz")))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_file_that_was_cut_short_is_named(tmp_path, share):
+    np.savez_compressed(tmp_path / "a.npz", x=np.random.default_rng(0).uniform(-1, 1, (100, 4)))
+    whole = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "a.npz").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=r"data\.path: no \.npz with an array x at .*a\.npz"):
+        c.build_data(c.DataConfig(name="file", path=str(tmp_path / "a.npz")))
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        (c.DataConfig(holdout_seed=-1), r"data\.holdout_seed: a whole number .* got -1"),
         (c.DataConfig(name="file", path="/absent.npz"), r"data\.path: no \.npz with an array x at /absent"),
         (c.DataConfig(name="file"), r"data\.path: needed for data\.name file, and for that only, got None"),
         (c.DataConfig(name="digits", path="a.npz"), r"data\.path: needed for data\.name file, .* got a\.npz"),

@@ -3,13 +3,19 @@
 digits | a density in the plane | a file --build_data--> source(seed, step, size) -> (x0, cond), train, held out
 """
 
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffjax.config._check import check_seed
 from diffjax.config._options import DataConfig
+
+_UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
+_LARGEST = 10.0  # data in [-1, 1], with room for some that are only centred; 255 is an image that was not scaled
 
 TOYS = ("mixture", "two_moons", "checkerboard", "swiss_roll")
 
@@ -42,6 +48,7 @@ def build_data(config: DataConfig) -> Data:
     """
     if (config.path is None) == (config.name == "file"):
         raise ValueError(f"data.path: needed for data.name file, and for that only, got {config.path}")
+    check_seed("data.holdout_seed", config.holdout_seed)
     if config.name in TOYS:
         return _toy(config)
     from diffjax.data import digits, from_arrays
@@ -79,11 +86,9 @@ def _file(config: DataConfig) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             x, y = arrays["x"], arrays.get("y")
-    except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:
+    except (*_UNREADABLE, KeyError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"data.path: no .npz with an array x at {path}: {error}") from None
-    x = (x / np.float32(127.5) - 1 if x.dtype == np.uint8 else x).astype(np.float32)
-    if not np.isfinite(x).all():
-        raise ValueError(f"data.path: x in {path} holds {x[~np.isfinite(x)].flat[0]}; data must be finite")
+    x = _scaled(path, x)
     if y is not None and (y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer) or y.min() < 0):
         raise ValueError(f"data.path: y in {path} must be {len(x)} labels from 0, got {y.dtype}{list(y.shape)}")
     if x.ndim < 2 or not 0 < config.holdout < 1 or not 0 < round(config.holdout * len(x)) < len(x):
@@ -92,3 +97,18 @@ def _file(config: DataConfig) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
     cut = round(config.holdout * len(x))
     pick = lambda items: (x[items], None if y is None else y[items].astype(np.int32))
     return pick(np.sort(order[cut:])), pick(np.sort(order[:cut]))
+
+
+def _scaled(path: Path, x: Any) -> np.ndarray:
+    """x as float32: bytes are scaled to [-1, 1], floats are as they should be."""
+    if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
+        raise ValueError(f"data.path: x in {path} must be floats in [-1, 1] or uint8, got {x.dtype}")
+    if not x.size:
+        raise ValueError(f"data.path: x in {path} is empty, got shape {x.shape}")
+    if x.dtype == np.uint8:
+        return x / np.float32(127.5) - 1
+    if not np.isfinite(x).all():
+        raise ValueError(f"data.path: x in {path} holds {x[~np.isfinite(x)].flat[0]}; data must be finite")
+    if np.abs(x).max() > _LARGEST:
+        raise ValueError(f"data.path: x in {path} must be floats in [-1, 1], got {x.flat[np.abs(x).argmax()]}")
+    return x.astype(np.float32)

@@ -57,6 +57,8 @@ class UNet(nn.Module):
             raise ValueError(f"multipliers: one positive number a level is needed, got {self.multipliers}")
         if self.blocks < 1:
             raise ValueError(f"blocks: at least one a level is needed, got {self.blocks}")
+        if self.head_channels < 1:
+            raise ValueError(f"head_channels: at least 1 is needed, got {self.head_channels}")
         if not set(self.attention) <= set(range(len(self.multipliers))):
             raise ValueError(f"attention: levels are 0 .. {len(self.multipliers) - 1}, got {self.attention}")
         if not 0 <= self.dropout < 1:
