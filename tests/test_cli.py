@@ -10,11 +10,14 @@ import time
 from pathlib import Path
 
 import jax
+import matplotlib.image
 import numpy as np
 import pytest
 
 from diffjax.cli import main
-from diffjax.config import build, build_data, from_json
+from diffjax.cli._measure import proportional_labels
+from diffjax.cli._picture import save_rows
+from diffjax.config import Data, build, build_data, from_json
 from diffjax.training import Checkpoints, init_state
 
 TINY = ["--network.width", "16", "--network.depth", "1", "--batch-size", "16", "--sampler.steps", "4"]
@@ -122,10 +125,35 @@ def test_samples_depend_on_neither_number_nor_chunk(run, tmp_path, capfd):
 def test_samples_without_a_label_are_all_classes_in_rows(run, tmp_path, capfd):
     assert call(capfd, "sample", run, "--n", 16, "--out", tmp_path / "a.npz")[0] == 0
     np.testing.assert_array_equal(np.load(tmp_path / "a.npz")["labels"], np.repeat(np.arange(8), 2))
+    for n in (3, 11, 25):
+        assert call(capfd, "sample", run, "--n", n, "--out", tmp_path / "a.npz")[0] == 0
+        labels, counts = np.unique(np.load(tmp_path / "a.npz")["labels"], return_counts=True)
+        assert len(labels) == min(n, 8)
+        assert np.ptp(counts) <= 1
     code, out, _ = call(capfd, "sample", run, "--n", 16, "--steps", 3)
     assert code == 0
     assert str(run / "drawn.png") in out
     (run / "drawn.png").unlink()
+
+
+def test_a_row_of_a_picture_is_a_class(tmp_path):
+    labels = np.arange(25) * 10 // 25
+    x = (labels / 10).astype(np.float32)[:, None, None, None]
+    data = Data(lambda *_: (x, labels), (x, labels), (x, labels), 10, None)
+    save_rows(tmp_path / "a.png", x, labels, data)
+    pixels = matplotlib.image.imread(tmp_path / "a.png")[..., 0]
+    grid = pixels[24 :: 2 * 48, 24 :: 2 * 48]  # neighbours are one grey pixel apart, all enlarged to 48
+    assert grid.shape == (10, 3)
+    np.testing.assert_allclose(grid[:, :2], np.repeat((np.arange(10)[:, None] / 10 + 1) / 2, 2, 1), atol=0.01)
+    np.testing.assert_array_equal(grid[:, 2] == 0, np.bincount(labels) == 2)
+
+
+def test_measured_labels_are_as_frequent_as_in_training():
+    y = np.repeat([4, 0, 1], [10, 60, 30])
+    np.testing.assert_array_equal(np.bincount(proportional_labels(y, 50)), [30, 15, 0, 0, 5])
+    for n in (7, 100, 333):
+        counts = np.bincount(proportional_labels(y, n), minlength=5)
+        assert np.abs(counts - np.bincount(y) * n / 100).max() <= 1
 
 
 def test_a_grid_of_ones_own(run, plain, tmp_path, capfd):
@@ -200,6 +228,16 @@ def test_vectors_that_make_no_picture_are_saved_as_arrays(tmp_path, capfd):
         (["train", "toy2d", "--sampler.eta", "0.5"], ["sampler.eta", "0.5"]),
         (["train", "toy2d", "--data.name", "file", "--data.path", "absent.npz"], ["data.path", "absent.npz"]),
         (["train", "toy2d", "--network.name", "unet"], ["x", "images"]),
+        (["train", "toy2d", "--seed", "-1"], ["seed", "-1"]),
+        (["train", "toy2d", "--seed", "99999999999"], ["seed", "99999999999"]),
+        (["train", "toy2d", "--data.holdout-seed", "-1"], ["data.holdout_seed", "-1"]),
+        (["train", "toy2d", "--network.depth", "-1"], ["network.depth", "-1"]),
+        (["train", "digits", "--network.head-channels", "0"], ["network.head_channels", "0"]),
+        (["sample", "absent", "--seed", "99999999999"], ["seed", "99999999999"]),
+        (["sample", "absent", "--seed", "-1"], ["seed", "-1"]),
+        (["evaluate", "absent", "--seed", "99999999999"], ["seed", "99999999999"]),
+        (["evaluate", "absent", "--seed", "-1"], ["seed", "-1"]),
+        (["evaluate", "absent", "--likelihood", "1"], ["likelihood", "1"]),
         (["sample", "absent"], ["run", "absent"]),
         (["evaluate", "absent"], ["run", "absent"]),
         (["sample"], ["sample", "required"]),

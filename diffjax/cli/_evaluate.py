@@ -4,6 +4,7 @@ from diffjax.cli._draw import Draw, check_scale, grid
 from diffjax.cli._measure import measure, measure_likelihood, show
 from diffjax.cli._options import Evaluate
 from diffjax.cli._run import open_run
+from diffjax.config import check_seed
 
 
 def run_evaluate(options: Evaluate, argv: list[str]) -> None:
@@ -11,7 +12,12 @@ def run_evaluate(options: Evaluate, argv: list[str]) -> None:
     for name, value, least in (("n", options.n, 2), ("steps", options.steps, 1), ("likelihood", options.likelihood, 0)):
         if value is not None and value < least:
             raise ValueError(f"{name}: at least {least}, got {value}")
+    check_seed("seed", options.seed)
+    if options.likelihood == 1:
+        raise ValueError("likelihood: 0, or at least 2 for a standard error, got 1")
     config, data, parts, params = open_run(options.run, options.chunk)
+    if options.likelihood > len(data.held_out[0]):
+        raise ValueError(f"likelihood: {len(data.held_out[0])} items are held out, got {options.likelihood}")
     scale = check_scale(options.guidance, data.classes)
     ts = grid(config, parts, options.steps)
     draw = Draw(config, data, parts, params, scale=scale, ts=ts, chunk=options.chunk)

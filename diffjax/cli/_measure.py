@@ -13,12 +13,22 @@ from diffjax.config import Data
 
 def measure(draw: Draw, data: Data, *, n: int, seed: int) -> tuple[dict[str, float], np.ndarray, Any]:
     """Distances of n samples to what is held out, beside those of perfect and of useless samples; x and labels."""
-    labels = None if data.classes is None else (np.arange(n) % data.classes).astype(np.int32)
+    labels = None if data.classes is None else proportional_labels(data.train[1], n)
     start = time.perf_counter()
     x = draw(n, labels, seed)
     seconds = time.perf_counter() - start
     found = _measure_plane(x, data) if len(data.shape) == 1 else _measure_images(x, data)
     return {"samples": n, "sampling seconds": seconds, **found}, x, labels
+
+
+def proportional_labels(labels: Any, n: int) -> np.ndarray:
+    """n labels in order, each class as often as in `labels` up to one: the quantiles (i + 1/2)/n.
+
+    >>> proportional_labels(np.array([2, 0, 0, 2, 2, 2]), 3).tolist()
+    [0, 2, 2]
+    """
+    at = (2 * np.arange(n) + 1) * len(labels) // (2 * n)
+    return np.sort(np.asarray(labels))[at].astype(np.int32)
 
 
 def _measure_images(x: np.ndarray, data: Data) -> dict[str, float]:

@@ -14,18 +14,30 @@ def has_picture(data: Data) -> bool:
 
 
 def save_measured(path: Path, x: np.ndarray, labels: Any, data: Data) -> None:
-    """What was measured: all points in the plane, or the first hundred images, ten of each class in rows."""
+    """What was measured: all points in the plane, or a hundred images at most, as many of each class, in rows."""
     if len(data.shape) == 1:
-        return save_picture(path, x, labels, None, data)
+        return save_picture(path, x, labels, data)
     if labels is None:
-        return save_picture(path, x[:100], None, None, data)
-    columns = max(1, 100 // int(labels.max() + 1))
-    rows = [np.flatnonzero(labels == label)[:columns] for label in np.unique(labels)]
-    return save_picture(path, x[np.concatenate(rows)], None, columns, data)
+        return save_picture(path, x[:100], None, data)
+    found = np.unique(labels)
+    columns = max(1, 100 // len(found))
+    first = np.concatenate([np.flatnonzero(labels == label)[:columns] for label in found])
+    return save_rows(path, x[first], labels[first], data)
 
 
-def save_picture(path: Path, x: np.ndarray, labels: Any, columns: int | None, data: Data) -> None:
-    """Images in a grid of so many columns, or points coloured by their labels."""
+def save_rows(path: Path, x: np.ndarray, labels: Any, data: Data) -> None:
+    """Images with a row for each class, as wide as the longest (the rest is black); points as `save_picture`."""
+    if len(data.shape) == 1 or labels is None:
+        return save_picture(path, x, labels, data)
+    rows = [x[labels == label] for label in np.unique(labels)]
+    columns = max(map(len, rows))
+    black = lambda count: np.full((count, *data.shape), -1.0, x.dtype)
+    padded = [np.concatenate([row, black(columns - len(row))]) for row in rows]
+    return save_picture(path, np.concatenate(padded), None, data, columns=columns)
+
+
+def save_picture(path: Path, x: np.ndarray, labels: Any, data: Data, *, columns: int | None = None) -> None:
+    """Images in a grid of so many columns (a square by default), or points coloured by their labels."""
     from diffjax import viz
 
     if not has_picture(data):

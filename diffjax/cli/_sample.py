@@ -9,8 +9,9 @@ import numpy as np
 
 from diffjax.cli._draw import Draw, check_scale, grid
 from diffjax.cli._options import Sample
-from diffjax.cli._picture import has_picture, save_arrays, save_picture
+from diffjax.cli._picture import has_picture, save_arrays, save_picture, save_rows
 from diffjax.cli._run import check_run, open_run
+from diffjax.config import check_seed
 from diffjax.process import interval
 
 
@@ -19,6 +20,7 @@ def run_sample(options: Sample, argv: list[str]) -> None:
     for name, value in {"n": options.n, "steps": options.steps}.items():
         if value is not None and value < 1:
             raise ValueError(f"{name}: at least 1, got {value}")
+    check_seed("seed", options.seed)
     _check_times(options.ts, options.steps)
     check_run(options.run)
     out = Path(options.out or Path(options.run) / "drawn.png")
@@ -39,24 +41,21 @@ def run_sample(options: Sample, argv: list[str]) -> None:
         ts=grid(config, parts, options.steps) if options.ts is None else np.clip(options.ts, *interval(parts.process)),
         chunk=options.chunk,
     )
-    labels, columns = _rows(options.n, data.classes, options.label)
+    labels = _labels(options.n, data.classes, options.label)
     start = time.perf_counter()
     x = draw(options.n, labels, options.seed)
     if out.suffix == ".npz":
         save_arrays(out, x, labels)
     else:
-        save_picture(out, x, labels, columns, data)
+        (save_picture if options.label is not None else save_rows)(out, x, labels, data)
     print(f"{options.n} samples in {time.perf_counter() - start:.1f} s: {out}")
 
 
-def _rows(n: int, classes: int | None, label: int | None) -> tuple[Any, int | None]:
-    """Labels [n] and columns of a picture: one class, or as many rows as classes."""
+def _labels(n: int, classes: int | None, label: int | None) -> Any:
+    """Labels [n]: one class, or all classes in order, as evenly as n allows; None where there are none."""
     if classes is None:
-        return None, None
-    if label is not None:
-        return np.full(n, label, np.int32), None
-    columns = -(-n // classes)
-    return (np.arange(n) // columns).astype(np.int32), columns
+        return None
+    return (np.arange(n) * classes // n if label is None else np.full(n, label)).astype(np.int32)
 
 
 def _check_times(ts: tuple[float, ...] | None, steps: int | None) -> None:
