@@ -115,6 +115,20 @@ def test_optimiser_state_accumulates_as_momentum_says():
     np.testing.assert_allclose(metrics["grad_norm"], 3**0.5, rtol=1e-6)
 
 
+def test_step_is_compiled_once():
+    traces = []
+
+    def loss(params, key, batch, index, total):
+        traces.append(None)
+        return toy.make_loss(toy.make_network())(params, key, batch, index, total)
+
+    layout = toy.make_layout("jit", loss=loss)
+    for n in range(3):
+        placed = layout.put_state(toy.fresh_state()._replace(step=jnp.asarray(n, jnp.int32)))
+        layout.step(placed, layout.put_batch(toy.source(n, n, 64)))
+    assert len(traces) == 1
+
+
 def test_only_scalars_of_aux_become_metrics():
     loss = lambda params, key, batch, index, total: (params.sum(), {"total": jnp.asarray(total), "rows": index})
     state = state_from_params(jax.random.key(0), jnp.zeros(3), optax.sgd(1.0))
@@ -233,6 +247,22 @@ def test_log_holds_no_step_twice_after_a_resume(tmp_path):
         file.write('{"step": 35, "lo')  # the process died here
     run(tmp_path, 21, state=state)
     assert [line["step"] for line in logged(tmp_path)] == [7, 14, 21]
+
+
+@pytest.mark.parametrize("text", ["dear diary\n", '{"loss": 1}\n', "[3]", "\n", "\xff\xfe"])
+def test_log_that_is_another_file_is_refused_and_kept(tmp_path, text):
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"log: .*metrics\.jsonl is not a log of training"):
+        run(tmp_path, 3)
+    assert log.read_bytes() == text.encode("latin-1")
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"step": 7, "lo'])
+def test_log_whose_first_line_was_cut_short_goes_on(tmp_path, text):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    run(tmp_path, 3)
+    assert [line["step"] for line in logged(tmp_path)] == [3]
 
 
 def test_nothing_is_left_to_do(tmp_path):

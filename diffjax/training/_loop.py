@@ -81,6 +81,7 @@ def train(
       save_every: steps from one checkpoint to the next; the last step is always saved.
       log: a JSONL file: a line every `log_every` steps with step, the mean of each metric since the line before, and
         images_per_second. Lines beyond `state.step` are removed first.
+        A file that does not begin with such a line is refused.
       log_every: how often metrics are fetched from the devices.
       progress: whether to draw a bar.
 
@@ -88,7 +89,8 @@ def train(
       The state after `steps` updates.
 
     Raises:
-      ValueError: a batch does not divide over the devices, a number is out of range, or the data are not finite.
+      ValueError: a batch does not divide over the devices, a number is out of range, the data are not finite, or the
+        log is another file.
       NotFinite: a loss, gradient norm or parameter is NaN or infinite; checkpoints are as they were.
       Stopped: a signal came.
       RuntimeError: a checkpoint could not be written.
@@ -195,21 +197,41 @@ def truncate_log(path: str | Path, step: int) -> None:
     """Removes the lines of a JSONL log beyond a step, and a line that was cut short; the file may be absent.
 
     The rest is written beside it first, and put in its place by one rename.
+
+    Raises:
+      ValueError: the first line is no record of ours, whole or cut short: it is another file, and stays as it is.
     """
     path = Path(path)
     if not path.exists():
         return
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text.splitlines()
+    if lines and _step_of(lines[0]) is None and not (text == lines[0] and _is_cut_short(text)):
+        raise ValueError(f"log: {path} is not a log of training, its first line is {lines[0][:40]!r}")
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] > step:
-                break
-        except (ValueError, KeyError, TypeError):
+    for line in lines:
+        at = _step_of(line)
+        if at is None or at > step:
             break
         kept.append(line + "\n")
     beside = path.with_name(path.name + ".tmp")
     beside.write_text("".join(kept), encoding="utf-8")
     os.replace(beside, path)
+
+
+def _step_of(line: str) -> int | None:
+    """The step of a line of the log; None where it is no such line."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return step if type(step) is int else None
+
+
+def _is_cut_short(text: str) -> bool:
+    """Whether it is how a record begins."""
+    opening = '{"step": '
+    return text.startswith(opening) or opening.startswith(text)
 
 
 @contextmanager
