@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from diffjax.cli import main
+from diffjax.cli._folder import lock_run
 from diffjax.cli._measure import proportional_labels
 from diffjax.cli._picture import save_rows
 from diffjax.config import Data, build, build_data, from_json
@@ -315,6 +316,51 @@ def test_a_checkpoint_of_another_architecture(run, tmp_path, capfd):
         assert "another architecture" in err
         assert "float32[" in err
         assert contents(tmp_path / "run") == before
+
+
+def test_a_data_file_that_changed(tmp_path, capfd):
+    x, file = np.random.default_rng(0).uniform(-1, 1, (40, 2)), tmp_path / "a.npz"
+    argv = [
+        "train",
+        "toy2d",
+        *TINY,
+        "--data.name",
+        "file",
+        "--data.path",
+        file,
+        "--steps",
+        2,
+        "--out",
+        tmp_path / "run",
+    ]
+    np.savez(file, x=x)
+    assert call(capfd, *argv)[0] == 0
+    assert call(capfd, *argv)[0] == 0
+    before = contents(tmp_path / "run")
+    np.savez(file, x=-x)
+    assert f"out: {tmp_path / 'run'} was trained on other data: {file} has changed" in refused(capfd, *argv)
+    assert f"run: {tmp_path / 'run'} was trained on other data" in refused(capfd, "evaluate", tmp_path / "run")
+    assert contents(tmp_path / "run") == before
+
+
+def test_one_process_at_a_time_trains_in_a_folder(run, tmp_path, capfd):
+    shutil.copytree(run, tmp_path / "run")
+    lock = tmp_path / "run" / "lock"
+    lock.write_text(f"{os.getppid()}\n")
+    before = contents(tmp_path / "run")
+    err = refused(capfd, *TRAIN, "--out", tmp_path / "run")
+    assert f"out: {tmp_path / 'run'} is in use: process {os.getppid()}" in err
+    assert contents(tmp_path / "run") == before
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for stale in (f"{gone.pid}\n", "", "x"):
+        lock.write_text(stale)
+        with lock_run(tmp_path / "run"):
+            assert lock.read_text() == f"{os.getpid()}\n"
+        assert not lock.exists()
+    lock.write_text(f"{gone.pid}\n")
+    assert call(capfd, *TRAIN, "--out", tmp_path / "run")[0] == 0
+    assert set(before) - set(contents(tmp_path / "run")) == {Path("lock")}
 
 
 @pytest.mark.parametrize(

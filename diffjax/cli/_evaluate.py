@@ -1,6 +1,9 @@
 """`diffjax evaluate`: a run is measured again, at another guidance, with other steps, or by its likelihood."""
 
+from pathlib import Path
+
 from diffjax.cli._draw import Draw, check_scale, grid
+from diffjax.cli._folder import check_data
 from diffjax.cli._measure import measure, measure_likelihood, show
 from diffjax.cli._options import Evaluate
 from diffjax.cli._run import open_run
@@ -16,6 +19,8 @@ def run_evaluate(options: Evaluate, argv: list[str]) -> None:
     if options.likelihood == 1:
         raise ValueError("likelihood: 0, or at least 2 for a standard error, got 1")
     config, data, parts, params = open_run(options.run, options.chunk)
+    if config.data.path is not None:
+        check_data(Path(options.run), config.data.path, data, "run")
     if options.likelihood > len(data.held_out[0]):
         raise ValueError(f"likelihood: {len(data.held_out[0])} items are held out, got {options.likelihood}")
     scale = check_scale(options.guidance, data.classes)

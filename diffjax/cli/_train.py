@@ -1,16 +1,17 @@
 """`diffjax train`: a preset becomes a run, which the same command continues.
 
 RUN/config.json  RUN/checkpoints/  RUN/metrics.jsonl  RUN/samples.png  RUN/results.json
+RUN/data.json, for a data file: its digest     RUN/lock, while it trains: the pid
 """
 
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from diffjax.cli._devices import find_devices, name_devices, use_cores
 from diffjax.cli._draw import Draw
+from diffjax.cli._folder import LOCK, check_data, keep_digest, lock_run
 from diffjax.cli._measure import measure, show
 from diffjax.cli._options import EVALUATED, Train
 from diffjax.cli._picture import has_picture, save_arrays, save_measured
@@ -18,6 +19,7 @@ from diffjax.cli._run import fresh_state, read_config, write_file
 from diffjax.config import Config, Data, Parts, build, build_data, differences, to_json
 from diffjax.training import (
     Checkpoints,
+    Layout,
     TrainState,
     data_mesh,
     jit_layout,
@@ -44,9 +46,20 @@ def run_train(options: Train, argv: list[str]) -> None:
     parts = build(config, data.classes)
     state = fresh_state(config, data, parts)
     layout = _layout(config, parts, options)
+    if config.data.path is not None:
+        check_data(out, config.data.path, data, "out")
     out.mkdir(parents=True, exist_ok=True)
+    with lock_run(out):
+        _check_folder(out, config)  # again: now nobody else writes
+        _train(options, out, data, parts, state, layout)
+
+
+def _train(options: Train, out: Path, data: Data, parts: Parts, state: TrainState, layout: Layout) -> None:
+    config = options.config
     if not (out / "config.json").exists():  # first of all, so that a run cut short from here on can be continued
         write_file(out / "config.json", to_json(config))
+    if config.data.path is not None:
+        keep_digest(out, data)
     with Checkpoints(out / "checkpoints") as checkpoints:
         state = _resume(checkpoints, state, config, out, layout.devices)
         state = train(
@@ -95,7 +108,7 @@ def _check_folder(out: Path, config: Config) -> None:
     """Raises `ValueError` where a folder holds something else than this run."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {out} is a file, not a folder")
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists() or all(path.name.startswith(LOCK) for path in out.iterdir()):
         return
     found = differences(read_config(out, "out"), config)
     if found:
@@ -104,7 +117,7 @@ def _check_folder(out: Path, config: Config) -> None:
         raise ValueError(f"out: {out} holds a run with {path} {there}, not {here}{more}; name another folder")
 
 
-def _layout(config: Config, parts: Parts, options: Train) -> Any:
+def _layout(config: Config, parts: Parts, options: Train) -> Layout:
     devices = find_devices(options.devices)
     if config.batch_size % len(devices):
         raise ValueError(f"batch_size: {config.batch_size} cannot be split evenly over {len(devices)} devices")
