@@ -168,8 +168,10 @@ def test_a_grid_of_ones_own(run, plain, tmp_path, capfd):
 def test_evaluate(run, capfd):
     code, out, err = call(capfd, "evaluate", run, "--n", 64, "--likelihood", 8)
     assert (code, err) == (0, "")
-    for name in ("samples", "floor", "ceiling", "nats", "nats, exact", "bits per dimension"):
+    for name in ("samples", "floor", "ceiling", "nats per dimension of x (continuous, at logsnr", "exact density"):
         assert name in out
+    assert "bits" not in out
+    assert "likelihood: 4000 items are held out, got 4001" in refused(capfd, "evaluate", run, "--likelihood", 4001)
 
 
 def test_evaluate_finds_what_train_found(run, capfd):

@@ -100,4 +100,4 @@ class Evaluate:
     chunk: int = 256
     """How many at a time."""
     likelihood: int = 0
-    """Held-out items whose log-likelihood is computed too; it takes a minute for tens of images."""
+    """Held-out items whose log density is computed too, in nats per dimension; a minute for tens of images."""
