@@ -75,8 +75,8 @@ def _toy(config: DataConfig) -> Data:
 
     toy = {name: getattr(data, name) for name in TOYS}[config.name]()
     source = toy if config.conditional else lambda seed, step, size: (toy(seed, step, size)[0], None)
-    # Seeds that no run counts up to: what is measured against was not trained on.
-    train, held_out = source(2**31, 0, 4000), source(2**31 + 1, 0, 4000)
+    # Seeds that no run can have: what is measured against was not trained on.
+    train, held_out = source(2**32, 0, 4000), source(2**32 + 1, 0, 4000)
     return Data(source, train, held_out, _classes(train[1], held_out[1]), getattr(toy, "log_prob", None))
 
 
