@@ -123,8 +123,7 @@ def log_likelihood(
         default the process's prior, N(0, sigma^2 I), which differs from the true marginal by what of the data is left.
       divergence: `Exact()` or `Hutchinson(count)`.
       solver: any diffrax ODE solver; default `Tsit5()`.
-      controller: step sizes; default `PIDController(1e-5, 1e-5)` on the worst sample's root-mean-square error, so that
-        no sample's error depends on its batch by more than the tolerance.
+      controller: step sizes; default `adaptive(1e-5)`.
       index: global indices [b], for the probes.
       max_steps: a solve that needs more has failed.
 
@@ -143,7 +142,7 @@ def log_likelihood(
     if terminal is None:
         terminal = _Prior(process, high)
     solver = diffrax.Tsit5() if solver is None else solver
-    controller = diffrax.PIDController(1e-5, 1e-5, norm=worst_sample) if controller is None else controller
+    controller = adaptive(1e-5) if controller is None else controller
     times = (jnp.asarray(t0, time_dtype(x0)), jnp.asarray(high, time_dtype(x0)))
     index = default_index(x0.shape[0], index)
     return _solve(key, process, denoiser, x0, times, terminal, divergence, solver, controller, index, max_steps)
@@ -168,6 +167,14 @@ def worst_sample(state: tuple[Sample, Float[Array, "m b"]]) -> Float[Array, ""]:
     x, total = state
     squares = sum_features(x**2) + jnp.sum(total**2, axis=0)
     return jnp.sqrt(jnp.max(squares) / (x[0].size + total.shape[0]))
+
+
+def adaptive(tolerance: float) -> diffrax.PIDController:
+    """Step sizes for `log_likelihood`: a tolerance, relative and absolute, for the worst sample's root mean square.
+
+    So no sample's error depends on the rest of its batch [b, *d] by more than the tolerance.
+    """
+    return diffrax.PIDController(tolerance, tolerance, norm=worst_sample)
 
 
 @eqx.filter_jit
