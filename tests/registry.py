@@ -4,11 +4,12 @@ Adding a method adds one row here. Members are made inside a test, so that they 
 """
 
 import jax.numpy as jnp
+import pytest
 
 import diffjax as dj
 from diffjax import losses
 
-ALL_PROCESSES = {
+CORE_PROCESSES = {
     "vp": dj.VariancePreserving,
     "vp-constant": lambda: dj.VariancePreserving(2.0, 2.0),
     "cosine": dj.Cosine,
@@ -17,6 +18,16 @@ ALL_PROCESSES = {
     "karras": dj.Karras,
     "rectified": dj.Rectified,
 }
+
+ALL_PROCESSES = {
+    **CORE_PROCESSES,
+}
+
+
+def each_process(quick=CORE_PROCESSES):
+    """The names of all processes, for what is dear to compile: those not in `quick` are marked slow."""
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in ALL_PROCESSES]
+
 
 ALL_PARAMETERISATIONS = {
     "eps": dj.EpsPrediction,
