@@ -1,14 +1,16 @@
-"""The denoising loss: one driver for every process, prediction type, weighting and time density.
+"""The denoising loss: one driver for every process, prediction type, weighting, penalty, coupling and time density.
 
 key --split--+-----------> time_sampler --> t ----+--------------+---------------+
-             +--> eps ~ N(0, I) --------+         |              |               |
-x0 -------------------------------+-----+         v              |               v
+             +--> eps ~ N(0, I) --> coupling -+   |              |               |
+x0 -------------------------------+-----------+   v              |               v
                                   |     +--> perturb(process) > xt       weighting(t)
                                   v     v                    |   |               |
                           target: y = a x0 + b eps   c_in xt, c_noise            |
                                   |                          |                   |
 params, cond ---------------------+------------------> network.apply > y_hat     |
-                                  +-----> mean over features (y_hat - y)^2 ------+--> mean over batch
+                                  +-----> penalty (mean square) of y_hat - y ----+--> mean over batch
+
+`denoising_loss` draws times and noise; `per_sample_loss` is what is left once they are given.
 """
 
 from collections.abc import Callable
@@ -25,6 +27,11 @@ from diffjax.parameterisation import AbstractParameterisation, apply_network, ep
 from diffjax.process import AbstractGaussianProcess, perturb
 
 
+def mean_square(error: Sample) -> Float[Array, " b"]:
+    """The mean over features of error^2, [b, *d] -> [b]: the penalty of every quadratic loss."""
+    return mean_features(error**2)
+
+
 def denoising_loss(
     params: Params,
     key: Key,
@@ -36,6 +43,8 @@ def denoising_loss(
     parameterisation: AbstractParameterisation,
     time_sampler: Callable[..., Any],
     weighting: Callable[..., Time],
+    penalty: Callable[..., Any] = mean_square,
+    coupling: Callable[..., Any] | None = None,
     index: Index | None = None,
     total: int | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
@@ -51,6 +60,9 @@ def denoising_loss(
       parameterisation: what the network predicts.
       time_sampler: `(key, n, *, index, total) -> (t [n], correction [n])`, such as `UniformTimes(process)`.
       weighting: `(process, parameterisation, t) -> w`, on the eps-loss, such as `constant` or `native`.
+      penalty: `(y_hat - y) [b, *d] -> [b]`, such as `PseudoHuber(c)`.
+      coupling: `(key, x0, eps, cond) -> eps`, which pairs the batch's noise with its data anew, such as
+        `OptimalTransport()`; default: independent noise.
       index: global indices [b] of the samples (default 0 .. b - 1), so that a sample's noise does not depend on the
         device that draws it.
       total: the size of the global batch (default b), for stratified times.
@@ -63,16 +75,50 @@ def denoising_loss(
     t_key, eps_key, network_key = jax.random.split(key, 3)
     n = x0.shape[0]
     index = default_index(n, index)
-    network_key = jax.random.fold_in(network_key, index[0])  # where the batch is split, dropout differs by device
     t, correction = time_sampler(t_key, n, index=index, total=n if total is None else total)
     t = t.astype(time_dtype(x0))
     eps = normal_like(sample_keys(eps_key, index), x0)
+    if coupling is not None:
+        eps = coupling(jax.random.fold_in(key, 3), x0, eps, cond)
+    per_sample = correction * per_sample_loss(
+        params,
+        x0,
+        eps,
+        t,
+        cond,
+        network=network,
+        process=process,
+        parameterisation=parameterisation,
+        weighting=weighting,
+        penalty=penalty,
+        key=jax.random.fold_in(network_key, index[0]),  # where the batch is split, dropout differs by device
+    )
+    return jnp.mean(per_sample), {"t": t, "per_sample": per_sample}
+
+
+def per_sample_loss(
+    params: Params,
+    x0: Sample,
+    eps: Sample,
+    t: Time,
+    cond: Cond = None,
+    *,
+    network: Network,
+    process: AbstractGaussianProcess,
+    parameterisation: AbstractParameterisation,
+    weighting: Callable[..., Time],
+    penalty: Callable[..., Any] = mean_square,
+    key: Any = None,
+) -> Float[Array, " b"]:
+    """The denoising loss of given noise eps [b, *d] and times t [b]: w_y(t) penalty(y_hat - y), [b].
+
+    w_y is the weighting carried from the eps-loss to the answer's own; see `denoising_loss` for the arguments. `key`
+    is the network's, None to evaluate.
+    """
     xt = perturb(process, x0, eps, t)
     y = target(parameterisation, process, x0, eps, t)
-    y_hat = apply_network(network, params, process, parameterisation, xt, t, cond, key=network_key)
-    weight = correction * _weight_on_answer(weighting, process, parameterisation, t)
-    per_sample = weight * mean_features((y - y_hat) ** 2)
-    return jnp.mean(per_sample), {"t": t, "per_sample": per_sample}
+    y_hat = apply_network(network, params, process, parameterisation, xt, t, cond, key=key)
+    return _weight_on_answer(weighting, process, parameterisation, t) * penalty(y_hat - y)
 
 
 def _weight_on_answer(weighting, process, parameterisation, t):
