@@ -7,6 +7,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from diffjax._arrays import expand
 from diffjax._typing import Cond, Denoiser, Network, Params, Sample, Time
@@ -42,8 +43,11 @@ def apply_network(
     cond: Cond = None,
     *,
     key: Any = None,
-) -> Sample:
-    """The network's raw answer y [b, *d] to xt [b, *d] at t [] or [b], in the dtype of xt; a key means training."""
+) -> Float[Array, "b ..."]:
+    """The network's raw answer y [b, *d] to xt [b, *d] at t [] or [b], in the dtype of xt; a key means training.
+
+    A network that answers more than y, such as a variance beside it, may have a shape [b, ...] of its own.
+    """
     scale = parameterisation.input_scale(process, t)
     level = jnp.broadcast_to(parameterisation.noise_level(process, t), xt.shape[:1]).astype(xt.dtype)
     scaled = (expand(scale, xt) * xt).astype(xt.dtype)

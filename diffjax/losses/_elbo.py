@@ -1,0 +1,202 @@
+"""Evidence lower bounds: what a denoiser is worth in nats, in continuous time and in K steps.
+
+    -log p(x0) <= prior + reconstruction + diffusion,  per sample, in nats, on times from t_max down to t_min
+
+    prior            KL(q(x at t_max | x0) || N(0, sigma^2 I)) = exp(lambda(t_max)) ||x0||^2/2
+    reconstruction   E[ -log p(x0 | x at t_min) ]                                      by a decoder
+    diffusion        1/2 int -lambda'(t) E||eps - eps_hat||^2 dt                       continuous
+                     1/2 sum_k expm1(lambda_s - lambda_t) E||eps - eps_hat||^2         K steps t -> s
+
+The continuous term depends on the schedule through its two end points alone; the K-step one falls to it as K grows.
+Either bounds the likelihood of the reverse SDE, not the flow's. Differences of logsnr go through expm1, and the error
+is that of the noise, so that float32 is enough.
+
+Source: Kingma et al. 2021 (Variational Diffusion Models), eqs. 11-18.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffjax._arrays import (
+    check,
+    check_times,
+    default_index,
+    is_concrete,
+    normal_like,
+    sample_keys,
+    sum_features,
+    time_dtype,
+)
+from diffjax._typing import Cond, Index, Key, Network, Params, Sample, Scalar, Time
+from diffjax.losses._denoising import per_sample_loss
+from diffjax.losses._weighting import constant
+from diffjax.parameterisation import AbstractParameterisation
+from diffjax.process import AbstractGaussianProcess, interval, logsnr, logsnr_rate
+
+
+def gaussian_decoder(x0: Sample, eps: Sample, std: Scalar) -> Float[Array, " b"]:
+    """-log N(x0; z, std^2 I) in nats, [b], where z = x0 + std eps: for data that is continuous.
+
+    Args:
+      x0: data [b, *d].
+      eps: noise [b, *d].
+      std: sigma/alpha at t_min, a scalar.
+    """
+    return sum_features(0.5 * (eps**2 + jnp.log(2 * jnp.pi)) + jnp.log(std))
+
+
+class LevelDecoder(eqx.Module):
+    """p(x0 | z) proportional to N(z; x0, std^2) over the levels that a feature can have: for data that is quantised.
+
+    Attributes:
+      levels: how many, at least two; 256 for 8-bit images.
+      low: the lowest level's value.
+      high: the highest level's, more than low; the others lie evenly between.
+
+    Raises:
+      ValueError: fewer than two levels, or high is not above low.
+
+    Source: Kingma et al. 2021, eq. 8.
+    """
+
+    levels: int = eqx.field(static=True)
+    low: float = eqx.field(static=True, default=-1.0)
+    high: float = eqx.field(static=True, default=1.0)
+
+    def __check_init__(self):
+        check(self.levels >= 2, f"levels: at least two are needed, got {self.levels}")
+        check(self.high > self.low, f"high: must be more than low = {self.low}, got {self.high}")
+
+    def __call__(self, x0: Sample, eps: Sample, std: Scalar) -> Float[Array, " b"]:
+        """-log p(x0 | x0 + std eps) in nats, [b], for x0, eps [b, *d] on the levels and a scalar std."""
+        values = jnp.asarray(np.linspace(self.low, self.high, self.levels), x0.dtype)
+        distance = (x0[..., None] - values) / std + eps[..., None]  # (z - value)/std, whose digits z itself would lose
+        return sum_features(jax.nn.logsumexp(-0.5 * distance**2, axis=-1) + 0.5 * eps**2)
+
+
+def continuous_elbo(
+    params: Params,
+    key: Key,
+    x0: Sample,
+    cond: Cond = None,
+    *,
+    network: Network,
+    process: AbstractGaussianProcess,
+    parameterisation: AbstractParameterisation,
+    time_sampler: Callable[..., Any],
+    reconstruction: Callable[..., Any] = gaussian_decoder,
+    index: Index | None = None,
+    total: int | None = None,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The negative continuous-time ELBO on `interval(process)`, estimated with one time and one noise a sample.
+
+    Args:
+      params: the network's parameters.
+      key: for times, noise and dropout; what sample i draws depends on (key, index_i) alone.
+      x0: data [b, *d].
+      cond: conditions, a pytree of [b, ...], or None.
+      network: see `Network`; called with a key, so dropout is on.
+      process: the forward process; a learned one trains through this.
+      parameterisation: what the network predicts.
+      time_sampler: one whose objective is uniform in time: `UniformTimes`, `StratifiedTimes`, `LowDiscrepancyTimes`,
+        `ImportanceTimes`.
+      reconstruction: the decoder at t_min, `(x0, eps, sigma/alpha) -> nats [b]`: `gaussian_decoder` for continuous
+        data, `LevelDecoder(256)` for 8-bit images. Of the latter, the sum is a bound in nats on a probability.
+      index: global indices [b] of the samples.
+      total: the size of the global batch (default b).
+
+    Returns:
+      The mean over the batch, a scalar in nats a sample, and its parts: `prior`, `reconstruction`, `diffusion`,
+      `per_sample` (their sum), `t`, each [b], and `standard_error`, the scalar std(per_sample)/sqrt(b).
+
+    Source: Kingma et al. 2021 (Variational Diffusion Models), eqs. 11 and 17.
+    """
+    (t_key, *keys), index, total = jax.random.split(key, 4), default_index(x0.shape[0], index), total or x0.shape[0]
+    t, correction = time_sampler(t_key, x0.shape[0], index=index, total=total)
+    t = t.astype(time_dtype(x0))
+    t_min, t_max = interval(process)
+    weight = -(t_max - t_min) * correction * logsnr_rate(process, t)
+    choices = {"network": network, "process": process, "parameterisation": parameterisation}
+    return _bound(params, keys, x0, cond, t, weight, (t_min, t_max), reconstruction, index, **choices)
+
+
+def discrete_elbo(
+    params: Params,
+    key: Key,
+    x0: Sample,
+    cond: Cond = None,
+    *,
+    network: Network,
+    process: AbstractGaussianProcess,
+    parameterisation: AbstractParameterisation,
+    ts: Any,
+    reconstruction: Callable[..., Any] = gaussian_decoder,
+    index: Index | None = None,
+    total: int | None = None,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The negative ELBO of the K-step sampler on the grid ts, estimated with one step and one noise a sample.
+
+    Each step's Kullback-Leibler divergence is that of q(xs | xt, x0) from the same with x0_hat, whose variance is the
+    posterior's. Steps are drawn evenly over the global batch.
+
+    Args:
+      ts: a descending grid of times [K + 1], t_max first, as for `sample`; inside `interval(process)`.
+      params, key, x0, cond, network, process, parameterisation, reconstruction, index, total: as `continuous_elbo`'s,
+        x0 [b, *d].
+
+    Returns:
+      As `continuous_elbo`: a scalar in nats a sample, and its parts, each [b].
+
+    Raises:
+      ValueError: ts does not descend.
+
+    Source: Kingma et al. 2021 (Variational Diffusion Models), eqs. 11-14.
+    """
+    if is_concrete(ts):
+        check_times(np.asarray(ts, np.float64), "descend")
+    (k_key, *keys), index, total = jax.random.split(key, 4), default_index(x0.shape[0], index), total or x0.shape[0]
+    ts = jnp.asarray(ts, time_dtype(x0))
+    k = draw_steps(k_key, ts.shape[0] - 1, index, total)
+    levels = logsnr(process, ts)
+    weight = (ts.shape[0] - 1) * jnp.expm1(levels[1:] - levels[:-1])[k]
+    choices = {"network": network, "process": process, "parameterisation": parameterisation}
+    return _bound(params, keys, x0, cond, ts[k], weight, (ts[-1], ts[0]), reconstruction, index, **choices)
+
+
+def draw_steps(key: Key, steps: int, index: Index, total: int) -> Any:
+    """A step 0 .. steps - 1 for each sample, [b] integers: uniform each, spread evenly over the global batch."""
+    u = (jax.random.uniform(key) + index / total) % 1.0
+    return jnp.minimum(jnp.floor(u * steps).astype(index.dtype), steps - 1)
+
+
+def prior_divergence(process: AbstractGaussianProcess, x0: Sample, t: Time = 1.0) -> Float[Array, " b"]:
+    """KL(q(xt | x0) || N(0, sigma(t)^2 I)) = exp(logsnr) ||x0||^2/2 in nats, [b], for x0 [b, *d] and a scalar t."""
+    return 0.5 * (process.alpha(t) / process.sigma(t)) ** 2 * sum_features(x0**2)
+
+
+def _bound(params, keys, x0, cond, t, weight, ends, reconstruction, index, **choices):
+    eps_key, decoder_key, network_key = keys
+    eps, noise = (normal_like(sample_keys(k, index), x0) for k in (eps_key, decoder_key))
+    key = jax.random.fold_in(network_key, index[0])  # where the batch is split, dropout differs by device
+    error = per_sample_loss(params, x0, eps, t, cond, weighting=constant, key=key, **choices)
+    t_min, t_max = (jnp.asarray(end, time_dtype(x0)) for end in ends)
+    process = choices["process"]
+    parts = {
+        "prior": prior_divergence(process, x0, t_max),
+        "reconstruction": reconstruction(x0, noise, process.sigma(t_min) / process.alpha(t_min)),
+        "diffusion": 0.5 * (x0.size // x0.shape[0]) * weight * error,
+    }
+    return summarise(parts, t)
+
+
+def summarise(parts: dict[str, Array], t: Array) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The mean of the parts' sum, a scalar, and the parts with `per_sample`, `t` [b] and `standard_error` []."""
+    per_sample = jnp.asarray(sum(parts.values()))
+    error = jnp.std(per_sample, ddof=1) / per_sample.size**0.5
+    return jnp.mean(per_sample), {**parts, "per_sample": per_sample, "t": t, "standard_error": error}

@@ -1,0 +1,321 @@
+"""Lower bounds against closed forms: mutual information for the continuous one, DDPM's own formulas for the chain."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from registry import ALL_PARAMETERISATIONS
+from scipy import integrate, stats
+
+import diffjax as dj
+from diffjax import losses
+
+MEAN, VARIANCE = 0.3, 0.6
+HIGH, LOW = 8.0, -6.0
+
+
+def knowing_network():
+    """E[eps | xt] for data N(MEAN, VARIANCE), from logsnr and the input scaled to a variance-preserving one alone."""
+
+    def apply(params, x, c_noise, cond=None, *, key=None):
+        logsnr = -8 * c_noise[:, None]
+        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
+        return (1 + params) * sigma / (alpha**2 * VARIANCE + sigma**2) * (x - alpha * MEAN)
+
+    return dj.Network(lambda *_: None, apply)
+
+
+def information(high=HIGH, low=LOW):
+    """I(x0; x at logsnr high) - I(x0; x at logsnr low), nats a feature: what the diffusion term is at the truth."""
+    return 0.5 * (np.log1p(VARIANCE * np.exp(high)) - np.log1p(VARIANCE * np.exp(low)))
+
+
+SCHEDULES = {
+    "learned-linear": lambda: dj.LearnedLogsnr(HIGH, LOW),
+    "learned-monotone": lambda: dj.MonotoneLogsnr(jax.random.key(3), HIGH, LOW),
+    "vp": lambda: dj.Clipped(dj.VariancePreserving(), HIGH, LOW),
+    "cosine": lambda: dj.Clipped(dj.Cosine(), HIGH, LOW),
+    "karras": lambda: dj.Clipped(dj.Karras(), HIGH, LOW),
+    "rectified": lambda: dj.Clipped(dj.Rectified(), HIGH, LOW),
+    "shifted": lambda: dj.Clipped(dj.Shifted(dj.SubVP(), 1.0), HIGH, LOW),
+}
+
+
+def choices(process, member=None):
+    return {"network": knowing_network(), "process": process, "parameterisation": member or dj.EpsPrediction()}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_continuous_term_depends_on_the_end_points_alone(name):
+    """By quadrature over t, x0 and eps, on each schedule's own clock: the mutual information to 1e-6, whichever."""
+    process = SCHEDULES[name]()
+    nodes, weights = np.polynomial.legendre.leggauss(12)
+    # Panels that are even in logsnr; within them the rule is in t.
+    edges = np.asarray(jax.jit(dj.time_from_logsnr)(process, jnp.linspace(HIGH, LOW, 60)))
+    edges[[0, -1]] = [float(end) for end in dj.interval(process)]
+    half, middle = np.diff(edges)[:, None] / 2, (edges[1:] + edges[:-1])[:, None] / 2
+    t, dt = (middle + half * nodes).ravel(), (half * weights).ravel()
+    z, w = np.polynomial.hermite_e.hermegauss(3)  # exact, for the error is quadratic in x0 and eps
+    w = w / w.sum()
+    x0, eps, at = (a.ravel() for a in np.meshgrid(MEAN + np.sqrt(VARIANCE) * z, z, t, indexing="ij"))
+    measure = (w[:, None, None] * w[:, None] * dt).ravel()
+
+    @eqx.filter_jit
+    def integrand(process, x0, eps, t):
+        keywords = choices(process) | {"weighting": losses.likelihood}
+        return 0.5 * losses.per_sample_loss(jnp.asarray(0.0), x0[:, None], eps[:, None], t, **keywords)
+
+    got = np.sum(measure * np.asarray(integrand(process, jnp.asarray(x0), jnp.asarray(eps), jnp.asarray(at))))
+    np.testing.assert_allclose(got, information(), atol=1e-6)
+
+
+N = 20_000
+
+
+@eqx.filter_jit
+def _bound(which, process, params, key, x0, **keywords):
+    return which(params, key, x0, **choices(process), **keywords)
+
+
+def data(n=N, d=2):
+    return jnp.asarray(MEAN + np.sqrt(VARIANCE) * np.random.default_rng(0).normal(size=(n, d)))
+
+
+def near(parts, exact):
+    """The mean of the parts [n] within 4.5 standard errors of the exact value."""
+    parts = np.asarray(parts)
+    return abs(parts.mean() - exact) < 4.5 * parts.std() / np.sqrt(len(parts)) + 1e-9
+
+
+@pytest.mark.parametrize("name", ["vp", "karras"])
+def test_parts_of_the_continuous_bound(name):
+    """Two features: diffusion is the information, prior the quadratic, reconstruction the decoder's entropy; with
+    importance-sampled times the same, and closer."""
+    process, x0 = SCHEDULES[name](), data()
+    spread = []
+    for times in (dj.StratifiedTimes(process), dj.ImportanceTimes(dj.LikelihoodTimes(process))):
+        nats, parts = _bound(losses.continuous_elbo, process, jnp.asarray(0.0), jax.random.key(1), x0, time_sampler=times)
+        assert near(parts["diffusion"], 2 * information())
+        np.testing.assert_allclose(parts["prior"], 0.5 * np.exp(LOW) * np.sum(x0**2, 1), rtol=1e-9)
+        assert near(parts["reconstruction"], 0.5 * 2 * (1 + np.log(2 * np.pi) - HIGH))
+        np.testing.assert_allclose(nats, np.mean(parts["prior"] + parts["reconstruction"] + parts["diffusion"]))
+        expected = np.std(parts["per_sample"], ddof=1) / np.sqrt(N)
+        np.testing.assert_allclose(parts["standard_error"], expected)
+        spread.append(np.std(parts["diffusion"]))
+        entropy = 0.5 * 2 * np.log(2 * np.pi * np.e * VARIANCE)
+        assert entropy < nats < entropy + 2 * 0.01 + 5 * expected, "it bounds, and at the truth the bound is close"
+    assert spread[1] < spread[0] * 1.001
+    wrong = _bound(losses.continuous_elbo, process, jnp.asarray(0.3), jax.random.key(1), x0, time_sampler=times)[0]
+    assert wrong > nats + 0.1
+
+
+def test_the_bound_of_k_steps_falls_to_the_continuous_one():
+    """Closed form: 1/2 sum expm1(lambda_s - lambda_t) v e^lambda_t/(1 + v e^lambda_t), v the data's variance."""
+    process, x0 = SCHEDULES["cosine"](), data()
+    before = np.inf
+    for steps in (1, 2, 8, 32, 128):
+        ts = np.linspace(1.0, 0.0, steps + 1)
+        levels = np.asarray(jax.jit(dj.logsnr)(process, jnp.asarray(ts)))
+        mmse = VARIANCE * np.exp(levels[:-1]) / (1 + VARIANCE * np.exp(levels[:-1]))
+        exact = np.sum(0.5 * np.expm1(levels[1:] - levels[:-1]) * mmse)
+        assert information() < exact < before
+        before = exact
+        if steps in (1, 8, 32):
+            nats, parts = _bound(losses.discrete_elbo, process, jnp.asarray(0.0), jax.random.key(2), x0, ts=ts)
+            assert near(parts["diffusion"], 2 * exact)
+            assert set(np.unique(parts["t"])) == set(ts[:-1]), "each step is drawn"
+            np.testing.assert_allclose(nats, np.mean(parts["per_sample"]))
+    assert exact - information() < 0.04
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_level_decoder_is_a_distribution_over_levels(levels):
+    """By hand in NumPy: softmax over the levels of -(z - value)^2/(2 std^2), for small and large std, images too."""
+    rng = np.random.default_rng(1)
+    values = np.linspace(-1, 1, levels)
+    x0, eps = rng.choice(values, (5, 2, 2, 1)), rng.normal(size=(5, 2, 2, 1))
+    for std in (1e-4, 0.02, 1.0):
+        z = x0 + std * eps
+        log_weight = -((z[..., None] - values) ** 2) / (2 * std**2)
+        normaliser = np.logaddexp.reduce(log_weight, axis=-1)
+        by_hand = -(-((z - x0) ** 2) / (2 * std**2) - normaliser).sum(axis=(1, 2, 3))
+        got = losses.LevelDecoder(levels)(jnp.asarray(x0), jnp.asarray(eps), jnp.asarray(std))
+        np.testing.assert_allclose(got, by_hand, rtol=1e-6, atol=1e-9)
+
+
+def test_a_learned_schedule_trains_through_the_bound():
+    """Its end points have the gradient of the closed form; a network that errs has one as well."""
+    process, x0 = dj.LearnedLogsnr(4.0, -2.0), data()
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def slope(process):
+        keywords = choices(process) | {"time_sampler": dj.StratifiedTimes(process)}
+        return losses.continuous_elbo(jnp.asarray(0.0), jax.random.key(4), x0, **keywords)[0]
+
+    got = slope(process)
+    for end, sign, reconstruction, prior in (("logsnr_max", 1, -1.0, 0.0), ("logsnr_min", -1, 0.0, 1.0)):
+        level = float(getattr(process, end))
+        mmse = VARIANCE * np.exp(level) / (1 + VARIANCE * np.exp(level))
+        expected = sign * mmse + reconstruction + prior * 0.5 * np.exp(level) * np.mean(np.sum(x0**2, 1))
+        np.testing.assert_allclose(getattr(got, end), expected, atol=0.05)
+
+
+# --- DDPM's chain ---
+
+
+def chain_by_hand(x0, xt, k, y_hat, log_share, betas, last):
+    """Nats of step k (1 .. K) by Ho et al.'s formulas: KL between two Gaussians, or the last step's bins of 17 levels."""
+    alpha_bar = np.cumprod(1 - betas)
+    beta, bar = betas[k - 1][:, None], alpha_bar[k - 1][:, None]
+    bar_before = np.where(k > 1, alpha_bar[np.maximum(k - 2, 0)], 1.0)[:, None]
+    tilde = (1 - bar_before) / (1 - bar) * beta
+    mean = np.sqrt(bar_before) * beta / (1 - bar) * x0 + np.sqrt(1 - beta) * (1 - bar_before) / (1 - bar) * xt
+    mean_hat = (xt - beta / np.sqrt(1 - bar) * y_hat) / np.sqrt(1 - beta)
+    floor = (1 - alpha_bar[0]) / (1 - alpha_bar[1]) * betas[1]
+    variance = np.exp(log_share * np.log(beta) + (1 - log_share) * np.log(np.where(k[:, None] == 1, floor, tilde)))
+    with np.errstate(divide="ignore"):
+        kl = 0.5 * (np.log(variance / tilde) + tilde / variance - 1 + (mean - mean_hat) ** 2 / variance)
+    normal, half = stats.norm(mean_hat, np.sqrt(variance)), 1 / 16
+    mass = np.where(x0 > 1 - half, 1.0, normal.cdf(x0 + half)) - np.where(x0 < half - 1, 0.0, normal.cdf(x0 - half))
+    return np.where(k == 1, -np.log(mass).sum(1) if last else np.nan, kl.sum(1))
+
+
+VARIANCES = {
+    "large": (losses.large_variance, lambda answer: 1.0),
+    "small": (losses.small_variance, lambda answer: 0.0),
+    "learned": (losses.learned_variance, lambda answer: (answer + 1) / 2),
+}
+
+
+@eqx.filter_jit
+def _chain(chain, x0, ts):
+    out = {}
+    for name, (variance, _) in VARIANCES.items():
+        seen = []
+
+        def apply(params, x, c_noise, cond=None, *, key=None, seen=seen):
+            y, answer = 0.8 * x + 0.1 * c_noise[:, None], jnp.sin(x)
+            seen.append((x, y, answer))
+            return jnp.concatenate([y, answer], axis=-1)
+
+        keywords = choices(chain) | {"network": dj.Network(lambda *_: None, apply), "ts": ts}
+        keywords |= {"reconstruction": losses.BinDecoder(17)}
+        bound = losses.ddpm_bound(None, jax.random.key(5), x0, variance=variance, **keywords)
+        out[name] = bound, losses.learned_variance_loss(None, jax.random.key(5), x0, **keywords)[1], seen[0]
+    return out
+
+
+def test_every_step_of_the_chain_is_ddpms():
+    betas = np.linspace(0.02, 0.3, 7)
+    chain, ts = dj.DiscreteChain(jnp.asarray(betas)), np.arange(7, -1, -1) / 7
+    x0 = np.random.default_rng(2).choice(np.linspace(-1, 1, 17), (210, 3))
+    alpha_bar = np.cumprod(1 - betas)
+    for name, ((nats, parts), simple, (xt, y_hat, answer)) in _chain(chain, jnp.asarray(x0), ts).items():
+        k = np.rint(np.asarray(parts["t"]) * 7).astype(int)
+        np.testing.assert_array_equal(np.bincount(k)[1:], 30)
+        share = VARIANCES[name][1](np.asarray(answer))
+        by_hand = 7 * chain_by_hand(x0, np.asarray(xt), k, np.asarray(y_hat), share, betas, last=True)
+        np.testing.assert_allclose(parts["diffusion"], by_hand, rtol=1e-7, atol=1e-9, err_msg=name)
+        # The prior is the sampler's, N(0, 1 - alpha_bar_K), which fits the noise exactly.
+        np.testing.assert_allclose(parts["prior"], 0.5 * alpha_bar[-1] / (1 - alpha_bar[-1]) * np.sum(x0**2, 1))
+        np.testing.assert_allclose(nats, np.mean(parts["prior"] + by_hand))
+        if name == "learned":
+            eps = (np.asarray(xt) - np.sqrt(alpha_bar[k - 1])[:, None] * x0) / np.sqrt(1 - alpha_bar[k - 1])[:, None]
+            np.testing.assert_allclose(simple["simple"], np.mean((eps - y_hat) ** 2, 1), rtol=1e-9)
+            np.testing.assert_allclose(simple["bound"], by_hand / 3, rtol=1e-7)
+
+
+def test_the_hybrid_loss_moves_the_prediction_by_the_simple_loss_alone():
+    chain, ts = dj.DiscreteChain(jnp.linspace(0.02, 0.3, 4)), np.arange(4, -1, -1) / 4
+
+    def apply(params, x, c_noise, cond=None, *, key=None):
+        return jnp.concatenate([params[0] * x, params[1] * jnp.ones_like(x)], axis=-1)
+
+    network = dj.Network(lambda *_: None, apply)
+    keywords = choices(chain) | {"network": network, "ts": ts}
+    x0, params = data(64), jnp.array([0.7, 0.1])
+
+    @jax.jit
+    def slopes(params):
+        key = jax.random.key(6)
+        hybrid = lambda p: losses.learned_variance_loss(p, key, x0, share=0.5, **keywords)
+        simple = lambda p: jnp.mean(losses.learned_variance_loss(p, key, x0, **keywords)[1]["simple"])
+        bound = lambda p: losses.ddpm_bound(p, key, x0, **keywords)[1]["diffusion"].mean() / 2
+        return jax.grad(lambda p: hybrid(p)[0])(params), jax.grad(simple)(params), jax.grad(bound)(params)
+
+    hybrid, simple, bound = slopes(params)
+    np.testing.assert_allclose(hybrid[0], simple[0], rtol=1e-12)
+    np.testing.assert_allclose(hybrid[1], 0.5 * bound[1], rtol=1e-12)
+    assert simple[1] == 0
+    assert abs(bound[1]) > 1e-3
+    only = losses.prediction_only(network).apply(params, x0, x0[:, 0])
+    np.testing.assert_array_equal(only, 0.7 * x0)
+
+
+def test_small_variance_is_the_k_step_bound():
+    """With the posterior's variance a step's divergence is 1/2 expm1(lambda_s - lambda_t) ||eps - eps_hat||^2."""
+    chain, ts = dj.DiscreteChain(jnp.linspace(0.02, 0.3, 6)), np.arange(6, -1, -1) / 6
+    x0 = data(300)
+    keywords = {"ts": ts, "variance": losses.small_variance}
+    parts = _bound(losses.ddpm_bound, chain, jnp.asarray(0.2), jax.random.key(7), x0, **keywords)[1]
+    other = _bound(losses.discrete_elbo, chain, jnp.asarray(0.2), jax.random.key(8), x0, ts=ts[:-1])[1]
+    for step in ts[:-2]:
+        mine, theirs = (np.asarray(p["diffusion"])[np.asarray(p["t"]) == step] for p in (parts, other))
+        error = np.hypot(mine.std() / len(mine) ** 0.5, theirs.std() / len(theirs) ** 0.5 * 6 / 5)
+        assert abs(mine.mean() - theirs.mean() * 6 / 5) < 4.5 * error
+
+
+def test_bins_are_a_distribution_and_keep_their_digits():
+    values = np.linspace(-1, 1, 17)
+    decoder = losses.BinDecoder(17)
+    for mean, log_variance in ((0.1, -3.0), (-1.4, -6.0), (0.97, 1.0)):
+        at = (jnp.asarray(values)[:, None], jnp.full((17, 1), mean), jnp.asarray(log_variance))
+        np.testing.assert_allclose(np.exp(-decoder(*at)).sum(), 1, rtol=1e-12)
+    far = decoder(jnp.full((1, 1), 0.5), jnp.full((1, 1), -0.9), jnp.asarray(np.log(0.01)))  # thirteen deviations off
+    exact = integrate.quad(lambda x: np.exp(-0.5 * ((x + 0.9) / 0.1) ** 2), 0.5 - 1 / 16, 0.5 + 1 / 16, epsabs=0)[0]
+    np.testing.assert_allclose(far[0], -np.log(exact / (0.1 * np.sqrt(2 * np.pi))), rtol=1e-9)
+
+
+@pytest.mark.parametrize("which", ALL_PARAMETERISATIONS)
+def test_finite_in_float32_with_a_gradient_in_everything(which):
+    with jax.enable_x64(False):
+        process = dj.LearnedLogsnr(13.3, -5.0)
+        member = ALL_PARAMETERISATIONS[which]()
+        x0 = jnp.linspace(-1, 1, 32, dtype=jnp.float32).reshape(8, 2, 2, 1)
+
+        def apply(params, x, c_noise, cond=None, *, key=None):
+            return params * x
+
+        @eqx.filter_jit
+        @eqx.filter_value_and_grad
+        def value(everything):
+            params, process, member = everything
+            keywords = {"process": process, "parameterisation": member, "network": dj.Network(lambda *_: None, apply)}
+            keywords |= {"reconstruction": losses.LevelDecoder(32)}
+            one = losses.continuous_elbo(
+                params, jax.random.key(9), x0, time_sampler=dj.StratifiedTimes(process), **keywords
+            )
+            two = losses.discrete_elbo(params, jax.random.key(9), x0, ts=jnp.linspace(1.0, 0.0, 5), **keywords)
+            return one[0] + two[0]
+
+        nats, slope = value((jnp.asarray(0.5, jnp.float32), process, member))
+        assert nats.dtype == jnp.float32
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((nats, slope)))
+
+
+def test_bad_input_is_refused_by_name_and_value():
+    chain, x0 = dj.DiscreteChain(jnp.full(3, 0.1)), data(4)
+    key, params = jax.random.key(0), jnp.asarray(0.0)
+    with pytest.raises(ValueError, match=r"ts: must descend"):
+        losses.discrete_elbo(params, key, x0, ts=np.array([0.2, 0.5]), **choices(chain))
+    with pytest.raises(ValueError, match=r"ts: the last time must be one without noise, got sigma = 0\.\d"):
+        losses.ddpm_bound(params, key, x0, ts=np.array([1.0, 1 / 3]), **choices(chain))
+    with pytest.raises(ValueError, match=r"network: a learned variance needs twice"):
+        losses.ddpm_bound(params, key, x0, ts=np.array([1.0, 1 / 3, 0.0]), **choices(chain))
+    for make in (losses.LevelDecoder, losses.BinDecoder):
+        with pytest.raises(ValueError, match=r"levels: .*got 1"):
+            make(1)
+    with pytest.raises(ValueError, match=r"high: .*got -2"):
+        losses.LevelDecoder(4, -1.0, -2.0)
