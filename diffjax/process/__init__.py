@@ -20,19 +20,33 @@ from diffjax.process._base import (
     rates as rates,
     time_from_logsnr as time_from_logsnr,
 )
+from diffjax.process._discrete import (
+    DiscreteChain as DiscreteChain,
+    chain_times as chain_times,
+    cosine_betas as cosine_betas,
+    linear_betas as linear_betas,
+    scaled_linear_betas as scaled_linear_betas,
+    zero_terminal_snr as zero_terminal_snr,
+)
 from diffjax.process._grid import (
     karras_grid as karras_grid,
     logsnr_grid as logsnr_grid,
     uniform_grid as uniform_grid,
 )
 from diffjax.process._karras import Karras as Karras
+from diffjax.process._offset_cosine import OffsetCosine as OffsetCosine
+from diffjax.process._ou import OrnsteinUhlenbeck as OrnsteinUhlenbeck
+from diffjax.process._polynomial import Polynomial as Polynomial
 from diffjax.process._rectified import Rectified as Rectified
+from diffjax.process._scales import scales as scales, scales_from_logsnr as scales_from_logsnr
+from diffjax.process._schedule import Schedule as Schedule
 from diffjax.process._sde import (
     PerSamplePath as PerSamplePath,
     diagonal_noise as diagonal_noise,
     per_sample_path as per_sample_path,
     simulate as simulate,
 )
+from diffjax.process._sub_vp import SubVP as SubVP
 from diffjax.process._time import (
     AbstractTimes as AbstractTimes,
     LogitNormalTimes as LogitNormalTimes,
@@ -40,5 +54,8 @@ from diffjax.process._time import (
     StratifiedTimes as StratifiedTimes,
     UniformTimes as UniformTimes,
 )
-from diffjax.process._ve import VarianceExploding as VarianceExploding
+from diffjax.process._ve import (
+    VarianceExploding as VarianceExploding,
+    VarianceExplodingFromZero as VarianceExplodingFromZero,
+)
 from diffjax.process._vp import Cosine as Cosine, VariancePreserving as VariancePreserving

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from diffjax._arrays import as_scalar, check
 from diffjax._typing import Scalar, Time
 from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, time_from_logsnr
+from diffjax.process._scales import scales, with_alpha_one
 
 
 class Karras(AbstractGaussianProcess):
@@ -69,3 +70,6 @@ def _(process: Karras, t: Time, s: Time) -> tuple[Time, Time]:
     low, width = _line(process)
     growth = 2 * process.rho * jnp.log1p((t - s) * width / (low + s * width))
     return jnp.ones_like(t), process.sigma(s) * jnp.sqrt(jnp.expm1(growth))
+
+
+scales.register(Karras, with_alpha_one)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from diffjax._typing import Time
 from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, time_from_logsnr
+from diffjax.process._scales import on_line, scales
 
 
 class Rectified(AbstractGaussianProcess):
@@ -37,3 +38,6 @@ def _(process: Rectified, value: Time) -> Time:
 @conditional.register(Rectified)
 def _(process: Rectified, t: Time, s: Time) -> tuple[Time, Time]:
     return (1 - t) / (1 - s), jnp.sqrt((t - s) * (t * (1 - s) + s * (1 - t))) / (1 - s)
+
+
+scales.register(Rectified, on_line)

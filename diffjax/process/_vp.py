@@ -6,6 +6,8 @@ cosine, shifted (Nichol & Dhariwal 2021; Hoogeboom et al. 2023, eq. 3)
     lambda = -2 log tan(pi t/2) + shift
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 from diffjax._arrays import as_scalar, check
 from diffjax._typing import Scalar, Time
 from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, time_from_logsnr
+from diffjax.process._scales import on_circle, scales
 
 
 class VariancePreserving(AbstractGaussianProcess):
@@ -32,40 +35,53 @@ class VariancePreserving(AbstractGaussianProcess):
     beta_max: Scalar = eqx.field(converter=as_scalar, default=20.0)
 
     def __check_init__(self):
-        check(self.beta_min > 0, f"beta_min: must be positive, got {self.beta_min}")
-        check(
-            (self.beta_max >= self.beta_min) & (self.beta_max < jnp.inf),
-            f"beta_max: must be finite and at least beta_min = {self.beta_min}, got {self.beta_max}",
-        )
+        check_betas(self.beta_min, self.beta_max)
 
     def alpha(self, t: Time) -> Time:
-        return jnp.exp(-0.5 * _integrated_beta(self, t))
+        return jnp.exp(-0.5 * integrated_beta(self, t))
 
     def sigma(self, t: Time) -> Time:
-        return jnp.sqrt(-jnp.expm1(-_integrated_beta(self, t)))
+        return jnp.sqrt(-jnp.expm1(-integrated_beta(self, t)))
 
 
-def _integrated_beta(process: VariancePreserving, t: Time) -> Time:
-    return t * (process.beta_min + 0.5 * (process.beta_max - process.beta_min) * t)
+def check_betas(beta_min: Scalar, beta_max: Scalar) -> None:
+    """Refuses numbers that are not 0 < beta_min <= beta_max < inf."""
+    check(beta_min > 0, f"beta_min: must be positive, got {beta_min}")
+    check(
+        (beta_max >= beta_min) & (beta_max < jnp.inf),
+        f"beta_max: must be finite and at least beta_min = {beta_min}, got {beta_max}",
+    )
+
+
+def integrated_beta(process: Any, t: Time, s: Time = 0.0) -> Time:
+    """The integral of beta from s to t, for a process with `beta_min` and `beta_max`."""
+    return (t - s) * (process.beta_min + 0.5 * (process.beta_max - process.beta_min) * (t + s))
+
+
+def time_from_integrated_beta(process: Any, b: Time) -> Time:
+    """The t with integrated_beta(process, t) = b."""
+    low, slope = process.beta_min, process.beta_max - process.beta_min
+    return 2 * b / (low + jnp.sqrt(low**2 + 2 * slope * b))
 
 
 @logsnr.register(VariancePreserving)
 def _(process: VariancePreserving, t: Time) -> Time:
-    b = _integrated_beta(process, t)
+    b = integrated_beta(process, t)
     return -b - jnp.log(-jnp.expm1(-b))
 
 
 @time_from_logsnr.register(VariancePreserving)
 def _(process: VariancePreserving, value: Time) -> Time:
-    b = jax.nn.softplus(-jnp.asarray(value))
-    low, slope = process.beta_min, process.beta_max - process.beta_min
-    return 2 * b / (low + jnp.sqrt(low**2 + 2 * slope * b))
+    return time_from_integrated_beta(process, jax.nn.softplus(-jnp.asarray(value)))
 
 
 @conditional.register(VariancePreserving)
 def _(process: VariancePreserving, t: Time, s: Time) -> tuple[Time, Time]:
-    gap = (t - s) * (process.beta_min + 0.5 * (process.beta_max - process.beta_min) * (t + s))
+    gap = integrated_beta(process, t, s)
     return jnp.exp(-0.5 * gap), jnp.sqrt(-jnp.expm1(-gap))
+
+
+scales.register(VariancePreserving, on_circle)
 
 
 class Cosine(AbstractGaussianProcess):
@@ -121,3 +137,6 @@ def _(process: Cosine, t: Time, s: Time) -> tuple[Time, Time]:
     total = jnp.minimum(t + s, (1 - t) + (1 - s))
     lean = jnp.sin(0.5 * jnp.pi * (t - s)) * jnp.sin(0.5 * jnp.pi * total)
     return (data_t / data_s) * (size_s / size_t), jnp.exp(-0.5 * process.shift) * jnp.sqrt(lean) / (data_s * size_t)
+
+
+scales.register(Cosine, on_circle)

@@ -1,0 +1,196 @@
+"""DDPM's chain of K steps, embedded in continuous time without changing it.
+
+    q(x_k | x_{k-1}) = N(sqrt(1 - beta_k) x_{k-1}, beta_k I),   k = 1 .. K,   t_k = k/K
+    alpha(t) = exp(-B(t)/2),  sigma(t) = sqrt(-expm1(-B(t))),   B(t_k) = -sum_{j <= k} log(1 - beta_j)
+
+with B linear between the t_k: the transition over one cell has the variance beta_k, and a time k/K is a step of the
+chain. A last beta of 1 (no signal at the end) makes B infinite there; in that cell alpha falls linearly to 0.
+Source: Ho et al. 2020 (Denoising diffusion probabilistic models), eqs. 2 and 4.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffjax._arrays import check, is_concrete
+from diffjax._typing import Time
+from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, time_from_logsnr
+from diffjax.process._scales import on_circle, scales
+
+
+class DiscreteChain(AbstractGaussianProcess):
+    """A chain given by its own betas, as a process in continuous time: step k of K is the time k/K.
+
+    The sums of log(1 - beta) are kept in two parts, `high + low`, so that differences of them have all of float32's
+    digits. They are leaves beside `betas`: to learn the betas, build the chain inside the loss.
+
+    Args:
+      betas: the variance that each step adds, [k], in (0, 1); the last may be 1.
+
+    Raises:
+      ValueError: a beta lies outside; the message names its place and value.
+
+    Source: Ho et al. 2020, eq. 2; zero signal at the end: Lin et al. 2023.
+    """
+
+    betas: Float[Array, " k"]
+    high: Float[Array, " k"]
+    low: Float[Array, " k"]
+
+    def __init__(self, betas: Any):
+        self.betas = jnp.asarray(betas, None if isinstance(betas, jax.Array) else float)
+        if self.betas.ndim != 1 or self.betas.size == 0:
+            raise ValueError(f"betas: one number a step is needed, shape [k], got shape {self.betas.shape}")
+        if not is_concrete(betas):
+            sums = jnp.cumsum(-jnp.log1p(-self.betas[:-1]))
+            self.high = jnp.concatenate([jnp.zeros_like(self.betas[:1]), sums])
+            self.low = jnp.zeros_like(self.high)
+            return
+        exact = np.asarray(betas, np.float64)
+        right = (exact > 0) & (exact < 1)
+        right[-1] |= exact[-1] == 1
+        i = int(np.argmin(right))
+        check(right, f"betas: must lie in (0, 1), of which only the last may be 1, got {exact[i]} at place {i}")
+        sums = np.concatenate([[0.0], np.cumsum(-np.log1p(-exact[:-1]))])
+        self.high = jnp.asarray(sums, self.betas.dtype)
+        self.low = jnp.asarray(sums - np.asarray(self.high, np.float64), self.betas.dtype)
+
+    def alpha(self, t: Time) -> Time:
+        j, along, left, _ = _cell(self, t)
+        last, rate = _rate(self, j, t)
+        start = jnp.exp(-0.5 * self.high.astype(rate.dtype)[j]) * (1 - 0.5 * self.low.astype(rate.dtype)[j])
+        return start * jnp.where(last, left, jnp.exp(-0.5 * rate * along))
+
+    def sigma(self, t: Time) -> Time:
+        return jnp.sqrt(-jnp.expm1(-_decay(self, t)))
+
+
+def _cell(chain: DiscreteChain, t: Time) -> tuple[Any, Any, Any, Any]:
+    """The cell j of the time t, the parts of it passed and left, and its width.
+
+    The knots are k/K as the dtype of t has it, so that the chain's own times lie on them in float32 too.
+    """
+    t = jnp.asarray(t)
+    k = chain.betas.shape[0]
+    knots = jnp.asarray((np.arange(k + 1) / k).astype(t.dtype))
+    j = jnp.clip(jnp.floor(jax.lax.stop_gradient(t) * k).astype(int), 0, k - 1)
+    width = knots[j + 1] - knots[j]
+    return j, (t - knots[j]) / width, (knots[j + 1] - t) / width, width
+
+
+def _rate(chain: DiscreteChain, j: Any, t: Time) -> tuple[Any, Any]:
+    """Whether the cell j ends without signal, and by how much B grows over it (there: 0), in the dtype of t."""
+    beta = chain.betas.astype(jnp.asarray(t).dtype)[j]
+    last = beta == 1
+    return last, -jnp.log1p(-jnp.where(last, 0.0, beta))
+
+
+def _growth(last: Any, rate: Any, along: Any, left: Any) -> Any:
+    """B's growth from the beginning of a cell to where the part `along` of it is passed and `left` is left."""
+    return jnp.where(last, -2 * jnp.log(jnp.where(last, left, 1.0)), rate * along)
+
+
+def _decay(chain: DiscreteChain, t: Time) -> Any:
+    """B(t) = -2 log alpha."""
+    j, along, left, _ = _cell(chain, t)
+    growth = _growth(*_rate(chain, j, t), along, left)
+    return chain.high.astype(growth.dtype)[j] + (chain.low.astype(growth.dtype)[j] + growth)
+
+
+@logsnr.register(DiscreteChain)
+def _(process: DiscreteChain, t: Time) -> Time:
+    b = _decay(process, t)
+    return -b - jnp.log(-jnp.expm1(-b))
+
+
+@time_from_logsnr.register(DiscreteChain)
+def _(process: DiscreteChain, value: Time) -> Time:
+    b = jax.nn.softplus(-jnp.asarray(value))
+    high, low = process.high.astype(b.dtype), process.low.astype(b.dtype)
+    j = jnp.searchsorted(jax.lax.stop_gradient(high[1:]), jax.lax.stop_gradient(b), side="right")
+    last, rate = _rate(process, j, b)
+    growth = (b - high[j]) - low[j]
+    along = jnp.where(last, -jnp.expm1(-0.5 * growth), growth / jnp.where(last, 1.0, rate))
+    return (j.astype(b.dtype) + along) / process.betas.shape[0]
+
+
+@conditional.register(DiscreteChain)
+def _(process: DiscreteChain, t: Time, s: Time) -> tuple[Time, Time]:
+    (j, along, left, width), (i, _, left_s, _) = _cell(process, t), _cell(process, s)
+    (last, rate), (last_s, rate_s) = _rate(process, j, t), _rate(process, i, s)
+    same = i == j
+    high, low = process.high.astype(rate.dtype), process.low.astype(rate.dtype)
+    after = jnp.minimum(i + 1, process.betas.shape[0] - 1)
+    between = (high[j] - high[after]) + (low[j] - low[after])
+    over_cells = between + rate_s * left_s  # from s to the beginning of t's cell
+    within = (t - s) / width  # of t's own cell, where s lies in it too
+    part = jnp.where(same & last, within / jnp.where(last_s, left_s, 1.0), 1 - left)
+    along, over_cells = jnp.where(same, within, along), jnp.where(same, 0.0, over_cells)
+    # Without signal at the end alpha falls along a line: by 1 - part, of what it is at s or at the cell's beginning.
+    kept = jnp.where(last, 1 - part, jnp.exp(-0.5 * rate * along))
+    square = -jnp.expm1(-over_cells) + jnp.exp(-over_cells) * jnp.where(
+        last, part * (1 + (1 - part)), -jnp.expm1(-rate * along)
+    )
+    return jnp.exp(-0.5 * over_cells) * kept, jnp.sqrt(square)
+
+
+scales.register(DiscreteChain, on_circle)
+
+
+def chain_times(process: DiscreteChain) -> Float[Array, " k"]:
+    """The times of the chain's steps, k/K for k = 1 .. K, shape [k], ascending."""
+    k = process.betas.shape[0]
+    return jnp.asarray(np.arange(1, k + 1) / k)
+
+
+def linear_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Float[np.ndarray, " k"]:
+    """DDPM's betas, equally spaced, [k]. Source: Ho et al. 2020, section 4 (1000 steps)."""
+    _check_steps(steps)
+    return np.linspace(start, stop, steps)
+
+
+def scaled_linear_betas(steps: int, start: float = 0.00085, stop: float = 0.012) -> Float[np.ndarray, " k"]:
+    """Betas whose square roots are equally spaced, [k]. Source: Rombach et al. 2022 (latent diffusion), the released
+    code and Stable Diffusion's numbers (1000 steps)."""
+    _check_steps(steps)
+    return np.linspace(start**0.5, stop**0.5, steps) ** 2
+
+
+def cosine_betas(steps: int, offset: float = 0.008, largest: float = 0.999) -> Float[np.ndarray, " k"]:
+    """1 - f((k + 1)/K)/f(k/K) with f(t) = cos^2(pi/2 (t + offset)/(1 + offset)), at most `largest`, [k].
+
+    Source: Nichol & Dhariwal 2021 (Improved DDPM), eq. 17.
+    """
+    _check_steps(steps)
+    angle = 0.5 * np.pi * (np.arange(steps + 1) / steps + offset) / (1 + offset)
+    before, after = angle[:-1], angle[1:]
+    return np.minimum(np.sin(after - before) * np.sin(after + before) / np.cos(before) ** 2, largest)
+
+
+def zero_terminal_snr(betas: Any) -> Float[np.ndarray, " k"]:
+    """The betas [k] changed so that the last step leaves no signal: sqrt(alpha_bar) is shifted to end at 0, and scaled
+    so that its first stays what it was.
+
+    Raises:
+      ValueError: there are fewer than two betas, or one lies outside (0, 1).
+
+    Source: Lin et al. 2023 (Common diffusion noise schedules and sample steps are flawed), algorithm 1.
+    """
+    betas = np.asarray(betas, np.float64)
+    if betas.ndim != 1 or betas.size < 2:
+        raise ValueError(f"betas: at least two in one dimension are needed, got shape {betas.shape}")
+    right = (betas > 0) & (betas < 1)
+    i = int(np.argmin(right))
+    check(right, f"betas: must lie in (0, 1), got {betas[i]} at place {i}")
+    root = np.exp(0.5 * np.cumsum(np.log1p(-betas)))
+    root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+    before, after = root[:-1], root[1:]
+    return np.concatenate([betas[:1], (before - after) * (before + after) / before**2])
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"steps: at least one is needed, got {steps}")
