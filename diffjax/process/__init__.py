@@ -20,6 +20,7 @@ from diffjax.process._base import (
     rates as rates,
     time_from_logsnr as time_from_logsnr,
 )
+from diffjax.process._critically_damped import CriticallyDamped as CriticallyDamped
 from diffjax.process._discrete import (
     DiscreteChain as DiscreteChain,
     chain_times as chain_times,
@@ -34,6 +35,20 @@ from diffjax.process._grid import (
     uniform_grid as uniform_grid,
 )
 from diffjax.process._karras import Karras as Karras
+from diffjax.process._linear import (
+    AbstractLinearProcess as AbstractLinearProcess,
+    LinearSDE as LinearSDE,
+    linear_kernel as linear_kernel,
+    linear_perturb as linear_perturb,
+    linear_prior as linear_prior,
+    moments as moments,
+)
+from diffjax.process._noise import (
+    apply_matrix as apply_matrix,
+    diagonal_noise as diagonal_noise,
+    noise_divergence as noise_divergence,
+    noise_operator as noise_operator,
+)
 from diffjax.process._offset_cosine import OffsetCosine as OffsetCosine
 from diffjax.process._ou import OrnsteinUhlenbeck as OrnsteinUhlenbeck
 from diffjax.process._polynomial import Polynomial as Polynomial
@@ -41,8 +56,8 @@ from diffjax.process._rectified import Rectified as Rectified
 from diffjax.process._scales import scales as scales, scales_from_logsnr as scales_from_logsnr
 from diffjax.process._schedule import Schedule as Schedule
 from diffjax.process._sde import (
+    SDE as SDE,
     PerSamplePath as PerSamplePath,
-    diagonal_noise as diagonal_noise,
     per_sample_path as per_sample_path,
     simulate as simulate,
 )

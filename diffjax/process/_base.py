@@ -38,7 +38,10 @@ class AbstractProcess(eqx.Module):
 
     @abc.abstractmethod
     def diffusion(self, x: Sample, t: Time) -> Time | Sample:
-        """g(x, t): shape [] or [b] where it is one number a sample, [b, *d] where the noise is diagonal."""
+        """g(x, t): shape [] or [b] where it is one number a sample, [b, *d] where the noise is diagonal.
+
+        For matrices see `SDE` and `AbstractLinearProcess`.
+        """
 
 
 class AbstractGaussianProcess(AbstractProcess):
@@ -128,7 +131,8 @@ def time_from_logsnr(process: AbstractGaussianProcess, value: Time) -> Time:
     return t + step / jax.lax.stop_gradient(logsnr_rate(still, inside))
 
 
-def interval(process: AbstractGaussianProcess) -> tuple[Scalar, Scalar]:
+@singledispatch
+def interval(process: AbstractProcess) -> tuple[Scalar, Scalar]:
     """(t_min, t_max), two scalars: the part of [0, 1] with |logsnr| <= 20, where values and gradients are finite.
 
     Training times, default grids, likelihood and SDEs stay inside it; it is all of [0, 1] for `Karras`.

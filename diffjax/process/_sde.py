@@ -1,4 +1,4 @@
-"""Forward simulation of any process by diffrax, and the Brownian paths that all our SDE solves share.
+"""Any SDE by its f and g, forward simulation of any process by diffrax, and the Brownian paths of all our SDE solves.
 
     x0, key --> simulate: dx = f dt + g dw on the given times --> paths
 
@@ -7,19 +7,63 @@ step, at the price of a hand-written loop; a tree (diffrax's VirtualBrownianTree
 adaptive solves, which must revisit the same path.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, check_times, default_index, expand, is_concrete, sample_keys, time_dtype
-from diffjax._typing import Index, Key, Sample
+from diffjax._arrays import check, check_times, default_index, is_concrete, sample_keys, time_dtype
+from diffjax._typing import Index, Key, Sample, Time
 from diffjax.process._base import AbstractGaussianProcess, AbstractProcess, interval
+from diffjax.process._noise import noise_operator
+
+
+class SDE(AbstractProcess):
+    """dx = f(x, t) dt + g(x, t) dw by its two functions: for simulation, and for losses that need no kernel.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from diffjax.process import SDE, simulate
+    >>> geometric = SDE(lambda x, t: 0.5 * x, lambda x, t: 0.4 * x)
+    >>> simulate(jax.random.key(0), geometric, jnp.ones((3, 1)), jnp.linspace(0, 1, 11)).shape
+    (11, 3, 1)
+
+    Args:
+      drift: `f(x [b, *d], t [] or [b]) -> [b, *d]`.
+      diffusion: `g(x, t)`, of shape [] (the same for all samples, whatever x), [b] or [b, *d] (diagonal noise); or, for
+        vectors x [b, d], a full matrix for each sample, [b, d, d]. A constant matrix is broadcast to that shape: [d, d]
+        could not be told from [b, d].
+
+    An `equinox.Module` (or any other callable that is a pytree) keeps its arrays as leaves: its numbers can be changed
+    without compiling, and learned. A plain function is static; build it once.
+
+    Raises:
+      ValueError: an argument cannot be called.
+    """
+
+    f: Callable[..., Any]
+    g: Callable[..., Any]
+
+    def __init__(self, drift: Callable[..., Any], diffusion: Callable[..., Any]):
+        for name, function in {"drift": drift, "diffusion": diffusion}.items():
+            if not callable(function):
+                raise ValueError(f"{name}: a function of (x, t) is needed, got {function!r}")
+        self.f, self.g = _as_pytree(drift), _as_pytree(diffusion)
+
+    def drift(self, x: Sample, t: Time) -> Sample:
+        return self.f(x, t)
+
+    def diffusion(self, x: Sample, t: Time) -> Float[Array, "..."]:
+        return jnp.asarray(self.g(x, t))
+
+
+def _as_pytree(function):
+    """A plain function has no leaves: inside `Partial` it becomes part of the tree's structure."""
+    return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function
 
 
 class PerSamplePath(diffrax.AbstractBrownianPath):
@@ -81,11 +125,6 @@ def per_sample_path(
     return PerSamplePath(sample_keys(key, index), tuple(shape), dtype, levy_area, tolerance, ends)
 
 
-def diagonal_noise(g: Any, x: Sample) -> lx.DiagonalLinearOperator:
-    """g of shape [], [b] or [b, *d] as the diagonal operator that diffrax multiplies a path's increment with."""
-    return lx.DiagonalLinearOperator(jnp.broadcast_to(expand(g, x), x.shape).astype(x.dtype))
-
-
 def simulate(
     key: Key, process: AbstractProcess, x0: Sample, ts: Any, *, index: Index | None = None
 ) -> Float[Array, "points b *d"]:
@@ -93,7 +132,7 @@ def simulate(
 
     Args:
       key: sample i uses `fold_in(key, index_i)`.
-      process: any process; only its drift and diffusion are used.
+      process: any process; only its drift and its noise (`noise_operator`) are used.
       x0: the state at ts[0], [b, *d].
       ts: ascending times [n + 1] in [0, 1]; the error in law is of first order in their gaps. Those of a Gaussian
         process are brought into its `interval`, where its SDE is finite: x0 at time 0 is taken to lie at the lower end,
@@ -122,7 +161,7 @@ def simulate(
 def _simulate(key, process, x0, ts, index):
     path = per_sample_path(key, index, x0.shape[1:], dtype=x0.dtype)
     drift = diffrax.ODETerm(lambda t, x, process: process.drift(x, t))
-    noise = diffrax.ControlTerm(lambda t, x, process: diagonal_noise(process.diffusion(x, t), x), path)
+    noise = diffrax.ControlTerm(lambda t, x, process: noise_operator(process, x, t), path)
     solution = diffrax.diffeqsolve(
         diffrax.MultiTerm(drift, noise),
         diffrax.Euler(),

@@ -1,0 +1,78 @@
+"""How a process's noise acts: g(x, t) as the linear operator that multiplies an increment of the Brownian path.
+
+    dx = f dt + G dw,    G = g(x, t): a number, a diagonal, or a matrix
+
+`noise_operator` gives G as diffrax wants it, `noise_divergence` gives div(G G')_i = sum_j d(G G')_ij/dx_j, which the
+reverse SDE of a state-dependent g needs. A process with noise of another structure registers its own.
+"""
+
+from functools import singledispatch
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+
+from diffjax._arrays import expand
+from diffjax._typing import Sample, Time
+from diffjax.process._base import AbstractGaussianProcess, AbstractProcess
+
+
+def diagonal_noise(g: Any, x: Sample) -> lx.DiagonalLinearOperator:
+    """g of shape [], [b] or [b, *d] as the diagonal operator that diffrax multiplies a path's increment with."""
+    return lx.DiagonalLinearOperator(jnp.broadcast_to(expand(g, x), x.shape).astype(x.dtype))
+
+
+def matrix_noise(g: Any, x: Sample) -> lx.FunctionLinearOperator:
+    """A matrix g of shape [m, m] or [b, m, m] as the operator on increments that acts on axis 1 of x [b, m, *d]."""
+    g = jnp.asarray(g).astype(x.dtype)
+    return lx.FunctionLinearOperator(lambda dw: apply_matrix(g, dw), jax.ShapeDtypeStruct(x.shape, x.dtype))
+
+
+def apply_matrix(matrix: Any, x: Sample) -> Sample:
+    """A matrix [m, m] or [b, m, m] times axis 1 of x [b, m, *d], the same for each of the features *d."""
+    batch = "b" if matrix.ndim == 3 else ""
+    return jnp.einsum(f"{batch}ij,bj...->bi...", matrix, x)
+
+
+@singledispatch
+def noise_operator(process: AbstractProcess, x: Sample, t: Time) -> lx.AbstractLinearOperator:
+    """G at (x [b, *d], t [] or [b]) as a linear operator on increments of the shape of x.
+
+    What `process.diffusion` gives of shape [], [b] or [b, *d] is the diagonal; for vectors x [b, d] one axis more,
+    [b, d, d], is a full matrix for each sample.
+    """
+    g = jnp.asarray(process.diffusion(x, t))
+    return matrix_noise(g, x) if g.ndim == 3 and x.ndim == 2 else diagonal_noise(g, x)
+
+
+@singledispatch
+def noise_divergence(process: AbstractProcess, x: Sample, t: Time) -> Sample:
+    """div(G G') at (x [b, *d], t [] or [b]), [b, *d]: the gradient of g^2 where g is one number a sample.
+
+    Exact, by forward mode: zero where one g serves the whole batch, one gradient where it is one number a sample, else
+    a derivative along each feature in turn, as many evaluations of g as there are features.
+    """
+    g = jax.eval_shape(process.diffusion, x, t)
+    if g.ndim == 0:
+        return jnp.zeros_like(x)
+    if g.ndim == 1:
+        return jax.grad(lambda y: jnp.sum(process.diffusion(y, t) ** 2))(x).astype(x.dtype)
+    size = x[0].size
+
+    def add(total, j):
+        along = jnp.zeros(size, x.dtype).at[j].set(1).reshape(x.shape[1:])
+        along = jnp.broadcast_to(along, x.shape)
+
+        def column(y):
+            operator = noise_operator(process, y, t)
+            return operator.mv(operator.transpose().mv(along))
+
+        return total + jax.jvp(column, (x,), (along,))[1], None
+
+    return jax.lax.scan(add, jnp.zeros_like(x), jnp.arange(size))[0]
+
+
+@noise_divergence.register(AbstractGaussianProcess)
+def _(process: AbstractGaussianProcess, x: Sample, t: Time) -> Sample:
+    return jnp.zeros_like(x)
