@@ -1,0 +1,273 @@
+"""The Fokker-Planck equation of any process on a 1-D or 2-D box: conservative finite volumes in space, diffrax in time.
+
+    dp/dt = -div(p f) + 1/2 Laplacian(g^2 p)        (g inside: for g = g(x, t) it does not commute)
+          = -sum_j d_j J_j,   J_j = u_j p - D_j d_j p,   D_j = g_j^2/2,   u_j = f_j - d_j D_j
+
+Between two cells the flux is that of a constant J across the face, with z = u h/D there and B(z) = z/(e^z - 1)
+(Scharfetter & Gummel 1969; Chang & Cooper 1970):
+
+    J = (D/h) (B(-z) p_left - B(z) p_right) = h (right p_left - left p_right)
+
+so the cells are the states of a Markov chain that jumps to its neighbours at the rates `right` and `left`, none of
+them negative: mass is conserved to rounding. Heun's method is the mean of the old density and of two Euler steps, and
+an Euler step keeps p >= 0 as long as dt times the rate of leaving a cell is at most 1: a step is kept where that holds
+at both of its ends. Second order in h, first where g = 0 (upwind); no flux through the walls.
+"""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import slice_in_dim
+from jaxtyping import Array, Float
+
+from diffjax._arrays import check, check_times, expand, is_concrete, time_dtype
+from diffjax.process import AbstractGaussianProcess, AbstractProcess, interval
+
+MAX_ROUGHNESS = 0.25
+"""Of sum |second difference of p| / sum p along an axis; (h/s)^2 for a normal density of standard deviation s."""
+
+
+class Box(eqx.Module):
+    """A box in one or two dimensions, cut into equal cells.
+
+    Args:
+      low: its lower corner, [d], or a number for d = 1; it should hold the density at all times, for what reaches a
+        wall stays.
+      high: its upper corner, [d] or a number.
+      cells: how many along each axis, a tuple of d, or a number.
+
+    Raises:
+      ValueError: d is neither 1 nor 2, a corner is not above the other, or there are fewer than 3 cells along an axis.
+    """
+
+    low: Float[Array, " d"]
+    high: Float[Array, " d"]
+    cells: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(self, low: Any, high: Any, cells: int | tuple[int, ...]):
+        self.low, self.high = (jnp.atleast_1d(jnp.asarray(end, jnp.result_type(float))) for end in (low, high))
+        self.cells = (cells,) if isinstance(cells, int) else tuple(cells)
+        d = len(self.cells)
+        if d not in (1, 2):
+            raise ValueError(f"cells: a box has 1 or 2 dimensions, got {self.cells}")
+        if self.low.shape != (d,) or self.high.shape != (d,):
+            raise ValueError(f"low, high: {d} numbers are needed for cells = {self.cells}, got {low} and {high}")
+        check(self.high > self.low, f"high: must be above low = {low}, got {high}")
+        check(min(self.cells) >= 3, f"cells: at least 3 along an axis are needed, got {self.cells}")
+
+
+def cell_widths(box: Box) -> Float[Array, " d"]:
+    """The sides of one cell, shape [d]; their product is its volume."""
+    return (box.high - box.low) / np.asarray(box.cells, box.low.dtype)
+
+
+def cell_centres(box: Box) -> Float[Array, "*cells d"]:
+    """The middle of each cell, shape [*cells, d]."""
+    return _points(box, *(np.arange(n) + 0.5 for n in box.cells))
+
+
+def _points(box, *places):
+    """The points at the given places along each axis, in cells from its lower end: [*places, d]."""
+    mesh = np.stack(np.meshgrid(*places, indexing="ij"), axis=-1).astype(box.low.dtype)
+    return box.low + mesh * cell_widths(box)
+
+
+def cell_averages(box: Box, log_density: Any, nodes: int = 4) -> Float[Array, "*cells"]:
+    """The mean of a density over each cell, shape [*cells], by Gauss-Legendre quadrature.
+
+    Args:
+      box: the cells.
+      log_density: `x [n, d] -> [n]`, such as `lambda x: mixture.log_prob(process, x, t)`.
+      nodes: of the quadrature, along each axis of a cell.
+    """
+    at, weights = np.polynomial.legendre.leggauss(nodes)
+    places = [((np.arange(n) + 0.5)[:, None] + 0.5 * at).ravel() for n in box.cells]
+    x = _points(box, *places)
+    p = jnp.exp(log_density(x.reshape(-1, len(box.cells)))).reshape(x.shape[:-1])
+    for axis, n in enumerate(box.cells):
+        p = jnp.moveaxis(p, axis, -1)
+        p = p.reshape(*p.shape[:-1], n, nodes) @ jnp.asarray(weights / 2, p.dtype)
+        p = jnp.moveaxis(p, -1, axis)
+    return p
+
+
+def fokker_planck(
+    process: AbstractProcess, box: Box, density0: Float[Array, "*cells"], ts: Any, *, max_steps: int = 1_000_000
+) -> Float[Array, "points *cells"]:
+    """The density of the forward SDE through the times ts, from density0 at ts[0], as cell averages.
+
+    The number of steps grows with the square of the number of cells along an axis: about 2 sum_j D_j/h_j^2 a unit of
+    time.
+
+    Args:
+      process: any process on vectors of 1 or 2 features; its noise may depend on x, and must be diagonal.
+      box: where, in cells. Their widths are to be at most half the width of the narrowest feature of the density.
+      density0: the density at ts[0], [*cells], not negative, of mass 1; see `cell_averages`.
+      ts: ascending times [points] in [0, 1]; those of a Gaussian process are brought into its `interval`, as by
+        `simulate`.
+      max_steps: between two times.
+
+    Returns:
+      The densities at all of ts, [points, *cells], the first of them density0: of equal mass to rounding, and none of
+      them negative. NaN from where max_steps did not suffice.
+
+    Raises:
+      ValueError: the noise is not diagonal; density0 is negative, does not fit the box or has not mass 1 to 1e-3; the
+        cells are too coarse for it or for what it becomes; drift or noise is not finite on them; ts does not ascend,
+        leaves [0, 1], or has two times beyond the same end of the interval; max_steps do not suffice.
+    """
+    d = len(box.cells)
+    if density0.shape != box.cells:
+        raise ValueError(f"density0: one number a cell is needed, shape {box.cells}, got {density0.shape}")
+    check_noise = jax.eval_shape(process.diffusion, jax.ShapeDtypeStruct((5, d), density0.dtype), 0.5).shape
+    if check_noise not in ((), (5,), (5, d)):
+        raise ValueError(f"process: noise must be diagonal, shape [], [b] or [b, {d}], got {check_noise} for b = 5")
+    mass = jnp.sum(density0) * jnp.prod(cell_widths(box))
+    check(jnp.min(density0) >= 0, f"density0: must not be negative, got {jnp.min(density0)}")
+    check(jnp.abs(mass - 1) <= 1e-3, f"density0: must have mass 1 in the box, on its cells, got {mass}")
+    _check_cells(box, density0[None], ts)
+    ts = _clipped(process, ts, time_dtype(density0))
+    finite = _finite(process, box, ts)
+    check(finite, f"process: drift or noise is not finite on the box at all of ts = {ts}: {finite}")
+    densities, enough = _solve(process, box, density0, ts, max_steps)
+    check(enough, f"cells: {box.cells} take more than max_steps = {max_steps} steps between two times")
+    _check_cells(box, densities, ts)
+    return densities
+
+
+def _clipped(process, ts, dtype):
+    if is_concrete(ts):
+        check_times(np.asarray(ts, np.float64), "ascend")
+    ts = jnp.asarray(ts, dtype)
+    if not isinstance(process, AbstractGaussianProcess):
+        return ts
+    low, high = interval(process)
+    ts = jnp.clip(ts, jnp.asarray(low, ts.dtype), jnp.asarray(high, ts.dtype))
+    check(ts[1:] > ts[:-1], f"ts: two times lie beyond the same end of the process's interval [{low}, {high}]")
+    return ts
+
+
+def _check_cells(box, densities, ts):
+    """Refuses cells on which a density changes its slope too much from one to the next."""
+    for axis in range(len(box.cells)):
+        second = jnp.abs(jnp.diff(densities, 2, axis=axis + 1))
+        over = tuple(range(1, densities.ndim))
+        rough = jnp.sum(second, axis=over) / jnp.sum(densities, axis=over)
+        if is_concrete((rough, box, ts)):
+            worst = int(jnp.argmax(rough))
+            check(
+                ~(rough > MAX_ROUGHNESS),
+                f"cells: {box.cells[axis]} along axis {axis}, each {float(cell_widths(box)[axis]):.4g} wide, are too "
+                f"coarse for the density at t = {float(ts[worst]):.4g}: its second differences sum to "
+                f"{float(rough[worst]):.3g}, more than {MAX_ROUGHNESS}",
+            )
+
+
+@eqx.filter_jit
+def _finite(process, box, ts):
+    return jax.vmap(lambda t: jnp.all(jnp.isfinite(_fastest((process, box), t))))(ts)
+
+
+class _Positive(diffrax.AbstractStepSizeController):
+    """Keeps a step where dt times the rate of leaving any cell is at most 1 at both of its ends."""
+
+    def wrap(self, direction: Any) -> Any:
+        return self
+
+    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: Any, args: Any, func: Any, error_order: Any) -> Any:
+        longest = 0.9 / _fastest(args, t0)
+        return jnp.minimum(t0 + longest, t1), longest
+
+    def adapt_step_size(
+        self,
+        t0: Any,
+        t1: Any,
+        y0: Any,
+        y1_candidate: Any,
+        args: Any,
+        y_error: Any,
+        error_order: Any,
+        controller_state: Any,
+    ) -> Any:
+        longest = 0.9 / _fastest(args, t1)
+        keep = 0.9 * (t1 - t0) <= longest
+        # Where the rates grow too fast, shorter; and from the same place.
+        next_t0 = jnp.where(keep, t1, t0)
+        dt = jnp.where(keep, longest, jnp.minimum(longest, 0.5 * (t1 - t0)))
+        lost = ~(longest > 0)
+        result = diffrax.RESULTS.where(lost, diffrax.RESULTS.dt_min_reached, diffrax.RESULTS.successful)
+        return keep, next_t0, next_t0 + dt, False, longest, result
+
+
+@eqx.filter_jit
+def _solve(process, box, density0, ts, max_steps):
+    """(densities [points, *cells], whether max_steps sufficed)."""
+
+    def change(t, p, args):
+        process, box = args
+        p_dot = jnp.zeros_like(p)
+        for axis, (right, left) in enumerate(_rates(process, box, t)):
+            flux = right * slice_in_dim(p, 0, -1, axis=axis) - left * slice_in_dim(p, 1, None, axis=axis)
+            p_dot = p_dot + _pad(flux, axis, 1, 0) - _pad(flux, axis, 0, 1)
+        return p_dot
+
+    def advance(p, span):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(change),
+            diffrax.Heun(),
+            t0=span[0],
+            t1=span[1],
+            dt0=None,
+            y0=p,
+            args=(process, box),
+            stepsize_controller=_Positive(),
+            max_steps=max_steps,
+            adjoint=diffrax.ForwardMode(),
+            throw=False,
+        )
+        enough = solution.result == diffrax.RESULTS.successful
+        p = jnp.where(enough, jnp.asarray(solution.ys)[0], jnp.nan)
+        return p, (p, enough)
+
+    _, (after, enough) = jax.lax.scan(advance, density0, jnp.stack([ts[:-1], ts[1:]], axis=1))
+    return jnp.concatenate([density0[None], after]), jnp.all(enough)
+
+
+def _rates(process, box, t):
+    """For each axis the rates (right, left) of jumping through each face inside the box, each [*faces]."""
+    d, widths = len(box.cells), cell_widths(box)
+    out = []
+    for axis in range(d):
+        places = [np.arange(1, n) if j == axis else np.arange(n) + 0.5 for j, n in enumerate(box.cells)]
+        x = _points(box, *places)
+        shape, x = x.shape[:-1], x.reshape(-1, d)
+        along = jnp.zeros_like(x).at[:, axis].set(1)
+        half_square = lambda x: 0.5 * jnp.broadcast_to(expand(process.diffusion(x, t), x), x.shape) ** 2
+        spread, slope = jax.jvp(half_square, (x,), (along,))
+        h = widths[axis]
+        pull = (h * (process.drift(x, t) - slope)[:, axis]).reshape(shape)  # u h
+        spread = spread[:, axis].reshape(shape)
+        # D B(|z|), with |z| held below 100: beyond it nothing but u is left.
+        z = jnp.abs(pull) / jnp.maximum(spread, 0.01 * jnp.abs(pull) + jnp.finfo(x.dtype).tiny)
+        nonzero = jnp.where(z < 1e-6, 1.0, z)
+        both = spread * jnp.where(z < 1e-6, 1 - z / 2, nonzero / jnp.expm1(nonzero))
+        out.append(((both + jnp.maximum(pull, 0)) / h**2, (both + jnp.maximum(-pull, 0)) / h**2))
+    return out
+
+
+def _leaving(box, rates):
+    """The rate of leaving each cell, [*cells]."""
+    return sum(_pad(right, axis, 0, 1) + _pad(left, axis, 1, 0) for axis, (right, left) in enumerate(rates))
+
+
+def _fastest(args, t):
+    process, box = args
+    return jnp.max(_leaving(box, _rates(process, box, t)))
+
+
+def _pad(p, axis, before, after):
+    return jnp.pad(p, [(before, after) if j == axis else (0, 0) for j in range(p.ndim)])
