@@ -1,5 +1,6 @@
 """Scalars to minimise, each `(params, key, x0, cond, ...) -> (loss, aux)`."""
 
+from diffjax.losses._coupling import Assignment as Assignment, OptimalTransport as OptimalTransport
 from diffjax.losses._ddpm import (
     BinDecoder as BinDecoder,
     ddpm_bound as ddpm_bound,
@@ -23,10 +24,33 @@ from diffjax.losses._elbo import (
     gaussian_decoder as gaussian_decoder,
     prior_divergence as prior_divergence,
 )
+from diffjax.losses._huber import PseudoHuber as PseudoHuber
+from diffjax.losses._hybrid import hybrid_loss as hybrid_loss
+from diffjax.losses._ncsn import (
+    LevelTimes as LevelTimes,
+    noise_conditional_loss as noise_conditional_loss,
+    noise_conditional_sum as noise_conditional_sum,
+)
+from diffjax.losses._score_matching import (
+    explicit_score_matching as explicit_score_matching,
+    finite_difference_sliced as finite_difference_sliced,
+    implicit_score_matching as implicit_score_matching,
+    sliced_score_matching as sliced_score_matching,
+    sliced_score_matching_vr as sliced_score_matching_vr,
+)
+from diffjax.losses._uncertainty import Uncertainty as Uncertainty, uncertainty_loss as uncertainty_loss
 from diffjax.losses._weighting import (
+    P2 as P2,
     EDMWeighting as EDMWeighting,
     MinSNR as MinSNR,
+    OverLogsnr as OverLogsnr,
+    Sigmoid as Sigmoid,
+    SoftMinSNR as SoftMinSNR,
     constant as constant,
+    flow_matching as flow_matching,
     likelihood as likelihood,
     native as native,
+    on_score as on_score,
+    on_v as on_v,
+    on_x0 as on_x0,
 )

@@ -1,15 +1,26 @@
 """Weightings, all stated on the eps-loss: E_t[ w(t) ||eps - eps_hat||^2 ], whatever the network predicts.
 
-    constant    1                            Ho et al. 2020, eq. 14
-    native      ((alpha b - sigma a)/alpha)^2, unit weight on the network's own answer y
-    EDM         (e^-lambda + sd^2)/sd^2      Karras et al. 2022, table 1: unit weight on F
-    min-SNR     min(snr, gamma)/snr          Hang et al. 2023, eq. 9: clipped weight on the x0-loss
-    likelihood  -lambda'(t)                  Song et al. 2021b, eq. 8: the ELBO's (times 1/2, as a sum over features)
+    constant       1                            Ho et al. 2020, eq. 14
+    native         ((alpha b - sigma a)/alpha)^2, unit weight on the network's own answer y
+    on_x0          e^-lambda                    unit weight on the error of x0; and so on, whatever is predicted:
+    on_score       1/sigma^2                    Song & Ermon 2019, eq. 5
+    on_v           1 + e^-lambda                Salimans & Ho 2022, section 4 (SNR + 1 on the x0-loss)
+    flow_matching  (1 + e^(-lambda/2))^2        Lipman et al. 2023, eq. 23: the velocity of a rectified flow
+    EDM            (e^-lambda + sd^2)/sd^2      Karras et al. 2022, table 1: unit weight on F
+    min-SNR        min(snr, gamma)/snr          Hang et al. 2023, eq. 9: clipped weight on the x0-loss
+    soft-min-SNR   gamma/(snr + gamma)          Crowson et al. 2024: 1/(sigma^2 + 1/gamma) on the x0-loss, alpha = 1
+    sigmoid        1/(1 + e^(lambda - b))       Kingma & Gao 2023; Hoogeboom et al. 2024: soft-min-SNR at gamma = e^b
+    P2             1/(k + snr)^gamma            Choi et al. 2022, eq. 8
+    likelihood     -lambda'(t)                  Song et al. 2021b, eq. 8: the ELBO's (times 1/2, as a sum over features)
+    OverLogsnr(w)  -lambda'(t) w                Kingma & Gao 2023, eq. 8: int w d lambda, the same for every schedule
 
 A weighting is any callable `(process, parameterisation, t) -> w`, of the shape of t.
 """
 
+from collections.abc import Callable
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 
 from diffjax._arrays import as_scalar, check
@@ -29,6 +40,33 @@ def native(process: AbstractGaussianProcess, parameterisation: AbstractParameter
     With `VelocityPrediction` this is flow matching. `denoising_loss` knows it and computes it as such.
     """
     return 1 / eps_error_scale(parameterisation, process, t)
+
+
+def on_x0(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
+    """w = e^-lambda, of the shape of t: unit weight on ||x0 - x0_hat||^2."""
+    return jnp.exp(-logsnr(process, t))
+
+
+def on_score(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
+    """w = 1/sigma^2, of the shape of t: unit weight on the score's error."""
+    return process.sigma(t) ** -2.0
+
+
+def on_v(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
+    """w = 1 + e^-lambda, of the shape of t: unit weight on the error of v, for a process that keeps the variance.
+
+    Source: Salimans & Ho 2022 (Progressive distillation), section 4.
+    """
+    return 1 + jnp.exp(-logsnr(process, t))
+
+
+def flow_matching(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
+    """w = (1 + e^(-lambda/2))^2, of the shape of t: unit weight on the error of eps - x0, a rectified flow's velocity.
+
+    On another process it is the weight that a rectified flow has at the same logsnr.
+    Source: Lipman et al. 2023, eq. 23.
+    """
+    return (1 + jnp.exp(-0.5 * logsnr(process, t))) ** 2
 
 
 def likelihood(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
@@ -69,3 +107,75 @@ class MinSNR(eqx.Module):
 
     def __call__(self, process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
         return jnp.minimum(1.0, self.gamma * jnp.exp(-logsnr(process, t)))
+
+
+class SoftMinSNR(eqx.Module):
+    """w = gamma/(snr + gamma): min-SNR without its corner. It is `Sigmoid(log(gamma))`.
+
+    Attributes:
+      gamma: the signal-to-noise ratio about which the x0-loss's weight stops growing; positive. 4 is 1/sd^2 for EDM's
+        sd = 0.5.
+
+    Source: Crowson et al. 2024 (Hourglass diffusion transformers), section 4: 1/(sigma^2 + 1/gamma) on the x0-loss
+    where alpha = 1.
+    """
+
+    gamma: Scalar = eqx.field(converter=as_scalar, default=4.0)
+
+    def __check_init__(self):
+        check(self.gamma > 0, f"gamma: must be positive, got {self.gamma}")
+
+    def __call__(self, process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
+        return jax.nn.sigmoid(jnp.log(self.gamma) - logsnr(process, t))
+
+
+class Sigmoid(eqx.Module):
+    """w = 1/(1 + e^(lambda - bias)). In the papers the integral is over logsnr: `OverLogsnr(Sigmoid(bias))`.
+
+    Attributes:
+      bias: the logsnr at which the weight is one half; the lower, the more weight on noise.
+
+    Source: Kingma & Gao 2023 (Understanding diffusion objectives as the ELBO), table 1; Hoogeboom et al. 2024 (Simpler
+    diffusion), e^b sigmoid(lambda - b) on the x0-loss.
+    """
+
+    bias: Scalar = eqx.field(converter=as_scalar, default=0.0)
+
+    def __call__(self, process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
+        return jax.nn.sigmoid(self.bias - logsnr(process, t))
+
+
+class P2(eqx.Module):
+    """w = 1/(k + snr)^gamma. Source: Choi et al. 2022 (Perception prioritized training), eq. 8.
+
+    Attributes:
+      k: bounds the weight on noise, at k^-gamma; positive.
+      gamma: how fast the weight falls towards the data; 0 is `constant`.
+    """
+
+    k: Scalar = eqx.field(converter=as_scalar, default=1.0)
+    gamma: Scalar = eqx.field(converter=as_scalar, default=1.0)
+
+    def __check_init__(self):
+        check(self.k > 0, f"k: must be positive, got {self.k}")
+
+    def __call__(self, process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
+        return jnp.exp(-self.gamma * jnp.logaddexp(jnp.log(self.k), logsnr(process, t)))
+
+
+class OverLogsnr(eqx.Module):
+    """w = -lambda'(t) inner(t): under uniform times the objective is int inner ||eps - eps_hat||^2 d lambda.
+
+    With an inner weight that sees logsnr alone it depends on the schedule only through its end points.
+    `OverLogsnr(constant)` is `likelihood`.
+
+    Attributes:
+      inner: a weighting.
+
+    Source: Kingma & Gao 2023, eq. 8 (times 1/2, as a sum over features).
+    """
+
+    inner: Callable[..., Time]
+
+    def __call__(self, process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
+        return -logsnr_rate(process, t) * self.inner(process, parameterisation, t)
