@@ -12,6 +12,11 @@ from diffjax.parameterisation._denoiser import (
     make_denoiser as make_denoiser,
     score as score,
 )
+from diffjax.parameterisation._hybrid import (
+    HybridScore as HybridScore,
+    apply_hybrid as apply_hybrid,
+    make_hybrid_score as make_hybrid_score,
+)
 from diffjax.parameterisation._karras import KarrasPrediction as KarrasPrediction
 from diffjax.parameterisation._linear import (
     EpsPrediction as EpsPrediction,
@@ -20,3 +25,5 @@ from diffjax.parameterisation._linear import (
     VPrediction as VPrediction,
     X0Prediction as X0Prediction,
 )
+from diffjax.parameterisation._retime import retime as retime
+from diffjax.parameterisation._retime import RetimedDenoiser as RetimedDenoiser, retime as retime
