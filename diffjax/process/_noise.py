@@ -9,6 +9,7 @@ reverse SDE of a state-dependent g needs. A process with noise of another struct
 from functools import singledispatch
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -23,10 +24,49 @@ def diagonal_noise(g: Any, x: Sample) -> lx.DiagonalLinearOperator:
     return lx.DiagonalLinearOperator(jnp.broadcast_to(expand(g, x), x.shape).astype(x.dtype))
 
 
-def matrix_noise(g: Any, x: Sample) -> lx.FunctionLinearOperator:
+class MatrixNoise(lx.AbstractLinearOperator):
+    """A matrix, [m, m] or [b, m, m], as the operator on increments that acts on axis 1 of x [b, m, *d].
+
+    Its one leaf is the matrix, so that diffrax's stochastic Runge-Kutta methods may stack it over stages.
+    """
+
+    matrix: Any
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+    def mv(self, vector: Any) -> Any:
+        return apply_matrix(self.matrix, vector)
+
+    def transpose(self) -> "MatrixNoise":
+        return MatrixNoise(jnp.swapaxes(self.matrix, -1, -2), self.shape)
+
+    def as_matrix(self) -> Any:
+        return jax.jacfwd(lambda v: self.mv(v.reshape(self.shape)).ravel())(
+            jnp.zeros(self.in_size(), self.matrix.dtype)
+        )
+
+    def in_structure(self) -> Any:
+        return jax.ShapeDtypeStruct(self.shape, self.matrix.dtype)
+
+    def out_structure(self) -> Any:
+        return self.in_structure()
+
+
+for _structure in (
+    lx.is_symmetric,
+    lx.is_diagonal,
+    lx.is_tridiagonal,
+    lx.has_unit_diagonal,
+    lx.is_lower_triangular,
+    lx.is_upper_triangular,
+    lx.is_positive_semidefinite,
+    lx.is_negative_semidefinite,
+):
+    _structure.register(MatrixNoise)(lambda operator: False)  # lineax asks every operator; none is promised
+
+
+def matrix_noise(g: Any, x: Sample) -> MatrixNoise:
     """A matrix g of shape [m, m] or [b, m, m] as the operator on increments that acts on axis 1 of x [b, m, *d]."""
-    g = jnp.asarray(g).astype(x.dtype)
-    return lx.FunctionLinearOperator(lambda dw: apply_matrix(g, dw), jax.ShapeDtypeStruct(x.shape, x.dtype))
+    return MatrixNoise(jnp.asarray(g).astype(x.dtype), x.shape)
 
 
 def apply_matrix(matrix: Any, x: Sample) -> Sample:

@@ -24,13 +24,20 @@ from jaxtyping import Array, Float
 
 from diffjax._arrays import as_scalar, check, default_index, sample_keys
 from diffjax._typing import Index, Key, Scalar, Time
-from diffjax.process._base import AbstractGaussianProcess, interval, logsnr, logsnr_rate, time_from_logsnr
+from diffjax.process._base import (
+    AbstractGaussianProcess,
+    AbstractProcess,
+    interval,
+    logsnr,
+    logsnr_rate,
+    time_from_logsnr,
+)
 
 
 class AbstractTimes(eqx.Module):
     """A distribution of training times on `interval(process)`."""
 
-    process: eqx.AbstractVar[AbstractGaussianProcess]
+    process: eqx.AbstractVar[AbstractProcess]
 
     @abc.abstractmethod
     def quantile(self, u: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -70,7 +77,7 @@ def _truncated(process, t, density):
 class UniformTimes(AbstractTimes):
     """t ~ U(interval(process)), independently."""
 
-    process: AbstractGaussianProcess
+    process: AbstractProcess
 
     def quantile(self, u: Float[Array, " n"]) -> Float[Array, " n"]:
         return _uniform_quantile(self.process, u)
@@ -89,7 +96,7 @@ class StratifiedTimes(AbstractTimes):
     Source: Kingma et al. 2021 (Variational Diffusion Models), appendix I.1.
     """
 
-    process: AbstractGaussianProcess
+    process: AbstractProcess
 
     def quantile(self, u: Float[Array, " n"]) -> Float[Array, " n"]:
         return _uniform_quantile(self.process, u)

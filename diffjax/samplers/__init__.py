@@ -23,3 +23,4 @@ from diffjax.samplers._diffrax import (
 )
 from diffjax.samplers._dpmpp import DPMpp2M as DPMpp2M
 from diffjax.samplers._heun import Heun as Heun
+from diffjax.samplers._score_sde import score_flow as score_flow, score_reverse_sde as score_reverse_sde

@@ -28,22 +28,32 @@ from diffjax.process import AbstractGaussianProcess, PerSamplePath, diagonal_noi
 from diffjax.samplers._base import AbstractStepper, check_grid
 
 
-class Flow(eqx.Module):
+class AbstractField(eqx.Module):
+    """A vector field (r, y, args) -> dy/dr; `evaluates` names the callable in it whose calls are counted as nfe."""
+
+    evaluates: eqx.AbstractClassVar[str]
+
+
+class Flow(AbstractField):
     """-u(y, t): the probability flow on the clock r = -t, as diffrax calls it."""
 
     process: AbstractGaussianProcess
     denoiser: Any
 
+    evaluates: ClassVar[str] = "denoiser"
+
     def __call__(self, r: Any, y: Sample, args: Any = None) -> Sample:
         return -velocity(self.process, self.denoiser, y, -r)
 
 
-class ReverseDrift(eqx.Module):
+class ReverseDrift(AbstractField):
     """The drift of the eta family on the clock r = -t."""
 
     process: AbstractGaussianProcess
     denoiser: Any
     eta: Scalar
+
+    evaluates: ClassVar[str] = "denoiser"
 
     def __call__(self, r: Any, y: Sample, args: Any = None) -> Sample:
         x0_hat = self.denoiser(y, -r).astype(y.dtype)
@@ -109,7 +119,7 @@ class Solution(NamedTuple):
     x0: Float[Array, "b *d"]
     """The state at ts[-1]; NaN where the solve failed."""
     nfe: Int[Array, ""]
-    """Evaluations of the denoiser, those of rejected steps included: for Runge-Kutta methods, one a stage."""
+    """Evaluations of the denoiser or score, those of rejected steps included: for Runge-Kutta methods, one a stage."""
     ok: Bool[Array, ""]
     """Whether the solve reached ts[-1]."""
 
@@ -124,12 +134,13 @@ def integrate(
     adjoint: diffrax.AbstractAdjoint | None = None,
     max_steps: int | None = None,
 ) -> Solution:
-    """Solves `probability_flow` or `reverse_sde` by diffrax, from noise to data. A jitted entry point.
+    """Solves `probability_flow`, `reverse_sde` or their like by diffrax, from noise to data. A jitted entry point.
 
     New weights, numbers and grids of the same length compile nothing.
 
     Args:
-      terms: from `probability_flow` or `reverse_sde`; as those of `as_diffrax_solver`'s stepper, stochastic or not.
+      terms: from `probability_flow` or `reverse_sde` (as those of `as_diffrax_solver`'s stepper, stochastic or not), or
+        from `score_flow` or `score_reverse_sde`.
       xt: the state at ts[0], [b, *d].
       ts: a descending grid [n + 1] of times; without a controller it is the steps taken, with one only its ends count.
       solver: any diffrax solver for the terms, or `as_diffrax_solver(stepper)`.
@@ -206,15 +217,17 @@ def count_evaluations(solver: diffrax.AbstractSolver, terms: Any, calls: list, y
 
 
 def _spied(terms, calls):
-    """The same terms, whose denoiser notes in `calls` that it was called."""
+    """The same terms, whose denoiser (or score) notes in `calls` that it was called."""
 
     def is_field(leaf):
-        return isinstance(leaf, Flow | ReverseDrift)
+        return isinstance(leaf, AbstractField)
 
     def spy(leaf):
         if not is_field(leaf):
             return leaf
-        return eqx.tree_at(lambda f: f.denoiser, leaf, lambda x, t: calls.append(1) or leaf.denoiser(x, t))
+        called = getattr(leaf, leaf.evaluates)
+        noting = lambda x, t: calls.append(1) or called(x, t)
+        return eqx.tree_at(lambda field: getattr(field, field.evaluates), leaf, noting)
 
     return jax.tree.map(spy, terms, is_leaf=is_field)
 

@@ -1,0 +1,86 @@
+"""Time reversed by a score, for any process: matrix noise, noise that depends on the state, no denoiser needed.
+
+On the clock r = -t, with s(y, t) = grad log p_t(y), G the process's noise (`noise_operator`) and eta >= 0,
+
+    dy = [ -f + (1 + eta^2)/2 (G G' s + div(G G')) ] dr + eta G dw,      div(G G')_i = sum_j d(G G')_ij/dy_j
+
+All eta share the marginals p_t: 0 is the probability flow, 1 the reverse SDE. Ito, so diffrax's Ito solvers are meant
+where G depends on y (`diffrax.Euler`; not Heun with noise).
+
+    process, score --> score_flow | score_reverse_sde --> terms --> integrate --> Solution(x0, nfe, ok)
+
+Source: Anderson 1982; Song et al. 2021, eqs. 15 and 16 and appendix A.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+
+from diffjax._arrays import as_scalar, check
+from diffjax._typing import Sample, Scalar
+from diffjax.process import AbstractProcess, noise_divergence, noise_operator
+from diffjax.samplers._diffrax import AbstractField
+
+
+class ScoreDrift(AbstractField):
+    """The drift above, as diffrax calls it."""
+
+    process: AbstractProcess
+    score: Any
+    eta: Scalar
+
+    evaluates: ClassVar[str] = "score"
+
+    def __call__(self, r: Any, y: Sample, args: Any = None) -> Sample:
+        noise = noise_operator(self.process, y, -r)
+        pull = noise.mv(noise.transpose().mv(self.score(y, -r).astype(y.dtype)))
+        pull = pull + noise_divergence(self.process, y, -r)
+        return (0.5 * (1 + self.eta**2) * pull - self.process.drift(y, -r)).astype(y.dtype)
+
+
+class ScoreDiffusion(eqx.Module):
+    """eta G(y, t) as an operator, on the clock r = -t."""
+
+    process: AbstractProcess
+    eta: Scalar
+
+    def __call__(self, r: Any, y: Sample, args: Any = None) -> Any:
+        return noise_operator(self.process, y, -r) * jnp.asarray(self.eta, y.dtype)
+
+
+def score_flow(process: AbstractProcess, score: Callable[..., Any]) -> diffrax.ODETerm:
+    """The probability flow of any process by its score, as a diffrax term on the clock r = -t, for states [b, *d].
+
+    Args:
+      process: the forward process.
+      score: `(xt [b, *d], t []) -> grad log p_t(xt) [b, *d]`.
+
+    Source: Song et al. 2021, appendix D.1, eq. 37.
+    """
+    return diffrax.ODETerm(ScoreDrift(process, score, as_scalar(0.0)))
+
+
+def score_reverse_sde(
+    process: AbstractProcess, score: Callable[..., Any], path: diffrax.AbstractBrownianPath, eta: Scalar = 1.0
+) -> diffrax.MultiTerm:
+    """The reverse SDE of any process by its score, as diffrax terms on the clock r = -t, for states [b, *d].
+
+    Args:
+      process: the forward process.
+      score: `(xt [b, *d], t []) -> grad log p_t(xt) [b, *d]`, such as `make_hybrid_score` gives; a callable that is a
+        pytree keeps its arrays as arguments of jit. `reverse_sde` is the same for a denoiser.
+      path: the noise, usually `per_sample_path(key, b, shape)`.
+      eta: how much noise, a scalar; 0 is the flow, 1 the reverse SDE.
+
+    Raises:
+      ValueError: eta is negative.
+
+    Source: Anderson 1982; Song et al. 2021, eq. 16.
+    """
+    eta = as_scalar(eta)
+    check(eta >= 0, f"eta: must not be negative, got {eta}")
+    drift = diffrax.ODETerm(ScoreDrift(process, score, eta))
+    return diffrax.MultiTerm(drift, diffrax.ControlTerm(ScoreDiffusion(process, eta), path))
