@@ -49,6 +49,7 @@ from diffjax.process._noise import (
     noise_divergence as noise_divergence,
     noise_operator as noise_operator,
 )
+from diffjax.process._learned import LearnedLogsnr as LearnedLogsnr, MonotoneLogsnr as MonotoneLogsnr
 from diffjax.process._offset_cosine import OffsetCosine as OffsetCosine
 from diffjax.process._ou import OrnsteinUhlenbeck as OrnsteinUhlenbeck
 from diffjax.process._polynomial import Polynomial as Polynomial
@@ -74,3 +75,4 @@ from diffjax.process._ve import (
     VarianceExplodingFromZero as VarianceExplodingFromZero,
 )
 from diffjax.process._vp import Cosine as Cosine, VariancePreserving as VariancePreserving
+from diffjax.process._wrappers import Clipped as Clipped, Retimed as Retimed, Shifted as Shifted

@@ -20,9 +20,10 @@ from functools import singledispatch
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import default_index, expand, normal_like, sample_keys
+from diffjax._arrays import check, default_index, expand, is_concrete, normal_like, on_host, sample_keys
 from diffjax._typing import Index, Key, Sample, Scalar, Time
 
 MAX_LOGSNR = 20.0
@@ -58,7 +59,15 @@ class AbstractGaussianProcess(AbstractProcess):
     ...         return t * jnp.sqrt(2 - t**2)
     >>> float(dj.logsnr(Quadratic(), 0.5).round(4))
     0.2513
+
+    Raises:
+      ValueError: alpha or sigma is not positive and finite at some time inside (0, 1), or logsnr does not fall. A
+        class that registers its own `logsnr` answers for itself.
     """
+
+    def __check_init__(self):
+        if logsnr.dispatch(type(self)) is logsnr.dispatch(AbstractGaussianProcess) and is_concrete(self):
+            _check_schedule(self)
 
     @abc.abstractmethod
     def alpha(self, t: Time) -> Time:
@@ -76,6 +85,25 @@ class AbstractGaussianProcess(AbstractProcess):
     def diffusion(self, x: Sample, t: Time) -> Time:
         """g(t) = sigma sqrt(-lambda'), shape of t."""
         return self.sigma(t) * jnp.sqrt(-logsnr_rate(self, t))
+
+
+def _check_schedule(process):
+    """Looks at a schedule in the middle of each sixteenth of the clock."""
+    with on_host():
+        t = jnp.linspace(0.03125, 0.96875, 16)
+        alpha, sigma = (jnp.broadcast_to(value, t.shape) for value in (process.alpha(t), process.sigma(t)))
+        if not is_concrete((alpha, sigma)):
+            return
+    times, alpha, sigma = (np.asarray(value) for value in (t, alpha, sigma))
+    name = type(process).__name__
+    for what, values in (("alpha", alpha), ("sigma", sigma)):
+        right = (values > 0) & (values < np.inf)
+        i = int(np.argmin(right))
+        check(right, f"{name}: {what} must be positive and finite, got {values[i]} at t = {times[i]}")
+    value = 2 * (np.log(alpha) - np.log(sigma))
+    falls = np.diff(value) < 0
+    i = int(np.argmin(falls))
+    check(falls, f"{name}: logsnr must fall, got {value[i]} at t = {times[i]} and {value[i + 1]} at t = {times[i + 1]}")
 
 
 def _value_and_rate(function, t):
@@ -121,11 +149,12 @@ def time_from_logsnr(process: AbstractGaussianProcess, value: Time) -> Time:
 
     steps = jnp.finfo(value.dtype).nmant + 30  # resolves times down to 1e-9 and every float below one
     low, high = jax.lax.fori_loop(0, steps, halve, (jnp.zeros_like(value), jnp.ones_like(value)))
-    t = jax.lax.stop_gradient(0.5 * (low + high))
+    first, last = logsnr(still, jnp.zeros_like(value)), logsnr(still, jnp.ones_like(value))
+    t = jnp.where(value >= first, 0.0, jnp.where(value <= last, 1.0, jax.lax.stop_gradient(0.5 * (low + high))))
     # One Newton step of zero length: it moves nothing and carries the derivative to value and to the process. There is
     # none at an end that stands in for a value beyond it, and lambda(1) may be -inf.
     inside = jnp.minimum(t, 1 - jnp.finfo(value.dtype).epsneg)
-    reached = (logsnr(still, jnp.ones_like(value)) < value) & (value < logsnr(still, jnp.zeros_like(value)))
+    reached = (last < value) & (value < first)
     residual = value - logsnr(process, inside)
     step = jnp.where(reached, residual - jax.lax.stop_gradient(residual), 0.0)
     return t + step / jax.lax.stop_gradient(logsnr_rate(still, inside))

@@ -24,7 +24,7 @@ class OrnsteinUhlenbeck(AbstractGaussianProcess):
       ValueError: the horizon is not positive and finite.
 
     Source: Uhlenbeck & Ornstein 1930; as a forward process, Chen et al. 2023 (Sampling is as easy as learning the
-    score), eq. 2.
+    score), section 2.
     """
 
     horizon: Scalar = eqx.field(converter=as_scalar, default=5.0)

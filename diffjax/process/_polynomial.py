@@ -1,7 +1,7 @@
 """Polynomial paths of flow matching: alpha = (1 - t)^n, sigma = 1 - (1 - t)^n.
 
 The line from x0 to eps, as `Rectified`, on another clock: the data's weight falls as a power.
-Source: Lipman et al. 2024 (Flow matching guide and code), section 4.8.1 with t reversed; n = 1 is rectified flow.
+Source: Lipman et al. 2024 (Flow matching guide and code), its polynomial convex scheduler with t reversed.
 """
 
 import equinox as eqx
@@ -23,7 +23,7 @@ class Polynomial(AbstractGaussianProcess):
     Raises:
       ValueError: the power is not positive and finite.
 
-    Source: Lipman et al. 2024, section 4.8.1.
+    Source: Lipman et al. 2024 (Flow matching guide and code).
     """
 
     power: Scalar = eqx.field(converter=as_scalar, default=2.0)

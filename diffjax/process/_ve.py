@@ -3,7 +3,7 @@
 from sigma_min    sigma = sigma_min exp(L t)
 from zero         sigma = sigma_min sqrt(expm1(2 L t))      the same SDE, begun at the data themselves
 
-Source: Song et al. 2021, eq. 30 and appendix C: NCSN's limit.
+Source: Song et al. 2021, eq. 30 (NCSN's limit), and eq. 29 for its kernel, which begins at zero.
 """
 
 import equinox as eqx
@@ -54,7 +54,7 @@ class VarianceExplodingFromZero(AbstractGaussianProcess):
     Raises:
       ValueError: the numbers are not in that order.
 
-    Source: Song et al. 2021, appendix C.
+    Source: Song et al. 2021 (Score-based generative modeling through SDEs), eq. 29.
     """
 
     sigma_min: Scalar = eqx.field(converter=as_scalar, default=0.01)

@@ -1,0 +1,151 @@
+"""Noise schedules that are learned: variance-preserving processes given by their logsnr, whose numbers are leaves.
+
+linear       lambda(t) = (1 - t) logsnr_max + t logsnr_min
+monotone     lambda(t) = (1 - u) logsnr_max + u logsnr_min,   u(t) = (n(t) - n(0))/(n(1) - n(0))
+             n(t) = w1 t + sum_j w3_j sigmoid(w2_j w1 t + b_j),   every w positive
+alpha = sqrt(sigmoid(lambda)),  sigma = sqrt(sigmoid(-lambda))
+
+Differences of lambda have a form of their own, so that kernels over a small gap lose no digits. The continuous ELBO
+sees nothing of the schedule but its end points; the shape between them serves its variance.
+Source: Kingma et al. 2021 (Variational Diffusion Models), section 3.2 and appendix H, with lambda = -gamma.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffjax._arrays import as_scalar, check
+from diffjax._typing import Key, Scalar, Time
+from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, time_from_logsnr
+from diffjax.process._scales import on_circle, scales, scales_from_logsnr
+
+
+class LearnedLogsnr(AbstractGaussianProcess):
+    """A logsnr that falls along a line between two numbers, which train.
+
+    Attributes:
+      logsnr_max: at t = 0. 13.3 is a noise of 0.0013, a sixth of the step between two of 256 levels in [-1, 1].
+      logsnr_min: at t = 1; less.
+
+    Raises:
+      ValueError: the end points are not finite or out of order. Nothing watches them in training: keep their
+        learning rate small.
+
+    Source: Kingma et al. 2021, appendix H, where gamma = -lambda runs from -13.3 to 5.
+    """
+
+    logsnr_max: Scalar = eqx.field(converter=as_scalar, default=13.3)
+    logsnr_min: Scalar = eqx.field(converter=as_scalar, default=-5.0)
+
+    def __check_init__(self):
+        check_ends(self.logsnr_max, self.logsnr_min)
+
+    def alpha(self, t: Time) -> Time:
+        return scales_from_logsnr(self, logsnr(self, t))[0]
+
+    def sigma(self, t: Time) -> Time:
+        return scales_from_logsnr(self, logsnr(self, t))[1]
+
+
+class MonotoneLogsnr(AbstractGaussianProcess):
+    """A logsnr that falls between two numbers as a monotone network says; numbers and network train.
+
+    Args:
+      key: for the network's first weights, which begin near a straight line.
+      logsnr_max, logsnr_min: at t = 0 and t = 1, exactly, whatever the network.
+      width: of its hidden layer.
+
+    The weights are softplus of the leaves `slope` [], `inner` [width] and `outer` [width]; `bias` is [width].
+
+    Raises:
+      ValueError: the end points are not finite or out of order.
+
+    Source: Kingma et al. 2021, appendix H; the biases of l1 and l3 are absorbed or cancel.
+    """
+
+    logsnr_max: Scalar
+    logsnr_min: Scalar
+    slope: Float[Array, ""]
+    inner: Float[Array, " width"]
+    bias: Float[Array, " width"]
+    outer: Float[Array, " width"]
+
+    def __init__(self, key: Key, logsnr_max: Any = 13.3, logsnr_min: Any = -5.0, width: int = 1024):
+        self.logsnr_max, self.logsnr_min = as_scalar(logsnr_max), as_scalar(logsnr_min)
+        check_ends(self.logsnr_max, self.logsnr_min)
+        inner_key, place_key, outer_key = jax.random.split(key, 3)
+        self.slope = jnp.asarray(0.5413)  # softplus of it is 1
+        # Sigmoids a quarter of the clock wide, in random places of it, which sum to about a line.
+        self.inner = 16.0 + jax.random.normal(inner_key, (width,))
+        self.bias = -16.0 * jax.random.uniform(place_key, (width,))
+        self.outer = jax.random.normal(outer_key, (width,))
+
+    def alpha(self, t: Time) -> Time:
+        return scales_from_logsnr(self, logsnr(self, t))[0]
+
+    def sigma(self, t: Time) -> Time:
+        return scales_from_logsnr(self, logsnr(self, t))[1]
+
+
+def check_ends(logsnr_max: Scalar, logsnr_min: Scalar) -> None:
+    """Refuses end points that are not finite numbers in their order."""
+    check(jnp.isfinite(logsnr_max), f"logsnr_max: must be finite, got {logsnr_max}")
+    check(jnp.isfinite(logsnr_min), f"logsnr_min: must be finite, got {logsnr_min}")
+    check(logsnr_min < logsnr_max, f"logsnr_min: must be less than logsnr_max = {logsnr_max}, got {logsnr_min}")
+
+
+def _rise(process: MonotoneLogsnr, t: Any, s: Any) -> Any:
+    """n(t) - n(s) without cancellation: sigmoid(x) - sigmoid(y) = sigmoid(x) sigmoid(-y) (-expm1(y - x))."""
+    t, s = jnp.asarray(t), jnp.asarray(s)
+    slope, inner, outer = (jax.nn.softplus(w).astype(t.dtype) for w in (process.slope, process.inner, process.outer))
+    rate, bias, gap = slope * inner, process.bias.astype(t.dtype), (t - s)[..., None]
+    after, before = rate * t[..., None] + bias, rate * s[..., None] + bias
+    hidden = jax.nn.sigmoid(after) * jax.nn.sigmoid(-before) * -jnp.expm1(-rate * gap)
+    return slope * (t - s) + jnp.mean(outer * hidden, axis=-1)
+
+
+def _fraction(process: MonotoneLogsnr, t: Time, s: Time) -> Any:
+    """The part of the way from logsnr_max to logsnr_min that lies between s and t."""
+    t, s = jnp.asarray(t), jnp.asarray(s)
+    return _rise(process, t, s) / _rise(process, jnp.ones_like(t), jnp.zeros_like(t))
+
+
+def _between(process: LearnedLogsnr | MonotoneLogsnr, part: Time) -> Time:
+    return (1 - part) * process.logsnr_max + part * process.logsnr_min
+
+
+@logsnr.register(LearnedLogsnr)
+def _(process: LearnedLogsnr, t: Time) -> Time:
+    return _between(process, t)
+
+
+@logsnr.register(MonotoneLogsnr)
+def _(process: MonotoneLogsnr, t: Time) -> Time:
+    return _between(process, _fraction(process, t, jnp.zeros_like(t)))
+
+
+@time_from_logsnr.register(LearnedLogsnr)
+def _(process: LearnedLogsnr, value: Time) -> Time:
+    return (process.logsnr_max - value) / (process.logsnr_max - process.logsnr_min)
+
+
+@conditional.register(LearnedLogsnr)
+def _(process: LearnedLogsnr, t: Time, s: Time) -> tuple[Time, Time]:
+    return _step(process, t, s, t - s)
+
+
+@conditional.register(MonotoneLogsnr)
+def _(process: MonotoneLogsnr, t: Time, s: Time) -> tuple[Time, Time]:
+    return _step(process, t, s, _fraction(process, t, s))
+
+
+def _step(process: LearnedLogsnr | MonotoneLogsnr, t: Time, s: Time, part: Time) -> tuple[Time, Time]:
+    gap = part * (process.logsnr_max - process.logsnr_min)
+    return process.alpha(t) / process.alpha(s), process.sigma(t) * jnp.sqrt(-jnp.expm1(-gap))
+
+
+scales.register(LearnedLogsnr, on_circle)
+scales.register(MonotoneLogsnr, on_circle)
