@@ -44,7 +44,8 @@ def state_from_params(key: Key, params: Params, tx: optax.GradientTransformation
       params: any pytree of arrays; not aliased, so that the state may be donated.
       tx: the optimiser.
     """
-    copy = lambda tree: jax.tree.map(jnp.copy, tree)
+    # Strongly typed, as a step returns them: a process's weakly typed numbers would compile the step twice.
+    copy = lambda tree: jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), tree)
     return TrainState(jnp.zeros((), jnp.int32), copy(params), copy(params), tx.init(params), key)
 
 

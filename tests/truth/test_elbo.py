@@ -52,7 +52,7 @@ def test_the_continuous_term_depends_on_the_end_points_alone(name):
     process = SCHEDULES[name]()
     nodes, weights = np.polynomial.legendre.leggauss(12)
     # Panels that are even in logsnr; within them the rule is in t.
-    edges = np.asarray(jax.jit(dj.time_from_logsnr)(process, jnp.linspace(HIGH, LOW, 60)))
+    edges = np.array(jax.jit(dj.time_from_logsnr)(process, jnp.linspace(HIGH, LOW, 60)))
     edges[[0, -1]] = [float(end) for end in dj.interval(process)]
     half, middle = np.diff(edges)[:, None] / 2, (edges[1:] + edges[:-1])[:, None] / 2
     t, dt = (middle + half * nodes).ravel(), (half * weights).ravel()
@@ -95,7 +95,9 @@ def test_parts_of_the_continuous_bound(name):
     process, x0 = SCHEDULES[name](), data()
     spread = []
     for times in (dj.StratifiedTimes(process), dj.ImportanceTimes(dj.LikelihoodTimes(process))):
-        nats, parts = _bound(losses.continuous_elbo, process, jnp.asarray(0.0), jax.random.key(1), x0, time_sampler=times)
+        nats, parts = _bound(
+            losses.continuous_elbo, process, jnp.asarray(0.0), jax.random.key(1), x0, time_sampler=times
+        )
         assert near(parts["diffusion"], 2 * information())
         np.testing.assert_allclose(parts["prior"], 0.5 * np.exp(LOW) * np.sum(x0**2, 1), rtol=1e-9)
         assert near(parts["reconstruction"], 0.5 * 2 * (1 + np.log(2 * np.pi) - HIGH))
@@ -114,19 +116,21 @@ def test_the_bound_of_k_steps_falls_to_the_continuous_one():
     """Closed form: 1/2 sum expm1(lambda_s - lambda_t) v e^lambda_t/(1 + v e^lambda_t), v the data's variance."""
     process, x0 = SCHEDULES["cosine"](), data()
     before = np.inf
-    for steps in (1, 2, 8, 32, 128):
+    gaps = []
+    for steps in (1, 2, 8, 32, 1024, 8192):
         ts = np.linspace(1.0, 0.0, steps + 1)
         levels = np.asarray(jax.jit(dj.logsnr)(process, jnp.asarray(ts)))
         mmse = VARIANCE * np.exp(levels[:-1]) / (1 + VARIANCE * np.exp(levels[:-1]))
         exact = np.sum(0.5 * np.expm1(levels[1:] - levels[:-1]) * mmse)
         assert information() < exact < before
         before = exact
+        gaps.append(exact - information())
         if steps in (1, 8, 32):
             nats, parts = _bound(losses.discrete_elbo, process, jnp.asarray(0.0), jax.random.key(2), x0, ts=ts)
             assert near(parts["diffusion"], 2 * exact)
             assert set(np.unique(parts["t"])) == set(ts[:-1]), "each step is drawn"
             np.testing.assert_allclose(nats, np.mean(parts["per_sample"]))
-    assert exact - information() < 0.04
+    np.testing.assert_allclose(gaps[-2] / gaps[-1], 8, rtol=0.05)  # of first order in the step
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
@@ -166,7 +170,7 @@ def test_a_learned_schedule_trains_through_the_bound():
 
 
 def chain_by_hand(x0, xt, k, y_hat, log_share, betas, last):
-    """Nats of step k (1 .. K) by Ho et al.'s formulas: KL between two Gaussians, or the last step's bins of 17 levels."""
+    """Nats of step k = 1 .. K by Ho et al.'s formulas: KL of two Gaussians, or the last step's bins of 17 levels."""
     alpha_bar = np.cumprod(1 - betas)
     beta, bar = betas[k - 1][:, None], alpha_bar[k - 1][:, None]
     bar_before = np.where(k > 1, alpha_bar[np.maximum(k - 2, 0)], 1.0)[:, None]
@@ -278,31 +282,28 @@ def test_bins_are_a_distribution_and_keep_their_digits():
     np.testing.assert_allclose(far[0], -np.log(exact / (0.1 * np.sqrt(2 * np.pi))), rtol=1e-9)
 
 
-@pytest.mark.parametrize("which", ALL_PARAMETERISATIONS)
-def test_finite_in_float32_with_a_gradient_in_everything(which):
+def test_finite_in_float32_with_a_gradient_in_everything():
+    """Both bounds, every prediction type, images; the gradient also with respect to the schedule's end points."""
     with jax.enable_x64(False):
-        process = dj.LearnedLogsnr(13.3, -5.0)
-        member = ALL_PARAMETERISATIONS[which]()
+        process, members = dj.LearnedLogsnr(13.3, -5.0), [make() for make in ALL_PARAMETERISATIONS.values()]
         x0 = jnp.linspace(-1, 1, 32, dtype=jnp.float32).reshape(8, 2, 2, 1)
+        network = dj.Network(lambda *_: None, lambda params, x, c_noise, cond=None, *, key=None: params * x)
 
-        def apply(params, x, c_noise, cond=None, *, key=None):
-            return params * x
-
-        @eqx.filter_jit
-        @eqx.filter_value_and_grad
         def value(everything):
             params, process, member = everything
-            keywords = {"process": process, "parameterisation": member, "network": dj.Network(lambda *_: None, apply)}
+            keywords = {"process": process, "parameterisation": member, "network": network}
             keywords |= {"reconstruction": losses.LevelDecoder(32)}
-            one = losses.continuous_elbo(
-                params, jax.random.key(9), x0, time_sampler=dj.StratifiedTimes(process), **keywords
-            )
-            two = losses.discrete_elbo(params, jax.random.key(9), x0, ts=jnp.linspace(1.0, 0.0, 5), **keywords)
-            return one[0] + two[0]
+            times, ts = dj.StratifiedTimes(process), jnp.linspace(1.0, 0.0, 5)
+            one = losses.continuous_elbo(params, jax.random.key(9), x0, time_sampler=times, **keywords)[0]
+            return one + losses.discrete_elbo(params, jax.random.key(9), x0, ts=ts, **keywords)[0]
 
-        nats, slope = value((jnp.asarray(0.5, jnp.float32), process, member))
-        assert nats.dtype == jnp.float32
-        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((nats, slope)))
+        @eqx.filter_jit
+        def values(params, process, members):
+            return [eqx.filter_value_and_grad(value)((params, process, member)) for member in members]
+
+        for nats, slope in values(jnp.asarray(0.5, jnp.float32), process, members):
+            assert nats.dtype == jnp.float32
+            assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((nats, slope)))
 
 
 def test_bad_input_is_refused_by_name_and_value():
