@@ -3,11 +3,14 @@
 Adding a method adds one row here. Members are made inside a test, so that they have the test's precision.
 """
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 import diffjax as dj
-from diffjax import losses
+from diffjax import losses, process
 
 CORE_PROCESSES = {
     "vp": dj.VariancePreserving,
@@ -21,12 +24,34 @@ CORE_PROCESSES = {
 
 ALL_PROCESSES = {
     **CORE_PROCESSES,
+    "sub-vp": process.SubVP,
+    "ve-from-zero": process.VarianceExplodingFromZero,
+    "ou": process.OrnsteinUhlenbeck,
+    "polynomial": process.Polynomial,
+    "offset-cosine": process.OffsetCosine,
+    "own": lambda: process.Schedule(Partial(_falling, jnp.asarray(1.0)), _rising),
+    "learned-linear": process.LearnedLogsnr,
+    "learned-monotone": lambda: process.MonotoneLogsnr(jax.random.key(0), width=8),
+    # 47 steps: the times that tests look at lie between its knots, where its rate jumps.
+    "ddpm": lambda: process.DiscreteChain(process.linear_betas(47, 0.002, 0.4)),
+    "ddpm-zero-snr": lambda: process.DiscreteChain(process.zero_terminal_snr(process.linear_betas(47, 0.002, 0.4))),
+    "shifted": lambda: process.Shifted(dj.Rectified(), -2 * np.log(3)),
+    "clipped": lambda: process.Clipped(dj.Cosine(), 8.0, -6.0),
+    "retimed": lambda: process.Retimed(dj.Rectified(), dj.VariancePreserving()),
 }
+
+
+def _falling(bend, t):
+    return (1 - t) * (1 + bend * t)
+
+
+def _rising(t):
+    return 1.0 * t
 
 
 def each_process(quick=CORE_PROCESSES):
     """The names of all processes, for what is dear to compile: those not in `quick` are marked slow."""
-    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in ALL_PROCESSES]
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow, id=name) for name in ALL_PROCESSES]
 
 
 ALL_PARAMETERISATIONS = {

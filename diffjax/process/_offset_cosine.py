@@ -34,10 +34,12 @@ class OffsetCosine(AbstractGaussianProcess):
         check((self.offset >= 0) & (self.offset < jnp.inf), f"offset: must be 0 or more and finite, got {self.offset}")
 
     def alpha(self, t: Time) -> Time:
-        return _cos(self, t) / _cos(self, jnp.zeros_like(t))
+        data = _cos(self, t)
+        return data / jnp.sqrt(data**2 + _lean(self, t, jnp.zeros_like(t)))
 
     def sigma(self, t: Time) -> Time:
-        return jnp.sqrt(_lean(self, t, jnp.zeros_like(t))) / _cos(self, jnp.zeros_like(t))
+        square = _lean(self, t, jnp.zeros_like(t))
+        return jnp.sqrt(square) / jnp.sqrt(_cos(self, t) ** 2 + square)
 
 
 def _quarter(process: OffsetCosine) -> Time:

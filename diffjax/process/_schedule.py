@@ -17,9 +17,9 @@ def _as_tree(function: Any) -> Any:
 class Schedule(AbstractGaussianProcess):
     """One's own alpha(t) and sigma(t), elementwise in t; everything else follows by differences and bisection.
 
-    >>> import diffjax as dj
-    >>> process = dj.Schedule(lambda t: 1 - t**2, lambda t: t)
-    >>> float(dj.logsnr(process, 0.5).round(4))
+    >>> from diffjax.process import Schedule, logsnr
+    >>> process = Schedule(lambda t: 1 - t**2, lambda t: t)
+    >>> float(logsnr(process, 0.5).round(4))
     0.8109
 
     Attributes:
