@@ -6,8 +6,8 @@
 The sums run over blocks of the data with a running maximum and running sums (Milakov & Gimelshein 2018, as in flash
 attention): beyond the data nothing of its size is ever held. Distances are sums of squares of differences: expanded as
 ||xt||^2 - 2 alpha xt.x_i + alpha^2 ||x_i||^2 they would be wrong by 1e-7 ||xt||^2/sigma^2 nats in float32: for images
-of 3072 features 10 at logsnr 10, and 1e5 at logsnr 20, where the exponent of the nearest is 1.5e3. As they are, log_prob
-is right to 1e-6 of its size there, and the score to 2e-5 (against float64, for the same xt).
+of 3072 features 10 at logsnr 10, and 1e5 at logsnr 20, where the exponent of the nearest is 1.5e3. As they are,
+log_prob is right to 1e-6 of its size there, and the score to 2e-5 (against float64, for the same xt).
 """
 
 from typing import Any

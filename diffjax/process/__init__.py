@@ -65,10 +65,16 @@ from diffjax.process._sde import (
 from diffjax.process._sub_vp import SubVP as SubVP
 from diffjax.process._time import (
     AbstractTimes as AbstractTimes,
-    LogitNormalTimes as LogitNormalTimes,
-    LognormalTimes as LognormalTimes,
+    LowDiscrepancyTimes as LowDiscrepancyTimes,
     StratifiedTimes as StratifiedTimes,
     UniformTimes as UniformTimes,
+)
+from diffjax.process._time_density import (
+    ImportanceTimes as ImportanceTimes,
+    LogitNormalTimes as LogitNormalTimes,
+    LognormalTimes as LognormalTimes,
+    LogsnrTimes as LogsnrTimes,
+    ModeTimes as ModeTimes,
 )
 from diffjax.process._ve import (
     VarianceExploding as VarianceExploding,

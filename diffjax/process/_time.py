@@ -3,13 +3,14 @@
 A member maps a uniform number u in [0, 1] to a time by its quantile function, so every density is exact and stays
 inside `interval(process)`:
 
-    key, index --> u_i --> t_i = quantile(u_i)        uniform, lognormal, logit-normal: u_i independent
+    key, index --> u_i --> t_i = quantile(u_i)        independent: u_i from fold_in(key, i)
                                                       stratified: u_i = (u + i/total) mod 1
+                                                      low-discrepancy: u_i = (u + i/golden ratio) mod 1
 
 Called as `times(key, n, *, index=None, total=None) -> (t [n], correction [n])`: `correction` multiplies the loss and
-is 1 for all of these, whose density is part of the objective. `index` are the global indices of the n samples
-(default 0 .. n - 1) and `total` the size of the global batch (default n): a sample's time depends on them and on the
-key, not on the device that draws it.
+is 1 for all but `ImportanceTimes`; what is not uniform is part of the objective. `index` are the global indices of the
+n samples (default 0 .. n - 1) and `total` the size of the global batch (default n): a sample's time depends on them and
+on the key, not on the device that draws it. Here are the uniform times; the others are in `_time_density`.
 """
 
 import abc
@@ -18,19 +19,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import ndtr, ndtri
-from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_scalar, check, default_index, sample_keys
-from diffjax._typing import Index, Key, Scalar, Time
+from diffjax._arrays import default_index, sample_keys
+from diffjax._typing import Index, Key, Time
 from diffjax.process._base import (
     AbstractGaussianProcess,
     AbstractProcess,
     interval,
-    logsnr,
-    logsnr_rate,
-    time_from_logsnr,
 )
 
 
@@ -54,22 +50,24 @@ class AbstractTimes(eqx.Module):
         """n times and their corrections, each [n]."""
 
 
-def _independent(key, n, index):
+def independent(key, n, index):
+    """u [n], each from its own key."""
     keys = sample_keys(key, default_index(n, index))
     return jax.vmap(jax.random.uniform)(keys)
 
 
-def _uniform_quantile(process, u) -> Any:
+def uniform_quantile(process, u) -> Any:
     low, high = interval(process)
     return low + u * (high - low)
 
 
-def _uniform_density(process, t):
+def uniform_density(process, t):
     low, high = interval(process)
-    return _truncated(process, t, 1 / (high - low))
+    return truncated(process, t, 1 / (high - low))
 
 
-def _truncated(process, t, density):
+def truncated(process, t, density):
+    """A density, and zero outside the interval."""
     low, high = interval(process)
     return jnp.where((t >= low) & (t <= high), density, 0.0)
 
@@ -80,13 +78,13 @@ class UniformTimes(AbstractTimes):
     process: AbstractProcess
 
     def quantile(self, u: Float[Array, " n"]) -> Float[Array, " n"]:
-        return _uniform_quantile(self.process, u)
+        return uniform_quantile(self.process, u)
 
     def density(self, t: Time) -> Time:
-        return _uniform_density(self.process, t)
+        return uniform_density(self.process, t)
 
     def __call__(self, key: Key, n: int, *, index: Index | None = None, total: int | None = None):
-        return self.quantile(_independent(key, n, index)), jnp.ones(n)
+        return self.quantile(independent(key, n, index)), jnp.ones(n)
 
 
 class StratifiedTimes(AbstractTimes):
@@ -99,10 +97,10 @@ class StratifiedTimes(AbstractTimes):
     process: AbstractProcess
 
     def quantile(self, u: Float[Array, " n"]) -> Float[Array, " n"]:
-        return _uniform_quantile(self.process, u)
+        return uniform_quantile(self.process, u)
 
     def density(self, t: Time) -> Time:
-        return _uniform_density(self.process, t)
+        return uniform_density(self.process, t)
 
     def __call__(self, key: Key, n: int, *, index: Index | None = None, total: int | None = None):
         place = default_index(n, index) / (n if total is None else total)
@@ -110,80 +108,31 @@ class StratifiedTimes(AbstractTimes):
         return self.quantile(u), jnp.ones(n)
 
 
-class LognormalTimes(AbstractTimes):
-    """EDM's noise levels: log(sigma/alpha) ~ N(mean, std^2), truncated to the interval.
+class LowDiscrepancyTimes(AbstractTimes):
+    """Uniform times along the golden ratio: t_i = quantile((u + i (sqrt(5) - 1)/2) mod 1), one u for the batch.
 
-    Attributes:
-      process: whose clock the times are on.
-      mean: of log(sigma/alpha), for data of standard deviation about 0.5.
-      std: its standard deviation; positive.
+    Each time is uniform on the interval, so the objective is `UniformTimes`'. Unlike `StratifiedTimes` it need not know
+    the size of the batch: any run of indices is spread evenly, with gaps of at most three lengths, on every device and
+    in every part of an accumulated batch. Over the whole batch stratified times are closer to even by a constant.
 
-    Source: Karras et al. 2022, table 1 (there untruncated; the tails cut off hold 2e-5).
+    The sequence is kept in 32 bits, where it is exact for any index.
+
+    Source: Weyl 1916; as a quasi-random sequence with a random shift, Cranley & Patterson 1976.
     """
 
     process: AbstractGaussianProcess
-    mean: Scalar = eqx.field(converter=as_scalar, default=-1.2)
-    std: Scalar = eqx.field(converter=as_scalar, default=1.2)
-
-    def __check_init__(self):
-        check(self.std > 0, f"std: must be positive, got {self.std}")
 
     def quantile(self, u: Float[Array, " n"]) -> Float[Array, " n"]:
-        z = _truncated_normal(u, *self._ends())
-        return _inside(self.process, time_from_logsnr(self.process, -2 * (self.mean + self.std * z)))
+        return uniform_quantile(self.process, u)
 
     def density(self, t: Time) -> Time:
-        low, high = self._ends()
-        z = (-0.5 * logsnr(self.process, t) - self.mean) / self.std
-        jacobian = -0.5 * logsnr_rate(self.process, t) / self.std
-        return _truncated(self.process, t, norm.pdf(z) * jacobian / (ndtr(high) - ndtr(low)))
-
-    def _ends(self):
-        return tuple((-0.5 * logsnr(self.process, t) - self.mean) / self.std for t in interval(self.process))
+        return uniform_density(self.process, t)
 
     def __call__(self, key: Key, n: int, *, index: Index | None = None, total: int | None = None):
-        return self.quantile(_independent(key, n, index)), jnp.ones(n)
+        place = default_index(n, index).astype(jnp.uint32) * jnp.uint32(_GOLDEN)
+        u = (jax.random.bits(key, dtype=jnp.uint32) + place).astype(jnp.result_type(float)) * 2.0**-32
+        return self.quantile(u), jnp.ones(n)
 
 
-class LogitNormalTimes(AbstractTimes):
-    """logit(t) ~ N(mean, std^2), truncated to the interval: the middle of a rectified flow.
-
-    Attributes:
-      process: whose interval the times lie in.
-      mean: of log(t/(1 - t)).
-      std: its standard deviation; positive.
-
-    Source: Esser et al. 2024 (Scaling rectified flow transformers), eq. 19.
-    """
-
-    process: AbstractGaussianProcess
-    mean: Scalar = eqx.field(converter=as_scalar, default=0.0)
-    std: Scalar = eqx.field(converter=as_scalar, default=1.0)
-
-    def __check_init__(self):
-        check(self.std > 0, f"std: must be positive, got {self.std}")
-
-    def quantile(self, u: Float[Array, " n"]) -> Float[Array, " n"]:
-        z = _truncated_normal(u, *self._ends())
-        return _inside(self.process, jax.nn.sigmoid(self.mean + self.std * z))
-
-    def density(self, t: Time) -> Time:
-        low, high = self._ends()
-        z = (jnp.log(t) - jnp.log1p(-t) - self.mean) / self.std
-        return _truncated(self.process, t, norm.pdf(z) / (self.std * t * (1 - t)) / (ndtr(high) - ndtr(low)))
-
-    def _ends(self):
-        return tuple((jnp.log(t) - jnp.log1p(-t) - self.mean) / self.std for t in interval(self.process))
-
-    def __call__(self, key: Key, n: int, *, index: Index | None = None, total: int | None = None):
-        return self.quantile(_independent(key, n, index)), jnp.ones(n)
-
-
-def _truncated_normal(u, low, high):
-    """The quantile of a standard normal cut to [low, high]; u = 0 and 1 give the ends (which may be infinite)."""
-    p_low, p_high = ndtr(low), ndtr(high)
-    return jnp.clip(ndtri(p_low + u * (p_high - p_low)), low, high)
-
-
-def _inside(process, t):
-    return jnp.clip(t, *interval(process))
+_GOLDEN = 2654435769
+"""(sqrt(5) - 1)/2 in units of 2^-32, to the nearest integer; it is odd, so that 2^32 indices differ."""

@@ -1,0 +1,252 @@
+"""Training times that are not uniform: densities that are part of their objective, and importance sampling.
+
+lognormal, logit-normal, mode        E_{t~q}[ loss(t) ]: q says which noise levels matter
+uniform in logsnr                    the same, and the likelihood weighting's own density
+importance(q)                        E_{t~q}[ p(t)/q(t) loss(t) ], the uniform objective by other times
+"""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import ndtr, ndtri
+from jax.scipy.stats import norm
+from jaxtyping import Array, Float
+
+from diffjax._arrays import as_scalar, check
+from diffjax._typing import Index, Key, Scalar, Time
+from diffjax.process._base import (
+    AbstractGaussianProcess,
+    AbstractProcess,
+    interval,
+    logsnr,
+    logsnr_rate,
+    time_from_logsnr,
+)
+from diffjax.process._time import AbstractTimes, independent, truncated, uniform_density, uniform_quantile
+
+
+class LognormalTimes(AbstractTimes):
+    """EDM's noise levels: log(sigma/alpha) ~ N(mean, std^2), truncated to the interval.
+
+    Attributes:
+      process: whose clock the times are on.
+      mean: of log(sigma/alpha), for data of standard deviation about 0.5.
+      std: its standard deviation; positive.
+
+    Source: Karras et al. 2022, table 1 (there untruncated; the tails cut off hold 2e-5).
+    """
+
+    process: AbstractGaussianProcess
+    mean: Scalar = eqx.field(converter=as_scalar, default=-1.2)
+    std: Scalar = eqx.field(converter=as_scalar, default=1.2)
+
+    def __check_init__(self):
+        check(self.std > 0, f"std: must be positive, got {self.std}")
+
+    def quantile(self, u: Float[Array, " n"]) -> Float[Array, " n"]:
+        z = _truncated_normal(u, *self._ends())
+        return _inside(self.process, time_from_logsnr(self.process, -2 * (self.mean + self.std * z)))
+
+    def density(self, t: Time) -> Time:
+        low, high = self._ends()
+        z = (-0.5 * logsnr(self.process, t) - self.mean) / self.std
+        jacobian = -0.5 * logsnr_rate(self.process, t) / self.std
+        return truncated(self.process, t, norm.pdf(z) * jacobian / (ndtr(high) - ndtr(low)))
+
+    def _ends(self):
+        return tuple((-0.5 * logsnr(self.process, t) - self.mean) / self.std for t in interval(self.process))
+
+    def __call__(self, key: Key, n: int, *, index: Index | None = None, total: int | None = None):
+        return self.quantile(independent(key, n, index)), jnp.ones(n)
+
+
+class LogitNormalTimes(AbstractTimes):
+    """logit(t) ~ N(mean, std^2), truncated to the interval: the middle of a rectified flow.
+
+    Attributes:
+      process: whose interval the times lie in.
+      mean: of log(t/(1 - t)).
+      std: its standard deviation; positive.
+
+    Source: Esser et al. 2024 (Scaling rectified flow transformers), eq. 19.
+    """
+
+    process: AbstractGaussianProcess
+    mean: Scalar = eqx.field(converter=as_scalar, default=0.0)
+    std: Scalar = eqx.field(converter=as_scalar, default=1.0)
+
+    def __check_init__(self):
+        check(self.std > 0, f"std: must be positive, got {self.std}")
+
+    def quantile(self, u: Float[Array, " n"]) -> Float[Array, " n"]:
+        z = _truncated_normal(u, *self._ends())
+        return _inside(self.process, jax.nn.sigmoid(self.mean + self.std * z))
+
+    def density(self, t: Time) -> Time:
+        low, high = self._ends()
+        z = (jnp.log(t) - jnp.log1p(-t) - self.mean) / self.std
+        return truncated(self.process, t, norm.pdf(z) / (self.std * t * (1 - t)) / (ndtr(high) - ndtr(low)))
+
+    def _ends(self):
+        return tuple((jnp.log(t) - jnp.log1p(-t) - self.mean) / self.std for t in interval(self.process))
+
+    def __call__(self, key: Key, n: int, *, index: Index | None = None, total: int | None = None):
+        return self.quantile(independent(key, n, index)), jnp.ones(n)
+
+
+class ModeTimes(AbstractTimes):
+    """Times towards the middle or the ends: t = m(u) on [0, 1], truncated to the interval, with
+
+        m(u) = u - scale (sin^2(pi u/2) - u),     density 1/m'(u),   m' = 1 + scale (1 - pi/2 sin(pi u))
+
+    Attributes:
+      process: whose interval the times lie in.
+      scale: s; 0 is uniform, positive favours the middle, negative the ends. In [-1, 2/(pi - 2)], where m rises; at
+        these two the density is infinite at the ends or in the middle.
+
+    Raises:
+      ValueError: the scale is not in that range.
+
+    Source: Esser et al. 2024 (Scaling rectified flow transformers), eq. 20, in which u is 1 - u here.
+    """
+
+    process: AbstractGaussianProcess
+    scale: Scalar = eqx.field(converter=as_scalar, default=1.29)
+
+    def __check_init__(self):
+        most = 2 / (math.pi - 2)
+        check(
+            (self.scale >= -1) & (self.scale <= most),
+            f"scale: must lie in [-1, {most:.6f}], where the map of u to t rises, got {self.scale}",
+        )
+
+    def quantile(self, u: Float[Array, " n"]) -> Float[Array, " n"]:
+        low, high = self._ends()
+        return _inside(self.process, _mode(self.scale, low + u * (high - low)))
+
+    def density(self, t: Time) -> Time:
+        low, high = self._ends()
+        return truncated(self.process, t, 1 / (_mode_rate(self.scale, _mode_inverse(self.scale, t)) * (high - low)))
+
+    def _ends(self):
+        return tuple(_mode_inverse(self.scale, t) for t in interval(self.process))
+
+    def __call__(self, key: Key, n: int, *, index: Index | None = None, total: int | None = None):
+        return self.quantile(independent(key, n, index)), jnp.ones(n)
+
+
+def _mode(scale, u):
+    return u - scale * (jnp.sin(0.5 * jnp.pi * u) ** 2 - u)
+
+
+def _mode_rate(scale, u):
+    return 1 + scale * (1 - 0.5 * jnp.pi * jnp.sin(jnp.pi * u))
+
+
+def _mode_inverse(scale, t):
+    """u with _mode(scale, u) = t, by bisection; its derivatives are the inverse function's."""
+    t, still = jnp.asarray(t), jax.lax.stop_gradient(scale)
+
+    def halve(_, bracket):
+        low, high = bracket
+        middle = 0.5 * (low + high)
+        below = _mode(still, middle) < t
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    steps = jnp.finfo(t.dtype).nmant + 30  # as `time_from_logsnr`
+    low, high = jax.lax.fori_loop(0, steps, halve, (jnp.zeros_like(t), jnp.ones_like(t)))
+    u = jax.lax.stop_gradient(0.5 * (low + high))
+    # One Newton step of zero length carries the derivatives.
+    residual = t - _mode(scale, u)
+    rate = jnp.maximum(jax.lax.stop_gradient(_mode_rate(scale, u)), jnp.finfo(t.dtype).eps)
+    return u + (residual - jax.lax.stop_gradient(residual)) / rate
+
+
+class LogsnrTimes(AbstractTimes):
+    """Uniform in logsnr, q(t) = -lambda'(t)/(lambda_max - lambda_min): the likelihood weighting's own density.
+
+    With `ImportanceTimes` and the likelihood weighting -lambda' of `losses`, each sample's weight is the same.
+
+    Attributes:
+      process: whose clock the times are on.
+
+    Source: Kingma et al. 2021 (Variational Diffusion Models), section 5.1; Song et al. 2021b, section 5.1, draw from
+    g^2/sigma^2 = -lambda'.
+    """
+
+    process: AbstractGaussianProcess
+
+    def quantile(self, u: Float[Array, " n"]) -> Float[Array, " n"]:
+        high, low = self._ends()
+        return _inside(self.process, time_from_logsnr(self.process, high - u * (high - low)))
+
+    def density(self, t: Time) -> Time:
+        high, low = self._ends()
+        return truncated(self.process, t, -logsnr_rate(self.process, t) / (high - low))
+
+    def _ends(self):
+        return tuple(logsnr(self.process, t) for t in interval(self.process))
+
+    def __call__(self, key: Key, n: int, *, index: Index | None = None, total: int | None = None):
+        return self.quantile(independent(key, n, index)), jnp.ones(n)
+
+
+class ImportanceTimes(AbstractTimes):
+    """The times of another density q, with the correction p/q to the uniform p: the objective is `UniformTimes`'.
+
+        E_{t~q}[ p(t)/q(t) loss(t) ] = E_{t~p}[ loss(t) ]
+
+    The variance is finite only where p/q is bounded: a lognormal or logit-normal q, whose tails fall faster than any
+    power, gives a few samples nearly all of the weight, and is refused. Useful with `LogsnrTimes`.
+
+    Attributes:
+      q: any other times.
+
+    Raises:
+      ValueError: q is lognormal or logit-normal, or p/q exceeds 1000 somewhere on the interval (where q's numbers are
+        known, that is, outside jit).
+
+    Source: Song et al. 2021b (Maximum likelihood training of score-based diffusion models), section 5.1.
+    """
+
+    q: AbstractTimes
+
+    def __check_init__(self):
+        if isinstance(self.q, LognormalTimes | LogitNormalTimes):
+            raise ValueError(
+                f"q: under {type(self.q).__name__} the correction to uniform times has no bound, and the loss no "
+                "variance; take LogsnrTimes or ModeTimes, or the density itself as the objective"
+            )
+        t = uniform_quantile(self.process, jnp.linspace(0, 1, 257))
+        ratio = self._correction(t)
+        largest = jnp.max(ratio)
+        check(largest <= 1e3, f"q: uniform over q must be at most 1000, got {largest} at t = {t[jnp.argmax(ratio)]}")
+
+    @property
+    def process(self) -> AbstractProcess:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.q.process
+
+    def quantile(self, u: Float[Array, " n"]) -> Float[Array, " n"]:
+        return self.q.quantile(u)
+
+    def density(self, t: Time) -> Time:
+        return self.q.density(t)
+
+    def _correction(self, t):
+        return uniform_density(self.process, t) / self.q.density(t)
+
+    def __call__(self, key: Key, n: int, *, index: Index | None = None, total: int | None = None):
+        t, correction = self.q(key, n, index=index, total=total)
+        return t, correction * self._correction(t)
+
+
+def _truncated_normal(u, low, high):
+    """The quantile of a standard normal cut to [low, high]; u = 0 and 1 give the ends (which may be infinite)."""
+    p_low, p_high = ndtr(low), ndtr(high)
+    return jnp.clip(ndtri(p_low + u * (p_high - p_low)), low, high)
+
+
+def _inside(process, t):
+    return jnp.clip(t, *interval(process))
