@@ -69,6 +69,14 @@ ALL_WEIGHTINGS = {
     "edm": losses.EDMWeighting,
     "min-snr": losses.MinSNR,
     "likelihood": lambda: losses.likelihood,
+    "on-x0": lambda: losses.on_x0,
+    "on-score": lambda: losses.on_score,
+    "on-v": lambda: losses.on_v,
+    "flow-matching": lambda: losses.flow_matching,
+    "soft-min-snr": losses.SoftMinSNR,
+    "sigmoid": lambda: losses.Sigmoid(-1.0),
+    "p2": lambda: losses.P2(1.0, 0.5),
+    "sigmoid-over-logsnr": lambda: losses.OverLogsnr(losses.Sigmoid(2.0)),
 }
 
 ALL_TIMES = {

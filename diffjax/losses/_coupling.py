@@ -78,7 +78,7 @@ def _log_plan(cost, same, epsilon):
         from ott.solvers import linear
     except ImportError as error:
         raise ImportError("OptimalTransport needs ott-jax: pip install 'diffjax[metrics]'") from error
-    spread = jnp.sqrt(jnp.sum(cost**2 * same) / jnp.sum(same))
+    spread = jnp.sqrt(jnp.mean(cost**2, where=same))
     scale = epsilon * jnp.maximum(spread, jnp.finfo(cost.dtype).tiny)
     apart = jnp.where(same, cost, jnp.max(cost) + 100 * scale)  # e^-100 of mass between conditions
     solution: Any = linear.solve(Geometry(cost_matrix=apart, epsilon=scale), max_iterations=2000)

@@ -3,7 +3,7 @@
     explicit            1/2 E||s - grad log p||^2
     implicit            E[ 1/2 ||s||^2 + tr(ds/dx) ]                     = explicit - 1/2 E||grad log p||^2
     sliced              E_v[ 1/2 (v's)^2 + v'(ds/dx)v ],  E[v v'] = I    = implicit, in expectation over v
-    sliced, reduced     1/2 ||s||^2 + E_v[ v'(ds/dx)v ]                  = implicit, with less variance
+    sliced, reduced     1/2 ||s||^2 + E_v[ v'(ds/dx)v ]                  = implicit; its variance comes from ds/dx alone
     finite differences  1/2 ||(s+ + s-)/2||^2 + v'(s+ - s-)/(2 h),  s+- = s(x +- h v)     no derivative of s in x
 
 All are sums over features. Time and condition are closed over by `score_apply(params, x [b, *d]) -> s [b, *d]`, which
@@ -137,7 +137,9 @@ def sliced_score_matching_vr(
     draw: Callable[..., Array] = jax.random.rademacher,
     index: Index | None = None,
 ) -> Loss:
-    """1/2 ||s||^2 + E_v[ v'(ds/dx)v ]: sliced score matching with the square known and so of less variance.
+    """1/2 ||s||^2 + E_v[ v'(ds/dx)v ]: sliced score matching with the square of s known.
+
+    Its variance is that of v'(ds/dx)v: most often the smaller one, but not where ds/dx and ss'/2 nearly cancel.
 
     The arguments and results are those of `sliced_score_matching`: samples x [b, *d], a scalar loss, `per_sample` [b].
 

@@ -1,5 +1,7 @@
 """The denoising loss against the noise-prediction loss worked out by hand, its minimum, and its weights."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -24,43 +26,42 @@ def make_network(seen):
 
 
 @eqx.filter_jit
-def _all_losses(process, key, x0, cond, weightings):
-    """Per (parameterisation, weighting): the loss, its parts, and what the network was given and weighed with."""
+def _all_losses(process, key, x0, cond):
+    """Per prediction type, with native weights: the loss, its parts, and the xt that the network was given.
+
+    Then, per weighting too: the loss of each sample for the same times and noise, and the weight.
+    """
     params = {"gain": jnp.asarray(0.3), "slope": jnp.asarray(-0.2)}
-    times, out = dj.UniformTimes(process), {}
+    times, drawn, weighed = dj.UniformTimes(process), {}, {}
     for which, make in ALL_PARAMETERISATIONS.items():
-        for weight in weightings:
-            seen, member, weighting = [], make(), ALL_WEIGHTINGS[weight]()
-            loss, aux = dj.denoising_loss(
-                params,
-                key,
-                x0,
-                cond,
-                network=make_network(seen),
-                process=process,
-                parameterisation=member,
-                time_sampler=times,
-                weighting=weighting,
-            )
-            (x, _, dropout_key), *more = seen
-            assert not more
-            assert dropout_key is not None
-            xt = x / member.input_scale(process, aux["t"])[:, None]
-            y_hat = params["gain"] * x + params["slope"] * seen[0][1][:, None] + cond
-            out[which, weight] = loss, aux, xt, y_hat, weighting(process, member, aux["t"])
-    t = aux["t"]
+        seen, member = [], make()
+        keywords = {"network": make_network(seen), "process": process, "parameterisation": member}
+        loss, aux = dj.denoising_loss(params, key, x0, cond, time_sampler=times, weighting=losses.native, **keywords)
+        (x, _, dropout_key), *more = seen
+        assert not more
+        assert dropout_key is not None
+        t = aux["t"]
+        xt = x / member.input_scale(process, t)[:, None]
+        drawn[which] = loss, aux["per_sample"], xt, params["gain"] * x + params["slope"] * seen[0][1][:, None] + cond
+        eps = (xt - process.alpha(t)[:, None] * x0) / process.sigma(t)[:, None]
+        evaluate = functools.partial(losses.per_sample_loss, params, x0, eps, t, cond, **keywords)
+        if which == "eps":
+            said = {weight: make()(process, member, t) for weight, make in ALL_WEIGHTINGS.items()}
+        rows = jnp.stack(list((said | {"native": losses.native(process, member, t)}).values()))
+        every = jax.vmap(lambda row, evaluate=evaluate: evaluate(weighting=lambda *_: row))(rows)
+        weighed |= {(which, weight): (every[i], rows[i]) for i, weight in enumerate(said)}
+        assert seen.pop()[2] is None
     rates = dj.rates(process, t)
     schedule = {"alpha": process.alpha(t), "sigma": process.sigma(t), "alpha_dot": rates[0], "sigma_dot": rates[1]}
-    return schedule, dj.logsnr(process, t), dj.logsnr_rate(process, t), process.diffusion(x0, t), out
+    return schedule, dj.logsnr(process, t), dj.logsnr_rate(process, t), process.diffusion(x0, t), drawn, weighed
 
 
 @pytest.mark.parametrize("name", ["vp", "karras", "rectified"])
 def test_loss_is_the_weighted_noise_loss_by_hand(name):
     process = ALL_PROCESSES[name]()
     x0, cond = np.random.default_rng(0).normal(size=(2, B, D))
-    weightings = tuple(ALL_WEIGHTINGS) if name == "vp" else ("native", "likelihood")
-    answer = _all_losses(process, jax.random.key(0), jnp.asarray(x0), jnp.asarray(cond), weightings)
-    schedule, logsnr, logsnr_rate, g, out = jax.tree.map(np.asarray, answer)
+    answer = _all_losses(process, jax.random.key(0), jnp.asarray(x0), jnp.asarray(cond))
+    schedule, logsnr, logsnr_rate, g, drawn, weighed = jax.tree.map(np.asarray, answer)
     alpha, sigma, alpha_dot, sigma_dot = (
         schedule[what][:, None] for what in ("alpha", "sigma", "alpha_dot", "sigma_dot")
     )
@@ -91,18 +92,30 @@ def test_loss_is_the_weighted_noise_loss_by_hand(name):
         "edm": (noise + 0.25) / 0.25,
         "min-snr": np.minimum(1 / noise, 5) * noise,
         "likelihood": g**2 / sigma[:, 0] ** 2,
+        "on-x0": noise,
+        "on-score": 1 / sigma[:, 0] ** 2,
+        "on-v": 1 + noise,
+        "flow-matching": (1 + np.sqrt(noise)) ** 2,
+        "soft-min-snr": noise / (noise + 1 / 4),  # sigma^2/(sigma^2 + 1/gamma) where alpha = 1
+        "sigmoid": np.exp(-1) / (np.exp(-1) + 1 / noise),
+        "p2": (1 + 1 / noise) ** -0.5,
+        "sigmoid-over-logsnr": -logsnr_rate * np.exp(2) / (np.exp(2) + 1 / noise),
     }
+    assert {*weights, "native"} == set(ALL_WEIGHTINGS)
     np.testing.assert_allclose(weights["likelihood"], -logsnr_rate, rtol=1e-10)
-    for (which, weight), (loss, aux, xt, y_hat, said) in out.items():
+    for (which, weight), (per_sample, said) in weighed.items():
+        loss, native_per_sample, xt, y_hat = drawn[which]
         eps = (xt - alpha * x0) / sigma
         expected = {**weights, "native": native[which]}[weight]
         np.testing.assert_allclose(said, expected, rtol=1e-8, err_msg=f"{which} {weight}")
         by_hand = expected * np.mean((eps - eps_from[which](xt, y_hat)) ** 2, axis=1)
-        np.testing.assert_allclose(aux["per_sample"], by_hand, rtol=1e-6, err_msg=f"{which} {weight}")
-        np.testing.assert_allclose(loss, by_hand.mean(), rtol=1e-6)
-        assert np.abs(eps).max() < 6
-        assert np.std(eps) > 0.3
-    every_xt = [entry[2] for entry in out.values()]
+        np.testing.assert_allclose(per_sample, by_hand, rtol=1e-6, err_msg=f"{which} {weight}")
+        if weight == "native":
+            np.testing.assert_allclose(native_per_sample, by_hand, rtol=1e-6, err_msg=which)
+            np.testing.assert_allclose(loss, by_hand.mean(), rtol=1e-6)
+            assert np.abs(eps).max() < 6
+            assert np.std(eps) > 0.3
+    every_xt = [entry[2] for entry in drawn.values()]
     assert all(np.allclose(xt, every_xt[0]) for xt in every_xt), "the noise must not depend on what is predicted"
 
 
@@ -203,7 +216,8 @@ def test_drop_condition():
 
 
 def test_bad_weights_are_refused():
-    for make, argument in ((losses.EDMWeighting, "data_std"), (losses.MinSNR, "gamma")):
+    refused = [(losses.EDMWeighting, "data_std"), (losses.MinSNR, "gamma"), (losses.SoftMinSNR, "gamma")]
+    for make, argument in [*refused, (losses.P2, "k"), (losses.PseudoHuber, "c")]:
         for value in (0.0, -1.0, float("nan")):
             with pytest.raises(ValueError, match=rf"{argument}: must be positive, got {value}"):
                 make(value)
