@@ -222,19 +222,19 @@ def elapsed(process, t, s):
 
 @moments.register(LinearSDE)
 def _(process: LinearSDE, t: Time, s: Time = 0.0) -> tuple[Matrices, Matrices]:
-    tau = jnp.asarray(elapsed(process, t, s))
-    both = jnp.vectorize(lambda u: jnp.stack(_van_loan(process, u)), signature="()->(k,m,m)")(tau)
+    tau, f, l = jnp.asarray(elapsed(process, t, s)), process.matrix, process.noise
+    both = jnp.vectorize(lambda u: jnp.stack(_van_loan(f, l @ l.T, u)), signature="()->(k,m,m)")(tau)
     return both[..., 0, :, :], both[..., 1, :, :]
 
 
-def _van_loan(process, tau) -> Any:
+@jax.jit
+def _van_loan(f, q, tau) -> Any:
     """(Phi, Sigma) after the time tau, a scalar: the exponential of a short step, then doubled as often as needed.
 
-        exp( [-F  LL'; 0  F'] h ) = [ .  Phi^-1 Sigma; 0  Phi' ],     Sigma(2h) = Sigma(h) + Phi(h) Sigma(h) Phi(h)'
+        exp([-F  Q; 0  F'] h) = [.  Phi^-1 Sigma; 0  Phi'],  Q = L L',   Sigma(2h) = Sigma(h) + Phi(h) Sigma(h) Phi(h)'
 
     On a long step the exponential's blocks grow as exp(|F| tau), which costs every digit of float32.
     """
-    f, q = process.matrix, process.noise @ process.noise.T
     m, norm = f.shape[0], jnp.max(jnp.sum(jnp.abs(f), axis=1)) * jax.lax.stop_gradient(tau)
     halvings = jax.lax.stop_gradient(jnp.ceil(jnp.clip(jnp.log2(2 * norm), 0, _DOUBLINGS)))
     blocks = jnp.block([[-f, q], [jnp.zeros_like(f), f.T]])
