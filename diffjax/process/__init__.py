@@ -35,6 +35,7 @@ from diffjax.process._grid import (
     uniform_grid as uniform_grid,
 )
 from diffjax.process._karras import Karras as Karras
+from diffjax.process._learned import LearnedLogsnr as LearnedLogsnr, MonotoneLogsnr as MonotoneLogsnr
 from diffjax.process._linear import (
     AbstractLinearProcess as AbstractLinearProcess,
     LinearSDE as LinearSDE,
@@ -49,7 +50,6 @@ from diffjax.process._noise import (
     noise_divergence as noise_divergence,
     noise_operator as noise_operator,
 )
-from diffjax.process._learned import LearnedLogsnr as LearnedLogsnr, MonotoneLogsnr as MonotoneLogsnr
 from diffjax.process._offset_cosine import OffsetCosine as OffsetCosine
 from diffjax.process._ou import OrnsteinUhlenbeck as OrnsteinUhlenbeck
 from diffjax.process._polynomial import Polynomial as Polynomial

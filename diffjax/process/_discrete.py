@@ -120,20 +120,20 @@ def _(process: DiscreteChain, value: Time) -> Time:
 @conditional.register(DiscreteChain)
 def _(process: DiscreteChain, t: Time, s: Time) -> tuple[Time, Time]:
     (j, along, left, width), (i, _, left_s, _) = _cell(process, t), _cell(process, s)
-    (last, rate), (last_s, rate_s) = _rate(process, j, t), _rate(process, i, s)
+    (last, rate), (_, rate_s) = _rate(process, j, t), _rate(process, i, s)
     same = i == j
     high, low = process.high.astype(rate.dtype), process.low.astype(rate.dtype)
     after = jnp.minimum(i + 1, process.betas.shape[0] - 1)
     between = (high[j] - high[after]) + (low[j] - low[after])
     over_cells = between + rate_s * left_s  # from s to the beginning of t's cell
     within = (t - s) / width  # of t's own cell, where s lies in it too
-    part = jnp.where(same & last, within / jnp.where(last_s, left_s, 1.0), 1 - left)
-    along, over_cells = jnp.where(same, within, along), jnp.where(same, 0.0, over_cells)
-    # Without signal at the end alpha falls along a line: by 1 - part, of what it is at s or at the cell's beginning.
-    kept = jnp.where(last, 1 - part, jnp.exp(-0.5 * rate * along))
-    square = -jnp.expm1(-over_cells) + jnp.exp(-over_cells) * jnp.where(
-        last, part * (1 + (1 - part)), -jnp.expm1(-rate * along)
-    )
+    # Without signal at the end alpha falls along a line: by a part of what it is at s, or at the cell's beginning.
+    start = jnp.where(same & last, left_s, 1.0)
+    part, kept = jnp.where(same, within / start, along), left / start
+    growth, over_cells = rate * jnp.where(same, within, along), jnp.where(same, 0.0, over_cells)
+    kept = jnp.where(last, kept, jnp.exp(-0.5 * growth))
+    lost = jnp.where(last, part * (1 + kept), -jnp.expm1(-growth))  # 1 - kept^2
+    square = -jnp.expm1(-over_cells) + jnp.exp(-over_cells) * lost
     return jnp.exp(-0.5 * over_cells) * kept, jnp.sqrt(square)
 
 
