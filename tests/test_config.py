@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from diffjax import config as c
+from diffjax.config._names import construct
 from diffjax.samplers import DDIM
 
 
@@ -96,15 +97,21 @@ def finite_loss(config):
 
 
 SMALL = changed(network__width=8, network__depth=1)
+QUICK = ("variance_preserving", "cosine", "karras", "native", "min_snr", "sigmoid", "uniform", "stratified", "mode")
+
+
+def each(field, table):
+    """A change for each name of a table, those not in QUICK among the slow tests: each has a relative in QUICK."""
+    return [pytest.param({field: name}, marks=[] if name in QUICK else pytest.mark.slow) for name in table]
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        *({"process__name": name} for name in c.PROCESSES),
+        *each("process__name", c.PROCESSES),
         *({"parameterisation__name": name} for name in c.PARAMETERISATIONS),
-        *({"weighting__name": name} for name in c.WEIGHTINGS),
-        *({"times__name": name} for name in c.TIMES),
+        *each("weighting__name", c.WEIGHTINGS),
+        *each("times__name", c.TIMES),
         *({"data__name": name, "data__conditional": True} for name in c.TOYS),
         *({"sampler__name": name} for name in c.STEPPERS),
         *({"sampler__grid": name} for name in c.GRIDS),
@@ -113,6 +120,23 @@ SMALL = changed(network__width=8, network__depth=1)
 )
 def test_every_name_builds_and_trains(changes):
     finite_loss(changed(SMALL, **changes))
+
+
+@pytest.mark.parametrize(
+    ("part", "table", "name", "numbers"),
+    [
+        ("process", c.PROCESSES, "ornstein_uhlenbeck", {"horizon": 3.0}),
+        ("process", c.PROCESSES, "polynomial", {"power": 3.0}),
+        ("process", c.PROCESSES, "offset_cosine", {"offset": 0.02}),
+        ("weighting", c.WEIGHTINGS, "sigmoid", {"bias": -2.0}),
+        ("weighting", c.WEIGHTINGS, "p2", {"k": 2.0, "gamma": 0.5}),
+        ("weighting", c.WEIGHTINGS, "soft_min_snr", {"gamma": 3.0}),
+    ],
+)
+def test_each_familys_numbers_arrive(part, table, name, numbers):
+    config = changed(**{f"{part}__name": name}, **{f"{part}__{k}": v for k, v in numbers.items()})
+    made = construct(part, table, getattr(config, part))
+    assert {k: round(float(getattr(made, k)), 6) for k in numbers} == numbers
 
 
 def test_numbers_arrive():

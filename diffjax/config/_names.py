@@ -7,7 +7,20 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from diffjax.losses import EDMWeighting, MinSNR, constant, likelihood, native
+from diffjax.losses import (
+    P2,
+    EDMWeighting,
+    MinSNR,
+    Sigmoid,
+    SoftMinSNR,
+    constant,
+    flow_matching,
+    likelihood,
+    native,
+    on_score,
+    on_v,
+    on_x0,
+)
 from diffjax.parameterisation import (
     EpsPrediction,
     KarrasPrediction,
@@ -21,10 +34,18 @@ from diffjax.process import (
     Karras,
     LogitNormalTimes,
     LognormalTimes,
+    LogsnrTimes,
+    LowDiscrepancyTimes,
+    ModeTimes,
+    OffsetCosine,
+    OrnsteinUhlenbeck,
+    Polynomial,
     Rectified,
     StratifiedTimes,
+    SubVP,
     UniformTimes,
     VarianceExploding,
+    VarianceExplodingFromZero,
     VariancePreserving,
     karras_grid,
     logsnr_grid,
@@ -34,10 +55,15 @@ from diffjax.samplers import DDIM, DPMpp2M, Heun
 
 PROCESSES = {
     "variance_preserving": VariancePreserving,
+    "sub_vp": SubVP,
     "cosine": Cosine,
+    "offset_cosine": OffsetCosine,
+    "ornstein_uhlenbeck": OrnsteinUhlenbeck,
     "variance_exploding": VarianceExploding,
+    "variance_exploding_from_zero": VarianceExplodingFromZero,
     "karras": Karras,
     "rectified": Rectified,
+    "polynomial": Polynomial,
 }
 PARAMETERISATIONS = {
     "eps": EpsPrediction,
@@ -50,15 +76,25 @@ PARAMETERISATIONS = {
 WEIGHTINGS = {
     "constant": constant,
     "native": native,
+    "on_x0": on_x0,
+    "on_score": on_score,
+    "on_v": on_v,
+    "flow_matching": flow_matching,
     "likelihood": likelihood,
     "edm": EDMWeighting,
     "min_snr": MinSNR,
+    "soft_min_snr": SoftMinSNR,
+    "sigmoid": Sigmoid,
+    "p2": P2,
 }
 TIMES = {
     "uniform": UniformTimes,
     "stratified": StratifiedTimes,
+    "low_discrepancy": LowDiscrepancyTimes,
     "lognormal": LognormalTimes,
     "logit_normal": LogitNormalTimes,
+    "mode": ModeTimes,
+    "logsnr": LogsnrTimes,
 }
 STEPPERS = {"ddim": DDIM, "heun": Heun, "dpmpp2m": DPMpp2M}
 GRIDS = {"uniform": uniform_grid, "karras": karras_grid, "logsnr": logsnr_grid}

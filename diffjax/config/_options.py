@@ -28,14 +28,31 @@ class DataConfig:
 class ProcessConfig:
     """The forward process: how data becomes noise."""
 
-    name: Literal["variance_preserving", "cosine", "variance_exploding", "karras", "rectified"] = "cosine"
+    name: Literal[
+        "variance_preserving",
+        "sub_vp",
+        "cosine",
+        "offset_cosine",
+        "ornstein_uhlenbeck",
+        "variance_exploding",
+        "variance_exploding_from_zero",
+        "karras",
+        "rectified",
+        "polynomial",
+    ] = "cosine"
     """Its family."""
     beta_min: float | None = None
-    """variance_preserving: rate of noise at t = 0 (0.1)."""
+    """variance_preserving, sub_vp: rate of noise at t = 0 (0.1)."""
     beta_max: float | None = None
-    """variance_preserving: rate of noise at t = 1 (20)."""
+    """variance_preserving, sub_vp: rate of noise at t = 1 (20)."""
     shift: float | None = None
     """cosine: added to the log signal-to-noise ratio (0)."""
+    offset: float | None = None
+    """offset_cosine: of the time (0.008)."""
+    horizon: float | None = None
+    """ornstein_uhlenbeck: how many relaxation times the clock spans (5)."""
+    power: float | None = None
+    """polynomial: alpha is (1 - t)^power (2)."""
     sigma_min: float | None = None
     """variance_exploding (0.01), karras (0.002): the least noise."""
     sigma_max: float | None = None
@@ -58,24 +75,46 @@ class ParameterisationConfig:
 class WeightingConfig:
     """How much each noise level counts, stated on the loss of the noise."""
 
-    name: Literal["constant", "native", "likelihood", "edm", "min_snr"] = "native"
+    name: Literal[
+        "constant",
+        "native",
+        "on_x0",
+        "on_score",
+        "on_v",
+        "flow_matching",
+        "likelihood",
+        "edm",
+        "min_snr",
+        "soft_min_snr",
+        "sigmoid",
+        "p2",
+    ] = "native"
     """native: a plain mean square of what the network predicts."""
     data_std: float | None = None
     """edm: standard deviation of the data per feature (0.5)."""
     gamma: float | None = None
-    """min_snr: where the weight is clipped (5)."""
+    """min_snr: where the weight is clipped (5); soft_min_snr: where it bends (4); p2: its power (1)."""
+    bias: float | None = None
+    """sigmoid: the logsnr at which the weight is one half (0)."""
+    k: float | None = None
+    """p2: bounds the weight on noise, at k^-gamma (1)."""
 
 
 @dataclass(frozen=True)
 class TimesConfig:
     """Which noise levels training sees."""
 
-    name: Literal["uniform", "stratified", "lognormal", "logit_normal"] = "stratified"
-    """Their density in time; stratified is uniform, spread evenly over a batch."""
+    name: Literal["uniform", "stratified", "low_discrepancy", "lognormal", "logit_normal", "mode", "logsnr"] = (
+        "stratified"
+    )
+    """Their density in time; stratified and low_discrepancy are uniform, spread evenly over a batch; logsnr is uniform
+    in the log signal-to-noise ratio."""
     mean: float | None = None
     """lognormal: of log(sigma/alpha) (-1.2); logit_normal: of log(t/(1-t)) (0)."""
     std: float | None = None
     """lognormal (1.2), logit_normal (1): standard deviation of the same."""
+    scale: float | None = None
+    """mode: towards the middle (positive) or the ends (1.29)."""
 
 
 @dataclass(frozen=True)
