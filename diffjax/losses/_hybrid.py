@@ -5,7 +5,7 @@
 The kernel given x_0 alone is what makes it hybrid: between denoising (given x_0 and v_0) and explicit score matching,
 with the same minimum as either, score_v = -E[eps_v | u_t]/C_vv, and weights that stay bounded.
 
-Source: Dockhorn et al. 2022, section 3.2 and eqs. 8 to 10.
+Source: Dockhorn et al. 2022, section 3.2.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import default_index, mean_features, normal_like, sample_keys, time_dtype
-from diffjax._typing import Cond, Index, Key, Network, Params, Sample, Time
+from diffjax._arrays import check, default_index, mean_features, normal_like, sample_keys, time_dtype
+from diffjax._typing import Cond, Index, Key, Network, Params, Sample, Scalar, Time
 from diffjax.parameterisation import apply_hybrid
 from diffjax.process import CriticallyDamped, linear_perturb
 
@@ -36,6 +36,7 @@ def hybrid_loss(
     process: CriticallyDamped,
     time_sampler: Callable[..., Any],
     weighting: Callable[..., Time] = unit_weight,
+    data_std: Scalar = 1.0,
     index: Index | None = None,
     total: int | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
@@ -50,14 +51,19 @@ def hybrid_loss(
       process: the forward process.
       time_sampler: `(key, n, *, index, total) -> (t [n], correction [n])`, such as `UniformTimes(process)`.
       weighting: `(process, t) -> w`, on the loss above. The likelihood's weight is g^2/(2 C_vv^2), g the noise of v.
+      data_std: the data's standard deviation, per feature, a scalar: `apply_hybrid` says what for.
       index: global indices [b] of the samples (default 0 .. b - 1).
       total: the size of the global batch (default b), for stratified times.
 
     Returns:
       The loss, a scalar, and `{"t": [b], "per_sample": [b]}`: the times and the weighted loss of each sample.
 
-    Source: Dockhorn et al. 2022, eq. 10.
+    Raises:
+      ValueError: data_std is not positive.
+
+    Source: Dockhorn et al. 2022, section 3.2.
     """
+    check(data_std > 0, f"data_std: must be positive, got {data_std}")
     t_key, eps_key, network_key = jax.random.split(key, 3)
     n = x0.shape[0]
     index = default_index(n, index)
@@ -67,6 +73,6 @@ def hybrid_loss(
     start = jnp.stack([x0, jnp.zeros_like(x0)], axis=1)
     eps = normal_like(sample_keys(eps_key, index), start)
     ut = linear_perturb(process, start, eps, t)
-    eps_v = apply_hybrid(network, params, process, ut, t, cond, key=network_key)
+    eps_v = apply_hybrid(network, params, process, ut, t, cond, data_std=data_std, key=network_key)
     per_sample = correction * weighting(process, t) * mean_features((eps[:, 1] - eps_v) ** 2)
     return jnp.mean(per_sample), {"t": t, "per_sample": per_sample}

@@ -3,9 +3,16 @@
     u_t = (x_t, v_t) = Phi (x_0, 0) + C (eps_x, eps_v),    C C' the covariance given x_0, velocities' start included
     grad_v log p(u_t | x_0) = -eps_v / C_vv                         so  score_v = -eps_v_hat / C_vv
 
-    u_t [b, 2, *d], t --> (x, v/sqrt(M)) side by side in the last axis --> network --> its last features: eps_v_hat
+What would be right for data N(0, data_std^2 I) is known, P = C C' + data_std^2 Phi_.x Phi_.x' being the covariance of
+u_t, and the network adds what the data have beyond it, on inputs and answers y of unit variance:
 
-Source: Dockhorn et al. 2022, eqs. 8 to 10 (their l_t is 1/C_vv).
+    eps_v_hat = C_vv (P^-1 u_t)_v + c_out y,
+    c_out^2 = 1 - C_vv^2 (P^-1)_vv = data_std^2 (C_vx Phi_xx - C_xx Phi_vx)^2/|P|        what of eps_v is left to guess
+
+    u_t [b, 2, *d], t --> (x/sqrt(P_xx), v/sqrt(P_vv)) side by side in the last axis --> network --> y
+
+Source: Dockhorn et al. 2022, section 3.2 (their l_t is 1/C_vv; their mixed score keeps v/Sigma_vv of the linear part);
+c_out as Karras et al. 2022, eq. 7.
 """
 
 from typing import Any
@@ -14,8 +21,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import expand
-from diffjax._typing import Cond, Network, Params, Sample, Time
+from diffjax._arrays import as_scalar, check, expand
+from diffjax._typing import Cond, Network, Params, Sample, Scalar, Time
 from diffjax.process import CriticallyDamped, linear_kernel
 
 
@@ -29,15 +36,18 @@ class HybridScore(eqx.Module):
     params: Any
     cond: Any
     process: CriticallyDamped
+    data_std: Scalar
     network: Network = eqx.field(static=True)
 
     def __call__(self, ut: Sample, t: Time) -> Sample:
-        eps_v = apply_hybrid(self.network, self.params, self.process, ut, t, self.cond)
+        eps_v = apply_hybrid(self.network, self.params, self.process, ut, t, self.cond, data_std=self.data_std)
         std = linear_kernel(self.process, t)[1][..., 1, 1]
         return jnp.stack([jnp.zeros_like(eps_v), (-eps_v / expand(std, eps_v)).astype(ut.dtype)], axis=1)
 
 
-def make_hybrid_score(params: Params, cond: Cond = None, *, network: Network, process: CriticallyDamped) -> HybridScore:
+def make_hybrid_score(
+    params: Params, cond: Cond = None, *, network: Network, process: CriticallyDamped, data_std: Scalar = 1.0
+) -> HybridScore:
     """A network trained by `hybrid_loss` as a score, for `score_reverse_sde` and `score_flow`.
 
     Args:
@@ -45,8 +55,13 @@ def make_hybrid_score(params: Params, cond: Cond = None, *, network: Network, pr
       cond: conditions, a pytree whose leaves have the samples' batch axis [b, ...], or None.
       network: see `apply_hybrid` for what it is given. Build it once: it is compared by identity.
       process: the forward process.
+      data_std: as in training, a scalar.
+
+    Raises:
+      ValueError: data_std is not positive.
     """
-    return HybridScore(params, cond, process, network)
+    check(data_std > 0, f"data_std: must be positive, got {data_std}")
+    return HybridScore(params, cond, process, as_scalar(data_std), network)
 
 
 def apply_hybrid(
@@ -57,17 +72,25 @@ def apply_hybrid(
     t: Time,
     cond: Cond = None,
     *,
+    data_std: Scalar = 1.0,
     key: Any = None,
 ) -> Float[Array, "b *d"]:
-    """eps_v_hat [b, *d], what the network answers to ut [b, 2, *d] at t [] or [b]; a key means training.
+    """eps_v_hat [b, *d] at ut [b, 2, *d] and t [] or [b], as above; a key means training.
 
-    It is given [b, ..., 2 c], where a sample of data is [..., c]: position and velocity, the latter in units of
-    sqrt(mass), side by side; and as noise level -logsnr/8 of the data, logsnr = log(Phi_xx^2/C_xx^2). What it answers
-    has as many features or c; the last c count.
+    The network is given [b, ..., 2 c], where a sample of data is [..., c]: position and velocity side by side; and as
+    noise level -logsnr/8 of the data, logsnr = log(Phi_xx^2/C_xx^2). It answers as many features, or c; the last c
+    count. `data_std` is the data's standard deviation, per feature, a scalar.
     """
     phi, chol = linear_kernel(process, t)
-    logsnr = 2 * (jnp.log(phi[..., 0, 0]) - jnp.log(chol[..., 0, 0]))
-    level = jnp.broadcast_to(-logsnr / 8, ut.shape[:1]).astype(ut.dtype)
-    x, v = ut[:, 0], ut[:, 1] / jnp.sqrt(process.mass).astype(ut.dtype)
-    y = network.apply(params, jnp.concatenate([x, v], axis=-1), level, cond, key=key)
-    return y[..., -x.shape[-1] :].astype(ut.dtype)
+    (phi_x, phi_v), c_x, c_vx, c_v = (phi[..., 0, 0], phi[..., 1, 0]), chol[..., 0, 0], chol[..., 1, 0], chol[..., 1, 1]
+    mixing = data_std * (c_vx * phi_x - c_x * phi_v)
+    p_xx, p_xv = c_x**2 + (data_std * phi_x) ** 2, c_x * c_vx + data_std**2 * phi_x * phi_v
+    p_vv = c_vx**2 + c_v**2 + (data_std * phi_v) ** 2
+    determinant = mixing**2 + c_v**2 * p_xx  # free of cancellation
+
+    x, v = ut[:, 0], ut[:, 1]
+    scaled = [(u / expand(jnp.sqrt(p), u)).astype(u.dtype) for u, p in ((x, p_xx), (v, p_vv))]
+    level = jnp.broadcast_to(-(jnp.log(phi_x) - jnp.log(c_x)) / 4, x.shape[:1]).astype(x.dtype)
+    y = network.apply(params, jnp.concatenate(scaled, axis=-1), level, cond, key=key)[..., -x.shape[-1] :]
+    known = expand(c_v * p_xx / determinant, v) * v - expand(c_v * p_xv / determinant, x) * x
+    return (known + expand(mixing / jnp.sqrt(determinant), x) * y).astype(x.dtype)

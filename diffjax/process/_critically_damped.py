@@ -14,8 +14,8 @@ for N(0, I) is stationary. In z = 2 s, free of cancellation,
 P(3, z) the regularised incomplete gamma function. Given x_0 alone, the velocity's start adds gamma c c' with
 c = Phi_{.w}, and the determinant is det Sigma + gamma (Sigma_ww c_x^2 - 2 Sigma_xw c_x c_w + Sigma_xx c_w^2).
 
-Source: Dockhorn et al. 2022 (Score-based generative modeling with critically-damped Langevin diffusion), eqs. 5 to 7
-and appendix B.1 (their moments, in other variables).
+Source: Dockhorn et al. 2022 (Score-based generative modeling with critically-damped Langevin diffusion), section 3
+and appendix B.1 (the moments, in other variables).
 """
 
 import equinox as eqx

@@ -9,8 +9,8 @@
 
     process, t --> moments --> (Phi, Sigma) --> linear_kernel --> (Phi, C), C C' = covariance --> linear_perturb
 
-Source: Sarkka & Solin 2019 (Applied Stochastic Differential Equations), eqs. 6.2 and 6.33 (the moments); Van Loan 1978
-(the exponential).
+Source: Sarkka & Solin 2019 (Applied Stochastic Differential Equations), chapter 6 (the moments); Van Loan 1978 (the
+exponential).
 """
 
 import abc

@@ -9,7 +9,7 @@ where G depends on y (`diffrax.Euler`; not Heun with noise).
 
     process, score --> score_flow | score_reverse_sde --> terms --> integrate --> Solution(x0, nfe, ok)
 
-Source: Anderson 1982; Song et al. 2021, eqs. 15 and 16 and appendix A.
+Source: Anderson 1982; Song et al. 2021, appendix A.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def score_flow(process: AbstractProcess, score: Callable[..., Any]) -> diffrax.O
       process: the forward process.
       score: `(xt [b, *d], t []) -> grad log p_t(xt) [b, *d]`.
 
-    Source: Song et al. 2021, appendix D.1, eq. 37.
+    Source: Song et al. 2021, eq. 17.
     """
     return diffrax.ODETerm(ScoreDrift(process, score, as_scalar(0.0)))
 

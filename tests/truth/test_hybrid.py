@@ -4,6 +4,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import linalg
 
 import diffjax as dj
@@ -11,7 +12,6 @@ from diffjax import losses, parameterisation, process as dp, samplers
 
 BETA, MASS, GAMMA, VARIANCE = 5.0, 0.3, 0.05, 0.7
 F = np.array([[0.0, 1 / MASS], [-1.0, -2 / np.sqrt(MASS)]])
-UNIT = np.diag([1, 1 / np.sqrt(MASS)])  # velocities in units of sqrt(M)
 
 
 def process():
@@ -25,14 +25,21 @@ def kernel(t):
     return phi, linalg.cholesky(sigma + GAMMA * MASS * np.outer(phi[:, 1], phi[:, 1]), lower=True)
 
 
-def marginal(t):
-    """Covariance of u_t for data of variance 0.7."""
+def marginal(t, variance=VARIANCE):
+    """Covariance of u_t for data of a variance."""
     phi, c = kernel(t)
-    return VARIANCE * np.outer(phi[:, 0], phi[:, 0]) + c @ c.T
+    return variance * np.outer(phi[:, 0], phi[:, 0]) + c @ c.T
+
+
+def known(t, variance):
+    """C_vv P^-1_v. and c_out, for data of a variance; the scales sqrt(P_xx) and sqrt(P_vv)."""
+    covariance, c_vv = marginal(t, variance), kernel(t)[1][1, 1]
+    inverse = linalg.inv(covariance)
+    return c_vv * inverse[1], np.sqrt(1 - c_vv**2 * inverse[1, 1]), np.sqrt(np.diag(covariance))
 
 
 def linear_network(seen=None):
-    """eps_v_hat = p_0 x + p_1 v/sqrt(M), beside which the network answers something for the position too."""
+    """y = p_0 x + p_1 v of what it is given, beside which it answers something for the position too."""
 
     def apply(params, x, c_noise, cond=None, *, key=None):
         if seen is not None:
@@ -59,6 +66,7 @@ def test_loss_by_hand():
         process=it,
         time_sampler=dj.UniformTimes(it),
         weighting=lambda process, t: 1 + t,
+        data_std=1.3,
     )
     (given, level, key), *more = seen
     assert not more
@@ -67,9 +75,11 @@ def test_loss_by_hand():
     x, v = np.split(np.asarray(given), 2, axis=-1)
     for i, t in enumerate(np.asarray(aux["t"])):
         phi, c = kernel(t)
-        u = np.stack([x[i].ravel(), np.sqrt(MASS) * v[i].ravel()])
+        linear, c_out, scales = known(t, 1.3**2)
+        y = 0.3 * x[i].ravel() - 0.8 * v[i].ravel()
+        u = scales[:, None] * np.stack([x[i].ravel(), v[i].ravel()])
         eps = linalg.solve_triangular(c, u - np.outer(phi[:, 0], x0[i].ravel()), lower=True)
-        by_hand = (1 + t) * np.mean((eps[1] - 0.3 * x[i].ravel() + 0.8 * v[i].ravel()) ** 2)
+        by_hand = (1 + t) * np.mean((eps[1] - linear @ u - c_out * y) ** 2)
         np.testing.assert_allclose(aux["per_sample"][i], by_hand, rtol=1e-6)
         np.testing.assert_allclose(level[i], -np.log(phi[0, 0] ** 2 / c[0, 0] ** 2) / 8, rtol=1e-8)
         assert np.abs(eps).max() < 5
@@ -79,16 +89,18 @@ def test_loss_by_hand():
 
 
 def test_it_is_explicit_score_matching_up_to_a_constant():
-    """The gradient at any p is that of E||eps_v_hat + C_vv score_v||^2, 2 E[z z'] (p - p*), z = (x, v/sqrt(M)); it
-    vanishes at the exact score p*, where the loss is Var(eps_v | u) = 1 - C_vv^2 (P^-1)_vv."""
-    n, ts, it, network = 10_000, np.array([0.01, 0.1, 0.3, 0.8]), process(), linear_network()
+    """Data of variance 0.7, taken for 1: with z = c_out (x, v)/scales, eps_v_hat = known + p z. The gradient at a p is
+    that of E||eps_v_hat + C_vv score_v||^2, 2 E[z z'] (p - p*); it vanishes at the exact score, p*, where the loss is
+    Var(eps_v | u) = 1 - C_vv^2 (P^-1)_vv."""
+    n, ts, it, network = 10_000, np.array([0.01, 0.1, 0.3]), process(), linear_network()
     x0 = jnp.asarray(np.sqrt(VARIANCE) * np.random.default_rng(1).normal(size=(n, 1)))
     best, gradients, minima, away = [], [], [], np.array([0.3, -0.2])
     for t in ts:
-        inverse, c_vv = linalg.inv(marginal(t)), kernel(t)[1][1, 1]
-        best.append(c_vv * inverse[1] * [1, np.sqrt(MASS)])
-        gradients.append(2 * UNIT @ marginal(t) @ UNIT @ away)
-        minima.append(1 - c_vv**2 * inverse[1, 1])
+        (exact, left, _), (taken, c_out, scales) = known(t, VARIANCE), known(t, 1.0)
+        best.append((exact - taken) * scales / c_out)
+        z = c_out / scales
+        gradients.append(2 * marginal(t) * np.outer(z, z) @ away)
+        minima.append(left**2)
 
     def per_sample(params, t):
         keywords = {"network": network, "process": it, "time_sampler": at(t)}
@@ -99,49 +111,58 @@ def test_it_is_explicit_score_matching_up_to_a_constant():
     def both(params, t):
         return per_sample(params, t), jax.jacfwd(per_sample)(params, t), jax.jacfwd(per_sample)(params + away, t)
 
-    for i, (value, slope, slope_away) in enumerate(
-        zip(*both(jnp.asarray(np.stack(best)), jnp.asarray(ts)), strict=True)
-    ):
+    answers = both(jnp.asarray(np.stack(best)), jnp.asarray(ts))
+    for i, (value, slope, slope_away) in enumerate(zip(*map(np.asarray, answers), strict=True)):
         np.testing.assert_allclose(value.mean(), minima[i], atol=4.5 * value.std() / np.sqrt(n))
         np.testing.assert_allclose(slope.mean(0), 0, atol=4.5 * slope.std(0).max() / np.sqrt(n))
         np.testing.assert_allclose(slope_away.mean(0), gradients[i], atol=4.5 * slope_away.std(0).max() / np.sqrt(n))
         assert np.abs(gradients[i]).max() > 10 * slope_away.std(0).max() / np.sqrt(n), "so that the test can fail"
-
-
-def knowing_network():
-    """E[eps_v | u] for Gaussian data; the noise level gives the clock, found on a table."""
-    ts = np.geomspace(5e-3, 1, 2000)
-    levels, best = [], []
-    for t in ts:
-        phi, c = kernel(t)
-        levels.append(-np.log(phi[0, 0] ** 2 / c[0, 0] ** 2) / 8)
-        best.append(c[1, 1] * linalg.inv(marginal(t))[1] * [1, np.sqrt(MASS)])
-    levels, best = jnp.asarray(np.array(levels)), jnp.asarray(np.array(best))
-
-    def apply(params, x, c_noise, cond=None, *, key=None):
-        p = [jnp.interp(c_noise, levels, best[:, i])[:, None] for i in range(2)]
-        position, velocity = jnp.split(x, 2, axis=-1)
-        return params * (p[0] * position + p[1] * velocity)
-
-    return dj.Network(lambda *_: None, apply)
+    assert np.abs(best).max() > 0.03, "the data are not what they are taken for"
 
 
 def test_the_network_becomes_a_score_that_samples():
-    """The score is -(P^-1 u)_v with a still half; the flow, a linear map, takes P(1) to P(0.01) exactly."""
-    score = parameterisation.make_hybrid_score(jnp.asarray(1.0), network=knowing_network(), process=process())
+    """One that answers nothing has the exact score of data N(0, data_std^2): -(P^-1 u)_v with a still half. Its flow, a
+    linear map, takes P(1) to P(0.01); of float32, the score is finite over the interval."""
+    silent = dj.Network(lambda *_: None, lambda params, x, c_noise, cond=None, *, key=None: params * x)
+    make = lambda zero: parameterisation.make_hybrid_score(
+        zero, network=silent, process=process(), data_std=np.sqrt(VARIANCE)
+    )
     u = np.random.default_rng(3).normal(size=(3, 2, 1))
-    out = np.asarray(score(jnp.asarray(u), 0.3))
-    np.testing.assert_allclose(out[:, 1, 0], -(u[:, :, 0] @ linalg.inv(marginal(0.3)))[:, 1], rtol=1e-4)
+    out = np.asarray(make(jnp.asarray(0.0))(jnp.asarray(u), 0.3))
+    np.testing.assert_allclose(out[:, 1, 0], -(u[:, :, 0] @ linalg.inv(marginal(0.3)))[:, 1], rtol=1e-9)
     np.testing.assert_array_equal(out[:, 0], 0)
     solution = dj.integrate(
-        samplers.score_flow(process(), score),
+        samplers.score_flow(process(), make(jnp.asarray(0.0))),
         jnp.eye(2)[:, :, None],
         np.array([1.0, 0.01]),
         solver=diffrax.Tsit5(),
-        controller=diffrax.PIDController(1e-6, 1e-6),
+        controller=diffrax.PIDController(1e-8, 1e-8),
     )
     matrix = np.asarray(solution.x0)[:, :, 0].T
-    np.testing.assert_allclose(matrix @ marginal(1.0) @ matrix.T, marginal(0.01), atol=1e-3)
+    np.testing.assert_allclose(matrix @ marginal(1.0) @ matrix.T, marginal(0.01), atol=1e-5)
+    with jax.enable_x64(False):
+        low, high = (float(end) for end in dp.interval(process()))
+        t = jnp.asarray(np.geomspace(low, high, 50), jnp.float32)
+        score = make(jnp.asarray(0.5))(jnp.ones((50, 2, 1), jnp.float32), t)
+    assert score.dtype == jnp.float32
+    assert np.all(np.isfinite(score))
+
+
+def test_bad_data_std():
+    for call in (
+        lambda: parameterisation.make_hybrid_score(None, network=linear_network(), process=process(), data_std=0.0),
+        lambda: losses.hybrid_loss(
+            None,
+            jax.random.key(0),
+            jnp.ones((2, 1)),
+            network=linear_network(),
+            process=process(),
+            time_sampler=at(0.5),
+            data_std=0.0,
+        ),
+    ):
+        with pytest.raises(ValueError, match=r"data_std: must be positive, got 0.0"):
+            call()
 
 
 def test_a_samples_loss_does_not_depend_on_its_batch():
