@@ -9,9 +9,11 @@ from registry import ALL_GRIDS, ALL_PROCESSES, ALL_TIMES, each_process
 from scipy import stats
 
 import diffjax as dj
+from diffjax.process import ImportanceTimes, LogsnrTimes, LowDiscrepancyTimes, ModeTimes
 
 PAIRS = [(times, process) for times in ALL_TIMES for process in ("vp", "rectified")] + [("lognormal", "karras")]
-INDEPENDENT = [times for times in ALL_TIMES if times != "stratified"]
+TOGETHER = ("stratified", "low-discrepancy")
+INDEPENDENT = [times for times in ALL_TIMES if times not in TOGETHER]
 
 
 @eqx.filter_jit
@@ -32,7 +34,8 @@ def _draw(times, key, index, n, total):
 def draw(times, key, n, index=None, total=None):
     t, correction = _draw(times, key, None if index is None else jnp.asarray(index), n, total)
     assert t.shape == correction.shape == (n,)
-    np.testing.assert_array_equal(correction, 1)
+    if not isinstance(times, ImportanceTimes):
+        np.testing.assert_array_equal(correction, 1)
     return np.asarray(t)
 
 
@@ -81,6 +84,24 @@ def test_densities_are_the_named_ones(process):
     np.testing.assert_allclose(np.log(t / (1 - t)), stats.truncnorm(a, b, 0.3, 1.2).ppf(u), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("scale", [-1.0, -0.6, 0.0, 0.8, 1.29, 1.75])
+def test_mode_times_are_the_papers(scale):
+    """t = 1 - u' - s (cos^2(pi u'/2) - 1 + u') of Esser et al. 2024, eq. 20, at u' = 1 - u; slope by differences."""
+    times, u = ModeTimes(dj.Karras(), scale), np.linspace(0.05, 0.95, 19)  # whose interval is all of [0, 1]
+    paper = lambda v: 1 - v - scale * (np.cos(np.pi * v / 2) ** 2 - 1 + v)
+    t = np.asarray(quantile(times, jnp.asarray(u)))
+    np.testing.assert_allclose(t, paper(1 - u), atol=1e-14)
+    slope = (paper(1 - u - 1e-6) - paper(1 - u + 1e-6)) / 2e-6
+    np.testing.assert_allclose(density(times, jnp.asarray(t)), 1 / slope, rtol=1e-6)
+
+
+def test_uniform_in_logsnr_is():
+    process, u = dj.VariancePreserving(), np.linspace(0, 1, 9)
+    found = dj.logsnr(process, quantile(LogsnrTimes(process), jnp.asarray(u)))
+    np.testing.assert_allclose(np.diff(found, 2), 0, atol=1e-8)
+    np.testing.assert_allclose(found[0], 20, rtol=1e-8)
+
+
 @pytest.mark.parametrize("name", ALL_TIMES)
 def test_density_is_zero_outside_the_interval(name):
     process = dj.Rectified()
@@ -102,20 +123,55 @@ def test_draws_follow_the_density():
         assert stats.kstest(t, stats.rv_histogram((np.asarray(density), grid)).cdf).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("name", ["uniform", "stratified"])
+# --- what leaves the uniform objective as it is ---
+
+UNIFORM = {
+    "uniform": dj.UniformTimes,
+    "stratified": dj.StratifiedTimes,
+    "low-discrepancy": LowDiscrepancyTimes,
+    "importance": ALL_TIMES["importance"],
+    "importance-mode": lambda process: ImportanceTimes(ModeTimes(process, -0.5)),
+}
+
+
+@pytest.mark.parametrize("name", UNIFORM)
 def test_a_mean_over_draws_is_the_integral(name):
-    """E[f(t)] is the mean of f over the interval; stratified draws are far closer to it than independent ones."""
-    times, n = ALL_TIMES[name](dj.Rectified()), 4000
+    """E[correction f(t)] is the mean of f over the interval; evenly spread draws are far closer."""
+    times, n = UNIFORM[name](dj.Rectified()), 4000
     low, high = (float(end) for end in dj.interval(dj.Rectified()))
     exact = (np.exp(high) - np.exp(low)) / (high - low)
-    t = draw(times, jax.random.key(2), n)
-    error = abs(np.mean(np.exp(t)) - exact)
-    deviation = np.exp(np.linspace(low, high, 1001)).std()
-    assert error < (4.5 * deviation / np.sqrt(n) if name == "uniform" else 2 / n)
+    t, correction = map(np.asarray, _draw(times, jax.random.key(2), None, n, None))
+    values = correction * np.exp(t)
+    if name in TOGETHER:
+        assert abs(values.mean() - exact) < (2 if name == "stratified" else 6) / n
+    else:
+        assert abs(values.mean() - exact) < 4.5 * values.std() / np.sqrt(n)
+    if name.startswith("importance"):
+        q = np.asarray(density(times, jnp.asarray(t)))
+        np.testing.assert_allclose(correction, 1 / ((high - low) * q), rtol=1e-9)
 
 
-def test_each_stratified_time_is_uniform_over_keys():
-    times = dj.StratifiedTimes(dj.Karras())
+def test_importance_takes_the_variance_out_of_the_likelihood_weighting():
+    """-lambda' h(t), h the loss (1 - t)^2, under rectified flow: int_a^b 2 (1 - t)/t dt/(b - a) in closed form."""
+    process, n = dj.Rectified(), 20_000
+    low, high = (float(end) for end in dj.interval(process))
+    exact = 2 * (np.log(high / low) - (high - low)) / (high - low)
+    weighted = {}
+    for name, times in {
+        "importance": ImportanceTimes(LogsnrTimes(process)),
+        "uniform": dj.UniformTimes(process),
+    }.items():
+        t, correction = map(np.asarray, _draw(times, jax.random.key(0), None, n, None))
+        weighted[name] = correction * 2 / (t * (1 - t)) * (1 - t) ** 2
+    assert abs(weighted["importance"].mean() - exact) < 4.5 * weighted["importance"].std() / np.sqrt(n)
+    assert weighted["importance"].std() < 1.1 * exact
+    # Of the uniform times': int 4 (1 - t)^2/t^2 dt, about 4/a.
+    assert weighted["importance"].std() < 0.1 * np.sqrt(4 / low)
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_each_time_of_those_drawn_together_is_uniform_over_keys(name):
+    times = ALL_TIMES[name](dj.Karras())
     keys = jax.random.split(jax.random.key(4), 2000)
     t = np.asarray(jax.jit(jax.vmap(lambda key: times(key, 3, index=jnp.array([0, 4, 7]), total=8)[0]))(keys))
     for column in t.T:
@@ -145,6 +201,20 @@ def test_stratified_has_one_draw_a_stratum_however_the_batch_is_split():
         np.testing.assert_array_equal(strata, np.arange(total))
 
 
+def test_any_run_of_low_discrepancy_times_is_evenly_spread():
+    """Gaps of at most (1 + golden ratio)/m for any m indices in a row, wherever they start; i/golden mod 1."""
+    times, golden = LowDiscrepancyTimes(dj.Karras()), (np.sqrt(5) - 1) / 2
+    for first in (0, 100_003, 2_000_000_000):
+        t = draw(times, jax.random.key(1), 64, first + np.arange(64), 7)
+        steps = np.arange(64) * golden
+        np.testing.assert_allclose((t - t[0] - steps + 0.5) % 1, 0.5, atol=1e-7)
+        for m in (3, 8, 21, 50):
+            part = np.sort(t[5 : 5 + m])
+            gaps = np.diff(np.append(part, part[0] + 1))
+            assert gaps.max() * m < 2.62
+            assert gaps.min() * m > 0.38
+
+
 @pytest.mark.parametrize("name", ALL_TIMES)
 def test_a_time_depends_on_its_global_index_alone(name):
     times, key = ALL_TIMES[name](dj.VariancePreserving()), jax.random.key(9)
@@ -162,6 +232,22 @@ def test_times_refuse_a_spread_that_is_not_positive():
         for std in (0.0, -1.0, float("nan")):
             with pytest.raises(ValueError, match=rf"std: .*got {std}"):
                 make(dj.Karras(), 0.0, std)
+
+
+def test_mode_and_importance_refuse_what_has_no_density_or_no_variance():
+    for scale in (-1.01, 1.76, float("nan")):
+        with pytest.raises(ValueError, match=rf"scale: must lie in \[-1, 1\.751938\].*got {scale}"):
+            ModeTimes(dj.Karras(), scale)
+    for thin in (dj.LogitNormalTimes, dj.LognormalTimes):
+        with pytest.raises(ValueError, match=rf"q: under {thin.__name__} the correction"):
+            ImportanceTimes(thin(dj.Karras()))
+
+    class Steep(LogsnrTimes):
+        def density(self, t):
+            return 20 * jnp.exp(-20 * t)
+
+    with pytest.raises(ValueError, match=r"q: uniform over q must be at most 1000, got .* at t = 1"):
+        ImportanceTimes(Steep(dj.Karras()))
 
 
 # --- grids ---
