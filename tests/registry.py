@@ -84,6 +84,10 @@ ALL_TIMES = {
     "stratified": dj.StratifiedTimes,
     "lognormal": dj.LognormalTimes,
     "logit-normal": dj.LogitNormalTimes,
+    "low-discrepancy": process.LowDiscrepancyTimes,
+    "mode": process.ModeTimes,
+    "uniform-in-logsnr": process.LogsnrTimes,
+    "importance": lambda of: process.ImportanceTimes(process.LogsnrTimes(of)),
 }
 
 ALL_GRIDS = {"uniform": dj.uniform_grid, "logsnr": dj.logsnr_grid, "karras": dj.karras_grid}
