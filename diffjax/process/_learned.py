@@ -58,7 +58,8 @@ class MonotoneLogsnr(AbstractGaussianProcess):
       logsnr_max, logsnr_min: at t = 0 and t = 1, exactly, whatever the network.
       width: of its hidden layer.
 
-    The weights are softplus of the leaves `slope` [], `inner` [width] and `outer` [width]; `bias` is [width].
+    The positive weights are the exponentials of the leaves `slope` [], `inner` [width] and `outer` [width]; `bias`
+    is [width].
 
     Raises:
       ValueError: the end points are not finite or out of order.
@@ -77,11 +78,11 @@ class MonotoneLogsnr(AbstractGaussianProcess):
         self.logsnr_max, self.logsnr_min = as_scalar(logsnr_max), as_scalar(logsnr_min)
         check_ends(self.logsnr_max, self.logsnr_min)
         inner_key, place_key, outer_key = jax.random.split(key, 3)
-        self.slope = jnp.asarray(0.5413)  # softplus of it is 1
+        self.slope = jnp.zeros(())
         # Sigmoids a quarter of the clock wide, in random places of it, which sum to about a line.
-        self.inner = 16.0 + jax.random.normal(inner_key, (width,))
+        self.inner = jnp.log(16.0) + 0.1 * jax.random.normal(inner_key, (width,))
         self.bias = -16.0 * jax.random.uniform(place_key, (width,))
-        self.outer = jax.random.normal(outer_key, (width,))
+        self.outer = 0.5 * jax.random.normal(outer_key, (width,))
 
     def alpha(self, t: Time) -> Time:
         return scales_from_logsnr(self, logsnr(self, t))[0]
@@ -99,18 +100,11 @@ def check_ends(logsnr_max: Scalar, logsnr_min: Scalar) -> None:
 
 def _rise(process: MonotoneLogsnr, t: Any, s: Any) -> Any:
     """n(t) - n(s) without cancellation: sigmoid(x) - sigmoid(y) = sigmoid(x) sigmoid(-y) (-expm1(y - x))."""
-    t, s = jnp.asarray(t), jnp.asarray(s)
-    slope, inner, outer = (jax.nn.softplus(w).astype(t.dtype) for w in (process.slope, process.inner, process.outer))
-    rate, bias, gap = slope * inner, process.bias.astype(t.dtype), (t - s)[..., None]
+    slope, inner, outer = (jnp.exp(w).astype(t.dtype) for w in (process.slope, process.inner, process.outer))
+    rate, bias = slope * inner, process.bias.astype(t.dtype)
     after, before = rate * t[..., None] + bias, rate * s[..., None] + bias
-    hidden = jax.nn.sigmoid(after) * jax.nn.sigmoid(-before) * -jnp.expm1(-rate * gap)
+    hidden = jax.nn.sigmoid(after) * jax.nn.sigmoid(-before) * -jnp.expm1(-rate * (t - s)[..., None])
     return slope * (t - s) + jnp.mean(outer * hidden, axis=-1)
-
-
-def _fraction(process: MonotoneLogsnr, t: Time, s: Time) -> Any:
-    """The part of the way from logsnr_max to logsnr_min that lies between s and t."""
-    t, s = jnp.asarray(t), jnp.asarray(s)
-    return _rise(process, t, s) / _rise(process, jnp.ones_like(t), jnp.zeros_like(t))
 
 
 def _between(process: LearnedLogsnr | MonotoneLogsnr, part: Time) -> Time:
@@ -124,7 +118,9 @@ def _(process: LearnedLogsnr, t: Time) -> Time:
 
 @logsnr.register(MonotoneLogsnr)
 def _(process: MonotoneLogsnr, t: Time) -> Time:
-    return _between(process, _fraction(process, t, jnp.zeros_like(t)))
+    t = jnp.asarray(t)
+    passed, left = _rise(process, t, jnp.zeros_like(t)), _rise(process, jnp.ones_like(t), t)
+    return _between(process, passed / (passed + left))  # exactly 0 and 1 at the ends
 
 
 @time_from_logsnr.register(LearnedLogsnr)
@@ -139,7 +135,8 @@ def _(process: LearnedLogsnr, t: Time, s: Time) -> tuple[Time, Time]:
 
 @conditional.register(MonotoneLogsnr)
 def _(process: MonotoneLogsnr, t: Time, s: Time) -> tuple[Time, Time]:
-    return _step(process, t, s, _fraction(process, t, s))
+    t, s = jnp.asarray(t), jnp.asarray(s)
+    return _step(process, t, s, _rise(process, t, s) / _rise(process, jnp.ones_like(t), jnp.zeros_like(t)))
 
 
 def _step(process: LearnedLogsnr | MonotoneLogsnr, t: Time, s: Time, part: Time) -> tuple[Time, Time]:

@@ -19,7 +19,7 @@ class Schedule(AbstractGaussianProcess):
 
     >>> from diffjax.process import Schedule, logsnr
     >>> process = Schedule(lambda t: 1 - t**2, lambda t: t)
-    >>> float(logsnr(process, 0.5).round(4))
+    >>> print(f"{logsnr(process, 0.5):.4f}")
     0.8109
 
     Attributes:
