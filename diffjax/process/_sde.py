@@ -48,7 +48,7 @@ class SDE(AbstractProcess):
     f: Callable[..., Any]
     g: Callable[..., Any]
 
-    def __init__(self, drift: Callable[..., Any], diffusion: Callable[..., Any]):
+    def __init__(self, drift: Any, diffusion: Any):
         for name, function in {"drift": drift, "diffusion": diffusion}.items():
             if not callable(function):
                 raise ValueError(f"{name}: a function of (x, t) is needed, got {function!r}")

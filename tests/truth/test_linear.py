@@ -91,6 +91,7 @@ def test_times_may_be_one_number_or_a_python_float():
             np.testing.assert_allclose(sigma, truth(0.3)[1], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_moments_of_matrices_that_move():
     """Against SciPy's integrator, and composed over a time between."""
     process, t = Moving(jnp.asarray(1.5)), 0.9
@@ -168,7 +169,7 @@ def test_kernel_given_the_data_alone():
     assert float(generic[0, 1]) == 0
 
 
-@pytest.mark.parametrize("beta", [(4.0, 4.0), (0.1, 20.0)])
+@pytest.mark.parametrize("beta", [(4.0, 4.0), pytest.param((0.1, 20.0), marks=pytest.mark.slow)])
 def test_kernel_in_float32_over_the_interval(beta):
     """Each entry within 2e-6 relative of float64, the incomplete gamma function by SciPy; gradients finite."""
     with jax.enable_x64(False):

@@ -17,7 +17,8 @@ from scipy import linalg
 import diffjax as dj
 from diffjax import process as dp, samplers
 
-A = np.array([[-1.0, 0.8], [-0.5, -1.5]])
+NILPOTENT = np.array([[0.5, 1.0], [-0.25, -0.5]])
+A = NILPOTENT - np.eye(2)  # exp(A t) = exp(-t) (1 + N t)
 G = np.array([[0.7, 0.0], [0.9, 0.4]])
 MEAN, COVARIANCE = np.array([0.5, -1.0]), np.array([[0.6, 0.3], [0.3, 0.4]])
 STATIONARY = linalg.solve_continuous_lyapunov(A, -G @ G.T)
@@ -59,7 +60,7 @@ def test_full_matrix_noise_forward():
             mean, covariance = one @ mean, one @ covariance @ one.T + h * G @ G.T
         bias.append(np.abs(covariance - exact(0.8)[1]).max())
         if steps == 10:
-            x = dp.simulate(jax.random.key(0), ornstein_uhlenbeck(), jnp.asarray(draws(8000)), np.linspace(0, 0.8, 11))
+            x = dp.simulate(jax.random.key(0), ornstein_uhlenbeck(), jnp.asarray(draws(4000)), np.linspace(0, 0.8, 11))
             assert_moments(x[-1], mean, covariance)
     assert 3 < bias[0] / bias[1] < 6
     assert bias[1] < 0.02
@@ -144,17 +145,19 @@ class LinearScore(eqx.Module):
     stationary: jax.Array
 
     def __call__(self, x, t):
-        phi = jax.scipy.linalg.expm(jnp.asarray(A) * t)
+        phi = jnp.exp(-t) * (jnp.eye(2) + t * jnp.asarray(NILPOTENT))
         covariance = phi @ (jnp.asarray(COVARIANCE) - self.stationary) @ phi.T + self.stationary
         shape = x.shape
         x = x.reshape(shape[0], 2)
-        return -jnp.linalg.solve(covariance, (x - phi @ jnp.asarray(MEAN)).T).T.reshape(shape)
+        (a, b), (_, d) = covariance
+        inverse = jnp.stack([d, -b, -b, a]).reshape(2, 2) / (a * d - b**2)
+        return -((x - phi @ jnp.asarray(MEAN)) @ inverse).reshape(shape)
 
 
-@pytest.mark.parametrize("kind", ["sde", "linear"])
+@pytest.mark.parametrize("kind", ["sde", pytest.param("linear", marks=pytest.mark.slow)])
 def test_reverse_of_a_full_matrix_keeps_the_marginals(kind):
     """From p_1 to t = 0.1 for eta = 0, 0.5 and 1: the same mean and covariance, those of the forward process."""
-    n, ts = 6000, np.linspace(1, 0.1, 46)
+    n, ts = 4000, np.linspace(1, 0.1, 31)
     process = ornstein_uhlenbeck() if kind == "sde" else dp.LinearSDE(jnp.asarray(A), jnp.asarray(G))
     shape = (2,) if kind == "sde" else (2, 1)
     x1 = jnp.asarray(draws(n, *exact(1.0))).reshape(n, *shape)
@@ -171,9 +174,9 @@ def test_reverse_of_a_full_matrix_keeps_the_marginals(kind):
             covariance = one @ covariance @ one.T + (t - s) * eta**2 * G @ G.T
         assert_moments(np.asarray(solution.x0).reshape(n, 2), mean, covariance)
         assert solution.ok
-        assert solution.nfe == 45
-        np.testing.assert_allclose(mean, exact(0.1)[0], atol=0.02)
-        np.testing.assert_allclose(covariance, exact(0.1)[1], atol=0.04)
+        assert solution.nfe == 30
+        np.testing.assert_allclose(mean, exact(0.1)[0], atol=0.03)
+        np.testing.assert_allclose(covariance, exact(0.1)[1], atol=0.06)
 
 
 def test_score_flow_is_deterministic_exact_and_counted():
@@ -201,10 +204,10 @@ class LognormalScore(eqx.Module):
         return -self.gain * (1 + (jnp.log(x) - mean) / variance) / x
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("eta", [0.0, pytest.param(0.5, marks=pytest.mark.slow), 1.0])
 def test_reverse_of_geometric_brownian_motion(eta):
     """g = 0.6 x: without the divergence of g^2 = 0.36 x^2, log x would end 0.36 (1 + eta^2) away from its mean."""
-    n, ts = 6000, np.linspace(1, 0.0, 81)
+    n, ts = 4000, np.linspace(1, 0.0, 61)
     process = dp.SDE(lambda x, t: MU * x, lambda x, t: VOLATILITY * x)
     z = np.random.default_rng(4).normal(size=(n, 1))
     mean, variance = MU - VOLATILITY**2 / 2, START + VOLATILITY**2
@@ -212,18 +215,18 @@ def test_reverse_of_geometric_brownian_motion(eta):
     path = dj.per_sample_path(jax.random.key(5), n, (1,))
     terms = samplers.score_reverse_sde(process, LognormalScore(jnp.asarray(1.0)), path, eta)
     log_x = np.log(np.asarray(dj.integrate(terms, x1, ts, solver=diffrax.Euler()).x0))
-    np.testing.assert_allclose(log_x.mean(), 0, atol=4.5 * np.sqrt(START / n) + 0.01)
-    np.testing.assert_allclose(log_x.var() / START, 1, atol=4.5 * np.sqrt(2 / n) + 0.04)
+    np.testing.assert_allclose(log_x.mean(), 0, atol=4.5 * np.sqrt(START / n) + 0.015)
+    np.testing.assert_allclose(log_x.var() / START, 1, atol=4.5 * np.sqrt(2 / n) + 0.05)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_stationary_law_is_kept(eta):
     """g^2 = 1 + x^2 and f = (g^2)'/2 - g^2 x/2 leave N(0, 1) as it is; so does the way back. The flow stands still."""
-    n, process = 6000, dp.SDE(lambda x, t: x - 0.5 * (1 + x**2) * x, lambda x, t: jnp.sqrt(1 + x**2))
+    n, process = 4000, dp.SDE(lambda x, t: x - 0.5 * (1 + x**2) * x, lambda x, t: jnp.sqrt(1 + x**2))
     x1 = jnp.asarray(np.random.default_rng(6).normal(size=(n, 1)))
     path = dj.per_sample_path(jax.random.key(7), n, (1,))
     terms = samplers.score_reverse_sde(process, lambda x, t: -x, path, eta)
-    x0 = np.asarray(dj.integrate(terms, x1, np.linspace(1, 0, 101), solver=diffrax.Euler()).x0)
+    x0 = np.asarray(dj.integrate(terms, x1, np.linspace(1, 0, 61), solver=diffrax.Euler()).x0)
     if eta == 0:
         np.testing.assert_allclose(x0, x1, atol=1e-12)
     else:
@@ -256,7 +259,7 @@ def test_new_scores_compile_nothing_and_a_negative_eta_is_refused():
 
 def test_stochastic_runge_kutta_takes_matrix_noise():
     """ShARK on the reverse of a linear process, 12 steps: closer to the exact covariance than Euler's are."""
-    n, ts = 6000, np.linspace(1, 0.1, 13)
+    n, ts = 4000, np.linspace(1, 0.1, 13)
     process = dp.LinearSDE(jnp.asarray(A), jnp.asarray(G))
     x1 = jnp.asarray(draws(n, *exact(1.0))).reshape(n, 2, 1)
     path = dj.per_sample_path(jax.random.key(8), n, (2, 1), levy_area=diffrax.SpaceTimeLevyArea)
