@@ -53,7 +53,9 @@ def _cos(process: OffsetCosine, t: Time) -> Time:
 
 def _lean(process: OffsetCosine, t: Time, s: Time) -> Time:
     """sin(u_t - u_s) sin(u_t + u_s) = cos^2(u_s) - cos^2(u_t); near pi, of what is left of the sum."""
-    total = jnp.minimum(t + s + 2 * process.offset, (1 - t) + (1 - s))
+    # By `where`: the derivative of `minimum` asks whether a number equals itself computed again, which jit may round
+    # otherwise, and is 0 then.
+    total = jnp.where(t + s < 1, t + s + 2 * process.offset, (1 - t) + (1 - s))
     return jnp.sin(_quarter(process) * (t - s)) * jnp.sin(_quarter(process) * total)
 
 

@@ -52,7 +52,7 @@ def _(process: Polynomial, t: Time) -> Time:
 def _(process: Polynomial, value: Time) -> Time:
     t = -jnp.expm1(jax.nn.log_sigmoid(0.5 * jnp.asarray(value)) / process.power)
     # A power below one can put it so near to 1 that floats do not tell; logsnr is infinite there.
-    return jnp.minimum(t, 1 - jnp.finfo(t.dtype).epsneg)
+    return jnp.where(t < 1, t, 1 - jnp.finfo(t.dtype).epsneg)
 
 
 @conditional.register(Polynomial)

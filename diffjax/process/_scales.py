@@ -29,15 +29,18 @@ def scales(process: AbstractGaussianProcess, data: Time, noise: Time) -> tuple[T
     stays what it is there, and the other has the ratio asked for.
     """
     t = jnp.clip(time_from_logsnr(process, 2 * (jnp.log(data) - jnp.log(noise))), 0.0, 1.0)
-    alpha, sigma, larger = process.alpha(t), process.sigma(t), jnp.maximum(data, noise)
-    clean = data >= noise
+    alpha, sigma, clean = process.alpha(t), process.sigma(t), data >= noise
+    larger = jnp.where(clean, data, noise)
     return jnp.where(clean, alpha, sigma * (data / larger)), jnp.where(clean, alpha * (noise / larger), sigma)
 
 
 def scales_from_logsnr(process: AbstractGaussianProcess, value: Time) -> tuple[Time, Time]:
     """The process's own (alpha, sigma) where its logsnr is `value`, each of the shape of `value` (+-inf too)."""
     value = jnp.asarray(value)
-    return scales(process, jnp.exp(0.5 * jnp.minimum(value, 0.0)), jnp.exp(-0.5 * jnp.maximum(value, 0.0)))
+    # By `where`: in jit, `minimum` loses its derivative where the value is computed twice and rounded otherwise.
+    noisy = value < 0
+    data, noise = jnp.where(noisy, value, 0.0), jnp.where(noisy, 0.0, value)
+    return scales(process, jnp.exp(0.5 * data), jnp.exp(-0.5 * noise))
 
 
 def on_circle(process: AbstractGaussianProcess, data: Time, noise: Time) -> tuple[Time, Time]:

@@ -134,7 +134,7 @@ def _(process: Cosine, t: Time, s: Time) -> tuple[Time, Time]:
     (data_t, noise_t), (data_s, noise_s) = _legs(process, t), _legs(process, s)
     size_t, size_s = jnp.sqrt(data_t**2 + noise_t**2), jnp.sqrt(data_s**2 + noise_s**2)
     # sin^2 t cos^2 s - cos^2 t sin^2 s; near t + s = 2, of what is left of it, which float32 holds exactly.
-    total = jnp.minimum(t + s, (1 - t) + (1 - s))
+    total = jnp.where(t + s < 1, t + s, (1 - t) + (1 - s))  # `minimum` can lose its derivative in jit
     lean = jnp.sin(0.5 * jnp.pi * (t - s)) * jnp.sin(0.5 * jnp.pi * total)
     return (data_t / data_s) * (size_s / size_t), jnp.exp(-0.5 * process.shift) * jnp.sqrt(lean) / (data_s * size_t)
 
