@@ -9,7 +9,7 @@ paths' histogram as bars, 1/10 second a frame) and `middle.png` (its frame in th
     to 10^6 simulated paths    VP 6e-3, OU 6e-3       below 1e-2 at every time; sampling alone leaves up to 4.4e-3
 
 Two minutes on two CPU cores; the paths are all of it. The distances to the paths are sums over bins: their floor is
-sqrt(2 bins/(pi paths)), and Euler-Maruyama's own error is of first order in its steps, which are equal in log alpha.
+sqrt(2 bins/(pi paths)), and Euler-Maruyama's own error is of first order in its steps.
 """
 
 import argparse
@@ -39,10 +39,9 @@ def start() -> dj.GaussianMixture:
 
 
 def times(process, steps):
-    """Times [steps + 1] that are equal in log alpha, which is how fast either process forgets, down to alpha = 0.08."""
+    """Equal steps in time [steps + 1] to where alpha = exp(-2): 86 % of the data is forgotten."""
     fine = np.linspace(0, 1, 100_001)
-    forgotten = -np.log(np.asarray(process.alpha(jnp.asarray(fine))))
-    return np.interp(np.linspace(0, 2.5, steps + 1), forgotten, fine)
+    return np.linspace(0, np.interp(2, -np.log(np.asarray(process.alpha(jnp.asarray(fine)))), fine), steps + 1)
 
 
 def histograms(process, ts, every, paths, bins, chunk=50_000):
@@ -123,6 +122,6 @@ if __name__ == "__main__":
     parser.add_argument("--cells", type=int, default=240, help="a multiple of the bins")
     parser.add_argument("--frames", type=int, default=41)
     parser.add_argument("--bins", type=int, default=30, help="of the histogram of paths")
-    parser.add_argument("--steps", type=int, default=240, help="of Euler-Maruyama, a multiple of frames - 1")
+    parser.add_argument("--steps", type=int, default=320, help="of Euler-Maruyama, a multiple of frames - 1")
     if not main(**vars(parser.parse_args())):
         raise SystemExit("a distance is larger than it should be")

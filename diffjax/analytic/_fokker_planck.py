@@ -124,10 +124,7 @@ def fokker_planck(
     """
     if density0.shape != box.cells:
         raise ValueError(f"density0: one number a cell is needed, shape {box.cells}, got {density0.shape}")
-    if is_concrete((density0, box)):
-        lowest, mass = np.min(density0), float(np.sum(density0)) * np.prod(cell_widths(box))
-        check(lowest >= 0, f"density0: must not be negative, got {lowest}")
-        check(np.abs(mass - 1) <= 1e-3, f"density0: must have mass 1 in the box, on its cells, got {mass}")
+    _check_density(box, density0)
     _check_cells(box, density0[None], ts)
     ts = _clipped(process, ts, time_dtype(density0))
     finite, mixed = _at_ends(process, box, ts)
@@ -151,9 +148,21 @@ def _clipped(process, ts, dtype):
     return ts
 
 
+def _check_density(box, density0):
+    if is_concrete((box, density0)):
+        lowest, mass = np.asarray(density0).min(), np.asarray(density0).sum() * _widths(box).prod()
+        check(lowest >= 0, f"density0: must not be negative, got {lowest}")
+        check(abs(mass - 1) <= 1e-3, f"density0: must have mass 1 in the box, on its cells, got {mass}")
+
+
+def _widths(box):
+    """`cell_widths` as numbers, inside jit too."""
+    return (np.asarray(box.high) - np.asarray(box.low)) / box.cells
+
+
 def _check_cells(box, densities, ts):
     """Refuses cells on which a density changes its slope too much from one to the next."""
-    if not is_concrete((densities, box, ts)):
+    if not is_concrete((box, densities, ts)):
         return
     densities = np.asarray(densities)
     for axis, cells in enumerate(box.cells):
@@ -163,7 +172,7 @@ def _check_cells(box, densities, ts):
         worst = int(np.argmax(rough))
         check(
             ~(rough[worst] > MAX_ROUGHNESS),
-            f"cells: {cells} along axis {axis}, each {float(cell_widths(box)[axis]):.4g} wide, are too coarse for the "
+            f"cells: {cells} along axis {axis}, each {_widths(box)[axis]:.4g} wide, are too coarse for the "
             f"density at t = {float(ts[worst]):.4g}: its second differences sum to {rough[worst]:.3g}, more than "
             f"{MAX_ROUGHNESS}",
         )

@@ -67,8 +67,8 @@ def test_a_mixture_of_full_covariance_in_the_plane():
 
 @pytest.mark.slow
 def test_second_order_in_the_plane():
-    ts = np.array([0.0, 0.05, 0.3])
-    boxes = (Box([-5.0, -5.0], [5.0, 5.0], (cells, cells)) for cells in (60, 120))
+    ts = np.array([0.0, 0.05])
+    boxes = (Box([-5.0, -5.0], [5.0, 5.0], (cells, cells)) for cells in (40, 80))
     coarse, fine = (solved(dj.VariancePreserving(), plane(), box, ts)[1:] for box in boxes)
     assert np.all(fine < 1e-3)
     np.testing.assert_allclose(np.log2(coarse / fine), 2, atol=0.2)
@@ -97,11 +97,11 @@ def test_geometric_brownian_motion_and_g_inside_the_laplacian():
 @pytest.mark.slow
 def test_heavy_tails_where_noise_grows_with_x():
     """dx = -a k x dt + sqrt(a (1 + x^2)) dw is stationary at p ~ (1 + x^2)^-(k + 1), from wherever it starts."""
-    k, a, box = 4.0, 10.0, Box(-8.0, 8.0, 400)
+    k, a, box = 4.0, 5.0, Box(-6.0, 6.0, 300)
     process = SDE(lambda x, t: -a * k * x, lambda x, t: jnp.sqrt(a * (1 + x**2)))
     start = cell_averages(box, lambda x: jax.scipy.stats.norm.logpdf(x[:, 0], 0.5, 0.4))
     scale = special.gamma(k + 1) / special.gamma(k + 0.5) / np.sqrt(np.pi)
-    edges = np.linspace(-8, 8, 401)
+    edges = np.linspace(-6, 6, 301)
     exact = [integrate.quad(lambda x: scale * (1 + x**2) ** -(k + 1), *cell)[0] for cell in itertools.pairwise(edges)]
     found = fokker_planck(process, box, start, np.array([0.0, 1.0]))
     assert distances(box, found[1:], np.array([exact]) / 0.04)[0] < 1e-3
