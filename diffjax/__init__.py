@@ -28,7 +28,11 @@ from diffjax.likelihood import (
     LogLikelihood as LogLikelihood,
     log_likelihood as log_likelihood,
 )
-from diffjax.losses import denoising_loss as denoising_loss, drop_condition as drop_condition
+from diffjax.losses import (
+    denoising_loss as denoising_loss,
+    drop_condition as drop_condition,
+    hybrid_loss as hybrid_loss,
+)
 from diffjax.networks import from_equinox as from_equinox, from_linen as from_linen, from_nnx as from_nnx
 from diffjax.parameterisation import (
     AbstractParameterisation as AbstractParameterisation,
@@ -39,6 +43,7 @@ from diffjax.parameterisation import (
     VPrediction as VPrediction,
     X0Prediction as X0Prediction,
     make_denoiser as make_denoiser,
+    make_hybrid_score as make_hybrid_score,
     recover as recover,
     retime as retime,
     score as score,
@@ -76,9 +81,15 @@ from diffjax.process import (
     VarianceExploding as VarianceExploding,
     VarianceExplodingFromZero as VarianceExplodingFromZero,
     VariancePreserving as VariancePreserving,
+    chain_times as chain_times,
     conditional as conditional,
+    cosine_betas as cosine_betas,
     interval as interval,
     karras_grid as karras_grid,
+    linear_betas as linear_betas,
+    linear_kernel as linear_kernel,
+    linear_perturb as linear_perturb,
+    linear_prior as linear_prior,
     logsnr as logsnr,
     logsnr_grid as logsnr_grid,
     logsnr_rate as logsnr_rate,
@@ -88,9 +99,12 @@ from diffjax.process import (
     prior as prior,
     prior_log_prob as prior_log_prob,
     rates as rates,
+    scaled_linear_betas as scaled_linear_betas,
+    scales_from_logsnr as scales_from_logsnr,
     simulate as simulate,
     time_from_logsnr as time_from_logsnr,
     uniform_grid as uniform_grid,
+    zero_terminal_snr as zero_terminal_snr,
 )
 from diffjax.samplers import (
     DDIM as DDIM,
@@ -104,6 +118,8 @@ from diffjax.samplers import (
     probability_flow as probability_flow,
     reverse_sde as reverse_sde,
     sample as sample,
+    score_flow as score_flow,
+    score_reverse_sde as score_reverse_sde,
     velocity as velocity,
 )
 

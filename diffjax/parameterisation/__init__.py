@@ -25,5 +25,4 @@ from diffjax.parameterisation._linear import (
     VPrediction as VPrediction,
     X0Prediction as X0Prediction,
 )
-from diffjax.parameterisation._retime import retime as retime
 from diffjax.parameterisation._retime import RetimedDenoiser as RetimedDenoiser, retime as retime
