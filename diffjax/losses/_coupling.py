@@ -81,7 +81,8 @@ def _log_plan(cost, same, epsilon):
     spread = jnp.sqrt(jnp.mean(cost**2, where=same))
     scale = epsilon * jnp.maximum(spread, jnp.finfo(cost.dtype).tiny)
     apart = jnp.where(same, cost, jnp.max(cost) + 100 * scale)  # e^-100 of mass between conditions
-    solution: Any = linear.solve(Geometry(cost_matrix=apart, epsilon=scale), max_iterations=2000)
+    with jax.numpy_dtype_promotion("standard"):  # ott's own code is not written for the strict one
+        solution: Any = linear.solve(Geometry(cost_matrix=apart, epsilon=scale), max_iterations=2000)
     return (solution.f[:, None] + solution.g[None, :] - apart) / scale
 
 

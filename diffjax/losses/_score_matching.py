@@ -56,7 +56,7 @@ def explicit_score_matching(
 
 
 def implicit_score_matching(
-    params: Params, key: Key, x: Sample, *, score_apply: ScoreApply, block: int = 16, index: Index | None = None
+    params: Params, key: Key, x: Sample, *, score_apply: ScoreApply, block: int = 1, index: Index | None = None
 ) -> Loss:
     """E[ 1/2 ||s||^2 + tr(ds/dx) ] with the exact trace: one forward product for each of the d features.
 
@@ -65,8 +65,8 @@ def implicit_score_matching(
       key: unused, and so is `index`: nothing is drawn.
       x: samples [b, *d].
       score_apply: `(params, x) -> s [b, *d]`.
-      block: forward products taken together. Memory is that of the network on `block` batches; the rest is computed
-        again in the backward pass.
+      block: forward products taken together. Memory is that of the network on `block` batches, for they are computed
+        again in the backward pass; more than one pays on an accelerator that one batch does not fill.
       index: global indices [b].
 
     Returns:
