@@ -26,17 +26,15 @@ from diffjax.process import AbstractGaussianProcess
 class Empirical(AbstractDistribution):
     """sum_i pi_i delta(x0 - x_i): the data that a network is trained on, and the denoiser that it would learn by heart.
 
-    XX
+    Args:
+      data: x_i, [N, *d]; a leaf, so that it is an argument of jit and not a constant in it.
+      weights: pi, [N], positive; normalised to sum to one. Default: equal.
+      block: how many data are looked at together; N need not be a multiple.
 
-      Args:
-        data: x_i, [N, *d]; a leaf, so that it is an argument of jit and not a constant in it.
-        weights: pi, [N], positive; normalised to sum to one. Default: equal.
-        block: how many data are looked at together; N need not be a multiple.
+    Raises:
+      ValueError: there are no data, a shape does not fit, a weight is not positive, or block is not.
 
-      Raises:
-        ValueError: there are no data, a shape does not fit, a weight is not positive, or block is not.
-
-      Source: math above; Karras et al. 2022, eq. 57.
+    Source: math above; Karras et al. 2022, eq. 57.
     """
 
     data: Float[Array, "N *d"]
