@@ -25,6 +25,6 @@ def test_table_and_picture(tmp_path, monkeypatch):
     with open(tmp_path / "errors.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["loss"] for row in rows] == ["implicit", "sliced (vr)", "denoising", "NCSN"]
-    assert all(0 < float(row["error at logsnr 0"]) < 0.7 for row in rows)
+    assert all(0 < float(row["error at logsnr 0"]) < 0.9 for row in rows)
     assert all(float(row["ms a step"]) > 0 for row in rows)
     assert (tmp_path / "fields.png").stat().st_size > 10_000

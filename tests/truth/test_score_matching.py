@@ -251,7 +251,7 @@ def exact_network(which, process, member, t):
     return dj.Network(lambda *_: None, apply)
 
 
-@pytest.mark.parametrize("name", ["vp", "rectified"])
+@pytest.mark.parametrize("name", ["vp", pytest.param("rectified", marks=pytest.mark.slow)])
 def test_gradient_vanishes_at_the_exact_denoiser(name):
     """For every weighting and prediction type, at each of three times, to 1e-10 of its parts; elsewhere it does not."""
     process = {"vp": dj.VariancePreserving, "rectified": dj.Rectified}[name]()
