@@ -79,7 +79,7 @@ def _log_plan(cost, same, epsilon):
     except ImportError as error:
         raise ImportError("OptimalTransport needs ott-jax: pip install 'diffjax[metrics]'") from error
     spread = jnp.sqrt(jnp.mean(cost**2, where=same))
-    scale = epsilon * jnp.maximum(spread, jnp.finfo(cost.dtype).tiny)
+    scale = epsilon * jnp.where(spread > 0, spread, 1.0)  # equal data have no better pairing: any plan will do
     apart = jnp.where(same, cost, jnp.max(cost) + 100 * scale)  # e^-100 of mass between conditions
     with jax.numpy_dtype_promotion("standard"):  # ott's own code is not written for the strict one
         solution: Any = linear.solve(Geometry(cost_matrix=apart, epsilon=scale), max_iterations=2000)

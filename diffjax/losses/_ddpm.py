@@ -13,7 +13,7 @@ Source: Ho et al. 2020, eqs. 5-7 and 13; Nichol & Dhariwal 2021, eqs. 15-16.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -35,7 +35,7 @@ from diffjax._arrays import (
 )
 from diffjax._typing import Cond, Index, Key, Network, Params, Sample
 from diffjax.losses._denoising import mean_square
-from diffjax.losses._elbo import draw_steps, prior_divergence, summarise
+from diffjax.losses._elbo import check_levels, draw_steps, prior_divergence, summarise
 from diffjax.parameterisation import AbstractParameterisation, apply_network, recover, target
 from diffjax.process import AbstractGaussianProcess, conditional, perturb, posterior_mean_std
 
@@ -82,7 +82,12 @@ class BinDecoder(eqx.Module):
         check(self.levels >= 2, f"levels: at least two are needed, got {self.levels}")
 
     def __call__(self, x0: Sample, mean: Sample, log_variance: Any) -> Float[Array, " b"]:
-        """Nats [b] for x0 on the levels and mean [b, *d], log_variance broadcasting with them."""
+        """Nats [b] for x0 on the levels and mean [b, *d], log_variance broadcasting with them.
+
+        Raises:
+          ValueError: as `LevelDecoder`, for levels from -1 to 1.
+        """
+        check_levels(x0, self.levels, -1.0, 1.0)
         half, inverse = 1 / (self.levels - 1), jnp.exp(-0.5 * log_variance)
         up, down = (x0 - mean + half) * inverse, (x0 - mean - half) * inverse
         # The side of the mean is chosen so that the difference of two tails never cancels.
@@ -128,7 +133,8 @@ def ddpm_bound(
       K, the last step's included), `per_sample`, `t`, each [b], and `standard_error`.
 
     Raises:
-      ValueError: ts does not descend, does not end where sigma is 0, or the network has no variance to give.
+      ValueError: ts does not descend, has fewer than two steps, does not end where sigma is 0, or the network has no
+        variance to give.
 
     Source: Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, eq. 4.
     """
@@ -136,8 +142,8 @@ def ddpm_bound(
     choices = {"network": network, "process": process, "parameterisation": parameterisation}
     _, y_hat, answer = _ask(params, x0, cond, drawn, **choices)
     term = _term(x0, drawn, y_hat, answer, variance, reconstruction, process, parameterisation)
-    parts = {"prior": prior_divergence(process, x0, drawn["start"]), "diffusion": drawn["steps"] * term}
-    return summarise(parts, drawn["t"])
+    parts = {"prior": prior_divergence(process, x0, drawn.start), "diffusion": drawn.steps * term}
+    return summarise(parts, drawn.t)
 
 
 def learned_variance_loss(
@@ -163,7 +169,7 @@ def learned_variance_loss(
     Args:
       share: of the bound, per feature, in the sum.
 
-    Source: Nichol & Dhariwal 2021, eq. 16 (bits and nats there per feature, as here).
+    Source: Nichol & Dhariwal 2021, eq. 16; the bound is in nats per feature, of all K steps together.
     """
     drawn = _draw(key, x0, process, ts, index, total)
     choices = {"network": network, "process": process, "parameterisation": parameterisation}
@@ -171,9 +177,9 @@ def learned_variance_loss(
     simple = mean_square(y_hat - y)
     still = jax.lax.stop_gradient(y_hat)
     term = _term(x0, drawn, still, answer, learned_variance, reconstruction, process, parameterisation)
-    bound = drawn["steps"] * term / (x0.size // x0.shape[0])
+    bound = drawn.steps * term / (x0.size // x0.shape[0])
     per_sample = simple + share * bound
-    return jnp.mean(per_sample), {"t": drawn["t"], "per_sample": per_sample, "simple": simple, "bound": bound}
+    return jnp.mean(per_sample), {"t": drawn.t, "per_sample": per_sample, "simple": simple, "bound": bound}
 
 
 def prediction_only(network: Network) -> Network:
@@ -195,39 +201,52 @@ def _draw(key, x0, process, ts, index, total):
     k_key, eps_key, network_key = jax.random.split(key, 3)
     index = default_index(x0.shape[0], index)
     steps = ts.shape[0] - 1
+    if steps < 2:
+        raise ValueError(f"ts: at least two steps are needed, the last to time 0, got {ts.shape[0]} times")
     k = draw_steps(k_key, steps, index, x0.shape[0] if total is None else total)
-    drawn = {"start": ts[0], "steps": steps, "last": k == steps - 1, "t": ts[k], "s": ts[k + 1]}
-    # The step before the last, whose posterior variance stands in for the last one's, which is 0.
-    drawn |= {
-        "before": (ts[max(steps - 2, 0)], ts[max(steps - 1, 0)]),
-        "eps": normal_like(sample_keys(eps_key, index), x0),
-    }
-    return drawn | {"key": jax.random.fold_in(network_key, index[0])}
+    # What the last step discards is computed for the step before it, whose posterior variance also stands in for the
+    # last one's, 0: where sigma(s) = 0 a derivative would be infinite.
+    last, inner = k == steps - 1, jnp.minimum(k, steps - 2)
+    eps = normal_like(sample_keys(eps_key, index), x0)
+    key = jax.random.fold_in(network_key, index[0])  # where the batch is split, dropout differs by device
+    return _Drawn(ts[0], steps, last, ts[k], ts[inner], ts[inner + 1], eps, key)
+
+
+class _Drawn(NamedTuple):
+    start: Any
+    steps: int
+    last: Any
+    """Whether the drawn step is the last one, [b]."""
+    t: Any
+    """Where the drawn step begins, [b]."""
+    inner_t: Any
+    inner_s: Any
+    """The drawn step t -> s, or the one before where it is the last, [b]."""
+    eps: Any
+    key: Any
 
 
 def _ask(params, x0, cond, drawn, *, network, process, parameterisation):
     """The right answer y, the network's, and what it says of the variance (None where it says nothing)."""
-    t, eps = drawn["t"], drawn["eps"]
-    xt = perturb(process, x0, eps, t)
-    answer = apply_network(network, params, process, parameterisation, xt, t, cond, key=drawn["key"])
+    t = drawn.t
+    xt = perturb(process, x0, drawn.eps, t)
+    answer = apply_network(network, params, process, parameterisation, xt, t, cond, key=drawn.key)
     channels = x0.shape[-1]
     rest = answer[..., channels:] if answer.shape[-1] == 2 * channels else None
-    return target(parameterisation, process, x0, eps, t), answer[..., :channels], rest
+    return target(parameterisation, process, x0, drawn.eps, t), answer[..., :channels], rest
 
 
 def _term(x0, drawn, y_hat, answer, variance, reconstruction, process, parameterisation):
     """The drawn step's divergence, or the last step's reconstruction, in nats [b]."""
-    t, s, last = drawn["t"], drawn["s"], drawn["last"]
-    xt = perturb(process, x0, drawn["eps"], t)
-    x0_hat, _ = recover(parameterisation, process, y_hat, xt, t)
-    mean, std = posterior_mean_std(process, x0, xt, s, t)
-    mean_hat, _ = posterior_mean_std(process, x0_hat, xt, s, t)
-    log_large = 2 * jnp.log(conditional(process, t, s)[1])
-    before = posterior_mean_std(process, x0, xt, drawn["before"][1], drawn["before"][0])[1]
-    log_small = 2 * jnp.log(jnp.where(last, before, std))
+    t, s = drawn.inner_t, drawn.inner_s
+    xt = perturb(process, x0, drawn.eps, drawn.t)
+    x0_hat, _ = recover(parameterisation, process, y_hat, xt, drawn.t)
+    (mean, std), (mean_hat, _) = (posterior_mean_std(process, x, xt, s, t) for x in (x0, x0_hat))
+    spread = jnp.where(drawn.last, process.sigma(drawn.t), conditional(process, t, s)[1])  # of the last, from sigma = 0
+    log_large = 2 * jnp.log(spread)
+    log_small = 2 * jnp.log(std)
     log_variance = expand(variance(log_large, log_small, answer), x0)
-    small = expand(log_small, x0)
-    gap = small - log_variance
+    gap = expand(log_small, x0) - log_variance
     # expm1(gap) - gap is v_small/v - 1 - log(v_small/v), whose digits survive where the two are close.
     step = 0.5 * sum_features(jnp.expm1(gap) - gap + (mean - mean_hat) ** 2 * jnp.exp(-log_variance))
-    return jnp.where(last, reconstruction(x0, x0_hat, log_variance), step)
+    return jnp.where(drawn.last, reconstruction(x0, x0_hat, log_variance), step)

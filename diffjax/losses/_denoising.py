@@ -76,7 +76,7 @@ def denoising_loss(
     n = x0.shape[0]
     index = default_index(n, index)
     t, correction = time_sampler(t_key, n, index=index, total=n if total is None else total)
-    t = t.astype(time_dtype(x0))
+    t, correction = t.astype(time_dtype(x0)), correction.astype(time_dtype(x0))
     eps = normal_like(sample_keys(eps_key, index), x0)
     if coupling is not None:
         eps = coupling(jax.random.fold_in(key, 3), x0, eps, cond)

@@ -37,7 +37,19 @@ from diffjax._typing import Cond, Index, Key, Network, Params, Sample, Scalar, T
 from diffjax.losses._denoising import per_sample_loss
 from diffjax.losses._weighting import constant
 from diffjax.parameterisation import AbstractParameterisation
-from diffjax.process import AbstractGaussianProcess, interval, logsnr, logsnr_rate
+from diffjax.process import (
+    AbstractGaussianProcess,
+    AbstractTimes,
+    ImportanceTimes,
+    LowDiscrepancyTimes,
+    StratifiedTimes,
+    UniformTimes,
+    interval,
+    logsnr,
+    logsnr_rate,
+)
+
+_UNIFORM = (UniformTimes, StratifiedTimes, LowDiscrepancyTimes, ImportanceTimes)
 
 
 def gaussian_decoder(x0: Sample, eps: Sample, std: Scalar) -> Float[Array, " b"]:
@@ -74,10 +86,25 @@ class LevelDecoder(eqx.Module):
         check(self.high > self.low, f"high: must be more than low = {self.low}, got {self.high}")
 
     def __call__(self, x0: Sample, eps: Sample, std: Scalar) -> Float[Array, " b"]:
-        """-log p(x0 | x0 + std eps) in nats, [b], for x0, eps [b, *d] on the levels and a scalar std."""
+        """-log p(x0 | x0 + std eps) in nats, [b], for x0, eps [b, *d] on the levels and a scalar std.
+
+        Raises:
+          ValueError: a value of x0 is not one of the levels (where its values are known, that is, outside jit; inside,
+            the result would be no bound, and may be negative).
+        """
+        check_levels(x0, self.levels, self.low, self.high)
         values = jnp.asarray(np.linspace(self.low, self.high, self.levels), x0.dtype)
         distance = (x0[..., None] - values) / std + eps[..., None]  # (z - value)/std, whose digits z itself would lose
         return sum_features(jax.nn.logsumexp(-0.5 * distance**2, axis=-1) + 0.5 * eps**2)
+
+
+def check_levels(x0: Sample, levels: int, low: float, high: float) -> None:
+    """Raises `ValueError` where a concrete x0 [b, *d] is not on `levels` values spread evenly from low to high."""
+    if is_concrete(x0):
+        place = (np.asarray(x0, np.float64).ravel() - low) * (levels - 1) / (high - low)
+        off = np.abs(place - np.clip(np.round(place), 0, levels - 1))
+        worst = np.asarray(x0).ravel()[np.argmax(off)]
+        check(off < 0.05, f"x0: must lie on {levels} levels spread evenly from {low:g} to {high:g}, got {worst}")
 
 
 def continuous_elbo(
@@ -115,11 +142,19 @@ def continuous_elbo(
       The mean over the batch, a scalar in nats a sample, and its parts: `prior`, `reconstruction`, `diffusion`,
       `per_sample` (their sum), `t`, each [b], and `standard_error`, the scalar std(per_sample)/sqrt(b).
 
+    Raises:
+      ValueError: the time sampler is one of ours whose objective is not uniform in time.
+
     Source: Kingma et al. 2021 (Variational Diffusion Models), eqs. 11 and 17.
     """
+    if isinstance(time_sampler, AbstractTimes) and not isinstance(time_sampler, _UNIFORM):
+        raise ValueError(
+            f"time_sampler: the bound is a mean over uniform times, got {type(time_sampler).__name__}: take "
+            "StratifiedTimes, or ImportanceTimes of it"
+        )
     (t_key, *keys), index, total = jax.random.split(key, 4), default_index(x0.shape[0], index), total or x0.shape[0]
     t, correction = time_sampler(t_key, x0.shape[0], index=index, total=total)
-    t = t.astype(time_dtype(x0))
+    t, correction = t.astype(time_dtype(x0)), correction.astype(time_dtype(x0))
     t_min, t_max = interval(process)
     weight = -(t_max - t_min) * correction * logsnr_rate(process, t)
     choices = {"network": network, "process": process, "parameterisation": parameterisation}
@@ -154,7 +189,7 @@ def discrete_elbo(
       As `continuous_elbo`: a scalar in nats a sample, and its parts, each [b].
 
     Raises:
-      ValueError: ts does not descend.
+      ValueError: ts does not descend, or ends where logsnr is infinite (sigma or alpha is 0).
 
     Source: Kingma et al. 2021 (Variational Diffusion Models), eqs. 11-14.
     """
@@ -164,6 +199,8 @@ def discrete_elbo(
     ts = jnp.asarray(ts, time_dtype(x0))
     k = draw_steps(k_key, ts.shape[0] - 1, index, total)
     levels = logsnr(process, ts)
+    for end in (0, -1):
+        check(jnp.isfinite(levels[end]), f"ts: logsnr must be finite on the grid, got {levels[end]} at t = {ts[end]}")
     weight = (ts.shape[0] - 1) * jnp.expm1(levels[1:] - levels[:-1])[k]
     choices = {"network": network, "process": process, "parameterisation": parameterisation}
     return _bound(params, keys, x0, cond, ts[k], weight, (ts[-1], ts[0]), reconstruction, index, **choices)

@@ -69,7 +69,7 @@ def hybrid_loss(
     index = default_index(n, index)
     network_key = jax.random.fold_in(network_key, index[0])  # where the batch is split, dropout differs by device
     t, correction = time_sampler(t_key, n, index=index, total=n if total is None else total)
-    t = t.astype(time_dtype(x0))
+    t, correction = t.astype(time_dtype(x0)), correction.astype(time_dtype(x0))
     start = jnp.stack([x0, jnp.zeros_like(x0)], axis=1)
     eps = normal_like(sample_keys(eps_key, index), start)
     ut = linear_perturb(process, start, eps, t)

@@ -168,7 +168,7 @@ def finite_difference_sliced(
 
     It is `sliced_score_matching_vr` up to O(h^2), exactly 1/2 s'(v'd2s v) h^2 + 1/6 v'(d3s vvv) h^2 to leading order.
     In float32 rounding adds about 1e-7 |s| sqrt(d)/h, so the best h is some 0.01 of the length on which s varies:
-    for samples noised at sigma, h = 0.01 sigma.
+    for samples noised at sigma, h = 0.01 sigma. bfloat16 has too few digits for a difference: score in float32.
 
     Args:
       params: of the score network.

@@ -67,7 +67,7 @@ def uncertainty_loss(
 
     Args:
       params: u's, from `uncertainty.init()`.
-      aux: `{"t": [b], "per_sample": [b]}`.
+      aux: `{"t": [b], "per_sample": [b]}`, of times without a correction: u would learn that of `ImportanceTimes` away.
       uncertainty: u.
       process: whose clock t is on.
       parameterisation: gives the noise level, c_noise.

@@ -224,6 +224,10 @@ def test_optimal_transport_respects_conditions():
     cost = lambda e: np.mean(np.sum((x0 - e) ** 2, axis=-1))
     best = cost(np.asarray(jax.jit(jax.vmap(losses.Assignment()))(keys, *batches(2))))
     assert abs(cost(paired) / best - 1) < 0.1
+    equal = np.asarray(
+        losses.OptimalTransport()(keys[0], jnp.zeros((6, 2)), jnp.eye(6)[:, :2] + jnp.arange(6.0)[:, None])
+    )
+    assert len(np.unique(equal[:, 0])) > 1, "data that are all alike may be paired in any way, but not all with one"
     # A large epsilon is the independent coupling: any noise of the same class, all alike.
     anyone = np.asarray(run(losses.OptimalTransport(1e4), keys, *batches(2)))
     class_means = np.stack([[e[w == w[i]].mean(0) for i in range(BATCH)] for e, w in zip(eps, labels, strict=True)])
