@@ -61,8 +61,9 @@ class AbstractGaussianProcess(AbstractProcess):
     0.2513
 
     Raises:
-      ValueError: alpha or sigma is not positive and finite at some time inside (0, 1), or logsnr does not fall. A
-        class that registers its own `logsnr` answers for itself.
+      ValueError: alpha or sigma is not positive and finite at one of the thousand times on [0, 1] that are looked at
+        (alpha may be 0 at t = 1, sigma at t = 0), or logsnr does not fall between them. Nothing is looked at inside
+        jit, and a class that registers its own `logsnr` answers for itself.
     """
 
     def __check_init__(self):
@@ -87,23 +88,33 @@ class AbstractGaussianProcess(AbstractProcess):
         return self.sigma(t) * jnp.sqrt(-logsnr_rate(self, t))
 
 
+_LOOKED_AT = np.concatenate([[0.0, 1e-4], np.arange(1, 1000) / 1000, [1 - 1e-4, 1.0]])
+
+
 def _check_schedule(process):
-    """Looks at a schedule in the middle of each sixteenth of the clock."""
-    with on_host():
-        t = jnp.asarray((np.arange(16) + 0.5) / 16)
-        alpha, sigma = (jnp.broadcast_to(value, t.shape) for value in (process.alpha(t), process.sigma(t)))
-        if not is_concrete((alpha, sigma)):
-            return
-    times, alpha, sigma = (np.asarray(value) for value in (t, alpha, sigma))
+    """Looks at a schedule at a thousand times, in float64 on the host; not at all under a trace."""
+    if not is_concrete(jnp.ones(())):
+        return
+    with on_host(), jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        exact = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), float) if eqx.is_inexact_array(x) else x, process)
+        t = jnp.asarray(_LOOKED_AT)
+        alpha, sigma = (np.broadcast_to(values, t.shape) for values in (exact.alpha(t), exact.sigma(t)))
     name = type(process).__name__
-    for what, values in (("alpha", alpha), ("sigma", sigma)):
+    for what, values, end, where in (("alpha", alpha, -1, "alpha(1)"), ("sigma", sigma, 0, "sigma(0)")):
         right = (values > 0) & (values < np.inf)
+        right[end] |= abs(values[end]) < 1e-12  # 0, to rounding
         i = int(np.argmin(right))
-        check(right, f"{name}: {what} must be positive and finite, got {values[i]} at t = {times[i]}")
-    value = 2 * (np.log(alpha) - np.log(sigma))
+        check(
+            right,
+            f"{name}: {what} must be positive and finite (only {where} may be 0), got {values[i]} at "
+            f"t = {_LOOKED_AT[i]}",
+        )
+    with np.errstate(divide="ignore"):
+        value = 2 * (np.log(np.maximum(alpha, 0)) - np.log(np.maximum(sigma, 0)))
     falls = np.diff(value) < 0
     i = int(np.argmin(falls))
-    check(falls, f"{name}: logsnr must fall, got {value[i]} at t = {times[i]} and {value[i + 1]} at t = {times[i + 1]}")
+    first, second = (f"{value[k]} at t = {_LOOKED_AT[k]}" for k in (i, i + 1))
+    check(falls, f"{name}: logsnr must fall, got {first} and {second}")
 
 
 def _value_and_rate(function, t):
@@ -162,10 +173,16 @@ def time_from_logsnr(process: AbstractGaussianProcess, value: Time) -> Time:
 
 @singledispatch
 def interval(process: AbstractProcess) -> tuple[Scalar, Scalar]:
-    """(t_min, t_max), two scalars: the part of [0, 1] with |logsnr| <= 20, where values and gradients are finite.
+    """(t_min, t_max), two scalars: the part of [0, 1] that training times, default grids and likelihood stay inside.
 
-    Training times, default grids, likelihood and SDEs stay inside it; it is all of [0, 1] for `Karras`.
+    For a Gaussian process it is where |logsnr| <= 20, so that values and gradients are finite: all of [0, 1] for
+    `Karras`. For a process without a logsnr, such as `SDE`, it is all of [0, 1], unless its class registers its own.
     """
+    return 0.0, 1.0
+
+
+@interval.register(AbstractGaussianProcess)
+def _(process: AbstractGaussianProcess) -> tuple[Scalar, Scalar]:
     ends = (time_from_logsnr(process, jnp.asarray(value)) for value in (MAX_LOGSNR, -MAX_LOGSNR))
     t_min, t_max = (jnp.clip(t, 0.0, 1.0) for t in ends)
     return t_min, t_max

@@ -28,7 +28,8 @@ class Schedule(AbstractGaussianProcess):
       noise_scale: sigma, in the same way.
 
     Raises:
-      ValueError: alpha or sigma is not positive and finite inside (0, 1), or logsnr does not fall.
+      ValueError: alpha or sigma is not positive and finite, but for alpha(1) and sigma(0), which may be 0; or logsnr
+        does not fall.
     """
 
     data_scale: Callable = eqx.field(converter=_as_tree)

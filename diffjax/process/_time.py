@@ -23,11 +23,7 @@ from jaxtyping import Array, Float
 
 from diffjax._arrays import default_index, sample_keys
 from diffjax._typing import Index, Key, Time
-from diffjax.process._base import (
-    AbstractGaussianProcess,
-    AbstractProcess,
-    interval,
-)
+from diffjax.process._base import AbstractProcess, interval
 
 
 class AbstractTimes(eqx.Module):
@@ -120,7 +116,7 @@ class LowDiscrepancyTimes(AbstractTimes):
     Source: Weyl 1916; as a quasi-random sequence with a random shift, Cranley & Patterson 1976.
     """
 
-    process: AbstractGaussianProcess
+    process: AbstractProcess
 
     def quantile(self, u: Float[Array, " n"]) -> Float[Array, " n"]:
         return uniform_quantile(self.process, u)

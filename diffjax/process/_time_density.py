@@ -27,6 +27,15 @@ from diffjax.process._base import (
 from diffjax.process._time import AbstractTimes, independent, truncated, uniform_density, uniform_quantile
 
 
+def _with_logsnr(process: AbstractProcess) -> AbstractGaussianProcess:
+    if not isinstance(process, AbstractGaussianProcess):
+        raise ValueError(
+            f"process: these times need a logsnr, so a Gaussian process; got {type(process).__name__}, for which there "
+            "are UniformTimes and their like"
+        )
+    return process
+
+
 class LognormalTimes(AbstractTimes):
     """EDM's noise levels: log(sigma/alpha) ~ N(mean, std^2), truncated to the interval.
 
@@ -35,10 +44,13 @@ class LognormalTimes(AbstractTimes):
       mean: of log(sigma/alpha), for data of standard deviation about 0.5.
       std: its standard deviation; positive.
 
+    Raises:
+      ValueError: the process has no logsnr, or std is not positive.
+
     Source: Karras et al. 2022, table 1 (there untruncated; the tails cut off hold 2e-5).
     """
 
-    process: AbstractGaussianProcess
+    process: AbstractGaussianProcess = eqx.field(converter=_with_logsnr)
     mean: Scalar = eqx.field(converter=as_scalar, default=-1.2)
     std: Scalar = eqx.field(converter=as_scalar, default=1.2)
 
@@ -73,7 +85,7 @@ class LogitNormalTimes(AbstractTimes):
     Source: Esser et al. 2024 (Scaling rectified flow transformers), eq. 19.
     """
 
-    process: AbstractGaussianProcess
+    process: AbstractProcess
     mean: Scalar = eqx.field(converter=as_scalar, default=0.0)
     std: Scalar = eqx.field(converter=as_scalar, default=1.0)
 
@@ -86,14 +98,25 @@ class LogitNormalTimes(AbstractTimes):
 
     def density(self, t: Time) -> Time:
         low, high = self._ends()
-        z = (jnp.log(t) - jnp.log1p(-t) - self.mean) / self.std
-        return truncated(self.process, t, norm.pdf(z) / (self.std * t * (1 - t)) / (ndtr(high) - ndtr(low)))
+        inside = (t > 0) & (t < 1)
+        inner = jnp.where(inside, t, 0.5)
+        z = (_logit(inner) - self.mean) / self.std
+        density = norm.pdf(z) / (self.std * inner * (1 - inner)) / (ndtr(high) - ndtr(low))
+        return truncated(self.process, t, jnp.where(inside, density, 0.0))
 
     def _ends(self):
-        return tuple((jnp.log(t) - jnp.log1p(-t) - self.mean) / self.std for t in interval(self.process))
+        return tuple((_logit(t) - self.mean) / self.std for t in interval(self.process))
 
     def __call__(self, key: Key, n: int, *, index: Index | None = None, total: int | None = None):
         return self.quantile(independent(key, n, index)), jnp.ones(n)
+
+
+def _logit(t):
+    """log(t/(1 - t)), and 1e6 for infinity, so that gradients are finite: a normal density is 0 there."""
+    t = jnp.asarray(t)
+    inside = (t > 0) & (t < 1)
+    inner = jnp.where(inside, t, 0.5)
+    return jnp.where(inside, jnp.log(inner) - jnp.log1p(-inner), jnp.where(t > 0, 1e6, -1e6))
 
 
 class ModeTimes(AbstractTimes):
@@ -112,7 +135,7 @@ class ModeTimes(AbstractTimes):
     Source: Esser et al. 2024 (Scaling rectified flow transformers), eq. 20, in which u is 1 - u here.
     """
 
-    process: AbstractGaussianProcess
+    process: AbstractProcess
     scale: Scalar = eqx.field(converter=as_scalar, default=1.29)
 
     def __check_init__(self):
@@ -172,11 +195,14 @@ class LogsnrTimes(AbstractTimes):
     Attributes:
       process: whose clock the times are on.
 
+    Raises:
+      ValueError: the process has no logsnr.
+
     Source: Kingma et al. 2021 (Variational Diffusion Models), section 5.1; Song et al. 2021b, section 5.1, draw from
     g^2/sigma^2 = -lambda'.
     """
 
-    process: AbstractGaussianProcess
+    process: AbstractGaussianProcess = eqx.field(converter=_with_logsnr)
 
     def quantile(self, u: Float[Array, " n"]) -> Float[Array, " n"]:
         high, low = self._ends()
@@ -205,8 +231,8 @@ class ImportanceTimes(AbstractTimes):
       q: any other times.
 
     Raises:
-      ValueError: q is lognormal or logit-normal, or p/q exceeds 1000 somewhere on the interval (where q's numbers are
-        known, that is, outside jit).
+      ValueError: q is `ImportanceTimes` itself, lognormal or logit-normal, or p/q exceeds 1000 somewhere on the
+        interval (where q's numbers are known, that is, outside jit).
 
     Source: Song et al. 2021b (Maximum likelihood training of score-based diffusion models), section 5.1.
     """
@@ -214,6 +240,8 @@ class ImportanceTimes(AbstractTimes):
     q: AbstractTimes
 
     def __check_init__(self):
+        if isinstance(self.q, ImportanceTimes):
+            raise ValueError("q: ImportanceTimes are corrected already, and twice is once too many; give their own q")
         if isinstance(self.q, LognormalTimes | LogitNormalTimes):
             raise ValueError(
                 f"q: under {type(self.q).__name__} the correction to uniform times has no bound, and the loss no "

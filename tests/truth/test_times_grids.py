@@ -9,7 +9,7 @@ from registry import ALL_GRIDS, ALL_PROCESSES, ALL_TIMES, each_process
 from scipy import stats
 
 import diffjax as dj
-from diffjax.process import ImportanceTimes, LogsnrTimes, LowDiscrepancyTimes, ModeTimes
+from diffjax.process import SDE, CriticallyDamped, ImportanceTimes, LogsnrTimes, LowDiscrepancyTimes, ModeTimes
 
 PAIRS = [(times, process) for times in ALL_TIMES for process in ("vp", "rectified")] + [("lognormal", "karras")]
 TOGETHER = ("stratified", "low-discrepancy")
@@ -242,12 +242,50 @@ def test_mode_and_importance_refuse_what_has_no_density_or_no_variance():
         with pytest.raises(ValueError, match=rf"q: under {thin.__name__} the correction"):
             ImportanceTimes(thin(dj.Karras()))
 
+    with pytest.raises(ValueError, match=r"q: ImportanceTimes are corrected already"):
+        ImportanceTimes(ImportanceTimes(LogsnrTimes(dj.Karras())))
+
     class Steep(LogsnrTimes):
         def density(self, t):
             return 20 * jnp.exp(-20 * t)
 
     with pytest.raises(ValueError, match=r"q: uniform over q must be at most 1000, got .* at t = 1"):
         ImportanceTimes(Steep(dj.Karras()))
+
+
+def test_logit_normal_is_zero_and_differentiable_at_the_ends_of_the_clock():
+    """Karras's interval is all of [0, 1]; the slope in between is the closed form's."""
+    t = jnp.array([0.0, 0.3, 1.0])
+    evaluate = jax.jit(lambda t, mean, std: dj.LogitNormalTimes(dj.Karras(), mean, std).density(t))
+    values, numbers = evaluate(t, 0.2, 1.5), jax.jacrev(evaluate, (1, 2))(t, 0.2, 1.5)
+    exact = lambda t, mean, std: stats.norm.pdf(np.log(t / (1 - t)), mean, std) / (t * (1 - t))
+    np.testing.assert_allclose(values, [0, exact(0.3, 0.2, 1.5), 0], rtol=1e-12)
+    difference = (exact(0.3 + 1e-6, 0.2, 1.5) - exact(0.3 - 1e-6, 0.2, 1.5)) / 2e-6
+    slope = jnp.diagonal(jax.jacrev(evaluate)(t, 0.2, 1.5))
+    np.testing.assert_allclose(slope, [0, difference, 0], rtol=1e-8)
+    differences = [exact(0.3, 0.2 + 1e-6, 1.5) - exact(0.3, 0.2 - 1e-6, 1.5)]
+    differences += [exact(0.3, 0.2, 1.5 + 1e-6) - exact(0.3, 0.2, 1.5 - 1e-6)]
+    for found, change in zip(numbers, differences, strict=True):
+        np.testing.assert_allclose(found, [0, change / 2e-6, 0], rtol=1e-8)
+
+
+# --- processes without a logsnr ---
+
+
+def test_times_of_a_process_without_a_logsnr():
+    """Uniform on all of [0, 1]; times that need a logsnr say so. A class may register another interval."""
+    process = SDE(lambda x, t: -x, lambda x, t: 0.3)
+    assert dj.interval(process) == (0.0, 1.0)
+    for times in (dj.UniformTimes(process), dj.StratifiedTimes(process), LowDiscrepancyTimes(process)):
+        t = draw(times, jax.random.key(0), 2000)
+        assert stats.kstest(t, "uniform").pvalue > 1e-3
+        np.testing.assert_array_equal(density(times, jnp.array([-0.1, 0.4, 1.1])), [0, 1, 0])
+    for make in (dj.LognormalTimes, LogsnrTimes):
+        with pytest.raises(ValueError, match=r"process: these times need a logsnr.* got SDE"):
+            make(process)
+    low, high = dj.UniformTimes(CriticallyDamped()).quantile(jnp.array([0.0, 1.0]))
+    assert 0 < low < 0.01
+    assert high == 1
 
 
 # --- grids ---
