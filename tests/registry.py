@@ -41,6 +41,22 @@ ALL_PROCESSES = {
 }
 
 
+KINDS = (
+    "vp",
+    "cosine-shifted",
+    "ve",
+    "karras",
+    "rectified",
+    "sub-vp",
+    "ve-from-zero",
+    "ou",
+    "own",
+    "learned-linear",
+    "ddpm",
+)
+"""One process of each kind of formula: what every property is tested on at once, the others among the slow tests."""
+
+
 def _falling(bend, t):
     return (1 - t) * (1 + bend * t)
 

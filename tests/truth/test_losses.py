@@ -56,7 +56,7 @@ def _all_losses(process, key, x0, cond):
     return schedule, dj.logsnr(process, t), dj.logsnr_rate(process, t), process.diffusion(x0, t), drawn, weighed
 
 
-@pytest.mark.parametrize("name", ["vp", "karras", "rectified"])
+@pytest.mark.parametrize("name", ["vp", pytest.param("karras", marks=pytest.mark.slow), "rectified"])
 def test_loss_is_the_weighted_noise_loss_by_hand(name):
     process = ALL_PROCESSES[name]()
     x0, cond = np.random.default_rng(0).normal(size=(2, B, D))
