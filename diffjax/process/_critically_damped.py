@@ -25,7 +25,8 @@ from jaxtyping import Array, Float
 from diffjax._arrays import as_scalar, check
 from diffjax._typing import Scalar, Time
 from diffjax.process._base import MAX_LOGSNR, interval
-from diffjax.process._linear import AbstractLinearProcess, Matrices, check_rates, elapsed, linear_kernel, moments, rate
+from diffjax.process._linear import AbstractLinearProcess, Matrices, check_rates, linear_kernel, moments, rate
+from diffjax.process._vp import integrated_beta, time_from_integrated_beta
 
 
 class CriticallyDamped(AbstractLinearProcess):
@@ -72,7 +73,7 @@ def _matrix(xx, xv, vx, vv):
 
 def _scaled(process, t, s: Time = 0.0):
     """The clock s, Phi's four entries and Sigma's three, for w = v/sqrt(M): dimensionless."""
-    clock = jnp.asarray(elapsed(process, t, s)) / jnp.sqrt(process.mass)
+    clock = jnp.asarray(integrated_beta(process, t, s)) / jnp.sqrt(process.mass)
     decay, z = jnp.exp(-clock), 2 * clock
     phi = decay * (1 + clock), decay * clock, -decay * clock, decay * (1 - clock)
     e = jnp.exp(-z)
@@ -113,6 +114,5 @@ def _(process: CriticallyDamped) -> tuple[Scalar, Scalar]:
     of the two terms; the velocity's share of noise is still C_vv = sqrt(4 s M/3), 2 % of its scale at the defaults."""
     noise = jnp.exp(-MAX_LOGSNR)
     clock = jnp.minimum(jnp.sqrt(noise / process.gamma), (0.75 * noise) ** (1 / 3))
-    b, slope = clock * jnp.sqrt(process.mass), process.beta_max - process.beta_min
-    t_min = 2 * b / (process.beta_min + jnp.sqrt(process.beta_min**2 + 2 * slope * b))
+    t_min = time_from_integrated_beta(process, clock * jnp.sqrt(process.mass))
     return jnp.minimum(t_min, 1.0), jnp.ones_like(t_min)

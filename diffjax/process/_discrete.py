@@ -147,15 +147,15 @@ def chain_times(process: DiscreteChain) -> Float[Array, " k"]:
 
 
 def linear_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Float[np.ndarray, " k"]:
-    """DDPM's betas, equally spaced, [k]. Source: Ho et al. 2020, section 4 (1000 steps)."""
-    _check_steps(steps)
+    """DDPM's betas, equally spaced, [k]; start and stop in (0, 1). Source: Ho et al. 2020, section 4 (1000 steps)."""
+    _check_betas(steps, start, stop)
     return np.linspace(start, stop, steps)
 
 
 def scaled_linear_betas(steps: int, start: float = 0.00085, stop: float = 0.012) -> Float[np.ndarray, " k"]:
     """Betas whose square roots are equally spaced, [k]. Source: Rombach et al. 2022 (latent diffusion), the released
-    code and Stable Diffusion's numbers (1000 steps)."""
-    _check_steps(steps)
+    code and Stable Diffusion's numbers (1000 steps); start and stop in (0, 1)."""
+    _check_betas(steps, start, stop)
     return np.linspace(start**0.5, stop**0.5, steps) ** 2
 
 
@@ -194,3 +194,9 @@ def zero_terminal_snr(betas: Any) -> Float[np.ndarray, " k"]:
 def _check_steps(steps: int) -> None:
     if steps < 1:
         raise ValueError(f"steps: at least one is needed, got {steps}")
+
+
+def _check_betas(steps: int, start: float, stop: float) -> None:
+    _check_steps(steps)
+    for name, value in (("start", start), ("stop", stop)):
+        check(0 < value < 1, f"{name}: must lie in (0, 1), got {value}")

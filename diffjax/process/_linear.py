@@ -21,12 +21,14 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from diffjax._arrays import as_scalar, check, default_index, is_concrete, normal_like, sample_keys
 from diffjax._typing import Index, Key, Sample, Scalar, Time
 from diffjax.process._base import AbstractProcess, interval
 from diffjax.process._noise import apply_matrix, matrix_noise, noise_divergence, noise_operator
+from diffjax.process._vp import integrated_beta
 
 Matrices = Float[Array, "*b m m"]
 _DOUBLINGS = 24
@@ -163,6 +165,11 @@ def linear_prior(
 # --- constant matrices ---
 
 
+def _as_floats(value):
+    value = jnp.asarray(value)
+    return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(float)
+
+
 class LinearSDE(AbstractLinearProcess):
     """dx = beta(t) F x dt + sqrt(beta(t)) L dw: constant matrices, run through at a rate that is linear in t.
 
@@ -173,12 +180,13 @@ class LinearSDE(AbstractLinearProcess):
       beta_max: the rate at t = 1; positive.
 
     Raises:
-      ValueError: the matrices are not square and of one size, a rate is not positive, or the covariance at t = 1 is not
-        positive definite (no noise reaches some combination of the channels).
+      ValueError: the matrices are not square and of one size, a rate is not positive, or no noise reaches some
+        combination of the channels: [L, F L, .., F^(m - 1) L] has a rank below m (Kalman's condition, for which the
+        units of the channels and the rate do not matter), and no covariance is positive definite.
     """
 
-    matrix: Float[Array, "m m"] = eqx.field(converter=jnp.asarray)
-    noise: Float[Array, "m m"] = eqx.field(converter=jnp.asarray)
+    matrix: Float[Array, "m m"] = eqx.field(converter=_as_floats)
+    noise: Float[Array, "m m"] = eqx.field(converter=_as_floats)
     beta_min: Scalar = eqx.field(converter=as_scalar, default=1.0)
     beta_max: Scalar = eqx.field(converter=as_scalar, default=1.0)
 
@@ -189,13 +197,12 @@ class LinearSDE(AbstractLinearProcess):
             if shape != (m, m) or not m:
                 raise ValueError(f"{name}: a square matrix of shape ({m}, {m}) is needed, got {shape}")
         check_rates(self)
-        if is_concrete(self):
-            values = jnp.linalg.eigvalsh(moments(self, 1.0)[1])
-            rounding = m * jnp.finfo(values.dtype).eps * values[-1]
+        if is_concrete((self.matrix, self.noise)):
+            rank = _reached(self.matrix, self.noise)
             check(
-                values[0] > rounding,
-                "noise: the covariance at t = 1 must be positive definite (in all channels), got an eigenvalue "
-                f"{values[0]} beside {values[-1]}",
+                rank == m,
+                "noise: must reach every channel, by itself or through the matrix, or no covariance is positive "
+                f"definite; got a rank of {rank} for {m} channels",
             )
 
     def drift_matrix(self, t: Scalar) -> Float[Array, "m m"]:
@@ -215,14 +222,20 @@ def rate(process, t):
     return process.beta_min + (process.beta_max - process.beta_min) * t
 
 
-def elapsed(process, t, s):
-    """The integral of beta from s to t."""
-    return (t - s) * (process.beta_min + 0.5 * (process.beta_max - process.beta_min) * (t + s))
+def _reached(f, l):
+    """The rank of [L, F L, .., F^(m - 1) L], each row of it scaled to length one."""
+    precision, (f, l) = jnp.finfo(f.dtype).eps, (np.asarray(matrix, np.float64) for matrix in (f, l))
+    blocks = [l]
+    for _ in range(len(f) - 1):
+        blocks.append(f @ blocks[-1] / max(np.abs(f).max(), np.finfo(float).tiny))
+    rows = np.concatenate(blocks, axis=1)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.linalg.matrix_rank(rows / np.where(lengths > 0, lengths, 1), rtol=len(f) * precision)
 
 
 @moments.register(LinearSDE)
 def _(process: LinearSDE, t: Time, s: Time = 0.0) -> tuple[Matrices, Matrices]:
-    tau, f, l = jnp.asarray(elapsed(process, t, s)), process.matrix, process.noise
+    tau, f, l = jnp.asarray(integrated_beta(process, t, s)), process.matrix, process.noise
     both = jnp.vectorize(lambda u: jnp.stack(_van_loan(f, l @ l.T, u)), signature="()->(k,m,m)")(tau)
     return both[..., 0, :, :], both[..., 1, :, :]
 

@@ -54,7 +54,7 @@ def check_betas(beta_min: Scalar, beta_max: Scalar) -> None:
 
 
 def integrated_beta(process: Any, t: Time, s: Time = 0.0) -> Time:
-    """The integral of beta from s to t, for a process with `beta_min` and `beta_max`."""
+    """The integral of beta, linear in t, from s to t, for any process with `beta_min` and `beta_max`."""
     return (t - s) * (process.beta_min + 0.5 * (process.beta_max - process.beta_min) * (t + s))
 
 

@@ -119,3 +119,12 @@ def test_traced_betas_are_the_same_chain_and_learn():
 def test_bad_betas_are_refused(betas, message):
     with pytest.raises(ValueError, match=message):
         DiscreteChain(betas)
+
+
+@pytest.mark.parametrize("make", [linear_betas, scaled_linear_betas])
+def test_bad_ends_of_betas_are_refused(make):
+    for value in (0.0, -0.1, 1.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=rf"start: must lie in \(0, 1\), got {value}"):
+            make(10, value)
+        with pytest.raises(ValueError, match=rf"stop: must lie in \(0, 1\), got {value}"):
+            make(10, 0.1, value)

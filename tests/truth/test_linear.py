@@ -261,16 +261,32 @@ def test_critically_damped_refuses(name, value):
 
 def test_linear_sde_refuses():
     f, l = jnp.asarray(F), jnp.asarray(L)
-    with pytest.raises(ValueError, match=r"noise: .*positive definite.* got an eigenvalue .*0.0"):
+    with pytest.raises(ValueError, match=r"noise: .*positive definite; got a rank of 0 for 2 channels"):
         dp.LinearSDE(f, jnp.zeros((2, 2)))
-    with pytest.raises(ValueError, match=r"noise: .*positive definite"):  # noise that reaches the first channel only
+    with pytest.raises(ValueError, match=r"noise: .*got a rank of 1 for 2"):  # noise that reaches the first channel
         dp.LinearSDE(jnp.diag(jnp.array([-1.0, -2.0])), jnp.diag(jnp.array([1.0, 0.0])))
+    turn, some = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0], np.diag([1.0, 2.0, 0.0])
+    with pytest.raises(ValueError, match=r"noise: .*got a rank of 2 for 3"):  # a combination that is no channel
+        dp.LinearSDE(jnp.asarray(-turn @ np.diag([1.0, 2.0, 3.0]) @ turn.T), jnp.asarray(turn @ some @ turn.T))
     with pytest.raises(ValueError, match=r"noise: a square matrix of shape \(2, 2\) is needed, got \(3, 3\)"):
         dp.LinearSDE(f, jnp.eye(3))
     with pytest.raises(ValueError, match=r"matrix: a square matrix .* got \(2, 3\)"):
         dp.LinearSDE(jnp.ones((2, 3)), l)
     with pytest.raises(ValueError, match=r"beta_min: must be positive and finite, got -1.0"):
         dp.LinearSDE(f, l, -1.0)
+
+
+@pytest.mark.parametrize(("rate", "unit"), [(1e-3, 1.0), (1.0, 1e-6), (1e-3, 1e6)])
+def test_slow_processes_and_channels_in_other_units_are_not_refused_in_float32(rate, unit):
+    """The position's variance at t = 1 is rate^3/3 or 1e-12 of the velocity's, below float32's rounding."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        dp.LinearSDE(jnp.array([[0.0, unit], [-1 / unit, -2.0]]), jnp.array([[0.0, 0.0], [0.0, 2.0]]), rate, rate)
+
+
+def test_whole_numbers_are_float_leaves():
+    process = dp.LinearSDE(jnp.array([[0, 1], [-1, -2]]), np.array([[0, 0], [0, 2]]), 1, 2)
+    assert all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(process))
+    np.testing.assert_array_equal(process.drift_matrix(jnp.asarray(0.5)), [[0, 1.5], [-1.5, -3]])
 
 
 def test_new_numbers_compile_nothing():
