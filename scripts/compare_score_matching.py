@@ -1,6 +1,6 @@
 """Four ways to learn one score: implicit, sliced, denoising and NCSN losses on a mixture in the plane.
 
-    python scripts/compare_score_matching.py [--steps 3000] [--output runs/compare_score_matching]
+    python scripts/compare_score_matching.py [--steps 3000] [--out runs/compare_score_matching]
 
 The same small network, told of the noise level, learns s(x, t) = grad log p_t under the VE process, with the same
 optimiser, steps, batch and noise, weighted by sigma^2. Implicit (exact trace) and sliced (variance-reduced, one
@@ -158,13 +158,13 @@ def draw(path, fields, rows):
     figure.savefig(path, dpi=110)
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=3000, help=f"optimiser steps for each loss, in chunks of {CHUNK}")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("runs/compare_score_matching"))
-    options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/compare_score_matching"))
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
     x_key, eps_key = jax.random.split(jax.random.key(options.seed + 1))
     x0, eps = mixture().sample(x_key, 20000), jax.random.normal(eps_key, (20000, 2))
     fields, runs, found = {"exact": lambda x, t: mixture().score(PROCESS, x, t)}, {}, {}
@@ -178,10 +178,10 @@ def main():
     print("  ".join(head))
     for name, *numbers in rows:
         print(f"{name:12}" + "".join(f"{value:10.3f}" for value in numbers))
-    with open(options.output / "errors.csv", "w", newline="") as file:
+    with open(options.out / "errors.csv", "w", newline="") as file:
         csv.writer(file).writerows([head, *([row[0], *(f"{v:.4g}" for v in row[1:])] for row in rows)])
-    draw(options.output / "fields.png", fields, rows)
-    print(f"written: {options.output}/errors.csv, {options.output}/fields.png")
+    draw(options.out / "fields.png", fields, rows)
+    print(f"written: {options.out}/errors.csv, {options.out}/fields.png")
 
 
 if __name__ == "__main__":

@@ -132,13 +132,13 @@ def picture(path, trained, history):
     plt.savefig(path, dpi=120)
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=4000, help="updates of each run")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--draws", type=int, default=64, help="times and noises for each held-out image")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/elbo_digits"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     train_x, test_x = (jnp.asarray(data.digits(part)[0].reshape(-1, 64)) for part in ("train", "test"))
     trained, history, rows = {}, {}, {}
@@ -157,6 +157,7 @@ def main():
         table.writerows([name, part, *row[part]] for name, row in rows.items() for part in row)
     picture(options.out / "bits.png", trained, history)
     print(f"table and picture in {options.out}")
+    return rows
 
 
 if __name__ == "__main__":

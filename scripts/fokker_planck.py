@@ -89,7 +89,7 @@ def draw(frame, results):
     return Image.fromarray(pixels)
 
 
-def main(out, paths, cells, frames, bins, steps):
+def study(out, paths, cells, frames, bins, steps):
     every = max(steps // (frames - 1), 1)
     floor = np.sqrt(2 * bins / (np.pi * paths))
     results, passed = {}, True
@@ -115,13 +115,17 @@ def main(out, paths, cells, frames, bins, steps):
     return passed
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/fokker_planck"))
     parser.add_argument("--paths", type=int, default=1_000_000)
     parser.add_argument("--cells", type=int, default=240, help="a multiple of the bins")
     parser.add_argument("--frames", type=int, default=41)
     parser.add_argument("--bins", type=int, default=30, help="of the histogram of paths")
     parser.add_argument("--steps", type=int, default=320, help="of Euler-Maruyama, a multiple of frames - 1")
-    if not main(**vars(parser.parse_args())):
+    if not study(**vars(parser.parse_args(arguments))):
         raise SystemExit("a distance is larger than it should be")
+
+
+if __name__ == "__main__":
+    main()

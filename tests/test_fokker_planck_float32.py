@@ -1,9 +1,4 @@
-"""The Fokker-Planck solver and its script in the float32 that users run."""
-
-import os
-import pathlib
-import subprocess
-import sys
+"""The Fokker-Planck solver in the float32 that users run."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +6,6 @@ import pytest
 
 import diffjax as dj
 from diffjax.analytic import Box, cell_averages, fokker_planck
-
-SCRIPTS = pathlib.Path(__file__).parents[1] / "scripts"
 
 
 @pytest.mark.slow
@@ -25,14 +18,3 @@ def test_float32_keeps_mass_and_sign_and_the_distance():
     assert found.min() >= 0
     np.testing.assert_allclose(found.sum(1), found[0].sum(), rtol=1e-5)
     assert 0.1 * np.abs(found[1] - end).sum() < 2e-3
-
-
-@pytest.mark.slow
-def test_the_script_runs(tmp_path):
-    few = ["--out", str(tmp_path), "--paths", "500", "--frames", "3", "--steps", "4"]
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent)}
-    command = [sys.executable, str(SCRIPTS / "fokker_planck.py"), *few]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("L1 distance to the exact density") == 2
-    assert (tmp_path / "movie.gif").stat().st_size > 0

@@ -1,0 +1,52 @@
+"""The studies in `scripts/` from one end to the other, with hardly any work in them."""
+
+import csv
+import pathlib
+import runpy
+
+import numpy as np
+import pytest
+
+SCRIPTS = pathlib.Path(__file__).parents[1] / "scripts"
+pytestmark = pytest.mark.slow
+
+
+def run(name, folder, *arguments):
+    return runpy.run_path(str(SCRIPTS / f"{name}.py"))["main"]([*arguments, "--out", str(folder)])
+
+
+def test_compare_score_matching(tmp_path):
+    """A hundred steps: every loss has already learned something of the score (its error from zero is 1)."""
+    run("compare_score_matching", tmp_path, "--steps", "100")
+    with open(tmp_path / "errors.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["loss"] for row in rows] == ["implicit", "sliced (vr)", "denoising", "NCSN"]
+    assert all(0 < float(row["error at logsnr 0"]) < 0.9 for row in rows)
+    assert all(float(row["ms a step"]) > 0 for row in rows)
+    assert (tmp_path / "fields.png").stat().st_size > 10_000
+
+
+def test_critically_damped(tmp_path, capsys):
+    rows = run("critically_damped", tmp_path, "--steps", "50", "--samples", "200", "--nfe", "20")
+    assert [row[:3] for row in rows] == [(p, by, 20) for p in ("VP", "CLD") for by in ("SDE", "flow")]
+    assert all(np.isfinite(row[3]) for row in rows)
+    assert "floor" in capsys.readouterr().out
+    assert (tmp_path / "samples.png").stat().st_size > 10_000
+
+
+def test_fokker_planck(tmp_path, capsys):
+    run("fokker_planck", tmp_path, "--paths", "500", "--frames", "3", "--steps", "4")
+    assert capsys.readouterr().out.count("L1 distance to the exact density") == 2
+    assert (tmp_path / "movie.gif").stat().st_size > 0
+
+
+def test_elbo_digits(tmp_path):
+    """Even untrained the bound is a finite number of bits, the sum of its parts, and K steps cost more than infinitely
+    many."""
+    rows = run("elbo_digits", tmp_path, "--steps", "20", "--draws", "2")
+    for row in rows.values():
+        bits = {name: mean for name, (mean, _) in row.items()}
+        assert np.isclose(bits["per_sample"], bits["prior"] + bits["reconstruction"] + bits["diffusion"], rtol=1e-5)
+        assert bits["per_sample"] < bits["10 steps"] < 100
+    assert (tmp_path / "bits.csv").stat().st_size > 100
+    assert (tmp_path / "bits.png").stat().st_size > 10_000
