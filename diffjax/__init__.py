@@ -7,16 +7,19 @@ Everything is a pure function around the denoiser, `D(xt, t) -> x0_hat`:
     samplers, likelihood                   what a denoiser is for
     analytic                               exact denoisers, to measure all of it against
 
-The mathematics and the network adapters are here at the top; weightings are in `diffjax.losses`, and
+The mathematics and the network adapters are here at the top; weightings and more losses are in `diffjax.losses`, and
 `diffjax.networks`, `diffjax.training`, `diffjax.data`, `diffjax.metrics` and `diffjax.viz` are imported by name.
 """
 
 from diffjax._typing import Denoiser as Denoiser, Network as Network
 from diffjax.analytic import (
     AbstractDistribution as AbstractDistribution,
+    Box as Box,
     Empirical as Empirical,
     Gaussian as Gaussian,
     GaussianMixture as GaussianMixture,
+    cell_averages as cell_averages,
+    cell_centres as cell_centres,
     exact_denoiser as exact_denoiser,
     flow_map as flow_map,
     fokker_planck as fokker_planck,
@@ -29,9 +32,13 @@ from diffjax.likelihood import (
     log_likelihood as log_likelihood,
 )
 from diffjax.losses import (
+    continuous_elbo as continuous_elbo,
     denoising_loss as denoising_loss,
+    discrete_elbo as discrete_elbo,
     drop_condition as drop_condition,
     hybrid_loss as hybrid_loss,
+    implicit_score_matching as implicit_score_matching,
+    sliced_score_matching as sliced_score_matching,
 )
 from diffjax.networks import from_equinox as from_equinox, from_linen as from_linen, from_nnx as from_nnx
 from diffjax.parameterisation import (
