@@ -24,8 +24,10 @@ from diffjax.process._scales import on_circle, scales
 class DiscreteChain(AbstractGaussianProcess):
     """A chain given by its own betas, as a process in continuous time: step k of K is the time k/K.
 
-    The sums of log(1 - beta) are kept in two parts, `high + low`, so that differences of them have all of float32's
-    digits. They are leaves beside `betas`: to learn the betas, build the chain inside the loss.
+    The sums of -log(1 - beta) are kept in two parts, `high + low`, so that differences of them have all of float32's
+    digits; `summed` are the betas that they are the sums of. These three have no gradient. What `betas` have moved away
+    from `summed` is added, so that the chain is always that of its `betas`: they may be learned, be it as leaves of the
+    process or with the chain built inside the loss. (Weight decay would spoil the other three: it is for networks.)
 
     Args:
       betas: the variance that each step adds, [k], in (0, 1); the last may be 1.
@@ -39,11 +41,13 @@ class DiscreteChain(AbstractGaussianProcess):
     betas: Float[Array, " k"]
     high: Float[Array, " k"]
     low: Float[Array, " k"]
+    summed: Float[Array, " k"]
 
     def __init__(self, betas: Any):
         self.betas = jnp.asarray(betas, None if isinstance(betas, jax.Array) else float)
         if self.betas.ndim != 1 or self.betas.size == 0:
             raise ValueError(f"betas: one number a step is needed, shape [k], got shape {self.betas.shape}")
+        self.summed = jnp.array(self.betas)
         if not is_concrete(betas):
             sums = jnp.cumsum(-jnp.log1p(-self.betas[:-1]))
             self.high = jnp.concatenate([jnp.zeros_like(self.betas[:1]), sums])
@@ -61,7 +65,8 @@ class DiscreteChain(AbstractGaussianProcess):
     def alpha(self, t: Time) -> Time:
         j, along, left, _ = _cell(self, t)
         last, rate = _rate(self, j, t)
-        start = jnp.exp(-0.5 * self.high.astype(rate.dtype)[j]) * (1 - 0.5 * self.low.astype(rate.dtype)[j])
+        high, low = _sums(self, rate.dtype)
+        start = jnp.exp(-0.5 * high[j]) * jnp.exp(-0.5 * low[j])
         return start * jnp.where(last, left, jnp.exp(-0.5 * rate * along))
 
     def sigma(self, t: Time) -> Time:
@@ -81,6 +86,13 @@ def _cell(chain: DiscreteChain, t: Time) -> tuple[Any, Any, Any, Any]:
     return j, (t - knots[j]) / width, (knots[j + 1] - t) / width, width
 
 
+def _sums(chain: DiscreteChain, dtype: Any) -> tuple[Any, Any]:
+    """B at the beginning of each cell, [k], in two parts."""
+    high, low, summed = (jax.lax.stop_gradient(x).astype(dtype) for x in (chain.high, chain.low, chain.summed))
+    moved = -jnp.log1p((summed - chain.betas.astype(dtype))[:-1] / (1 - summed[:-1]))
+    return high, low + jnp.concatenate([jnp.zeros(1, dtype), jnp.cumsum(moved)])
+
+
 def _rate(chain: DiscreteChain, j: Any, t: Time) -> tuple[Any, Any]:
     """Whether the cell j ends without signal, and by how much B grows over it (there: 0), in the dtype of t."""
     beta = chain.betas.astype(jnp.asarray(t).dtype)[j]
@@ -97,7 +109,8 @@ def _decay(chain: DiscreteChain, t: Time) -> Any:
     """B(t) = -2 log alpha."""
     j, along, left, _ = _cell(chain, t)
     growth = _growth(*_rate(chain, j, t), along, left)
-    return chain.high.astype(growth.dtype)[j] + (chain.low.astype(growth.dtype)[j] + growth)
+    high, low = _sums(chain, growth.dtype)
+    return high[j] + (low[j] + growth)
 
 
 @logsnr.register(DiscreteChain)
@@ -109,8 +122,8 @@ def _(process: DiscreteChain, t: Time) -> Time:
 @time_from_logsnr.register(DiscreteChain)
 def _(process: DiscreteChain, value: Time) -> Time:
     b = jax.nn.softplus(-jnp.asarray(value))
-    high, low = process.high.astype(b.dtype), process.low.astype(b.dtype)
-    j = jnp.searchsorted(jax.lax.stop_gradient(high[1:]), jax.lax.stop_gradient(b), side="right")
+    high, low = _sums(process, b.dtype)
+    j = jnp.searchsorted(jax.lax.stop_gradient((high + low)[1:]), jax.lax.stop_gradient(b), side="right")
     last, rate = _rate(process, j, b)
     growth = (b - high[j]) - low[j]
     along = jnp.where(last, -jnp.expm1(-0.5 * growth), growth / jnp.where(last, 1.0, rate))
@@ -122,7 +135,7 @@ def _(process: DiscreteChain, t: Time, s: Time) -> tuple[Time, Time]:
     (j, along, left, width), (i, _, left_s, _) = _cell(process, t), _cell(process, s)
     (last, rate), (_, rate_s) = _rate(process, j, t), _rate(process, i, s)
     same = i == j
-    high, low = process.high.astype(rate.dtype), process.low.astype(rate.dtype)
+    high, low = _sums(process, rate.dtype)
     after = jnp.minimum(i + 1, process.betas.shape[0] - 1)
     between = (high[j] - high[after]) + (low[j] - low[after])
     over_cells = between + rate_s * left_s  # from s to the beginning of t's cell

@@ -104,6 +104,24 @@ def test_traced_betas_are_the_same_chain_and_learn():
     np.testing.assert_allclose(slope(betas), np.tril(np.ones((4, 4))) * -1 / (1 - np.asarray(betas)), rtol=1e-12)
 
 
+def test_betas_that_move_stay_one_chain():
+    """Moved as leaves of the process they are the chain of the new betas, with its gradient; the sums have none."""
+    betas, new, t = jnp.array([0.1, 0.5, 0.01, 0.9]), jnp.array([0.2, 0.3, 0.05, 0.8]), jnp.array([0.2, 0.5, 0.75, 0.9])
+    total = lambda chain: sum(jnp.sum(jnp.cos(x)) for x in jax.tree.leaves(look(chain, t, 0.4 * t)))
+    times = lambda chain: dj.time_from_logsnr(chain, jnp.array([3.0, 1.0, -2.0]))
+    evaluate = jax.jit(lambda chain: (look(chain, t, 0.4 * t), times(chain), jax.grad(total)(chain)))
+    (*found, by), (*expected, _) = (
+        evaluate(chain) for chain in (eqx.tree_at(lambda c: c.betas, DiscreteChain(betas), new), DiscreteChain(new))
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+    rebuilt = jax.jit(jax.grad(lambda betas: total(DiscreteChain(betas))))(new)
+    np.testing.assert_allclose(by.betas, rebuilt, rtol=1e-9)
+    assert np.all(np.asarray(rebuilt) != 0)
+    for leaf in (by.high, by.low, by.summed):
+        np.testing.assert_array_equal(leaf, 0)
+
+
 @pytest.mark.parametrize(
     ("betas", "message"),
     [
