@@ -32,13 +32,18 @@ from diffjax.process import AbstractGaussianProcess, AbstractProcess, interval
 MAX_ROUGHNESS = 0.25
 """Of sum |second difference of p| / sum p along an axis; (h/s)^2 for a normal density of standard deviation s."""
 
+MAX_AT_WALLS = 1e-3
+"""Of the mass, in the cells at the walls."""
+_LOOKS = 32
+_REMEDY = "; take fewer cells, a larger box (steps go as one over their width squared), closer times, or more steps"
+
 
 class Box(eqx.Module):
     """A box in one or two dimensions, cut into equal cells.
 
     Args:
-      low: its lower corner, [d], or a number for d = 1; it should hold the density at all times, for what reaches a
-        wall stays.
+      low: its lower corner, [d], or a number for d = 1. The density must vanish at the walls at all times: what reaches
+        one stays there, which is not what the process does.
       high: its upper corner, [d] or a number.
       cells: how many along each axis, a tuple of d, or a number.
 
@@ -111,7 +116,7 @@ def fokker_planck(
       density0: the density at ts[0], [*cells], not negative, of mass 1; see `cell_averages`.
       ts: ascending times [points] in [0, 1]; those of a Gaussian process are brought into its `interval`, as by
         `simulate`.
-      max_steps: between two times.
+      max_steps: between two times. Too many of them are refused before the first, by an estimate from below.
 
     Returns:
       The densities at all of ts, [points, *cells], the first of them density0: of equal mass to rounding, and none of
@@ -119,19 +124,18 @@ def fokker_planck(
 
     Raises:
       ValueError: g g' is not diagonal; density0 is negative, does not fit the box or has not mass 1 to 1e-3; the
-        cells are too coarse for it or for what it becomes; drift or noise is not finite on them; ts does not ascend,
-        leaves [0, 1], or has two times beyond the same end of the interval; max_steps do not suffice.
+        cells are too coarse for it or for what it becomes; the box is too small for them, with more than 1e-3 of the
+        mass in the cells at the walls; drift or noise is not finite on them; ts does not ascend, leaves [0, 1], or has
+        two times beyond the same end of the interval; max_steps do not suffice.
     """
     if density0.shape != box.cells:
         raise ValueError(f"density0: one number a cell is needed, shape {box.cells}, got {density0.shape}")
     _check_density(box, density0)
     _check_cells(box, density0[None], ts)
     ts = _clipped(process, ts, time_dtype(density0))
-    finite, mixed = _at_ends(process, box, ts)
-    check(finite, f"process: drift or noise is not finite on the box at t = {ts[0]} or {ts[-1]}")
-    check(mixed == 0, f"process: noise must be diagonal, got off-diagonal entries of g g' up to {mixed}")
+    _check_rates(process, box, ts, max_steps)
     densities, enough = _solve(process, box, density0, ts, max_steps)
-    check(enough, f"cells: {box.cells} take more than max_steps = {max_steps} steps between two times")
+    check(enough, f"cells: {box.cells} take more than max_steps = {max_steps} steps between two times{_REMEDY}")
     _check_cells(box, densities, ts)
     return densities
 
@@ -161,7 +165,7 @@ def _widths(box):
 
 
 def _check_cells(box, densities, ts):
-    """Refuses cells on which a density changes its slope too much from one to the next."""
+    """Refuses cells on which a density changes its slope too much from one to the next, or that end too early."""
     if not is_concrete((box, densities, ts)):
         return
     densities = np.asarray(densities)
@@ -176,20 +180,50 @@ def _check_cells(box, densities, ts):
             f"density at t = {float(ts[worst]):.4g}: its second differences sum to {rough[worst]:.3g}, more than "
             f"{MAX_ROUGHNESS}",
         )
+    inner = densities[(slice(None), *(slice(1, -1),) * len(box.cells))]
+    over = tuple(range(1, densities.ndim))
+    share = 1 - inner.sum(over) / densities.sum(over)
+    worst = int(np.argmax(share))
+    check(
+        ~(share[worst] > MAX_AT_WALLS),
+        f"low, high: the density must vanish at the walls, where cells hold {share[worst]:.3g} of its mass at "
+        f"t = {float(ts[worst]):.4g}, more than {MAX_AT_WALLS}; take a larger box",
+    )
+
+
+def _check_rates(process, box, ts, max_steps):
+    """Looks at drift and noise at the times, and between them where they are few, and counts the steps to be taken."""
+    if not is_concrete((process, box, ts)):
+        return
+    ts = np.asarray(ts)
+    fine = np.linspace(ts[:-1], ts[1:], max(_LOOKS // (len(ts) - 1), 1) + 1, axis=1).astype(ts.dtype)
+    fastest, mixed = (np.asarray(x) for x in _at_times(process, box, jnp.asarray(fine.ravel())))
+    finite, i = np.isfinite(fastest), int(np.argmin(np.isfinite(fastest)))
+    check(finite, f"process: drift or noise is not finite on the box at t = {fine.ravel()[i]}")
+    mixed = mixed.max()
+    check(mixed == 0, f"process: noise must be diagonal, got off-diagonal entries of g g' up to {mixed}")
+    fastest = fastest.reshape(fine.shape)
+    steps = (np.minimum(fastest[:, 1:], fastest[:, :-1]) * np.diff(fine)).sum(1) / 0.9
+    worst = int(np.argmax(steps))
+    check(
+        steps[worst] <= max_steps,
+        f"cells: {box.cells} take at least {steps[worst]:.3g} steps between t = {ts[worst]:.4g} and "
+        f"{ts[worst + 1]:.4g}, more than max_steps = {max_steps}{_REMEDY}",
+    )
 
 
 @eqx.filter_jit
-def _at_ends(process, box, ts):
-    """(whether all is finite, the largest off-diagonal entry of g g') at the first and the last time."""
+def _at_times(process, box, ts):
+    """(the fastest rate of leaving a cell, the largest off-diagonal entry of g g') at each of the times, [n] each."""
     x = cell_centres(box).reshape(-1, len(box.cells))
-    finite, mixed = [], []
-    for t in (ts[0], ts[-1]):
-        finite.append(jnp.isfinite(_fastest((process, box), t)))
+
+    def look(t):
         g = jnp.asarray(process.diffusion(x, t))
-        if _is_matrix(g, x):
-            squares = g @ jnp.swapaxes(g, -2, -1)
-            mixed.append(jnp.max(jnp.abs(jnp.where(jnp.eye(x.shape[1]) == 1, 0, squares))))
-    return jnp.stack(finite), jnp.max(jnp.stack(mixed)) if mixed else jnp.zeros(())
+        squares = g @ jnp.swapaxes(g, -2, -1) if _is_matrix(g, x) else jnp.zeros((1, 1), x.dtype)
+        mixed = jnp.where(jnp.eye(squares.shape[-1]) == 1, 0, squares)
+        return _fastest((process, box), t), jnp.max(jnp.abs(mixed))
+
+    return jax.lax.map(look, ts)
 
 
 def _is_matrix(g, x):

@@ -1,6 +1,7 @@
 """The Fokker-Planck solver against exact densities: Gaussian processes, noise that depends on x, phase space."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -189,19 +190,39 @@ def test_cells_that_are_too_coarse_and_densities_that_do_not_fit_are_refused():
         fokker_planck(process, box, good, np.array([0.0, 0.5, 0.4]))
     with pytest.raises(ValueError, match=r"ts: two times lie beyond the same end"):
         fokker_planck(process, box, good, np.array([0.0, 1e-12, 0.4]))
-    with pytest.raises(ValueError, match=r"process: drift or noise is not finite .* t = 0\.0 or 1\.0"):
+    with pytest.raises(ValueError, match=r"process: drift or noise is not finite .* t = 0\.0"):
         fokker_planck(SDE(lambda x, t: x / t, lambda x, t: 1.0), box, good, TS)
+
+
+def test_too_many_steps_and_boxes_that_are_too_small_are_refused_before_the_first():
+    """Of the steps, 2 D/h^2 a unit of time, over 0.9: here 16/0.0025/0.9 = 7111, and in (0.2, 1) 0.8 of that."""
+    box, fast = Box(-6.0, 6.0, 240), SDE(lambda x, t: 0 * x, lambda x, t: 4.0)
+    start = cell_averages(box, lambda x: jax.scipy.stats.norm.logpdf(x[:, 0], 0.0, 0.5))
+    with pytest.raises(ValueError, match=r"at least 5\.69e\+03 steps between t = 0\.2 and 1, .* = 5000; take fewer"):
+        fokker_planck(fast, box, start, np.array([0.0, 0.2, 1.0]), max_steps=5000)
+    box = Box(-1.0, 6.0, 140)
+    start = cell_averages(box, lambda x: jax.scipy.stats.norm.logpdf(x[:, 0], 0.0, 0.5)) / stats.norm.sf(-2)
+    with pytest.raises(ValueError, match=r"low, high: .*vanish at the walls.* hold 0\.00611 .* at t = 0, .*larger box"):
+        fokker_planck(fast, box, start, np.array([0.0, 1.0]))
 
 
 @pytest.mark.slow
 def test_what_shows_on_the_way_is_refused():
-    """A strong pull with hardly any noise: the density grows narrower than a cell. And too many steps."""
+    """A strong pull with hardly any noise: the density grows narrower than a cell. A drift into a wall. And more steps
+    than there are, by the estimate and, where that is a little too low, on the way."""
     box, pull = Box(-6.0, 6.0, 60), SDE(lambda x, t: -5 * x, lambda x, t: 0.1)
     start = cell_averages(box, lambda x: jax.scipy.stats.norm.logpdf(x[:, 0], 0.05, 0.5))
     with pytest.raises(ValueError, match=r"cells: 60 along axis 0.* too coarse .* t = 1: .*more than 0\.25"):
         fokker_planck(pull, box, start, np.array([0.0, 1.0]))
-    with pytest.raises(ValueError, match=r"cells: \(60,\) take more than max_steps = 10 steps"):
-        fokker_planck(pull, box, start, np.array([0.0, 1.0]), max_steps=10)
+    with pytest.raises(ValueError, match=r"low, high: .*vanish at the walls.* at t = 1, more than 0\.001"):
+        fokker_planck(SDE(lambda x, t: 0 * x + 5.0, lambda x, t: 0.5), box, start, np.array([0.0, 0.5, 1.0]))
+    vp, ts = dj.VariancePreserving(), np.array([0.0, 1.0])
+    with pytest.raises(ValueError, match=r"cells: \(60,\) take at least .* steps") as caught:
+        fokker_planck(vp, box, start, ts, max_steps=10)
+    least = float(re.search(r"at least (\S+) steps", str(caught.value))[1])
+    with pytest.raises(ValueError, match=r"cells: \(60,\) take more than max_steps"):
+        fokker_planck(vp, box, start, ts, max_steps=int(1.01 * least))
+    fokker_planck(vp, box, start, ts, max_steps=int(1.3 * least))
 
 
 def test_noise_that_mixes_the_axes_is_refused():
