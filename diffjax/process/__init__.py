@@ -4,6 +4,10 @@ process -- alpha, sigma --> logsnr, rates, interval       schedules, and what fo
         -- perturb, prior, conditional, posterior         kernels
         -- simulate                                       paths of the SDE, by diffrax
         -- *Times (training), *_grid (sampling)           where on the clock to look
+
+Shifted, Clipped, Retimed                                 a process's path on another schedule
+LinearSDE, CriticallyDamped -- moments, linear_*          matrices: channels that drive one another
+SDE -- simulate, noise_*                                  any f and g, without kernels
 """
 
 from diffjax.process._base import (
@@ -45,7 +49,6 @@ from diffjax.process._linear import (
     moments as moments,
 )
 from diffjax.process._noise import (
-    apply_matrix as apply_matrix,
     diagonal_noise as diagonal_noise,
     noise_divergence as noise_divergence,
     noise_operator as noise_operator,
@@ -54,7 +57,7 @@ from diffjax.process._offset_cosine import OffsetCosine as OffsetCosine
 from diffjax.process._ou import OrnsteinUhlenbeck as OrnsteinUhlenbeck
 from diffjax.process._polynomial import Polynomial as Polynomial
 from diffjax.process._rectified import Rectified as Rectified
-from diffjax.process._scales import scales as scales, scales_from_logsnr as scales_from_logsnr
+from diffjax.process._scales import scales_from_logsnr as scales_from_logsnr
 from diffjax.process._schedule import Schedule as Schedule
 from diffjax.process._sde import (
     SDE as SDE,
