@@ -289,6 +289,7 @@ def test_bins_are_a_distribution_and_keep_their_digits():
     np.testing.assert_allclose(far[0], -np.log(exact / (0.1 * np.sqrt(2 * np.pi))), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_finite_in_float32_with_a_gradient_in_everything():
     """Both bounds, images; the gradient also with respect to the schedule's end points."""
     with jax.enable_x64(False):
@@ -314,6 +315,7 @@ def test_finite_in_float32_with_a_gradient_in_everything():
             assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((nats, slope)))
 
 
+@pytest.mark.slow
 def test_the_chains_bound_has_a_gradient_in_its_betas_and_in_any_schedule():
     """Finite, and for the betas that of central differences: with the chain built inside the loss."""
     betas, x0 = jnp.linspace(0.02, 0.3, 4), data(64)

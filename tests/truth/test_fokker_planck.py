@@ -60,6 +60,7 @@ def test_other_processes_move_it_as_they_should(process, bound):
     assert np.all(solved(process(), bimodal(), Box(-6.0, 6.0, 240), np.array([0.0, 0.05, 0.2, 0.9])) < bound)
 
 
+@pytest.mark.slow
 def test_a_mixture_of_full_covariance_in_the_plane():
     """60 cells a side are three a standard deviation; the slow test halves them."""
     distance = solved(dj.VariancePreserving(), plane(), Box([-5.0, -4.5], [5.0, 4.5], (60, 54)), np.array([0.0, 0.2]))

@@ -122,7 +122,7 @@ def test_the_moment_equation_is_differentiable_in_both_modes():
     np.testing.assert_allclose([reverse, forward], (difference[0] - difference[1]) / 2e-4, rtol=1e-6)
 
 
-@pytest.mark.parametrize("way", ["closed form", "van loan"])
+@pytest.mark.parametrize("way", ["closed form", pytest.param("van loan", marks=pytest.mark.slow)])
 def test_moments_compose_and_are_differentiable(way):
     process, one, two = WAYS[way](), np.array([0.7, 0.25, 0.7]), np.array([0.25, 0.0, 0.0])
 
@@ -198,6 +198,7 @@ def test_kernel_in_float32_over_the_interval(beta):
     assert 19 < logsnr[0] < 20.1, "the interval begins where the data's logsnr is about 20"
 
 
+@pytest.mark.slow
 def test_perturb_and_prior_act_on_the_channels_of_images():
     """[b, m, h, w]: every pixel has the same kernel; sample i of the prior depends on its global index alone."""
     process, shape = critically_damped(), (4000, 2, 2, 3)

@@ -214,6 +214,7 @@ def test_conditions_that_differ_exchange_nothing_and_paths_in_one_dimension_do_n
     np.testing.assert_array_equal(np.sort(same.ravel()), np.sort(np.asarray(eps).ravel()))
 
 
+@pytest.mark.slow
 def test_optimal_transport_respects_conditions():
     pytest.importorskip("ott", reason="the extra `metrics` is not installed")
     run = eqx.filter_jit(lambda coupling, keys, *data: jax.vmap(coupling)(keys, *data))

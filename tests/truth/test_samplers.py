@@ -35,7 +35,7 @@ def flow_reference(process, denoiser, xt, ts):
     return solution.x0
 
 
-@pytest.mark.parametrize("name", each_process())
+@pytest.mark.parametrize("name", each_process(("vp", "cosine-shifted", "karras", "rectified")))
 def test_the_exact_flow_of_a_gaussian(name):
     """integrate, with Tsit5, follows the closed-form flow map; DPM++ 2M at 200 steps comes close to it."""
     process, data = ALL_PROCESSES[name](), gaussian()
@@ -159,7 +159,7 @@ class KnownData(eqx.Module):
         return self.x0
 
 
-@pytest.mark.parametrize("name", ["vp", "karras", "rectified"])
+@pytest.mark.parametrize("name", ["vp", pytest.param("karras", marks=pytest.mark.slow), "rectified"])
 def test_marginals_of_the_eta_family(name):
     """From the exact p_1, the eta family carries the exact marginal: mean and variance at t = 0.3, eta = 0.5, 1."""
     process, data, n = ALL_PROCESSES[name](), gaussian(), 20_000
