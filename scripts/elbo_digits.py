@@ -1,6 +1,6 @@
 """The evidence lower bound on 8 x 8 digits, by a fixed schedule and by a learned one, in bits per dimension.
 
-    python scripts/elbo_digits.py                                  TIME on two cores; writes runs/elbo_digits/
+    python scripts/elbo_digits.py              three and a half minutes on two cores; writes runs/elbo_digits/
 
 The same perceptron is trained on the continuous bound twice: on a logsnr that falls linearly from 8 to -6, and on a
 monotone network between end points that train as well. As in Variational Diffusion Models (Kingma et al. 2021), the
@@ -9,7 +9,12 @@ estimator's variance. Pixels have 17 levels, so that log2(17) = 4.09 bits is wha
 
 Expected, on the 359 held-out digits (bits per dimension +- its standard error over images):
 
-EXPECTED
+    schedule   logsnr         bound           reconstruction  diffusion   10 steps   100 steps   1000 steps
+    fixed       8.00 .. -6.00  3.019 +- 0.025  0.002           3.016       5.785      3.201       3.037
+    learned     6.17 .. -6.84  2.420 +- 0.013  0.429           1.990       3.861      2.521       2.430
+
+The learned schedule leaves off where the levels can still be told apart (levels are 2.7 sigma/alpha apart at its end
+point), and spares the network the noise that is finer. Times and noises are drawn 64 times an image.
 """
 
 import argparse
