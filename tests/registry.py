@@ -41,19 +41,7 @@ ALL_PROCESSES = {
 }
 
 
-KINDS = (
-    "vp",
-    "cosine-shifted",
-    "ve",
-    "karras",
-    "rectified",
-    "sub-vp",
-    "ve-from-zero",
-    "ou",
-    "own",
-    "learned-linear",
-    "ddpm",
-)
+KINDS = ("vp", "cosine-shifted", "karras", "rectified", "sub-vp", "own", "ddpm")
 """One process of each kind of formula: what every property is tested on at once, the others among the slow tests."""
 
 
@@ -66,8 +54,9 @@ def _rising(t):
 
 
 def each_process(quick=CORE_PROCESSES):
-    """The names of all processes, for what is dear to compile: those not in `quick` are marked slow."""
-    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow, id=name) for name in ALL_PROCESSES]
+    """The names of all processes: those not in `quick`, each a relative of one that is, are left to `-m slow`."""
+    relative = [pytest.mark.slow, pytest.mark.relative]
+    return [pytest.param(name, marks=[] if name in quick else relative, id=name) for name in ALL_PROCESSES]
 
 
 ALL_PARAMETERISATIONS = {

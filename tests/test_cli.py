@@ -123,6 +123,7 @@ def test_samples_depend_on_neither_number_nor_chunk(run, tmp_path, capfd):
     assert np.abs(b["x"] - d["x"]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_samples_without_a_label_are_all_classes_in_rows(run, tmp_path, capfd):
     assert call(capfd, "sample", run, "--n", 16, "--out", tmp_path / "a.npz")[0] == 0
     np.testing.assert_array_equal(np.load(tmp_path / "a.npz")["labels"], np.repeat(np.arange(8), 2))
@@ -196,6 +197,7 @@ def test_digits_from_one_end_to_the_other(tmp_path, capfd):
     assert call(capfd, "sample", tmp_path, "--label", 3, "--n", 4, "--out", tmp_path / "threes.png")[0] == 0
 
 
+@pytest.mark.slow
 def test_vectors_that_make_no_picture_are_saved_as_arrays(tmp_path, capfd):
     np.savez(tmp_path / "a.npz", x=np.random.default_rng(0).uniform(-1, 1, (40, 3)).astype(np.float32))
     source = ["--data.name", "file", "--data.path", tmp_path / "a.npz"]
@@ -407,6 +409,7 @@ def saved(folder):
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state._replace(key=jax.random.key_data(state.key)))]
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_says_how_to_go_on_and_goes_on(tmp_path, capfd):
     argv = ["train", "toy2d", *TINY, "--data.conditional", "--steps", "300", "--log-every", "1", "--out"]
     here = Path(__file__).parent.parent

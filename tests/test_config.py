@@ -102,7 +102,10 @@ QUICK = ("variance_preserving", "cosine", "karras", "native", "min_snr", "sigmoi
 
 def each(field, table):
     """A change for each name of a table, those not in QUICK among the slow tests: each has a relative in QUICK."""
-    return [pytest.param({field: name}, marks=[] if name in QUICK else pytest.mark.slow) for name in table]
+    return [
+        pytest.param({field: name}, marks=[] if name in QUICK else [pytest.mark.slow, pytest.mark.relative])
+        for name in table
+    ]
 
 
 @pytest.mark.parametrize(

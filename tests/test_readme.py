@@ -21,6 +21,7 @@ def test_the_commands_set_themselves_up(name):
     assert block(name, "bash").startswith("python3 -m venv .venv\n.venv/bin/pip install")
 
 
+@pytest.mark.slow
 def test_the_research_example():
     """About twenty statements; with a tenth of its steps it runs, and its samplers move noise to where the data is."""
     code = block("example", "python")

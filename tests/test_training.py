@@ -398,6 +398,7 @@ def test_the_same_on_eight_devices(tmp_path, kind):
     assert finish(start(tmp_path, 40, "--devices", DEVICES, "--layout", kind)) == (toy.digest(whole), 0)
 
 
+@pytest.mark.slow
 def test_interrupted_process_saves_and_resumes_bit_for_bit(tmp_path, uncut):
     process = start(tmp_path, 40, "--slow", 0.1)
     assert process.stdout is not None

@@ -19,7 +19,7 @@ EVERY_TIME = ("vp", "karras", "rectified")
 def members(*whiches):
     """(which, name) for every process, those beyond `EVERY_TIME` marked slow."""
     return [
-        pytest.param(which, name, marks=[] if name in EVERY_TIME else pytest.mark.slow)
+        pytest.param(which, name, marks=[] if name in EVERY_TIME else [pytest.mark.slow, pytest.mark.relative])
         for which in whiches
         for name in ALL_PROCESSES
     ]

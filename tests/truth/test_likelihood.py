@@ -18,11 +18,12 @@ def exact_terminal(data, process):
 
 
 CASES = [("vp", "images"), *((name, data) for name in ALL_PROCESSES for data in ("gaussian", "mixture"))]
-QUICK = {"vp", "cosine-shifted", "karras", "rectified"}  # the others have a close relative among these
+QUICK = {"vp", "karras", "rectified"}  # the others have a close relative among these
 
 
 @pytest.mark.parametrize(
-    ("name", "data_name"), [pytest.param(*c, marks=[] if c[0] in QUICK else [pytest.mark.slow]) for c in CASES]
+    ("name", "data_name"),
+    [pytest.param(*c, marks=[] if c[0] in QUICK else [pytest.mark.slow, pytest.mark.relative]) for c in CASES],
 )
 def test_against_the_closed_form(name, data_name):
     """With the exact density at t = 1: 1e-3 nats at the interval's lower end, by the exact trace."""
@@ -67,6 +68,7 @@ def test_hutchinson_is_unbiased_with_an_honest_error():
     assert 0.8 < z.std() < 1.25
 
 
+@pytest.mark.slow
 def test_gaussian_probes_and_any_solver():
     process, data = dj.VariancePreserving(), gaussian()
     x0 = data.sample(KEY(0), 16)
@@ -85,6 +87,7 @@ def test_gaussian_probes_and_any_solver():
     assert np.all(np.abs((got.nats - truth) / got.standard_error) < 4.5)
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_its_batch():
     """Probes go by global index: a batch in two halves gives the same answer, to the solver's tolerance."""
     process, data = dj.VariancePreserving(), mixture()

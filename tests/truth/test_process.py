@@ -613,6 +613,7 @@ class Quadratic(dj.AbstractGaussianProcess):
         return jnp.sqrt(-jnp.expm1(2 * self.power * jnp.log1p(-(t**2))))
 
 
+@pytest.mark.slow
 def test_a_process_of_ones_own_needs_alpha_and_sigma_alone():
     process = Quadratic(jnp.asarray(1.5))
     t = np.linspace(0.05, 0.9, 12)
