@@ -282,6 +282,7 @@ def test_mlp_takes_a_vector_condition():
         network.init(KEY, x, C_NOISE, LABELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_bfloat16_is_close_to_float32_and_both_start_as_zero(name):
     exact, rough = (NETWORKS[name](dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
@@ -298,6 +299,7 @@ def test_bfloat16_is_close_to_float32_and_both_start_as_zero(name):
     assert 1e-4 < error < 3e-2  # bfloat16 has 8 bits: 4e-3 a rounding; and it must really have been used
 
 
+@pytest.mark.slow
 def test_initial_parameters_follow_their_law():
     """The one draw gives every kernel variance 1/fan_in, leaves independent, as the module's own init does."""
     module = UNet(channels=32, multipliers=(1, 2), blocks=1, attention=())

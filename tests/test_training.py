@@ -388,7 +388,7 @@ def test_forty_steps_are_twenty_and_a_restart_and_twenty(tmp_path, uncut):
 
 
 @needs_devices
-@pytest.mark.parametrize("kind", ["jit", "pmap"])
+@pytest.mark.parametrize("kind", [pytest.param("jit", marks=pytest.mark.slow), "pmap"])
 def test_the_same_on_eight_devices(tmp_path, kind):
     # The uncut run and the first half are in this process, the second half in another one.
     layout = toy.make_layout(kind)

@@ -198,7 +198,7 @@ def discrete_elbo(
     (k_key, *keys), index, total = jax.random.split(key, 4), default_index(x0.shape[0], index), total or x0.shape[0]
     ts = jnp.asarray(ts, time_dtype(x0))
     k = draw_steps(k_key, ts.shape[0] - 1, index, total)
-    levels = logsnr(process, ts)
+    levels = jnp.asarray(logsnr(process, ts))
     for end in (0, -1):
         check(jnp.isfinite(levels[end]), f"ts: logsnr must be finite on the grid, got {levels[end]} at t = {ts[end]}")
     weight = (ts.shape[0] - 1) * jnp.expm1(levels[1:] - levels[:-1])[k]
@@ -214,7 +214,8 @@ def draw_steps(key: Key, steps: int, index: Index, total: int) -> Any:
 
 def prior_divergence(process: AbstractGaussianProcess, x0: Sample, t: Time = 1.0) -> Float[Array, " b"]:
     """KL(q(xt | x0) || N(0, sigma(t)^2 I)) = exp(logsnr) ||x0||^2/2 in nats, [b], for x0 [b, *d] and a scalar t."""
-    return 0.5 * (process.alpha(t) / process.sigma(t)) ** 2 * sum_features(x0**2)
+    snr = jnp.asarray(process.alpha(t) / process.sigma(t)) ** 2
+    return 0.5 * snr * sum_features(x0**2)
 
 
 def _bound(params, keys, x0, cond, t, weight, ends, reconstruction, index, **choices):

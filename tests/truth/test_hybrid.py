@@ -54,6 +54,7 @@ def at(t):
     return lambda key, n, *, index, total: (jnp.full(n, t), jnp.ones(n))
 
 
+@pytest.mark.slow
 def test_loss_by_hand():
     """From what the network was given, eps = C^-1 (u - Phi (x_0, 0)), here for images of 2 x 1 x 3."""
     x0, seen = np.random.default_rng(0).normal(size=(5, 2, 1, 3)), []

@@ -160,7 +160,7 @@ class KnownData(eqx.Module):
         return self.x0
 
 
-@pytest.mark.parametrize("name", ["vp", pytest.param("karras", marks=pytest.mark.slow), "rectified"])
+@pytest.mark.parametrize("name", ["vp", *(pytest.param(p, marks=pytest.mark.slow) for p in ("karras", "rectified"))])
 def test_marginals_of_the_eta_family(name):
     """From the exact p_1, the eta family carries the exact marginal: mean and variance at t = 0.3, eta = 0.5, 1."""
     process, data, n = ALL_PROCESSES[name](), gaussian(), 20_000
@@ -294,6 +294,7 @@ def test_a_traced_grid_gives_the_same_result():
         )
 
 
+@pytest.mark.slow
 def test_gradient_through_the_sampler_and_the_schedule():
     """d/d beta_max of a DDIM sample equals its central difference; so does the gradient through diffrax."""
     data = gaussian()
