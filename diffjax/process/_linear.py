@@ -213,12 +213,14 @@ class LinearSDE(AbstractLinearProcess):
 
 
 def check_rates(process):
+    """Raises `ValueError` where beta_min or beta_max is not positive and finite, naming it and its value."""
     for name in ("beta_min", "beta_max"):
         value = getattr(process, name)
         check((value > 0) & (value < jnp.inf), f"{name}: must be positive and finite, got {value}")
 
 
 def rate(process, t):
+    """beta(t), linear in t, of the shape of t, per unit of time."""
     return process.beta_min + (process.beta_max - process.beta_min) * t
 
 

@@ -53,11 +53,13 @@ def independent(key, n, index):
 
 
 def uniform_quantile(process, u) -> Any:
+    """The time below which a fraction u of the interval lies, of the shape of u."""
     low, high = interval(process)
     return low + u * (high - low)
 
 
 def uniform_density(process, t):
+    """One over the length of the interval, of the shape of t; zero outside it."""
     low, high = interval(process)
     return truncated(process, t, 1 / (high - low))
 
