@@ -6,8 +6,10 @@ xT ~ prior --> sample(stepper)                        lax.scan over a grid  -+->
 
 from diffjax.process import per_sample_path as per_sample_path
 from diffjax.samplers._base import (
+    AbstractEmbeddedStepper as AbstractEmbeddedStepper,
     AbstractStepper as AbstractStepper,
     Schedule as Schedule,
+    on_grid as on_grid,
     sample as sample,
     schedule as schedule,
 )

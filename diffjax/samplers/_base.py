@@ -8,7 +8,7 @@ denoise) is here, once. Noise of sample i at step k comes from `fold_in(fold_in(
 """
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -25,14 +25,14 @@ from diffjax.process import AbstractGaussianProcess, conditional, logsnr
 class AbstractStepper(eqx.Module):
     """One step of a sampling method.
 
-    A member declares what tests then measure: its `order` of convergence, its `evaluations_per_step` of the
-    denoiser, how many earlier steps its weights look back on (`history`, 0 for a one-step method), and whether it is
-    `stochastic`.
+    A member declares what tests then measure, each by a class variable, a field or a property: its `order` of
+    convergence (the weak order, where it is stochastic), its `evaluations_per_step` of the denoiser, how many earlier
+    steps it looks back on (`history`, 0 for a one-step method), and whether it is `stochastic`.
     """
 
-    order: eqx.AbstractClassVar[int]
-    evaluations_per_step: eqx.AbstractClassVar[int]
-    history: eqx.AbstractClassVar[int]
+    order: eqx.AbstractVar[int]
+    evaluations_per_step: eqx.AbstractVar[int]
+    history: eqx.AbstractVar[int]
 
     @property
     @abc.abstractmethod
@@ -65,6 +65,41 @@ class AbstractStepper(eqx.Module):
         """
 
 
+class AbstractEmbeddedStepper(AbstractStepper):
+    """A one-step method that estimates its own error: the difference from a method of lower order inside it.
+
+    Only diffrax's step-size controllers look at the estimate (`as_diffrax_solver`); `sample` never computes it.
+    """
+
+    @abc.abstractmethod
+    def step_with_error(
+        self,
+        keys: Any,
+        process: AbstractGaussianProcess,
+        denoiser: Denoiser,
+        xt: Sample,
+        t: Time,
+        s: Time,
+        weights: Any,
+        state: Any,
+    ) -> tuple[Sample, Sample, Any]:
+        """As `step`: (xs [b, *d], error [b, *d], state), the error being of the order below."""
+
+    def step(
+        self,
+        keys: Any,
+        process: AbstractGaussianProcess,
+        denoiser: Denoiser,
+        xt: Sample,
+        t: Time,
+        s: Time,
+        weights: Any,
+        state: Any,
+    ) -> tuple[Sample, Any]:
+        xs, _, state = self.step_with_error(keys, process, denoiser, xt, t, s, weights, state)
+        return xs, state
+
+
 class Schedule(NamedTuple):
     """A process on a grid ts [n + 1]: float64 NumPy on the host where both are concrete, jnp where one is traced."""
 
@@ -78,19 +113,32 @@ class Schedule(NamedTuple):
 
 def schedule(process: AbstractGaussianProcess, ts: Any) -> Schedule:
     """alpha, sigma, l and the conditional spread of a process on a descending grid ts [n + 1]."""
-    if not is_concrete((process, ts)):
-        return _evaluate(process, jnp.asarray(ts))
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True), on_host():
-        exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) if eqx.is_inexact_array(leaf) else leaf, process)
-        return jax.tree.map(np.asarray, _jitted_evaluate(exact, np.asarray(ts, np.float64)))
+    return on_grid(_schedule, process, ts)
 
 
-def _evaluate(process, ts):
+def _schedule(process, ts):
     spread = conditional(process, ts[:-1], ts[1:])[1]
     return Schedule(process.alpha(ts), process.sigma(ts), 0.5 * logsnr(process, ts), spread)
 
 
-_jitted_evaluate = eqx.filter_jit(_evaluate)
+def on_grid(function: Callable[..., Any], process: Any, *arrays: Any) -> Any:
+    """function(process, *arrays) in float64 NumPy on the host where all is concrete, in jnp where something is traced.
+
+    How `prepare` should look at a process: weights keep their digits whatever the sampling precision, and a traced
+    grid or schedule can be differentiated. `process` may be any pytree, arrays any shape; `function` should be one
+    object (not a lambda made anew), for it is compiled once.
+    """
+    if not is_concrete((process, arrays)):
+        return function(process, *(jnp.asarray(array) for array in arrays))
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True), on_host():
+        exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) if eqx.is_inexact_array(leaf) else leaf, process)
+        arrays = tuple(np.asarray(array, np.float64) for array in arrays)
+        return jax.tree.map(np.asarray, _compiled(function, exact, arrays))
+
+
+@eqx.filter_jit
+def _compiled(function, process, arrays):
+    return function(process, *arrays)
 
 
 def namespace(x: Any) -> Any:
