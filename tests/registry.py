@@ -10,7 +10,7 @@ import pytest
 from jax.tree_util import Partial
 
 import diffjax as dj
-from diffjax import losses, process
+from diffjax import losses, process, samplers
 
 CORE_PROCESSES = {
     "vp": dj.VariancePreserving,
@@ -101,6 +101,12 @@ ALL_STEPPERS = {
     "ddim": dj.DDIM,
     "ddim-ancestral": lambda: dj.DDIM(eta=1.0),
     "heun": dj.Heun,
+    "euler": samplers.Euler,
+    "dpm-solver-1": lambda: samplers.DPMSolver(1),
+    "dpm-solver-2": lambda: samplers.DPMSolver(2),
+    "dpm-solver-3": lambda: samplers.DPMSolver(3),
+    "dpmpp-2s": samplers.DPMpp2S,
+    "churn": lambda: samplers.Churn(10.0, 0.01, 50.0),
     "dpmpp-2m": dj.DPMpp2M,
 }
 

@@ -5,6 +5,7 @@ xT ~ prior --> sample(stepper)                        lax.scan over a grid  -+->
 """
 
 from diffjax.process import per_sample_path as per_sample_path
+from diffjax.samplers._annealed import annealed_langevin as annealed_langevin
 from diffjax.samplers._base import (
     AbstractEmbeddedStepper as AbstractEmbeddedStepper,
     AbstractStepper as AbstractStepper,
@@ -13,6 +14,8 @@ from diffjax.samplers._base import (
     sample as sample,
     schedule as schedule,
 )
+from diffjax.samplers._chains import Chains as Chains
+from diffjax.samplers._churn import Churn as Churn
 from diffjax.samplers._ddim import DDIM as DDIM
 from diffjax.samplers._diffrax import (
     Solution as Solution,
@@ -23,6 +26,16 @@ from diffjax.samplers._diffrax import (
     reverse_sde as reverse_sde,
     velocity as velocity,
 )
+from diffjax.samplers._dpm_solver import DPMpp2S as DPMpp2S, DPMSolver as DPMSolver
 from diffjax.samplers._dpmpp import DPMpp2M as DPMpp2M
+from diffjax.samplers._euler import Euler as Euler
 from diffjax.samplers._heun import Heun as Heun
+from diffjax.samplers._langevin import density_score as density_score, hmc as hmc, mala as mala
 from diffjax.samplers._score_sde import score_flow as score_flow, score_reverse_sde as score_reverse_sde
+from diffjax.samplers._sgld import (
+    log_posterior as log_posterior,
+    minibatch_score as minibatch_score,
+    polynomial_decay as polynomial_decay,
+    sgld as sgld,
+)
+from diffjax.samplers._unadjusted import langevin as langevin

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 
 from diffjax._typing import Denoiser, Sample, Time
 from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers._base import AbstractStepper, namespace, schedule
+from diffjax.samplers._base import AbstractEmbeddedStepper, namespace, schedule
 
 
-class Heun(AbstractStepper):
+class Heun(AbstractEmbeddedStepper):
     """EDM's Heun sampler: order 2, two evaluations a step. A step to sigma = 0 is Euler's, as EDM has it, and so is
-    one from alpha = 0, where sigma/alpha is infinite.
+    one from alpha = 0, where sigma/alpha is infinite. The error estimate is the difference from Euler's step, DDIM's.
 
     Source: Karras et al. 2022, algorithm 1.
     """
@@ -33,19 +33,12 @@ class Heun(AbstractStepper):
     def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
         """(keep, data, at_t, at_s, half), each [n]; at_ = (alpha, 1/sigma), half = alpha_s (rho_s - rho_t)/2."""
         at = schedule(process, ts)
-        xp = namespace(at.sigma)
-        keep = at.sigma[1:] / at.sigma[:-1]
-        inverse = xp.where(at.sigma > 0, 1 / xp.where(at.sigma > 0, at.sigma, 1.0), 0.0)
-        growth = at.alpha[1:] / xp.where(at.alpha[:-1] > 0, at.alpha[:-1], 1.0)
-        inside = (at.alpha[:-1] > 0) & (at.sigma[1:] > 0)
-        half = xp.where(inside, 0.5 * (at.sigma[1:] - at.sigma[:-1] * growth), 0.0)
-        at_t, at_s = (at.alpha[:-1], inverse[:-1]), (at.alpha[1:], inverse[1:])
-        return keep, at.alpha[1:] - keep * at.alpha[:-1], at_t, at_s, half
+        return heun_weights((at.alpha[:-1], at.sigma[:-1]), (at.alpha[1:], at.sigma[1:]))
 
     def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> None:
         return None
 
-    def step(
+    def step_with_error(
         self,
         keys: Any,
         process: AbstractGaussianProcess,
@@ -55,10 +48,23 @@ class Heun(AbstractStepper):
         s: Time,
         weights: Any,
         state: None,
-    ) -> tuple[Sample, None]:
+    ) -> tuple[Sample, Sample, None]:
         keep, data, (alpha_t, inverse_t), (alpha_s, inverse_s), half = weights
         x0_hat = denoiser(xt, t)
         eps_t = (xt - alpha_t * x0_hat) * inverse_t
         guess = keep * xt + data * x0_hat
         eps_s = (guess - alpha_s * denoiser(guess, s)) * inverse_s
-        return guess + half * (eps_s - eps_t), None
+        error = half * (eps_s - eps_t)
+        return guess + error, error, None
+
+
+def heun_weights(start: Any, end: Any) -> Any:
+    """Heun's weights (see `prepare`) for steps from start to end, each (alpha [n], sigma [n])."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = start, end
+    xp = namespace(sigma_t)
+    keep = sigma_s / sigma_t
+    noisy = sigma_s > 0
+    inverse_s = xp.where(noisy, 1 / xp.where(noisy, sigma_s, 1.0), 0.0)
+    growth = alpha_s / xp.where(alpha_t > 0, alpha_t, 1.0)
+    half = xp.where((alpha_t > 0) & noisy, 0.5 * (sigma_s - sigma_t * growth), 0.0)
+    return keep, alpha_s - keep * alpha_t, (alpha_t, 1 / sigma_t), (alpha_s, inverse_s), half
