@@ -95,7 +95,14 @@ ALL_TIMES = {
     "importance": lambda of: process.ImportanceTimes(process.LogsnrTimes(of)),
 }
 
-ALL_GRIDS = {"uniform": dj.uniform_grid, "logsnr": dj.logsnr_grid, "karras": dj.karras_grid}
+ALL_GRIDS = {
+    "uniform": dj.uniform_grid,
+    "quadratic": process.quadratic_grid,
+    "logsnr": dj.logsnr_grid,
+    "karras": dj.karras_grid,
+    "snr": process.snr_grid,
+    "shifted": process.shifted_grid,
+}
 
 ALL_STEPPERS = {
     "ddim": dj.DDIM,

@@ -36,6 +36,9 @@ from diffjax.process._discrete import (
 from diffjax.process._grid import (
     karras_grid as karras_grid,
     logsnr_grid as logsnr_grid,
+    quadratic_grid as quadratic_grid,
+    shifted_grid as shifted_grid,
+    snr_grid as snr_grid,
     uniform_grid as uniform_grid,
 )
 from diffjax.process._karras import Karras as Karras

@@ -1,6 +1,8 @@
-"""Sampling grids: descending times from `interval(process)`'s upper end to its lower one, n steps, n + 1 points.
+"""Sampling grids: n steps, n + 1 descending times, from `interval(process)`'s upper end to its lower one.
 
-A grid is data: any descending array of times will do. These are the usual ones.
+A grid is data: any descending array of times will do. These are the usual ones, each equal steps in a function of the
+time, or of the noise-to-signal ratio rho = sigma/alpha = exp(-logsnr/2), so that any process can use it. `ends` =
+(t_max, t_min) gives other ends: those where the ratio is 0.002 and 80, say, by `time_from_logsnr`.
 """
 
 from numbers import Integral
@@ -12,55 +14,130 @@ from diffjax._arrays import check, is_concrete
 from diffjax._typing import Scalar
 from diffjax.process._base import AbstractGaussianProcess, interval, logsnr, time_from_logsnr
 
+Ends = tuple[Scalar, Scalar] | None
 
-def uniform_grid(process: AbstractGaussianProcess, n: int) -> Float[Array, " points"]:
+
+def uniform_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None) -> Float[Array, " points"]:
     """n equal steps in t, shape [n + 1], descending. For `Karras` this is EDM's grid.
 
     Raises:
-      ValueError: n is not a positive integer.
+      ValueError: n is not a positive integer, or `ends` do not descend inside [0, 1].
     """
-    _check_steps(n)
-    t_min, t_max = interval(process)
+    t_max, t_min = _ends(process, n, ends)
     return jnp.linspace(t_max, t_min, n + 1)
 
 
-def logsnr_grid(process: AbstractGaussianProcess, n: int) -> Float[Array, " points"]:
-    """n equal steps in logsnr, shape [n + 1], descending in t. Source: Lu et al. 2022 (DPM-Solver), section 3.2.
+def quadratic_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None) -> Float[Array, " points"]:
+    """n equal steps in sqrt(t), shape [n + 1], descending in t. Source: Song et al. 2021 (DDIM), appendix D.2.
 
     Raises:
-      ValueError: n is not a positive integer.
+      ValueError: n is not a positive integer, or `ends` do not descend inside [0, 1].
     """
-    _check_steps(n)
-    t_min, t_max = interval(process)
-    return _from_logsnr(process, jnp.linspace(logsnr(process, t_max), logsnr(process, t_min), n + 1))
+    t_max, t_min = _ends(process, n, ends)
+    ts = jnp.linspace(jnp.sqrt(t_max), jnp.sqrt(t_min), n + 1) ** 2
+    return ts.at[0].set(t_max).at[-1].set(t_min)
 
 
-def karras_grid(process: AbstractGaussianProcess, n: int, rho: Scalar = 7.0) -> Float[Array, " points"]:
-    """n equal steps in (sigma/alpha)^(1/rho), shape [n + 1], descending in t.
+def logsnr_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None) -> Float[Array, " points"]:
+    """n equal steps in logsnr, shape [n + 1], descending in t; sigma/alpha then falls by equal factors, which others
+    call the exponential grid. Source: Lu et al. 2022 (DPM-Solver), section 3.2.
+
+    Raises:
+      ValueError: n is not a positive integer, or `ends` do not descend inside [0, 1], or logsnr is infinite there.
+    """
+    t_max, t_min = _ends(process, n, ends)
+    start, stop = (_finite_logsnr(process, t) for t in (t_max, t_min))
+    return _from_logsnr(process, jnp.linspace(start, stop, n + 1), t_max, t_min)
+
+
+def karras_grid(
+    process: AbstractGaussianProcess, n: int, rho: Scalar = 7.0, *, ends: Ends = None
+) -> Float[Array, " points"]:
+    """n equal steps in (sigma/alpha)^(1/rho), shape [n + 1], descending in t. t_min may be where sigma = 0.
 
     Source: Karras et al. 2022, eq. 5, stated for the noise-to-signal ratio so that any process can use it.
 
     Raises:
-      ValueError: n is not a positive integer, or rho is not positive.
+      ValueError: n is not a positive integer, rho is not positive, or `ends` do not descend inside [0, 1], or
+        sigma/alpha is infinite at t_max.
     """
-    _check_steps(n)
     check(rho > 0, f"rho: must be positive, got {rho}")
-    t_min, t_max = interval(process)
-    start, stop = (jnp.exp(-0.5 * logsnr(process, t) / rho) for t in (t_max, t_min))
-    return _from_logsnr(process, -2 * rho * jnp.log(jnp.linspace(start, stop, n + 1)))
+    t_max, t_min = _ends(process, n, ends)
+    start, stop = (jnp.exp(-0.5 * value / rho) for value in (_finite_logsnr(process, t_max), logsnr(process, t_min)))
+    return _from_logsnr(process, -2 * rho * jnp.log(jnp.linspace(start, stop, n + 1)), t_max, t_min)
 
 
-def _from_logsnr(process, values):
-    """Times of the given logsnr, with the interval's own ends exactly."""
-    t_min, t_max = interval(process)
+def snr_grid(
+    process: AbstractGaussianProcess,
+    n: int,
+    data_std: Scalar = 0.5,
+    width: Scalar = 1.2,
+    *,
+    ends: Ends = None,
+) -> Float[Array, " points"]:
+    """n equal steps in arcsinh(log(sigma/alpha/data_std)/width), shape [n + 1], descending in t.
+
+    Fine within `width` e-folds of the level where noise and data are as large as one another, where the denoiser
+    changes most, and coarser by equal factors of the logarithm beyond.
+
+    Raises:
+      ValueError: n is not a positive integer, data_std or width is not positive, or `ends` do not descend inside
+        [0, 1], or logsnr is infinite there.
+    """
+    check(data_std > 0, f"data_std: must be positive, got {data_std}")
+    check(width > 0, f"width: must be positive, got {width}")
+    t_max, t_min = _ends(process, n, ends)
+    middle = -2 * jnp.log(data_std)
+    start, stop = (jnp.arcsinh((_finite_logsnr(process, t) - middle) / (2 * width)) for t in (t_max, t_min))
+    values = middle + 2 * width * jnp.sinh(jnp.linspace(start, stop, n + 1))
+    return _from_logsnr(process, values, t_max, t_min)
+
+
+def shifted_grid(
+    process: AbstractGaussianProcess, n: int, shift: Scalar = 3.0, *, ends: Ends = None
+) -> Float[Array, " points"]:
+    """n equal steps in t, then sigma/alpha times `shift`: [n + 1], descending in t, with the same ends.
+
+    More than 1 for larger images, whose noise must be larger to hide as much. For `Rectified` with ends (1, 0) it is
+    Stable Diffusion 3's t -> shift t/(1 + (shift - 1) t). The steps are equal between the times that shift to the ends;
+    where there are none in [0, 1], the first or last step makes up for it. See `Shifted` for a process so shifted.
+
+    Raises:
+      ValueError: n is not a positive integer, shift is not positive, or `ends` do not descend inside [0, 1].
+
+    Source: Esser et al. 2024 (Scaling rectified flow transformers), eq. 23.
+    """
+    check(shift > 0, f"shift: must be positive, got {shift}")
+    t_max, t_min = _ends(process, n, ends)
+    move = 2 * jnp.log(shift)
+    start, stop = (jnp.clip(time_from_logsnr(process, logsnr(process, t) + move), 0.0, 1.0) for t in (t_max, t_min))
+    return _from_logsnr(process, logsnr(process, jnp.linspace(start, stop, n + 1)) - move, t_max, t_min)
+
+
+def _ends(process, n, ends):
+    """(t_max, t_min) as arrays, after the checks that all grids share."""
+    if not isinstance(n, Integral) or n < 1:
+        raise ValueError(f"n: the number of steps must be a positive integer, got {n!r}")
+    t_max, t_min = interval(process)[::-1] if ends is None else ends
+    t_max, t_min = (jnp.asarray(t, jnp.result_type(float) if isinstance(t, float) else None) for t in (t_max, t_min))
+    check((t_min >= 0) & (t_min < t_max) & (t_max <= 1), f"ends: must be 1 >= t_max > t_min >= 0, got {(t_max, t_min)}")
+    return t_max, t_min
+
+
+def _finite_logsnr(process, t):
+    value = logsnr(process, t)
+    check(
+        jnp.isfinite(value),
+        f"ends: logsnr is infinite at t = {t}, so that no equal steps lead there; end inside interval(process)",
+    )
+    return value
+
+
+def _from_logsnr(process, values, t_max, t_min):
+    """Times of the given logsnr, with the ends exactly."""
     ts = jnp.clip(time_from_logsnr(process, values), t_min, t_max)
     ts = ts.at[0].set(t_max).at[-1].set(t_min)
     if is_concrete(ts):
         apart = ts[1:] < ts[:-1]
         check(apart, f"n: {values.size - 1} steps are too many here, for {ts.dtype} times coincide")
     return ts
-
-
-def _check_steps(n):
-    if not isinstance(n, Integral) or n < 1:
-        raise ValueError(f"n: the number of steps must be a positive integer, got {n!r}")

@@ -6,10 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from registry import ALL_GRIDS, ALL_PROCESSES, ALL_TIMES, each_process
-from scipy import stats
+from scipy import optimize, stats
 
 import diffjax as dj
-from diffjax.process import SDE, CriticallyDamped, ImportanceTimes, LogsnrTimes, LowDiscrepancyTimes, ModeTimes
+from diffjax.process import (
+    SDE,
+    CriticallyDamped,
+    ImportanceTimes,
+    LogsnrTimes,
+    LowDiscrepancyTimes,
+    ModeTimes,
+    shifted_grid,
+    snr_grid,
+)
 
 PAIRS = [(times, process) for times in ALL_TIMES for process in ("vp", "rectified")] + [("lognormal", "karras")]
 TOGETHER = ("stratified", "low-discrepancy")
@@ -294,6 +303,8 @@ CLOCKS = {
     "uniform": lambda t, logsnr: t,
     "logsnr": lambda t, logsnr: logsnr,
     "karras": lambda t, logsnr: np.exp(-0.5 * logsnr / 7),
+    "quadratic": lambda t, logsnr: np.sqrt(t),
+    "snr": lambda t, logsnr: np.arcsinh((-0.5 * logsnr - np.log(0.5)) / 1.2),
 }
 
 
@@ -312,8 +323,9 @@ def test_grids_descend_from_end_to_end_in_equal_steps(process):
         assert ts.shape == (n + 1,)
         np.testing.assert_allclose(ts[[0, -1]], [high, low], rtol=1e-14)
         assert np.all(np.diff(ts) < 0)
-        value = CLOCKS[name](ts, logsnr)
-        np.testing.assert_allclose(value, np.linspace(value[0], value[-1], n + 1), rtol=1e-8, atol=1e-8)
+        if name in CLOCKS:
+            value = CLOCKS[name](ts, logsnr)
+            np.testing.assert_allclose(value, np.linspace(value[0], value[-1], n + 1), rtol=1e-8, atol=1e-8)
 
 
 def test_edm_grid_is_the_papers():
@@ -328,6 +340,41 @@ def test_edm_grid_is_the_papers():
     np.testing.assert_allclose(np.diff(coarse, 2), 0, atol=1e-9)
 
 
+@pytest.mark.parametrize("shift", [3.0, 0.4])
+def test_shifted_grid_is_stable_diffusion_threes(shift):
+    """t -> shift t/(1 + (shift - 1) t) on a rectified clock from 1 to 0; elsewhere equal steps, sigma/alpha shifted."""
+    tau = np.linspace(1, 0, 29)
+    ts = shifted_grid(dj.Rectified(), 28, shift, ends=(1.0, 0.0))
+    np.testing.assert_allclose(ts, shift * tau / (1 + (shift - 1) * tau), rtol=1e-12, atol=1e-15)
+    process = dj.VariancePreserving()
+    ts = np.asarray(shifted_grid(process, 20, shift, ends=(0.8, 0.2)))
+    b = lambda t: 0.1 * t + 19.9 * t**2 / 2
+    ratio = lambda t: np.sqrt(np.expm1(b(t)))  # sigma/alpha
+    before = [optimize.brentq(lambda u, t=t: ratio(u) * shift - ratio(t), 1e-6, 1, xtol=1e-13) for t in ts]
+    np.testing.assert_allclose(np.diff(before), (before[-1] - before[0]) / 20, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", ALL_GRIDS)
+def test_grids_have_the_ends_they_are_given(name):
+    """sigma from 40 to 0.01 on EDM's clock, where nothing else changes; and ends that have no logsnr are refused."""
+    process = dj.Karras()
+    ends = tuple(dj.time_from_logsnr(process, -2 * jnp.log(sigma)) for sigma in (40.0, 0.01))
+    ts = ALL_GRIDS[name](process, 12, ends=ends)
+    np.testing.assert_allclose(process.sigma(ts[jnp.array([0, -1])]), [40.0, 0.01], rtol=1e-12)
+    assert np.all(np.diff(ts) < 0)
+    for bad in ((0.2, 0.8), (0.5, 0.5), (1.2, 0.1), (0.5, -0.1), (float("nan"), 0.1)):
+        with pytest.raises(ValueError, match=r"ends: must be 1 >= t_max > t_min >= 0"):
+            ALL_GRIDS[name](process, 4, ends=bad)
+    for bad in ((1.0, 0.1), (0.9, 0.0)):
+        if name in ("logsnr", "snr") or (name == "karras" and bad[0] == 1):
+            with pytest.raises(ValueError, match=r"ends: logsnr is infinite at t = .*inside interval"):
+                ALL_GRIDS[name](dj.Rectified(), 4, ends=bad)
+        else:
+            ts = ALL_GRIDS[name](dj.Rectified(), 4, ends=bad)
+            np.testing.assert_array_equal(ts[jnp.array([0, -1])], bad)
+            assert np.all(np.diff(ts) < 0)
+
+
 @pytest.mark.parametrize("name", ALL_GRIDS)
 def test_grids_refuse_bad_numbers(name):
     for n in (0, -3):
@@ -336,3 +383,9 @@ def test_grids_refuse_bad_numbers(name):
     for rho in (0.0, -1.0):
         with pytest.raises(ValueError, match=rf"rho: .*got {rho}"):
             dj.karras_grid(dj.Rectified(), 5, rho)
+    for bad in (0.0, -1.0):
+        for what, make in (("shift", shifted_grid), ("data_std", snr_grid)):
+            with pytest.raises(ValueError, match=rf"{what}: .*got {bad}"):
+                make(dj.Rectified(), 5, bad)
+        with pytest.raises(ValueError, match=rf"width: .*got {bad}"):
+            snr_grid(dj.Rectified(), 5, width=bad)
