@@ -10,6 +10,12 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 
+def as_leaves(tree: Any, dtype: Any) -> Any:
+    """The arrays of a pytree in a dtype, those on the host brought to the device in one transfer, not one by one."""
+    cast = lambda leaf: jnp.asarray(leaf, dtype) if isinstance(leaf, jax.Array) else np.array(leaf, dtype)
+    return jax.device_put(jax.tree.map(cast, tree))
+
+
 def expand(c: Any, x: Any) -> Any:
     """Aligns a coefficient with a sample: `c` of shape [] or [b] becomes [] or [b, 1, ..., 1] beside `x [b, *d]`."""
     return c if jnp.ndim(c) == 0 else jnp.reshape(c, (*jnp.shape(c), *(1,) * (jnp.ndim(x) - jnp.ndim(c))))

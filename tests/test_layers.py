@@ -26,6 +26,8 @@ DOORS = {
     "orbax": ("training/_checkpoint.py",),
     "diffrax": (
         "samplers/_diffrax.py",
+        "samplers/_solver_checks.py",
+        "samplers/_stepper_solver.py",
         "samplers/_score_sde.py",
         "likelihood.py",
         "process/_sde.py",

@@ -14,14 +14,15 @@ from diffjax.samplers._base import (
     sample as sample,
     schedule as schedule,
 )
+from diffjax.samplers._batch import per_sample_fields as per_sample_fields
 from diffjax.samplers._chains import Chains as Chains
 from diffjax.samplers._churn import Churn as Churn
 from diffjax.samplers._ddim import DDIM as DDIM
 from diffjax.samplers._diffrax import (
     Solution as Solution,
-    as_diffrax_solver as as_diffrax_solver,
     count_evaluations as count_evaluations,
     integrate as integrate,
+    integrate_each as integrate_each,
     probability_flow as probability_flow,
     reverse_sde as reverse_sde,
     velocity as velocity,
@@ -38,4 +39,5 @@ from diffjax.samplers._sgld import (
     polynomial_decay as polynomial_decay,
     sgld as sgld,
 )
+from diffjax.samplers._stepper_solver import as_diffrax_solver as as_diffrax_solver
 from diffjax.samplers._unadjusted import langevin as langevin

@@ -20,18 +20,17 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from diffjax._arrays import as_scalar, check, expand, time_dtype
+from diffjax._arrays import as_leaves, as_scalar, check, expand, is_concrete, time_dtype
 from diffjax._typing import Denoiser, Sample, Scalar
-from diffjax.process import AbstractGaussianProcess, PerSamplePath, diagonal_noise, logsnr_rate, rates
-from diffjax.samplers._base import AbstractStepper, check_grid
-
-
-class AbstractField(eqx.Module):
-    """A vector field (r, y, args) -> dy/dr; `evaluates` names the callable in it whose calls are counted as nfe."""
-
-    evaluates: eqx.AbstractClassVar[str]
+from diffjax.process import AbstractGaussianProcess, diagonal_noise, logsnr_rate, rates
+from diffjax.samplers._base import check_grid
+from diffjax.samplers._batch import check_batch, over_devices, split_batch
+from diffjax.samplers._solver_checks import AbstractField, check_ends, check_solver, with_denoiser
+from diffjax.samplers._stepper_solver import StepperSolver, parts
 
 
 class Flow(AbstractField):
@@ -114,14 +113,16 @@ def reverse_sde(
 
 
 class Solution(NamedTuple):
-    """What `integrate` returns."""
+    """What `integrate` and `integrate_each` return; the latter's nfe and ok are [b], one for each sample."""
 
     x0: Float[Array, "b *d"]
     """The state at ts[-1]; NaN where the solve failed."""
-    nfe: Int[Array, ""]
+    nfe: Int[Array, ""] | Int[Array, " b"]
     """Evaluations of the denoiser or score, those of rejected steps included: for Runge-Kutta methods, one a stage."""
-    ok: Bool[Array, ""]
+    ok: Bool[Array, ""] | Bool[Array, " b"]
     """Whether the solve reached ts[-1]."""
+    saved: Float[Array, "k b *d"] | None = None
+    """The states at the times `save`; None where none were asked for."""
 
 
 def integrate(
@@ -133,10 +134,13 @@ def integrate(
     controller: diffrax.AbstractStepSizeController | None = None,
     adjoint: diffrax.AbstractAdjoint | None = None,
     max_steps: int | None = None,
+    save: Any = None,
+    mesh: Mesh | None = None,
 ) -> Solution:
     """Solves `probability_flow`, `reverse_sde` or their like by diffrax, from noise to data. A jitted entry point.
 
-    New weights, numbers and grids of the same length compile nothing.
+    New weights, numbers and grids of the same length compile nothing. A controller sees the batch as one state: all
+    samples take the same steps; `integrate_each` lets each take its own.
 
     Args:
       terms: from `probability_flow` or `reverse_sde` (as those of `as_diffrax_solver`'s stepper, stochastic or not), or
@@ -145,33 +149,127 @@ def integrate(
       ts: a descending grid [n + 1] of times; without a controller it is the steps taken, with one only its ends count.
       solver: any diffrax solver for the terms, or `as_diffrax_solver(stepper)`.
       controller: a diffrax step-size controller, such as `diffrax.PIDController(rtol, atol)`; default: fixed steps.
-      adjoint: how gradients pass; the default, `RecursiveCheckpointAdjoint`, keeps reverse mode cheap in memory.
-        `diffrax.ForwardMode()` is the fastest where no reverse-mode gradient is needed and the network is tiny.
+      adjoint: how gradients pass. The default, `RecursiveCheckpointAdjoint(checkpoints=16)`, keeps at most 16 states
+        and one step's activations, whatever the number of steps, and runs a step forward three times (up to n = 152;
+        four times up to 968). `RecursiveCheckpointAdjoint(checkpoints=n + 1)` keeps all n states and runs a step
+        forward twice; `DirectAdjoint()` keeps every activation. `ForwardMode()` is the fastest where no reverse-mode
+        gradient is needed and the network is tiny.
       max_steps: default n for fixed steps, 4096 with a controller.
+      save: descending times [k] within the ends of ts at which to keep the state, or None. Between steps it comes from
+        the solver's interpolation; between steps of an SDE that has too little noise: name times of the grid.
+      mesh: devices to split the batch over, or None. Only at fixed steps: a controller would have to wait for all
+        samples at each step.
 
     Returns:
-      `Solution(x0, nfe, ok)`. A failure at run time is a value: ok is False and x0 NaN.
+      `Solution(x0, nfe, ok, saved)`. A failure at run time is a value: ok is False and x0 NaN.
 
     Raises:
-      ValueError: ts does not descend, or adaptive steps would draw from a path without a tree.
+      ValueError: ts or save does not descend; the process is singular at an end where the solver looks at it; adaptive
+        steps would draw from a path without a tree, or need an error estimate that the stepper does not have; the
+        solver needs Levy areas that the path does not give; the mesh does not divide the batch, or has a controller.
     """
-    dtype = time_dtype(xt)
-    ts = jnp.asarray(check_grid(ts, dtype), dtype)
-    if controller is not None and _draws_each_step_anew(terms):
+    if mesh is not None and controller is not None:
         raise ValueError(
-            "controller: adaptive steps revisit the Brownian path, which needs a tree; "
-            f"make it by per_sample_path(..., tolerance=1e-3), got tolerance=None and {type(controller).__name__}"
+            "mesh: with a controller devices would wait for each other at each step; use `integrate_each`, whose "
+            f"samples take their own steps, or fixed steps; got {type(controller).__name__}"
         )
-    steps = ts.shape[0] - 1
-    max_steps = (steps if controller is None else 4096) if max_steps is None else max_steps
+    setup = _checked(terms, xt, ts, solver, controller, adjoint, max_steps, save)
+    return _integrate(terms, xt, *setup, mesh)
+
+
+def integrate_each(
+    terms: Any,
+    xt: Sample,
+    ts: Any,
+    *,
+    solver: diffrax.AbstractSolver,
+    controller: diffrax.AbstractStepSizeController,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    max_steps: int | None = None,
+    save: Any = None,
+    mesh: Mesh | None = None,
+) -> Solution:
+    """`integrate` with a step size for each sample, whose result does not depend on its batch. A jitted entry point.
+
+    All samples run until the slowest is done. Over a mesh each device runs until its own slowest is done: the compiled
+    loop holds no collective.
+
+    Args:
+      terms: as in `integrate`, [b, *d]. Conditions and keys of paths are sliced with the samples (`per_sample_fields`).
+      xt: the state at ts[0], [b, *d].
+      ts: descending times; only its two ends count.
+      solver: as in `integrate`.
+      controller: a step-size controller, such as `diffrax.PIDController(rtol, atol)`.
+      adjoint: as in `integrate`.
+      max_steps: of each sample, default 4096.
+      save: descending times [k] at which to keep the states, or None.
+      mesh: devices to split the batch over, such as `jax.make_mesh((8,), ("data",))`, or None.
+
+    Returns:
+      `Solution(x0, nfe, ok, saved)` with nfe and ok of shape [b].
+
+    Raises:
+      ValueError: as `integrate`; or a condition has not one row for each sample.
+    """
+    setup = _checked(terms, xt, ts, solver, controller, adjoint, max_steps, save)
+    check_batch(split_batch(terms)[0], xt.shape[0])
+    return _integrate_each(terms, xt, *setup, mesh)
+
+
+def _checked(terms, xt, ts, solver, controller, adjoint, max_steps, save):
+    """What a solve is made of, looked at before any tracing: (ts, save, solver, controller, adjoint, max_steps)."""
+    dtype = time_dtype(xt)
+    grid = check_grid(ts, dtype)
+    fixed, steps = controller is None, grid.shape[0] - 1
+    check_solver(terms, solver, controller)
+    check_ends(terms, xt, grid, solver, controller, dtype)
+    if isinstance(solver, StepperSolver) and fixed and solver.ts is None:
+        process = parts(solver.stepper, terms)[0].process
+        solver = StepperSolver(solver.stepper, solver.stepper.prepare(process, grid), grid)
+    if save is not None and is_concrete((grid, save)):
+        save = np.asarray(save).astype(dtype)
+        inside = save.ndim == 1 and np.all(np.diff(save) < 0) and np.all((save <= grid[0]) & (save >= grid[-1]))
+        check(inside, f"save: descending times from {grid[0]} to {grid[-1]} are needed, got {save}")
     if adjoint is None:
-        adjoint = diffrax.RecursiveCheckpointAdjoint(checkpoints=steps + 1 if controller is None else None)
-    return _integrate(terms, xt, ts, solver, controller, adjoint, max_steps)
+        adjoint = diffrax.RecursiveCheckpointAdjoint(checkpoints=16)
+    max_steps = (steps if fixed else 4096) if max_steps is None else max_steps
+    grid, save, weights = as_leaves((grid, save, getattr(solver, "weights", None)), dtype)
+    if weights is not None:
+        solver = StepperSolver(solver.stepper, weights, grid)
+    return grid, save, solver, controller, adjoint, max_steps
 
 
 @eqx.filter_jit
-def _integrate(terms, xt, ts, solver, controller, adjoint, max_steps):
+def _integrate(terms, xt, ts, save, solver, controller, adjoint, max_steps, mesh):
+    def run(rows, shared):
+        (terms_rows, xt), (terms_rest, *setup) = rows, shared
+        return _solve(eqx.combine(terms_rows, terms_rest), xt, *setup)
+
+    rows, rest = (None, terms) if mesh is None else split_batch(terms)
+    shared = (rest, ts, save, solver, controller, adjoint, max_steps)
+    return over_devices(run, mesh, (rows, xt), shared, Solution(0, -1, -1, None if save is None else 1))
+
+
+@eqx.filter_jit
+def _integrate_each(terms, xt, ts, save, solver, controller, adjoint, max_steps, mesh):
+    def run(rows, shared):
+        def one(row):
+            terms_row, x = jax.tree.map(lambda leaf: leaf[None], row)
+            solution = _solve(eqx.combine(terms_row, rest), x, *setup)
+            saved = None if solution.saved is None else solution.saved[:, 0]
+            return solution._replace(x0=solution.x0[0], saved=saved)
+
+        rest, *setup = shared
+        return jax.vmap(one, out_axes=out)(rows)
+
+    out = Solution(0, 0, 0, None if save is None else 1)
+    rows, rest = split_batch(terms)
+    return over_devices(run, mesh, (rows, xt), (rest, ts, save, solver, controller, adjoint, max_steps), out)
+
+
+def _solve(terms, xt, ts, save, solver, controller, adjoint, max_steps):
     rs = -ts
+    last = diffrax.SubSaveAt(t1=True)
     solution = diffrax.diffeqsolve(
         terms,
         solver,
@@ -179,6 +277,7 @@ def _integrate(terms, xt, ts, solver, controller, adjoint, max_steps):
         t1=rs[-1],
         dt0=None,
         y0=xt,
+        saveat=diffrax.SaveAt(subs=last if save is None else (last, diffrax.SubSaveAt(ts=-save))),
         stepsize_controller=diffrax.StepTo(rs) if controller is None else controller,
         adjoint=adjoint,
         max_steps=max_steps,
@@ -188,15 +287,9 @@ def _integrate(terms, xt, ts, solver, controller, adjoint, max_steps):
     calls: list = []
     per_step, once = count_evaluations(solver, _spied(terms, calls), calls, xt, rs[0], rs[1])
     nfe = jnp.asarray(solution.stats["num_steps"] * per_step + once)
-    return Solution(jnp.where(ok, jnp.asarray(solution.ys)[-1], jnp.nan), nfe, ok)
-
-
-def _draws_each_step_anew(terms):
-    paths = jax.tree.leaves(terms, is_leaf=lambda leaf: isinstance(leaf, PerSamplePath | diffrax.UnsafeBrownianPath))
-    return any(
-        isinstance(path, diffrax.UnsafeBrownianPath) or (isinstance(path, PerSamplePath) and path.tolerance is None)
-        for path in paths
-    )
+    ends, saved = (solution.ys, None) if save is None else solution.ys
+    x0 = jnp.where(ok, jnp.asarray(ends)[-1], jnp.nan)
+    return Solution(x0, nfe, ok, None if saved is None else jnp.where(ok, saved, jnp.nan))
 
 
 def count_evaluations(solver: diffrax.AbstractSolver, terms: Any, calls: list, y0: Any, t0: Any, t1: Any) -> Any:
@@ -218,95 +311,4 @@ def count_evaluations(solver: diffrax.AbstractSolver, terms: Any, calls: list, y
 
 def _spied(terms, calls):
     """The same terms, whose denoiser (or score) notes in `calls` that it was called."""
-
-    def is_field(leaf):
-        return isinstance(leaf, AbstractField)
-
-    def spy(leaf):
-        if not is_field(leaf):
-            return leaf
-        called = getattr(leaf, leaf.evaluates)
-        noting = lambda x, t: calls.append(1) or called(x, t)
-        return eqx.tree_at(lambda field: getattr(field, field.evaluates), leaf, noting)
-
-    return jax.tree.map(spy, terms, is_leaf=is_field)
-
-
-class _SolverState(NamedTuple):
-    inner: Any
-    r_before: Any
-    first: Any
-
-
-class StepperSolver(diffrax.AbstractItoSolver):
-    """A stepper as a diffrax solver; made by `as_diffrax_solver`."""
-
-    stepper: AbstractStepper
-
-    term_structure: ClassVar = diffrax.AbstractTerm
-    interpolation_cls: ClassVar = diffrax.LocalLinearInterpolation
-
-    def order(self, terms: Any) -> int:
-        return self.stepper.order
-
-    def strong_order(self, terms: Any) -> float:
-        return 0.5 if self.stepper.stochastic else self.stepper.order
-
-    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> _SolverState:
-        field, _ = self._parts(terms)
-        # Before the first step, a step as long as this one is imagined; `first` keeps its weights from being used.
-        return _SolverState(self.stepper.init(field.process, y0, -t0), t0 - (t1 - t0), jnp.asarray(True))
-
-    def step(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any) -> Any:
-        field, path = self._parts(terms)
-        weights = self._weights(field.process, solver_state, -t0, -t1, y0.dtype)
-        keys = None if path is None else _step_keys(path, t0)
-        y1, inner = self.stepper.step(keys, field.process, field.denoiser, y0, -t0, -t1, weights, solver_state.inner)
-        y1 = y1.astype(y0.dtype)
-        state = _SolverState(inner, t0, jnp.asarray(False))
-        return y1, None, {"y0": y0, "y1": y1}, state, diffrax.RESULTS.successful
-
-    def func(self, terms: Any, t0: Any, y0: Any, args: Any) -> Any:
-        return terms.vf(t0, y0, args)
-
-    def _parts(self, terms):
-        if not self.stepper.stochastic:
-            return _unwrapped(terms).vector_field, None
-        drift, noise = (_unwrapped(term) for term in _unwrapped(terms).terms)
-        return drift.vector_field, noise.control
-
-    def _weights(self, process, state, t, s, dtype):
-        def last(*times):
-            prepared = self.stepper.prepare(process, jnp.stack(times))
-            return jax.tree.map(lambda w: jnp.asarray(w[-1], dtype), prepared)
-
-        if self.stepper.history == 0:
-            return last(t, s)
-        # Not a select: the imagined step before the first may lie beyond t = 1, where gradients are NaN.
-        return jax.lax.cond(state.first, lambda: last(t, s), lambda: last(-state.r_before, t, s))
-
-
-def _unwrapped(term):
-    """diffeqsolve wraps terms to flip time; ours never flips."""
-    return getattr(term, "term", term)
-
-
-def _step_keys(path, r):
-    """A key for each sample and step, from the path's own keys and the bits of the time."""
-    bits = jax.lax.bitcast_convert_type(jnp.asarray(r, jnp.float32), jnp.uint32)
-    return jax.vmap(jax.random.fold_in, (0, None))(path.keys, bits)
-
-
-def as_diffrax_solver(stepper: AbstractStepper) -> StepperSolver:
-    """A stepper as a diffrax solver, for `integrate` at fixed steps: diffrax's adjoints and events, our methods.
-
-    A deterministic stepper takes the terms of `probability_flow`; a stochastic one those of `reverse_sde`, whose
-    per-sample path gives it keys (its own noise law holds, whatever that eta). Weights are computed step by step in
-    the state's precision, for states [b, *d].
-
-    Raises:
-      ValueError: the stepper looks back on more than one earlier step.
-    """
-    if stepper.history > 1:
-        raise ValueError(f"stepper: at most one earlier step can be looked back on here, got {type(stepper).__name__}")
-    return StepperSolver(stepper)
+    return with_denoiser(terms, lambda called: lambda x, t: calls.append(1) or called(x, t))

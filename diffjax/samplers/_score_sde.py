@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from diffjax._arrays import as_scalar, check
 from diffjax._typing import Sample, Scalar
 from diffjax.process import AbstractProcess, noise_divergence, noise_operator
-from diffjax.samplers._diffrax import AbstractField
+from diffjax.samplers._solver_checks import AbstractField
 
 
 class ScoreDrift(AbstractField):

@@ -1,0 +1,114 @@
+"""Which arrays of a denoiser, or of diffrax's terms, have the batch axis: what is sliced for one sample or one device.
+
+    terms --split_batch--> (leaves [b, ...], the rest) --vmap | shard_map | a chunk's rows--> terms of fewer samples
+
+Parameters, processes and times are shared by all samples; conditions and the keys of paths belong to each. A class says
+so of its fields by `per_sample_fields`.
+"""
+
+from collections.abc import Callable
+from functools import singledispatch
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from diffjax.guidance import ClassifierFree
+from diffjax.parameterisation import NetworkDenoiser
+from diffjax.process import PerSamplePath
+
+
+@singledispatch
+def per_sample_fields(node: Any) -> tuple[str, ...]:
+    """The names of an object's fields whose leaves have the batch axis, shape [b, ...].
+
+    None for a class that does not say; a denoiser of your own that carries conditions registers itself:
+
+        per_sample_fields.register(MyDenoiser)(lambda denoiser: ("cond",))
+    """
+    return ()
+
+
+@per_sample_fields.register(NetworkDenoiser)
+def _(node: NetworkDenoiser) -> tuple[str, ...]:
+    return ("cond",)
+
+
+@per_sample_fields.register(PerSamplePath)
+def _(node: PerSamplePath) -> tuple[str, ...]:
+    return ("keys",)
+
+
+@per_sample_fields.register(ClassifierFree)
+def _(node: ClassifierFree) -> tuple[str, ...]:
+    return ("scale",) if jnp.ndim(node.scale) == 1 else ()
+
+
+def split_batch(tree: Any) -> tuple[Any, Any]:
+    """(the leaves with the batch axis, [b, ...]; all others): two pytrees that `equinox.combine` puts together."""
+
+    def mark(path, leaf):
+        node = tree
+        for entry in path:
+            name = getattr(entry, "name", None)
+            if name is None:
+                node = _item(node, entry)
+            elif name in per_sample_fields(node):
+                return True
+            else:
+                node = getattr(node, name, None)
+        return False
+
+    return eqx.partition(tree, jax.tree_util.tree_map_with_path(mark, tree))
+
+
+def _item(node, entry):
+    """A child of a list, tuple or dictionary; None below a node that does not name its children."""
+    place = getattr(entry, "idx", getattr(entry, "key", None))
+    return node[place] if isinstance(node, list | tuple | dict) else None
+
+
+def check_batch(rows: Any, b: int) -> None:
+    """Checks that each leaf of `rows`, what `split_batch` found, has the batch axis [b, ...].
+
+    Raises:
+      ValueError: one has another length.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(rows):
+        if jnp.shape(leaf)[:1] != (b,):
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"{name}: one row for each of {b} samples is needed, got shape {jnp.shape(leaf)}")
+
+
+def over_devices(function: Callable[..., Any], mesh: Mesh | None, rows: Any, shared: Any, out: Any) -> Any:
+    """function(rows, shared) with the leaves of rows, [b, ...], split over all devices of a mesh by `jax.shard_map`.
+
+    Each device runs the function on its own rows, a pytree of [b / devices, ...], and no device waits for another.
+
+    Args:
+      function: of two pytrees.
+      mesh: or None, for a plain call.
+      rows: leaves [b, ...].
+      shared: any pytree; all devices see it.
+      out: of each output (a prefix of its tree) the axis along which devices are put together, or -1: all agree.
+
+    Raises:
+      ValueError: b cannot be split evenly.
+    """
+    if mesh is None:
+        return function(rows, shared)
+    for leaf in jax.tree.leaves(rows):
+        if leaf.shape[0] % mesh.size:
+            raise ValueError(f"mesh: {leaf.shape[0]} samples cannot be split evenly over {mesh.size} devices")
+    split = lambda axis: PartitionSpec(*[None] * axis, mesh.axis_names) if axis >= 0 else PartitionSpec()
+    arrays, static = eqx.partition(shared, eqx.is_array)
+    run = jax.shard_map(
+        lambda rows, arrays: function(rows, eqx.combine(arrays, static)),
+        mesh=mesh,
+        in_specs=(split(0), split(-1)),
+        out_specs=jax.tree.map(split, out),
+        check_vma=False,  # loops whose carry begins with constants; nothing here is summed over devices
+    )
+    return run(rows, arrays)

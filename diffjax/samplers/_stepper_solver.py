@@ -1,0 +1,165 @@
+"""Our steppers as diffrax solvers: its adjoints, step-size control and dense output for our methods.
+
+On the clock r = -t a step from r0 to r1 is the stepper's step from t = -r0 to s = -r1. Its weights are
+
+    bound      prepared once for a grid, in float64 on the host, row k for step k: any stepper, fixed steps
+    unbound    prepared inside the step for (t, s): one-step methods, any steps
+
+`integrate` binds to its grid wherever the steps are fixed, so that it takes the very steps that `sample` takes.
+Between two states the method is taken to follow a straight line in the process's own coordinates:
+
+    y0 = alpha_0 D + sigma_0 E,   y1 = alpha_1 D + sigma_1 E    -->    y(t) = alpha(t) D + sigma(t) E
+
+which is DDIM's own path.
+"""
+
+from typing import Any, ClassVar, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+
+from diffjax._arrays import check, is_concrete, time_dtype
+from diffjax._typing import Sample
+from diffjax.process import AbstractGaussianProcess
+from diffjax.samplers._base import AbstractEmbeddedStepper, AbstractStepper
+
+
+class MarginalInterpolation(diffrax.AbstractLocalInterpolation):
+    """y(t) = alpha(t) D + sigma(t) E through two states [b, *d] at r = t0 and t1, as diffrax calls it."""
+
+    t0: Any
+    t1: Any
+    y0: Any
+    y1: Any
+    process: AbstractGaussianProcess
+
+    def evaluate(self, t0: Any, t1: Any = None, left: bool = True) -> Sample:
+        """The state at r = t0, [b, *d]; or its change from t0 to t1."""
+        if t1 is not None:
+            return self.evaluate(t1) - self.evaluate(t0)
+        at = [(self.process.alpha(-r), self.process.sigma(-r)) for r in (self.t0, self.t1, t0)]
+        (alpha_0, sigma_0), (alpha_1, sigma_1), (alpha, sigma) = at
+        area = alpha_0 * sigma_1 - alpha_1 * sigma_0
+        late = jnp.where(area == 0, 1.0, (alpha_0 * sigma - alpha * sigma_0) / jnp.where(area == 0, 1.0, area))
+        early = (sigma - late * sigma_1) / sigma_0  # of sigma, not of alpha: exact where alpha_0 or sigma_1 is 0
+        return early.astype(self.y0.dtype) * self.y0 + late.astype(self.y0.dtype) * self.y1
+
+
+class _SolverState(NamedTuple):
+    inner: Any
+    k: Any
+
+
+class StepperSolver(diffrax.AbstractItoSolver):
+    """A stepper as a diffrax solver; made by `as_diffrax_solver`."""
+
+    stepper: AbstractStepper
+    weights: Any = None
+    ts: Any = None
+
+    term_structure: ClassVar = diffrax.AbstractTerm
+    interpolation_cls: ClassVar = MarginalInterpolation
+
+    def order(self, terms: Any) -> int:
+        return self.stepper.order
+
+    def strong_order(self, terms: Any) -> float:
+        return 0.5 if self.stepper.stochastic else self.stepper.order
+
+    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> _SolverState:
+        if self.ts is None and self.stepper.history > 0:
+            raise ValueError(
+                f"stepper: {type(self.stepper).__name__} looks back on earlier steps, so it must know its grid: use "
+                "`integrate` without a controller, or `as_diffrax_solver(stepper, process=..., ts=...)` and "
+                "`diffrax.StepTo(-ts)`"
+            )
+        if self.ts is not None and is_concrete((self.ts, t0, t1)):
+            same = abs(self.ts[0] + t0) + abs(self.ts[1] + t1) < 1e-6
+            check(same, f"stepper: bound to a grid that begins {self.ts[:2]}, got a first step from {-t0} to {-t1}")
+        return _SolverState(self.stepper.init(parts(self.stepper, terms)[0].process, y0, -t0), jnp.asarray(0))
+
+    def step(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any) -> Any:
+        field, path = parts(self.stepper, terms)
+        keys = None if path is None else _step_keys(path, t0)
+        weights = self._weights(field.process, solver_state.k, -t0, -t1, time_dtype(y0))
+        arguments = (keys, field.process, field.denoiser, y0, -t0, -t1, weights, solver_state.inner)
+        if self.estimates:
+            y1, error, inner = self.stepper.step_with_error(*arguments)
+            error = error.astype(y0.dtype)
+        else:
+            (y1, inner), error = self.stepper.step(*arguments), None
+        y1 = y1.astype(y0.dtype)
+        dense = {"y0": y0, "y1": y1, "process": field.process}
+        return y1, error, dense, _SolverState(inner, solver_state.k + 1), diffrax.RESULTS.successful
+
+    def func(self, terms: Any, t0: Any, y0: Any, args: Any) -> Any:
+        return terms.vf(t0, y0, args)
+
+    @property
+    def estimates(self) -> bool:
+        """Whether a step comes with an estimate of its error: an embedded method that is not bound to a grid."""
+        return isinstance(self.stepper, AbstractEmbeddedStepper) and not self.stepper.stochastic and self.ts is None
+
+    def _weights(self, process, k, t, s, dtype):
+        if self.ts is None:
+            return jax.tree.map(lambda w: jnp.asarray(w[0], dtype), self.stepper.prepare(process, jnp.stack([t, s])))
+        return jax.tree.map(lambda w: jnp.asarray(w, dtype)[k], self.weights)
+
+
+def parts(stepper: AbstractStepper, terms: Any) -> tuple[Any, Any]:
+    """The field (process, denoiser) of our terms, and the Brownian path where the stepper is stochastic, else None.
+
+    Raises:
+      ValueError: the terms are not those of a denoiser, or a stochastic stepper is given no path.
+    """
+    unwrapped = lambda term: getattr(term, "term", term)  # diffeqsolve wraps terms to flip time; ours never flips
+    terms = unwrapped(terms)
+    if stepper.stochastic:
+        if not isinstance(terms, diffrax.MultiTerm):
+            raise ValueError(f"terms: {type(stepper).__name__} is stochastic: `reverse_sde` is needed, got {terms}")
+        drift, noise = (unwrapped(term) for term in terms.terms)
+        field, path = drift.vector_field, noise.control
+    else:
+        field, path = getattr(terms, "vector_field", None), None
+    if not hasattr(field, "denoiser"):
+        needed = "reverse_sde" if stepper.stochastic else "probability_flow"
+        raise ValueError(f"terms: {type(stepper).__name__} needs those of `{needed}`, got {type(terms).__name__}")
+    return field, path
+
+
+def _step_keys(path, r):
+    """A key for each sample and step, from the path's own keys and the bits of the time."""
+    bits = jax.lax.bitcast_convert_type(jnp.asarray(r, jnp.float32), jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (0, None))(path.keys, bits)
+
+
+def as_diffrax_solver(
+    stepper: AbstractStepper, *, process: AbstractGaussianProcess | None = None, ts: Any = None
+) -> StepperSolver:
+    """A stepper as a diffrax solver: diffrax's adjoints, events and dense output, our methods, for states [b, *d].
+
+    A deterministic stepper takes the terms of `probability_flow`; a stochastic one those of `reverse_sde`, whose
+    per-sample path gives it keys (its own noise law holds, whatever that eta).
+
+    - In `integrate` at fixed steps: any stepper; the result is that of `sample`.
+    - Under a step-size controller: steppers that estimate their error, such as `Heun`. Any other deterministic
+      one-step method does so inside `diffrax.HalfSolver`, at three times the evaluations.
+    - In `diffrax.diffeqsolve` itself: one-step methods at any steps, on the clock r = -t; a multistep method at the
+      fixed steps `stepsize_controller=diffrax.StepTo(-ts)` of the grid that it is told here.
+
+    Args:
+      stepper: the method.
+      process: only beside ts: the process that the grid's times refer to.
+      ts: a descending grid [n + 1] to bind the method to, its weights computed once, in float64 on the host; only for
+        direct use in `diffeqsolve`.
+
+    Raises:
+      ValueError: one of process and ts comes without the other.
+    """
+    if (process is None) != (ts is None):
+        given, missing = ("ts", "process") if process is None else ("process", "ts")
+        raise ValueError(f"{missing}: binding to a grid needs process and ts, got only {given}")
+    if process is None:
+        return StepperSolver(stepper)
+    return StepperSolver(stepper, stepper.prepare(process, ts), ts)
