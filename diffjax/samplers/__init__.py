@@ -28,10 +28,26 @@ from diffjax.samplers._diffrax import (
     velocity as velocity,
 )
 from diffjax.samplers._dpm_solver import DPMpp2S as DPMpp2S, DPMSolver as DPMSolver
-from diffjax.samplers._dpmpp import DPMpp2M as DPMpp2M
+from diffjax.samplers._dpmpp import DPMpp2M as DPMpp2M, DPMpp3M as DPMpp3M, DPMpp3MPublished as DPMpp3MPublished
+from diffjax.samplers._exponential_adams import (
+    ExponentialAdams as ExponentialAdams,
+    by_logsnr as by_logsnr,
+    by_noise as by_noise,
+    by_time as by_time,
+)
+from diffjax.samplers._unipc import UniPC as UniPC, bh1 as bh1, bh2 as bh2
+from diffjax.samplers._adams import DEIS as DEIS, IPNDM as IPNDM, LMS as LMS
+from diffjax.samplers._multistep import (
+    AbstractMultistep as AbstractMultistep,
+    Correction as Correction,
+    Memory as Memory,
+    Weights as Weights,
+)
 from diffjax.samplers._euler import Euler as Euler
 from diffjax.samplers._heun import Heun as Heun
 from diffjax.samplers._langevin import density_score as density_score, hmc as hmc, mala as mala
+from diffjax.samplers._optimised_grid import optimise_grid as optimise_grid
+from diffjax.samplers._restart import Restart as Restart, sample_with_restarts as sample_with_restarts
 from diffjax.samplers._score_sde import score_flow as score_flow, score_reverse_sde as score_reverse_sde
 from diffjax.samplers._sgld import (
     log_posterior as log_posterior,
