@@ -183,7 +183,7 @@ class _Grid:
 def _between(process, ts, inside, half_logsnr):
     """(t, alpha, sigma), each [n], where l has the values given; t is the step's own start unless `inside`."""
     t = jnp.clip(time_from_logsnr(process, 2 * half_logsnr), ts[1:], ts[:-1])
-    t = jnp.where(inside > 0, t, ts[:-1])
+    t = jnp.where(inside.astype(bool), t, ts[:-1])
     return t, process.alpha(t), process.sigma(t)
 
 
