@@ -1,0 +1,101 @@
+"""Predictor-corrector: any stepper, then Langevin steps at the noise level it has reached.
+
+With g = grad log p_s(x) = (alpha_s x0_hat - x)/sigma_s^2 and z ~ N(0, I), a correction is
+
+    x <- x + e g + sqrt(2 e) z,     e = 2 snr^2 min(||z||^2/||g||^2, alpha_s^2 + sigma_s^2)
+
+so that the signal e g has the norm of the noise times snr. Norms are each sample's own, where the paper has means over
+the batch: a sample then depends on its own index alone. In few dimensions ||g|| may come close to 0; the bound, the
+ratio that Gaussian data of unit variance has, keeps e finite. Source: Song et al. 2021, algorithms 4 and 5.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from diffjax._arrays import as_scalar, check, expand, normal_like, sum_features
+from diffjax._typing import Denoiser, Sample, Scalar, Time
+from diffjax.process import AbstractGaussianProcess
+from diffjax.samplers._base import AbstractStepper, namespace, schedule
+
+
+class PredictorCorrector(AbstractStepper):
+    """A predictor, then corrections: as many more evaluations a step. There is no correction at sigma = 0.
+
+    Its order is the predictor's, down to the corrections' own bias, which no number of steps removes: many of them
+    leave the variance of isotropic Gaussian data in many dimensions too large, by 1/(1 - snr^2).
+
+    Attributes:
+      predictor: any stepper, with or without noise.
+      corrections: Langevin steps after each of its steps, at least 1.
+      snr: the ratio above, a scalar, positive; the paper has 0.16 for VE and CIFAR-10.
+
+    Raises:
+      ValueError: corrections is not a positive integer, or snr is not positive.
+
+    Source: Song et al. 2021, algorithms 2 to 5.
+    """
+
+    predictor: AbstractStepper
+    corrections: int = eqx.field(static=True, default=1)
+    snr: Scalar = eqx.field(converter=as_scalar, default=0.16)
+
+    def __check_init__(self):
+        if not isinstance(self.corrections, int) or self.corrections < 1:
+            raise ValueError(f"corrections: must be a positive integer, got {self.corrections!r}")
+        check(self.snr > 0, f"snr: must be positive, got {self.snr}")
+
+    @property
+    def order(self) -> int:
+        return self.predictor.order
+
+    @property
+    def evaluations_per_step(self) -> int:
+        return self.predictor.evaluations_per_step + self.corrections
+
+    @property
+    def history(self) -> int:
+        return self.predictor.history
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
+        """(the predictor's, (alpha_s, sigma_s^-2 or 0, 1 or 0, bound)), each [n]."""
+        at = schedule(process, ts)
+        xp = namespace(at.sigma)
+        alpha, sigma = at.alpha[1:], at.sigma[1:]
+        noisy = sigma > 0
+        inverse = xp.where(noisy, 1 / xp.where(noisy, sigma, 1.0) ** 2, 0.0)
+        return self.predictor.prepare(process, ts), (alpha, inverse, xp.where(noisy, 1.0, 0.0), alpha**2 + sigma**2)
+
+    def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> Any:
+        """The predictor's memory."""
+        return self.predictor.init(process, xt, t)
+
+    def step(
+        self,
+        keys: Any,
+        process: AbstractGaussianProcess,
+        denoiser: Denoiser,
+        xt: Sample,
+        t: Time,
+        s: Time,
+        weights: Any,
+        state: Any,
+    ) -> tuple[Sample, Any]:
+        first, (alpha, inverse, noisy, bound) = weights
+        split = jax.vmap(jax.random.fold_in, (0, None))
+        own = split(keys, 0) if self.predictor.stochastic else None
+        xs, state = self.predictor.step(own, process, denoiser, xt, t, s, first, state)
+        snr = jnp.asarray(self.snr, bound.dtype)
+        for j in range(self.corrections):
+            z = normal_like(split(keys, j + 1), xs)
+            pull = (alpha * denoiser(xs, s) - xs) * inverse
+            strength = sum_features(z**2) / jnp.maximum(sum_features(pull**2), sum_features(z**2) / bound)
+            size = expand(2 * noisy * snr**2 * strength, xs)
+            xs = (xs + size * pull + jnp.sqrt(2 * size) * z).astype(xs.dtype)
+        return xs, state
