@@ -115,6 +115,15 @@ ALL_STEPPERS = {
     "dpmpp-2s": samplers.DPMpp2S,
     "churn": lambda: samplers.Churn(10.0, 0.01, 50.0),
     "dpmpp-2m": dj.DPMpp2M,
+    "ddpm": lambda: samplers.DDPM(1.0),
+    "dpm-2-ancestral": samplers.DPM2Ancestral,
+    "dpmpp-2s-ancestral": samplers.DPMpp2SAncestral,
+    "dpmpp-sde": samplers.DPMppSDE,
+    "sde-dpmpp-2m": samplers.SDEDPMpp2M,
+    "sde-dpmpp-3m": samplers.SDEDPMpp3M,
+    "seeds-2": samplers.SEEDS2,
+    "seeds-3": samplers.SEEDS3,
+    "predictor-corrector": lambda: samplers.PredictorCorrector(dj.DDIM(eta=1.0)),
 }
 
 

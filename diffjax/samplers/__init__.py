@@ -5,6 +5,11 @@ xT ~ prior --> sample(stepper)                        lax.scan over a grid  -+->
 """
 
 from diffjax.process import per_sample_path as per_sample_path
+from diffjax.samplers._ancestral import (
+    DPM2Ancestral as DPM2Ancestral,
+    DPMpp2SAncestral as DPMpp2SAncestral,
+    euler_ancestral as euler_ancestral,
+)
 from diffjax.samplers._annealed import annealed_langevin as annealed_langevin
 from diffjax.samplers._base import (
     AbstractEmbeddedStepper as AbstractEmbeddedStepper,
@@ -18,6 +23,7 @@ from diffjax.samplers._batch import per_sample_fields as per_sample_fields
 from diffjax.samplers._chains import Chains as Chains
 from diffjax.samplers._churn import Churn as Churn
 from diffjax.samplers._ddim import DDIM as DDIM
+from diffjax.samplers._ddpm import DDPM as DDPM
 from diffjax.samplers._diffrax import (
     Solution as Solution,
     count_evaluations as count_evaluations,
@@ -47,8 +53,11 @@ from diffjax.samplers._euler import Euler as Euler
 from diffjax.samplers._heun import Heun as Heun
 from diffjax.samplers._langevin import density_score as density_score, hmc as hmc, mala as mala
 from diffjax.samplers._optimised_grid import optimise_grid as optimise_grid
+from diffjax.samplers._predictor_corrector import PredictorCorrector as PredictorCorrector
 from diffjax.samplers._restart import Restart as Restart, sample_with_restarts as sample_with_restarts
 from diffjax.samplers._score_sde import score_flow as score_flow, score_reverse_sde as score_reverse_sde
+from diffjax.samplers._sde_dpmpp import DPMppSDE as DPMppSDE, SDEDPMpp2M as SDEDPMpp2M, SDEDPMpp3M as SDEDPMpp3M
+from diffjax.samplers._seeds import SEEDS2 as SEEDS2, SEEDS3 as SEEDS3
 from diffjax.samplers._sgld import (
     log_posterior as log_posterior,
     minibatch_score as minibatch_score,
