@@ -5,7 +5,7 @@ changes of eps_hat, x0_hat from t to t_j:
 
     DPM-Solver-2      x1 = ddim_1,  xs = ddim - sigma_s (e^h - 1)/(2 r1) E_1
     DPM-Solver-3      x1 = ddim_1,  x2 = ddim_2 - (r2/r1) sigma_2 ((e^(r2 h) - 1)/(r2 h) - 1) E_1
-                      xs = ddim - (sigma_s/r2) ((e^h - 1)/h - 1) E_2
+                      xs = ddim - (sigma_s/r2) ((e^h - 1)/h - 1) E_2,   r2 = 2/3
     DPM-Solver++ 2S   x1 = ddim_1,  xs = ddim + alpha_s (1 - e^-h)/(2 r1) F_1
 
 DPM-Solver-1 is DDIM. Source: Lu et al. 2022 (DPM-Solver), algorithms 1, 2 and 4 to 6; Lu et al. 2022b
@@ -33,31 +33,29 @@ class DPMSolver(AbstractEmbeddedStepper):
 
     Attributes:
       order: 1 (which is DDIM), 2 or 3.
-      r1, r2: where the intermediate evaluations stand, as fractions of the step in l, 0 < r1 < r2 < 1; scalars.
-        Default: 1/2 for order 2, 1/3 and 2/3 for order 3.
+      r1: where the first intermediate evaluation stands, as a fraction of the step in l, in (0, 1); a scalar. Default:
+        1/2 for order 2, 1/3 for order 3; None for order 1. Order 3's second one stands at r2 = 2/3: the published
+        formula takes any, but is of second order at any other.
 
     Raises:
-      ValueError: the order is not 1, 2 or 3, or r1, r2 do not ascend inside (0, 1), or there are more than it uses.
+      ValueError: the order is not 1, 2 or 3, or r1 is not in (0, 1) or has no place in order 1.
 
     Source: Lu et al. 2022 (DPM-Solver), algorithms 1, 2 and 4 to 6.
     """
 
     order: int = eqx.field(static=True)
-    fractions: tuple[Scalar, ...]
+    r1: Scalar | None
 
     history: ClassVar[int] = 0
 
-    def __init__(self, order: int = 2, r1: Scalar | None = None, r2: Scalar | None = None):
+    def __init__(self, order: int = 2, r1: Scalar | None = None):
         if order not in (1, 2, 3):
             raise ValueError(f"order: singlestep DPM-Solver has orders 1, 2 and 3, got {order}")
-        given = ("r1", r1), ("r2", r2)
-        for name, r in given[order - 1 :]:
-            if r is not None:
-                raise ValueError(f"{name}: order {order} has {order - 1} intermediate times, got {name} = {r}")
-        defaults = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}[order]
+        if order == 1 and r1 is not None:
+            raise ValueError(f"r1: order 1 has no intermediate evaluation, got {r1}")
         self.order = int(order)
-        self.fractions = tuple(as_scalar(d if r is None else r) for (_, r), d in zip(given, defaults, strict=False))
-        _check_fractions(self.fractions)
+        self.r1 = None if order == 1 else as_scalar((1 / order) if r1 is None else r1)
+        _check_fraction(self.r1)
 
     @property
     def evaluations_per_step(self) -> int:
@@ -70,7 +68,7 @@ class DPMSolver(AbstractEmbeddedStepper):
     def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
         """(start, stages, end): start (alpha_t, 1/sigma_t), a stage (t_j, keep, data, change, alpha_j, 1/sigma_j), end
         (keep, data, change, lower), each [n]; `change` multiplies the E before, `lower` that of the order below."""
-        grid = _Grid(process, ts, self.fractions)
+        grid = _Grid(process, ts, ((), (self.r1,), (self.r1, 2 / 3))[self.order - 1])
         at, xp = grid.at, grid.xp
         stages, change = [], xp.zeros_like(grid.h)
         for j, (r, t, alpha, sigma) in enumerate(zip(grid.r, grid.t, grid.alpha, grid.sigma, strict=True)):
@@ -131,7 +129,7 @@ class DPMpp2S(AbstractEmbeddedStepper):
     r1: Scalar = eqx.field(converter=as_scalar, default=0.5)
 
     def __check_init__(self):
-        _check_fractions((self.r1,))
+        _check_fraction(self.r1)
 
     @property
     def stochastic(self) -> bool:
@@ -195,8 +193,6 @@ def _ddim(alpha_t, sigma_t, alpha_s, sigma_s, xp):
     return keep, alpha_s - keep * alpha_t, span
 
 
-def _check_fractions(fractions):
-    below: Any = 0.0
-    for i, r in enumerate(fractions):
-        check((r > below) & (r < 1), f"r{i + 1}: intermediate times must ascend inside (0, 1), got {r}")
-        below = r
+def _check_fraction(r1):
+    if r1 is not None:
+        check((r1 > 0) & (r1 < 1), f"r1: the intermediate evaluation must stand inside (0, 1), got {r1}")
