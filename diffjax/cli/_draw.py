@@ -1,22 +1,18 @@
 """Samples of a run, whatever their number: sample i depends on the seed, its label and i alone.
 
-i, seed --> prior --> xT -----+
-params, label --> denoiser ---+--> sample --> x0      by chunks, each spread over the devices
+params, labels --> denoiser --> sample_n --> x0      by chunks, each spread over the devices
 """
 
-import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffjax.config import Config, Data, Parts, build_grid
 from diffjax.guidance import classifier_free
 from diffjax.parameterisation import make_denoiser
-from diffjax.process import prior
-from diffjax.samplers import sample
+from diffjax.samplers import sample_n
 from diffjax.training import data_mesh
 
 
@@ -37,25 +33,23 @@ class Draw:
         self.parts, self.shape, self.chunk = parts, data.shape, chunk
         self.scale = config.guidance.scale if scale is None else scale
         self.ts = parts.ts if ts is None else ts
-        mesh = data_mesh()
-        self.devices, self.split = mesh.size, NamedSharding(mesh, PartitionSpec("data"))
-        self.params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+        self.mesh = data_mesh()
+        self.params = jax.device_put(params, NamedSharding(self.mesh, PartitionSpec()))
 
     def __call__(self, n: int, labels: Any, seed: int) -> np.ndarray:
         """n samples [n, *d] for labels [n] or None."""
-        chunks = math.ceil(n / self.chunk)
-        size = math.ceil(n / chunks / self.devices) * self.devices
-        parts = [self._chunk(np.arange(start, start + size), labels, seed) for start in range(0, n, size)]
-        return np.concatenate(parts)[:n]
-
-    def _chunk(self, index: np.ndarray, labels: Any, seed: int) -> np.ndarray:
-        cond = None if labels is None else labels[np.minimum(index, len(labels) - 1)]  # the last is drawn, and cut off
-        prior_key, key = jax.random.split(jax.random.key(seed))
-        place = lambda value: jax.device_put(value, self.split)
-        process, stepper = self.parts.process, self.parts.stepper
-        xt = place(prior(prior_key, process, (len(index), *self.shape), index=jnp.asarray(index)))
-        denoiser = self.denoiser(None if cond is None else place(cond))
-        x0 = sample(key, process, denoiser, xt, self.ts, stepper, index=place(index))
+        parts = self.parts
+        x0 = sample_n(
+            jax.random.key(seed),
+            parts.process,
+            self.denoiser(labels),
+            self.shape,
+            n,
+            ts=self.ts,
+            stepper=parts.stepper,
+            chunk=self.chunk,
+            mesh=self.mesh,
+        )
         return np.asarray(x0)
 
     def denoiser(self, cond: Any, *, guided: bool = True) -> Any:

@@ -5,6 +5,7 @@ xT ~ prior --> sample(stepper)                        lax.scan over a grid  -+->
 """
 
 from diffjax.process import per_sample_path as per_sample_path
+from diffjax.samplers._adams import DEIS as DEIS, IPNDM as IPNDM, LMS as LMS
 from diffjax.samplers._ancestral import (
     DPM2Ancestral as DPM2Ancestral,
     DPMpp2SAncestral as DPMpp2SAncestral,
@@ -35,26 +36,25 @@ from diffjax.samplers._diffrax import (
 )
 from diffjax.samplers._dpm_solver import DPMpp2S as DPMpp2S, DPMSolver as DPMSolver
 from diffjax.samplers._dpmpp import DPMpp2M as DPMpp2M, DPMpp3M as DPMpp3M, DPMpp3MPublished as DPMpp3MPublished
+from diffjax.samplers._euler import Euler as Euler
 from diffjax.samplers._exponential_adams import (
     ExponentialAdams as ExponentialAdams,
     by_logsnr as by_logsnr,
     by_noise as by_noise,
     by_time as by_time,
 )
-from diffjax.samplers._unipc import UniPC as UniPC, bh1 as bh1, bh2 as bh2
-from diffjax.samplers._adams import DEIS as DEIS, IPNDM as IPNDM, LMS as LMS
+from diffjax.samplers._heun import Heun as Heun
+from diffjax.samplers._langevin import density_score as density_score, hmc as hmc, mala as mala
 from diffjax.samplers._multistep import (
     AbstractMultistep as AbstractMultistep,
     Correction as Correction,
     Memory as Memory,
     Weights as Weights,
 )
-from diffjax.samplers._euler import Euler as Euler
-from diffjax.samplers._heun import Heun as Heun
-from diffjax.samplers._langevin import density_score as density_score, hmc as hmc, mala as mala
 from diffjax.samplers._optimised_grid import optimise_grid as optimise_grid
 from diffjax.samplers._predictor_corrector import PredictorCorrector as PredictorCorrector
 from diffjax.samplers._restart import Restart as Restart, sample_with_restarts as sample_with_restarts
+from diffjax.samplers._sample_n import sample_n as sample_n
 from diffjax.samplers._score_sde import score_flow as score_flow, score_reverse_sde as score_reverse_sde
 from diffjax.samplers._sde_dpmpp import DPMppSDE as DPMppSDE, SDEDPMpp2M as SDEDPMpp2M, SDEDPMpp3M as SDEDPMpp3M
 from diffjax.samplers._seeds import SEEDS2 as SEEDS2, SEEDS3 as SEEDS3
@@ -66,3 +66,4 @@ from diffjax.samplers._sgld import (
 )
 from diffjax.samplers._stepper_solver import as_diffrax_solver as as_diffrax_solver
 from diffjax.samplers._unadjusted import langevin as langevin
+from diffjax.samplers._unipc import UniPC as UniPC, bh1 as bh1, bh2 as bh2

@@ -247,7 +247,7 @@ def _integrate(terms, xt, ts, save, solver, controller, adjoint, max_steps, mesh
 
     rows, rest = (None, terms) if mesh is None else split_batch(terms)
     shared = (rest, ts, save, solver, controller, adjoint, max_steps)
-    return over_devices(run, mesh, (rows, xt), shared, Solution(0, -1, -1, None if save is None else 1))
+    return over_devices(run, mesh, (rows, xt), shared, _layout(-1, save))
 
 
 @eqx.filter_jit
@@ -262,9 +262,15 @@ def _integrate_each(terms, xt, ts, save, solver, controller, adjoint, max_steps,
         rest, *setup = shared
         return jax.vmap(one, out_axes=out)(rows)
 
-    out = Solution(0, 0, 0, None if save is None else 1)
+    out = _layout(0, save)
     rows, rest = split_batch(terms)
     return over_devices(run, mesh, (rows, xt), (rest, ts, save, solver, controller, adjoint, max_steps), out)
+
+
+def _layout(each: int, save: Any) -> Any:
+    """The batch axis of each part of a solution; -1 for one that all samples share."""
+    axes: Any = (0, each, each, None if save is None else 1)
+    return Solution(*axes)
 
 
 def _solve(terms, xt, ts, save, solver, controller, adjoint, max_steps):
@@ -287,7 +293,8 @@ def _solve(terms, xt, ts, save, solver, controller, adjoint, max_steps):
     calls: list = []
     per_step, once = count_evaluations(solver, _spied(terms, calls), calls, xt, rs[0], rs[1])
     nfe = jnp.asarray(solution.stats["num_steps"] * per_step + once)
-    ends, saved = (solution.ys, None) if save is None else solution.ys
+    ys: Any = solution.ys
+    ends, saved = (ys, None) if save is None else ys
     x0 = jnp.where(ok, jnp.asarray(ends)[-1], jnp.nan)
     return Solution(x0, nfe, ok, None if saved is None else jnp.where(ok, saved, jnp.nan))
 

@@ -84,7 +84,7 @@ class StepperSolver(diffrax.AbstractItoSolver):
         keys = None if path is None else _step_keys(path, t0)
         weights = self._weights(field.process, solver_state.k, -t0, -t1, time_dtype(y0))
         arguments = (keys, field.process, field.denoiser, y0, -t0, -t1, weights, solver_state.inner)
-        if self.estimates:
+        if isinstance(self.stepper, AbstractEmbeddedStepper) and self.estimates:
             y1, error, inner = self.stepper.step_with_error(*arguments)
             error = error.astype(y0.dtype)
         else:

@@ -1,0 +1,96 @@
+"""Any number of samples, by chunks and over devices: sample i is a function of the key and of i alone.
+
+    i = 0 .. n - 1 --chunks of equal size--> split over the mesh --> prior --> steps --> x0 [n, *shape]
+
+Each device draws and steps its own samples (`jax.shard_map`), so nothing is sent between them. All chunks share one
+compilation; the last is filled up, and the surplus cut off.
+"""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+from tqdm import tqdm
+
+from diffjax._arrays import as_leaves
+from diffjax._typing import Denoiser, Key
+from diffjax.process import AbstractGaussianProcess, prior
+from diffjax.samplers._base import AbstractStepper, _scan, check_grid
+from diffjax.samplers._batch import check_batch, over_devices, split_batch
+
+
+def sample_n(
+    key: Key,
+    process: AbstractGaussianProcess,
+    denoiser: Denoiser,
+    shape: tuple[int, ...],
+    n: int,
+    *,
+    ts: Any,
+    stepper: AbstractStepper,
+    chunk: int = 256,
+    denoise: bool = True,
+    mesh: Mesh | None = None,
+    progress: bool = False,
+) -> Float[Array, "n *shape"]:
+    """n samples from noise, chunk by chunk. A jitted entry point.
+
+    Noise is the same bit for bit, and x0 to rounding, for any chunk, n and number of devices; sample i is row i of
+    `sample(key_1, process, denoiser, prior(key_0, process, (n, *shape)), ts, stepper)` with key_0, key_1 = split(key).
+
+    Args:
+      key: for the prior and for stochastic steppers.
+      process: the forward process that the grid's times refer to.
+      denoiser: `(xt, t) -> x0_hat`; its conditions (`per_sample_fields`) have one row for each of the n samples.
+      shape: of one sample.
+      n: how many.
+      ts: a descending grid of times.
+      stepper: the method, such as `DDIM()`.
+      chunk: at most so many samples at a time, over all devices; at least one each.
+      denoise: whether to end with D(x, ts[-1]).
+      mesh: the devices to split each chunk over, such as `jax.make_mesh((8,), ("data",))`; or None.
+      progress: whether to show a bar, waiting for each chunk.
+
+    Returns:
+      x0 [n, *shape], on the devices.
+
+    Raises:
+      ValueError: n or chunk is not positive, a condition has not n rows, or as `sample`.
+    """
+    for name, value in {"n": n, "chunk": chunk}.items():
+        if value < 1:
+            raise ValueError(f"{name}: a positive number of samples is needed, got {value}")
+    rows, rest = split_batch(denoiser)
+    check_batch(rows, n)
+    dtype = jnp.result_type(float)
+    grid = check_grid(ts, dtype)
+    grid, weights = as_leaves((grid, stepper.prepare(process, grid)), dtype)
+    devices = 1 if mesh is None else mesh.size
+    size = math.ceil(n / math.ceil(n / chunk) / devices) * devices
+    leaves, layout = jax.tree.flatten(rows)
+    done = []
+    for start in tqdm(range(0, n, size), unit="chunk", disable=not progress):
+        index = np.arange(start, start + size)
+        kept = np.minimum(index, n - 1)  # the surplus repeats the last row
+        some = [jnp.asarray(leaf[kept]) for leaf in leaves]
+        split = (jax.tree.unflatten(layout, some), jnp.asarray(index))
+        x0 = _chunk(split, (rest, key, process, grid, stepper, weights), tuple(shape), denoise, mesh)
+        done.append(jax.block_until_ready(x0) if progress else x0)
+    return jnp.concatenate(done)[:n]
+
+
+@eqx.filter_jit
+def _chunk(rows, shared, shape, denoise, mesh):
+    def run(rows, shared):
+        (some, index), (rest, key, process, ts, stepper, weights) = rows, shared
+        prior_key, key = jax.random.split(key)
+        xt = prior(prior_key, process, (index.shape[0], *shape), index=index)
+        nowhere = jnp.zeros(ts.shape, jnp.int32)
+        return _scan(key, process, eqx.combine(some, rest), xt, ts, stepper, weights, index, nowhere, 0, denoise)[0]
+
+    return over_devices(run, mesh, rows, shared, 0)

@@ -1,0 +1,436 @@
+"""The engines: diffrax with our steppers, a step size for each sample, devices, chunks; what they refuse."""
+
+import re
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from registry import gaussian, mixture
+
+import diffjax as dj
+from diffjax import samplers
+from diffjax.samplers._batch import over_devices, split_batch
+
+KEY = jax.random.key
+AUTO = (AxisType.Auto,)
+
+
+def mesh_of(devices):
+    return jax.make_mesh((devices,), ("data",), axis_types=AUTO, devices=jax.devices()[:devices])
+
+
+def tight(tolerance):
+    """A step-size controller whose tolerance is an array, so that another one compiles nothing."""
+    tolerance = jnp.asarray(tolerance)
+    return diffrax.PIDController(rtol=tolerance, atol=tolerance)
+
+
+class KnownData(eqx.Module):
+    """A denoiser that knows x0: every deterministic method is then exact."""
+
+    x0: jax.Array
+
+    def __call__(self, xt, t):
+        return self.x0
+
+
+class Layer(eqx.Module):
+    """A denoiser with a matrix of parameters."""
+
+    matrix: jax.Array
+
+    def __call__(self, xt, t):
+        return jnp.tanh(xt @ self.matrix) * jnp.cos(t) - 0.1 * xt
+
+
+def by_network(cond, gain=0.8):
+    """A NetworkDenoiser whose answer depends on its condition, one row a sample; and the same written out."""
+    network = dj.Network(
+        lambda key, x, c_noise, cond=None: {},
+        lambda params, x, c_noise, cond=None, *, key=None: params * x * jnp.tanh(cond[:, :1]) + cond[:, 1:],
+    )
+    parts = {"network": network, "process": dj.Cosine(), "parameterisation": dj.X0Prediction()}
+    return dj.make_denoiser(jnp.asarray(gain), cond, **parts)
+
+
+# --- dense output ---
+
+
+@pytest.mark.parametrize("make", [dj.DDIM, dj.Heun, dj.DPMpp2M])
+def test_between_steps_the_state_is_alpha_d_plus_sigma_e(make):
+    """With x0 known every path is alpha x0 + sigma eps: dense output meets it anywhere, from alpha = 0 to sigma = 0."""
+    process, stepper = dj.Rectified(), make()
+    x0, eps = jax.random.normal(KEY(0), (2, 3, 2))
+    ts, save = np.array([1.0, 0.7, 0.6, 0.2, 0.0]), np.array([1.0, 0.95, 0.6, 0.45, 0.1, 0.0])
+    terms = dj.probability_flow(process, KnownData(x0))
+    truth = np.stack([(1 - t) * x0 + t * eps for t in save])
+    solution = dj.integrate(terms, eps, ts, solver=dj.as_diffrax_solver(stepper), save=save)
+    np.testing.assert_allclose(solution.saved, truth, atol=1e-14)
+    np.testing.assert_allclose(solution.x0, x0, atol=1e-14)
+    dense = diffrax.diffeqsolve(
+        terms,
+        dj.as_diffrax_solver(stepper, process=process, ts=ts),
+        t0=-1.0,
+        t1=0.0,
+        dt0=None,
+        y0=eps,
+        stepsize_controller=diffrax.StepTo(-ts),
+        saveat=diffrax.SaveAt(dense=True),
+        max_steps=4,
+    )
+    for t, expected in zip(save, truth, strict=True):
+        np.testing.assert_allclose(dense.evaluate(-t), expected, atol=1e-14)
+    np.testing.assert_allclose(dense.evaluate(-0.5, -0.3), 0.2 * (x0 - eps), atol=1e-14)
+
+
+def test_dense_output_is_better_than_a_line():
+    """Heun in VP at 12 steps, halfway between: nearer to the exact flow than the chord by three times."""
+    process, data = dj.VariancePreserving(), gaussian()
+    ts = np.asarray(dj.logsnr_grid(process, 12))[3:]
+    xt = dj.prior(KEY(0), process, (16, 2))
+    middle = 0.5 * (ts[1:] + ts[:-1])
+    solver = dj.as_diffrax_solver(dj.Heun())
+    flow = dj.probability_flow(process, dj.exact_denoiser(data, process))
+    states = dj.integrate(flow, xt, ts, solver=solver, save=np.sort(np.concatenate([ts, middle]))[::-1]).saved
+    chord = 0.5 * (states[:-2:2] + states[2::2])
+    truth = jnp.stack([dj.flow_map(data, process, xt, ts[0], t) for t in middle])
+    error, linear = (float(jnp.sqrt(jnp.mean((x - truth) ** 2))) for x in (states[1::2], chord))
+    print("halfway: ours", error, "a line", linear)
+    assert error < linear / 3
+
+
+# --- step-size control ---
+
+
+@pytest.mark.parametrize("make", [dj.Heun, pytest.param(lambda: samplers.DPMSolver(order=3), marks=pytest.mark.slow)])
+def test_an_embedded_stepper_meets_its_tolerance(make):
+    """The error to the exact flow falls with rtol at every step of it, and costs more."""
+    process, data = dj.Cosine(), gaussian()
+    flow = dj.probability_flow(process, dj.exact_denoiser(data, process))
+    xt, ts = dj.prior(KEY(0), process, (16, 2)), np.array([0.98, 0.02])
+    truth = dj.flow_map(data, process, xt, *ts)
+    solver, errors, costs = dj.as_diffrax_solver(make()), [], []
+    for tolerance in (1e-2, 1e-3, 1e-4, 1e-5):
+        solution = dj.integrate(flow, xt, ts, solver=solver, controller=tight(tolerance))
+        assert solution.ok
+        errors.append(float(jnp.sqrt(jnp.mean((solution.x0 - truth) ** 2))))
+        costs.append(int(solution.nfe))
+    print("errors", errors, "nfe", costs)
+    assert all(late < 0.4 * early for early, late in zip(errors, errors[1:], strict=False))
+    assert sorted(set(costs)) == costs
+    assert errors[-1] < 2e-4
+
+
+def test_step_doubling_controls_any_one_step_method():
+    process, data = dj.Cosine(), gaussian()
+    flow = dj.probability_flow(process, dj.exact_denoiser(data, process))
+    xt, ts = dj.prior(KEY(0), process, (4, 2)), np.array([0.98, 0.02])
+    solver = diffrax.HalfSolver(dj.as_diffrax_solver(dj.DDIM()))
+    solution = dj.integrate(flow, xt, ts, solver=solver, controller=tight(1e-4))
+    np.testing.assert_allclose(solution.x0, dj.flow_map(data, process, xt, *ts), atol=2e-2)
+
+
+# --- gradients ---
+
+
+def test_gradient_of_fifty_steps_in_constant_memory():
+    """The default adjoint: the gradient of the direct one, and memory that 200 steps share with 50."""
+    process = dj.VariancePreserving()
+    matrix = jax.random.normal(KEY(0), (32, 32)) / 6
+    xt = jax.random.normal(KEY(1), (64, 32))
+
+    def direct(stepper, n):
+        ts = np.linspace(0.9, 0.1, n + 1)
+        return lambda m: jnp.mean(dj.sample(KEY(0), process, Layer(m), xt, ts, stepper, denoise=False) ** 2)
+
+    def checkpointed(stepper, n):
+        ts, solver = np.linspace(0.9, 0.1, n + 1), dj.as_diffrax_solver(stepper)
+        return lambda m: jnp.mean(dj.integrate(dj.probability_flow(process, Layer(m)), xt, ts, solver=solver).x0 ** 2)
+
+    compiled = lambda loss: jax.jit(jax.grad(loss)).lower(matrix).compile()
+    memory = lambda run: run.memory_analysis().temp_size_in_bytes
+    for stepper in (dj.DDIM(), dj.DPMpp2M()):
+        ours, theirs = compiled(checkpointed(stepper, 50)), compiled(direct(stepper, 50))
+        np.testing.assert_allclose(ours(matrix), theirs(matrix), rtol=1e-9, atol=1e-14)
+    print("bytes at 50 steps", memory(ours), "direct", memory(theirs))
+    assert memory(compiled(checkpointed(stepper, 200))) < 1.05 * memory(ours)
+    assert memory(ours) < 0.5 * memory(theirs)
+
+
+# --- a step size for each sample ---
+
+
+def test_each_sample_takes_its_own_steps():
+    """Exact flow within tolerance; a sample with other mates: the same evaluations and the same answer."""
+    process, data = dj.Cosine(), gaussian()
+    flow = dj.probability_flow(process, dj.exact_denoiser(data, process))
+    xt = dj.prior(KEY(0), process, (6, 2)).at[1].mul(30.0)
+    ts = np.array([0.98, 0.02])
+    solve = lambda xt, **k: samplers.integrate_each(flow, xt, ts, solver=diffrax.Tsit5(), controller=tight(1e-7), **k)
+    solution = solve(xt, save=[0.5])
+    assert np.all(solution.ok)
+    assert len(set(np.asarray(solution.nfe))) > 1
+    np.testing.assert_allclose(solution.x0, dj.flow_map(data, process, xt, *ts), atol=1e-5)
+    np.testing.assert_allclose(solution.saved[0], dj.flow_map(data, process, xt, ts[0], 0.5), atol=1e-5)
+    alone = solve(xt[:2], save=[0.5])
+    np.testing.assert_array_equal(alone.nfe, solution.nfe[:2])
+    np.testing.assert_allclose(alone.x0, solution.x0[:2], rtol=1e-10)
+
+
+def test_each_sample_has_its_own_condition_and_path():
+    """Adaptive SDE solves with a guided network: what a sample gets alone, it gets among others."""
+    cond, null = jax.random.normal(KEY(1), (5, 3)), jnp.zeros(3)
+    xt, ts = dj.prior(KEY(0), dj.Cosine(), (5, 2)), np.array([0.9, 0.3])
+    path = {"levy_area": diffrax.SpaceTimeLevyArea, "tolerance": 1e-3}
+
+    def solve(rows):
+        guided = dj.classifier_free(by_network(cond[rows]), null, jnp.linspace(1.5, 3.0, 5)[rows])
+        terms = dj.reverse_sde(dj.Cosine(), guided, dj.per_sample_path(KEY(2), rows, (2,), **path))
+        controller = diffrax.PIDController(rtol=1e-2, atol=1e-2, dtmin=1e-3)
+        return samplers.integrate_each(terms, xt[rows], ts, solver=diffrax.ShARK(), controller=controller)
+
+    together, alone = solve(jnp.arange(5)), solve(jnp.array([3]))
+    assert np.all(together.ok)
+    np.testing.assert_allclose(alone.x0[0], together.x0[3], rtol=1e-8)
+    assert int(alone.nfe[0]) == int(together.nfe[3])
+
+
+def test_what_has_the_batch_axis():
+    """Conditions, keys of paths and a scale of each sample do; parameters, times and the process do not."""
+    denoiser = dj.classifier_free(by_network(jnp.ones((4, 3))), jnp.zeros(3), jnp.full(4, 2.0))
+    terms = dj.reverse_sde(dj.Cosine(), denoiser, dj.per_sample_path(KEY(0), 4, (2,)))
+    rows, rest = split_batch((terms, {"plain": jnp.ones(4)}))
+    assert sorted(leaf.shape for leaf in jax.tree.leaves(rows)) == [(4,), (4,), (4, 3)]
+    assert all(leaf.shape in ((), (3,), (4,)) for leaf in jax.tree.leaves(eqx.filter(rest, eqx.is_array)))
+    assert jax.tree.structure(eqx.combine(rows, rest)) == jax.tree.structure((terms, {"plain": jnp.ones(4)}))
+
+
+# --- over devices ---
+
+
+COLLECTIVES = re.compile(r"= \S+ (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)")
+
+
+def collectives_in_loops(text):
+    """The collectives of compiled HLO that run inside a while loop, its condition or what these call."""
+    bodies, name = {}, None
+    for line in text.splitlines():
+        if line and not line[0].isspace() and "{" in line:
+            name = line.removeprefix("ENTRY").split("(")[0].strip().lstrip("%")
+            bodies[name] = []
+        elif name:
+            bodies[name].append(line)
+    called = lambda lines, words: re.findall(rf"(?:{words})=\{{?%?([\w.\-]+)", "\n".join(lines))
+    todo = [loop for lines in bodies.values() for loop in called(lines, "body|condition")]
+    assert todo, "no loop found"
+    seen = set()
+    while todo:
+        if (loop := todo.pop()) not in seen:
+            seen.add(loop)
+            todo += called(bodies[loop], "body|condition|calls|to_apply|branch_computations|true_computation")
+    return [match.group(1) for loop in seen for line in bodies[loop] if (match := COLLECTIVES.search(line))]
+
+
+def test_eight_devices_do_not_wait_for_each_other():
+    """Adaptive, each sample by itself: no collective in the compiled loop, one device's answer.
+
+    Left to the compiler, the same solve over the same devices has them: the search would see one.
+    """
+    process, mesh = dj.Cosine(), mesh_of(8)
+    flow = dj.probability_flow(process, dj.exact_denoiser(mixture(), process))
+    xt, ts = dj.prior(KEY(0), process, (16, 2)), np.array([0.98, 0.02])
+
+    def solve(mesh, xt):
+        return samplers.integrate_each(flow, xt, ts, solver=diffrax.Tsit5(), controller=tight(1e-5), mesh=mesh)
+
+    apart = jax.jit(lambda xt: solve(mesh, xt)).lower(xt).compile()
+    assert collectives_in_loops(apart.as_text()) == []
+    one, eight = solve(None, xt), apart(xt)
+    np.testing.assert_allclose(eight.x0, one.x0, atol=1e-5)
+    np.testing.assert_array_equal(eight.nfe, one.nfe)
+    placed = jax.device_put(xt, NamedSharding(mesh, PartitionSpec("data")))
+    together = jax.jit(lambda xt: solve(None, xt)).lower(placed).compile()
+    assert "all-reduce" in collectives_in_loops(together.as_text())
+
+
+def test_fixed_steps_over_devices():
+    """A guided network with conditions, in the SDE: one device's answer to rounding."""
+    cond, ts = jax.random.normal(KEY(1), (8, 3)), np.linspace(0.9, 0.1, 6)
+    xt = dj.prior(KEY(0), dj.Cosine(), (8, 2))
+    denoiser = dj.classifier_free(by_network(cond), jnp.zeros(3), 2.0)
+    terms = dj.reverse_sde(dj.Cosine(), denoiser, dj.per_sample_path(KEY(2), 8, (2,)))
+    one, eight = (dj.integrate(terms, xt, ts, solver=diffrax.Euler(), mesh=m) for m in (None, mesh_of(8)))
+    np.testing.assert_allclose(eight.x0, one.x0, rtol=1e-12)
+    assert int(eight.nfe) == 5
+
+
+def test_noise_over_devices_is_the_same_bit_for_bit():
+    """Prior and path of sample i on eight devices are those of one."""
+    path = dj.per_sample_path(KEY(0), 8, (3,), levy_area=diffrax.SpaceTimeLevyArea, tolerance=1e-3)
+    index = jnp.arange(8)
+
+    @eqx.filter_jit
+    def noise(path, mesh):
+        def draw(rows, rest):
+            path, index = eqx.combine(rows[0], rest), rows[1]
+            increment = path.evaluate(-0.9, -0.4, use_levy=True)
+            return increment.W, increment.H, dj.prior(KEY(1), dj.Cosine(), (index.shape[0], 3), index=index)
+
+        rows, rest = split_batch(path)
+        return over_devices(draw, mesh, (rows, index), rest, 0)
+
+    for one, eight in zip(noise(path, None), noise(path, mesh_of(8)), strict=True):
+        np.testing.assert_array_equal(one, eight)
+
+
+def test_gradient_over_devices():
+    """The devices' gradients of what they share are added, once."""
+    xt, ts = jax.random.normal(KEY(1), (8, 4)), np.linspace(0.9, 0.1, 5)
+    matrix = jax.random.normal(KEY(0), (4, 4))
+
+    def loss(matrix, mesh):
+        terms = dj.probability_flow(dj.Cosine(), Layer(matrix))
+        return jnp.sum(dj.integrate(terms, xt, ts, solver=dj.as_diffrax_solver(dj.DDIM()), mesh=mesh).x0 ** 2)
+
+    np.testing.assert_allclose(jax.grad(loss)(matrix, mesh_of(8)), jax.grad(loss)(matrix, None), rtol=1e-10)
+
+
+# --- any number of samples ---
+
+
+@pytest.mark.parametrize(("chunk", "devices"), [(16, None), (3, None), (5, 2), (11, 8)])
+def test_sample_n_is_the_same_for_any_chunk_and_devices(chunk, devices):
+    """11 guided samples of a stochastic method: rows of one `sample`, though 11 divides by none of them."""
+    process, n = dj.Cosine(), 11
+    cond, scale, null = jax.random.normal(KEY(1), (n, 3)), jnp.linspace(1.0, 3.0, n), jnp.zeros(3)
+    denoiser = dj.classifier_free(by_network(cond), null, scale)
+    ts, stepper = dj.logsnr_grid(process, 6), dj.DDIM(eta=1.0)
+    prior_key, key = jax.random.split(KEY(7))
+    truth = dj.sample(key, process, denoiser, dj.prior(prior_key, process, (n, 2)), ts, stepper)
+    mesh = None if devices is None else mesh_of(devices)
+    x0 = samplers.sample_n(KEY(7), process, denoiser, (2,), n, ts=ts, stepper=stepper, chunk=chunk, mesh=mesh)
+    assert x0.shape == (n, 2)
+    np.testing.assert_allclose(x0, truth, rtol=1e-9, atol=1e-12)
+
+
+def test_sample_n_compiles_once_for_all_chunks():
+    calls = []
+
+    def denoiser(xt, t):
+        calls.append(1)
+        return 0.3 * xt
+
+    ts = np.linspace(0.9, 0.1, 4)
+    x0 = samplers.sample_n(KEY(0), dj.Cosine(), denoiser, (2, 2, 1), 10, ts=ts, stepper=dj.DDIM(), chunk=4)
+    assert x0.shape == (10, 2, 2, 1)
+    first = len(calls)
+    samplers.sample_n(KEY(1), dj.Cosine(), denoiser, (2, 2, 1), 7, ts=ts**2, stepper=dj.DDIM(), chunk=4)
+    assert len(calls) == first
+
+
+# --- what is refused ---
+
+
+def flow_of(process):
+    return dj.probability_flow(process, dj.exact_denoiser(gaussian(), process))
+
+
+def sde_of(process, **path):
+    return dj.reverse_sde(process, dj.exact_denoiser(gaussian(), process), dj.per_sample_path(KEY(0), 2, (2,), **path))
+
+
+def test_steppers_that_cannot_choose_their_steps():
+    xt, ts = jnp.zeros((2, 2)), np.array([0.9, 0.5, 0.1])
+    flow, process = flow_of(dj.Cosine()), dj.Cosine()
+    refused = lambda message: pytest.raises(ValueError, match=message)
+    solve = lambda stepper, terms=flow: dj.integrate(
+        terms, xt, ts, solver=dj.as_diffrax_solver(stepper), controller=tight(1e-3)
+    )
+    with refused(r"controller: DDIM does not estimate its error; use .* Heun\(\), or diffrax.HalfSolver"):
+        solve(dj.DDIM())
+    with refused("controller: DPMpp2M looks back on earlier steps, so its steps are fixed"):
+        solve(dj.DPMpp2M())
+    with refused("controller: DDIM draws noise anew"):
+        solve(dj.DDIM(eta=1.0), sde_of(process, tolerance=1e-3))
+    with refused("terms: DDIM is stochastic: `reverse_sde` is needed"):
+        dj.integrate(flow, xt, ts, solver=dj.as_diffrax_solver(dj.DDIM(eta=1.0)))
+    with refused("terms: DDIM needs those of `probability_flow`, got MultiTerm"):
+        dj.integrate(sde_of(process), xt, ts, solver=dj.as_diffrax_solver(dj.DDIM()))
+    with refused("DPMpp2M looks back on earlier steps, so it must know its grid"):
+        diffrax.diffeqsolve(flow, dj.as_diffrax_solver(dj.DPMpp2M()), t0=-0.9, t1=-0.1, dt0=0.1, y0=xt)
+    with refused("process: binding to a grid needs process and ts"):
+        dj.as_diffrax_solver(dj.DPMpp2M(), ts=ts)
+    with refused("stepper: bound to a grid that begins"):
+        bound = dj.as_diffrax_solver(dj.DPMpp2M(), process=process, ts=ts)
+        diffrax.diffeqsolve(flow, bound, t0=-0.9, t1=-0.1, dt0=0.1, y0=xt)
+
+
+@pytest.mark.parametrize(
+    ("terms", "ts", "solver", "message"),
+    [
+        (
+            lambda: flow_of(dj.VariancePreserving()),
+            [1.0, 0.0],
+            diffrax.Heun,
+            r"VariancePreserving is singular .* t = 0,",
+        ),
+        (
+            lambda: flow_of(dj.Rectified()),
+            [1.0, 0.0],
+            diffrax.Tsit5,
+            r"Rectified .* t = 0, .* interval\(process\) = \(4",
+        ),
+        (
+            lambda: sde_of(dj.Cosine()),
+            [1.0, 0.1],
+            diffrax.Euler,
+            r"ts: Cosine is singular at its end t = 1, where Euler",
+        ),
+        (lambda: sde_of(dj.Rectified()), [1.0, 0.1], diffrax.Heun, "Rectified is singular at its end t = 1"),
+    ],
+)
+def test_singular_ends(terms, ts, solver, message):
+    with pytest.raises(ValueError, match=message):
+        dj.integrate(terms(), jnp.zeros((2, 2)), np.array(ts), solver=solver())
+
+
+def test_regular_ends_pass():
+    """Euler never looks at its last time, and a velocity may be regular where g is not: to sigma = 0 and from alpha = 0."""
+    process, x0 = dj.Rectified(), jnp.ones((2, 2))
+    eps = dj.prior(KEY(0), process, (2, 2))
+    terms = dj.probability_flow(process, KnownData(x0))
+    solution = dj.integrate(terms, eps, np.linspace(1, 0, 5), solver=diffrax.Euler())
+    np.testing.assert_allclose(solution.x0, x0, atol=1e-14)
+
+
+def test_levy_areas_that_a_path_lacks():
+    xt, ts = jnp.zeros((2, 2)), np.array([0.9, 0.1])
+    for solver, area in ((diffrax.ShARK(), "SpaceTimeLevyArea"), (diffrax.SRA1(), "SpaceTimeLevyArea")):
+        message = rf"{type(solver).__name__} needs .* per_sample_path\(..., levy_area=diffrax.{area}\)"
+        with pytest.raises(ValueError, match=message):
+            dj.integrate(sde_of(dj.Cosine()), xt, ts, solver=solver)
+
+
+def test_other_bad_arguments():
+    flow, xt, ts = flow_of(dj.Cosine()), jnp.zeros((4, 2)), np.array([0.9, 0.5, 0.1])
+    refused = lambda message: pytest.raises(ValueError, match=message)
+    for save in ([0.95], [0.2, 0.4], [[0.3]], [np.nan]):
+        with refused("save: descending times from 0.9 to 0.1"):
+            dj.integrate(flow, xt, ts, solver=diffrax.Heun(), save=save)
+    with refused("mesh: with a controller devices would wait"):
+        dj.integrate(flow, xt, ts, solver=diffrax.Heun(), controller=tight(1e-3), mesh=mesh_of(8))
+    with refused("mesh: 4 samples cannot be split evenly over 8 devices"):
+        dj.integrate(flow, xt, ts, solver=diffrax.Heun(), mesh=mesh_of(8))
+    conditional = dj.probability_flow(dj.Cosine(), by_network(jnp.ones((3, 3))))
+    with refused(r"cond: one row for each of 4 samples is needed, got shape \(3, 3\)"):
+        samplers.integrate_each(conditional, xt, ts, solver=diffrax.Heun(), controller=tight(1e-3))
+    run = lambda n, chunk: samplers.sample_n(
+        KEY(0), dj.Cosine(), by_network(jnp.ones((3, 3))), (2,), n, ts=ts, stepper=dj.DDIM(), chunk=chunk
+    )
+    for n, chunk, message in ((0, 4, "n: a positive"), (4, 0, "chunk: a positive"), (4, 4, "one row for each of 4")):
+        with refused(message):
+            run(n, chunk)
