@@ -25,7 +25,7 @@ class PredictorCorrector(AbstractStepper):
     """A predictor, then corrections: as many more evaluations a step. There is no correction at sigma = 0.
 
     Its order is the predictor's, down to the corrections' own bias, which no number of steps removes: many of them
-    leave the variance of isotropic Gaussian data in many dimensions too large, by 1/(1 - snr^2).
+    leave the variance of isotropic Gaussian data in many dimensions 1 + snr^2 times what it should be.
 
     Attributes:
       predictor: any stepper, with or without noise.
