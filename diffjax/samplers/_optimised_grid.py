@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, is_concrete, time_dtype
+from diffjax._arrays import check, is_concrete
 from diffjax._typing import Denoiser, Grid, Key, Scalar
 from diffjax.process import AbstractGaussianProcess, logsnr, prior, time_from_logsnr
 from diffjax.samplers._base import AbstractStepper, check_grid, namespace, on_grid, sample
@@ -66,12 +66,12 @@ def optimise_grid(
     for name, value in (("reference_steps", reference_steps), ("steps", steps)):
         if not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name}: must be a positive integer, got {value!r}")
-    xt = prior(key, process, shape)
-    grid = check_grid(ts, time_dtype(xt))
+    grid = check_grid(ts, jnp.result_type(float))
     values = on_grid(logsnr, process, grid)
     for i in (0, -1):
         finite = namespace(values).isfinite(values[i])
         check(finite, f"ts: logsnr is infinite at t = {grid[i]:.9g}; start and end inside interval(process)")
+    xt = prior(key, process, shape)
     fine = _parts(process, grid, values, -(-reference_steps // (grid.size - 1)))
     truth: Any = sample(key, process, denoiser, xt, fine, DPMSolver(3), denoise=False)
     numbers = tuple(jnp.asarray(x, xt.dtype) for x in (grid, values, learning_rate))

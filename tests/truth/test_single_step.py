@@ -108,9 +108,9 @@ TRANSCRIBED = {
 
 @pytest.mark.parametrize("name", TRANSCRIBED)
 def test_steps_are_the_published_ones(name):
-    """Over grids of one, two and five steps, to 1e-10."""
+    """Over grids of one and of five steps, to 1e-10."""
     make, published = TRANSCRIBED[name]
-    for ts in (np.array([0.9, 0.2]), np.array([0.8, 0.5, 0.01]), np.linspace(1, 0.05, 6)):
+    for ts in (np.array([0.9, 0.2]), np.linspace(1, 0.01, 6)):
         x = XT
         for t, s in itertools.pairwise(ts):
             x = published(VP(), x, t, s)
