@@ -125,7 +125,7 @@ def times_at(process: AbstractGaussianProcess, ts: Any, inside: Any, half_logsnr
 
 def _times_at(process, ts, inside, half_logsnr):
     t = jnp.clip(time_from_logsnr(process, 2 * half_logsnr), ts[1:], ts[:-1])
-    t = jnp.where(inside > 0, t, ts[:-1])
+    t = jnp.where(inside.astype(bool), t, ts[:-1])
     return t, process.alpha(t), process.sigma(t)
 
 
