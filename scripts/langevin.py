@@ -140,23 +140,29 @@ def posterior_table(chains, steps, draws=400_000, methods=METHODS, batch_size=57
 def mixture():
     """Three modes of unequal weight and width, with nothing in between, [b, 2]."""
     return dj.GaussianMixture(
-        jnp.array([[-4.0, -3.0], [4.0, -2.0], [0.5, 4.5]]), jnp.array([0.5, 0.3, 0.2]), jnp.array([0.15, 0.6, 0.25])
+        jnp.array([[-2.5, -2.0], [4.0, -2.0], [0.5, 4.5]]), jnp.array([0.5, 0.3, 0.2]), jnp.array([0.15, 0.6, 0.25])
     )
 
 
-def both(n, levels, steps_per_level):
-    """Plain and annealed Langevin at the same cost, from the same noise [n, 2]: (plain, annealed), each [n, 2]."""
+def sample_all(n, levels, steps_per_level):
+    """Plain Langevin from two kinds of noise, and annealed Langevin, at the same cost: {title: points [n, 2]}."""
     process, data = dj.Karras(sigma_min=0.05, sigma_max=10.0), mixture()
     ts = np.linspace(1, 0, levels)
     start_key, key = jax.random.split(jax.random.key(1))
     start = dj.prior(start_key, process, (n, 2))
-    denoiser = dj.exact_denoiser(data, process)
     score = samplers.density_score(lambda x: data.log_prob(process, x, ts[-1]))
-    plain = samplers.langevin(key, score, start, steps=levels * steps_per_level, step_size=0.02).x
+
+    def plain(start):
+        return samplers.langevin(key, score, start, steps=levels * steps_per_level, step_size=0.02).x
+
     annealed = samplers.annealed_langevin(
-        key, process, denoiser, start, ts, steps_per_level=steps_per_level, step_size=0.1
+        key, process, dj.exact_denoiser(data, process), start, ts, steps_per_level=steps_per_level, step_size=0.1
     )
-    return np.asarray(plain), np.asarray(annealed)
+    return {
+        "plain Langevin from N(0, 1/4)": np.asarray(plain(0.05 * start)),
+        "plain Langevin from N(0, 100)": np.asarray(plain(start)),
+        "annealed Langevin from N(0, 100)": np.asarray(annealed),
+    }
 
 
 def shares(x):
@@ -168,12 +174,13 @@ def shares(x):
 
 def draw(path, panels):
     """Points over the contours of the mixture's density, panel by panel, with the share of each mode beside it."""
-    figure = Figure(figsize=(4.2 * len(panels), 4.4), layout="constrained")
+    figure = Figure(figsize=(9, 8.6), layout="constrained")
     extent = (-8.0, 8.0, -7.0, 8.0)
     x, y = np.meshgrid(np.linspace(*extent[:2], 161), np.linspace(*extent[2:], 151))
     plane = jnp.asarray(np.stack([x.ravel(), y.ravel()], 1))
     height = np.exp(np.asarray(mixture().log_prob(dj.Karras(), plane, 0.0))).reshape(x.shape)
-    for axes, (title, points) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
+    grid = figure.subplots(2, 2, sharex=True, sharey=True)
+    for axes, (title, points) in zip(grid.flat, panels.items(), strict=True):
         viz.scatter(points[:2000], size=3.0, color="C0", ax=axes)
         axes.contour(x, y, height, levels=np.geomspace(1e-3, height.max() / 1.5, 5), colors="black", linewidths=0.6)
         for mean, share in zip(np.asarray(mixture().components.mean), shares(points), strict=True):
@@ -202,12 +209,12 @@ def main(arguments=None):
         writer.writerow(["method", "mean error", "its error", "sd ratio", "its error", "predicted sd ratio"])
         writer.writerows([name, *row] for name, row in table.items())
 
-    plain, annealed = both(options.points, options.levels, options.steps_per_level)
     data = np.asarray(mixture().sample(jax.random.key(2), options.points))
-    draw(options.out / "mixture.png", {"the data": data, "plain Langevin": plain, "annealed Langevin": annealed})
-    found = {"data": shares(data), "plain": shares(plain), "annealed": shares(annealed)}
+    panels = {"the data": data, **sample_all(options.points, options.levels, options.steps_per_level)}
+    draw(options.out / "mixture.png", panels)
+    found = {title: shares(points) for title, points in panels.items()}
     for name, share in found.items():
-        print(f"{name:9} shares of the modes: " + ", ".join(f"{part:.3f}" for part in share))
+        print(f"{name:32} shares of the modes: " + ", ".join(f"{part:.3f}" for part in share))
     return table, found
 
 

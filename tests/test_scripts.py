@@ -50,3 +50,14 @@ def test_elbo_digits(tmp_path):
         assert bits["per_sample"] < bits["10 steps"] < 100
     assert (tmp_path / "bits.csv").stat().st_size > 100
     assert (tmp_path / "bits.png").stat().st_size > 10_000
+
+
+def test_langevin(tmp_path):
+    """Even short chains of every method come near the posterior; plain Langevin misses modes that annealing finds."""
+    table, found = run("langevin", tmp_path, "--chains", "50", "--steps", "20", "--points", "300", "--levels", "20")
+    assert set(table) == {"ULA", "SGLD", "SGLD, decaying", "MALA", "HMC"}
+    assert all(0.8 < row[2] < 1.5 for row in table.values())
+    _, narrow, _, annealed = found.values()
+    assert narrow.min() < 0.05 < annealed.min()
+    assert (tmp_path / "posterior.csv").stat().st_size > 100
+    assert (tmp_path / "mixture.png").stat().st_size > 10_000

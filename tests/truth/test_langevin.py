@@ -44,46 +44,35 @@ def assert_variance(x, expected, errors=5):
 # --- unadjusted ---
 
 
+def square(x):
+    return {"square": x**2}
+
+
 def test_unadjusted_langevin_has_exactly_its_known_bias_on_a_gaussian():
     """x' = (1 - tau/s^2) x + sqrt(2 tau) z: closed form after k steps, s^2/(1 - tau/(2 s^2)) at last."""
-    tau, steps = 0.3, 30
-    chains = samplers.langevin(
-        jax.random.key(KEY), gaussian_score, start(3.0), steps=steps, step_size=tau, save=range(steps + 1)
-    )
+    tau, steps, burn_in, key, x = 0.3, 20, 5, jax.random.key(KEY), start(3.0)
+    run = {"steps": steps, "save": range(steps + 1), "average": square, "burn_in": burn_in}
+    chains = samplers.langevin(key, gaussian_score, x, step_size=tau, **run)
     assert chains.acceptance is None
-    assert chains.average is None
     stationary = VARIANCE / (1 - tau / (2 * VARIANCE))
     assert_variance(chains.x, stationary)
     for k, state in enumerate(chains.saved):
         assert_variance(state, stationary + (1 - tau / VARIANCE) ** (2 * k) * (9.0 - stationary))
     np.testing.assert_array_equal(chains.saved[-1], chains.x)
 
-
-def test_averages_weigh_by_step_size_and_leave_out_the_burn_in():
-    steps, burn_in, taus = 6, 2, np.array([0.3, 0.2, 0.1, 0.4, 0.05, 0.2])
-    run = {"steps": steps, "step_size": taus, "save": range(1, steps + 1), "burn_in": burn_in, "average": square}
-    key, x = jax.random.key(KEY), start(n=5)
-    for method, target, weights in (
-        (samplers.langevin, gaussian_score, taus),
-        (samplers.mala, gaussian_log_density, np.ones(steps)),
-    ):
-        chains = method(key, target, x, **run)
-        expected = np.average(np.asarray(chains.saved[burn_in:]) ** 2, axis=0, weights=weights[burn_in:])
-        np.testing.assert_allclose(chains.average["square"], expected, rtol=1e-13)
-        # A chain is a function of the key and its global index alone.
-        order = jnp.array([3, 1, 4, 0, 2])
-        moved = method(key, target, x[order], index=order, **run)
-        np.testing.assert_allclose(moved.x, chains.x[order], rtol=1e-12)
-
-
-def square(x):
-    return {"square": x**2}
+    # Steps of several sizes: they weigh the average. A chain is a function of the key and its global index alone.
+    taus, order = np.linspace(0.3, 0.02, steps), jnp.arange(CHAINS)[::-1]
+    chains = samplers.langevin(key, gaussian_score, x, step_size=taus, **run)
+    expected = np.average(np.asarray(chains.saved[1 + burn_in :]) ** 2, axis=0, weights=taus[burn_in:])
+    np.testing.assert_allclose(chains.average["square"], expected, rtol=1e-12)
+    moved = samplers.langevin(key, gaussian_score, x[order], step_size=taus, index=order, **run)
+    np.testing.assert_allclose(moved.x, chains.x[order], rtol=1e-12)
 
 
 # --- adjusted ---
 
 
-def acceptance_of_mala(tau, n=400_000):
+def acceptance_of_mala(tau, n=100_000):
     """E min(1, p(y) q(y -> x) / p(x) q(x -> y)) over x ~ p and y ~ q(x -> .) = N(x + tau score, 2 tau), in NumPy."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(n, 2)) * np.sqrt(VARIANCE)
@@ -92,7 +81,7 @@ def acceptance_of_mala(tau, n=400_000):
     return np.minimum(1, np.exp(-((y**2 - x**2).sum(1) / (2 * VARIANCE) + back))).mean()
 
 
-def acceptance_of_hmc(e, leaps, inverse_mass, n=400_000):
+def acceptance_of_hmc(e, leaps, inverse_mass, n=100_000):
     """The same of leapfrog from p ~ N(0, M): E min(1, exp(H(x, p) - H(y, q)))."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(n, 2)) * np.sqrt(VARIANCE)
@@ -112,26 +101,25 @@ def acceptance_of_hmc(e, leaps, inverse_mass, n=400_000):
 def test_metropolis_reaches_the_density_with_any_score_at_the_published_acceptance():
     """A score that is 40 % too weak, and steps so long that the unadjusted chain would be far off; started from the
     density itself, so that it must be kept and the mean acceptance is that of the stationary chain."""
-    x, run = start(np.sqrt(VARIANCE)), {"steps": 20, "score": weak_score}
+    key, x, steps = jax.random.key(KEY), start(np.sqrt(VARIANCE)), 12
+    run = {"steps": steps, "score": weak_score, "save": range(1, steps + 1), "average": square}
     tau, e, leaps, inverse_mass = 0.5, 0.7, 3, np.array([[0.8, 0.3], [0.3, 0.5]])
-    mala = samplers.mala(jax.random.key(KEY), gaussian_log_density, x, step_size=tau, **run)
-    hmc = samplers.hmc(
-        jax.random.key(KEY),
-        gaussian_log_density,
-        x,
-        step_size=e,
-        integration_steps=leaps,
-        inverse_mass=jnp.asarray(inverse_mass),
-        **run,
-    )
+    leapfrog = {"step_size": e, "integration_steps": leaps, "inverse_mass": jnp.asarray(inverse_mass)}
+    mala = samplers.mala(key, gaussian_log_density, x, step_size=tau, **run)
+    hmc = samplers.hmc(key, gaussian_log_density, x, **leapfrog, **run)
     for chains, acceptance in (
         (mala, acceptance_of_mala(tau)),
         (hmc, acceptance_of_hmc(e, leaps, inverse_mass)),
     ):
         assert_variance(chains.x, VARIANCE)
         assert 0.3 < acceptance < 0.95, "a number that says something"
-        error = np.std(chains.acceptance) / np.sqrt(CHAINS) + 0.5 / np.sqrt(400_000)
+        error = np.std(chains.acceptance) / np.sqrt(CHAINS) + 0.5 / np.sqrt(100_000)
         assert abs(np.mean(chains.acceptance) - acceptance) < 5 * error
+        np.testing.assert_allclose(chains.average["square"], (np.asarray(chains.saved) ** 2).mean(0), rtol=1e-12)
+
+    order = jnp.arange(CHAINS)[::-1]
+    moved = samplers.mala(key, gaussian_log_density, x[order], step_size=tau, index=order, **run)
+    np.testing.assert_allclose(moved.x, mala.x[order], rtol=1e-12)
 
 
 # --- mini-batches ---
@@ -141,7 +129,7 @@ def test_mini_batches_inflate_the_variance_as_known_and_decaying_steps_undo_it()
     """The mean theta of y_i ~ N(theta, v), prior N(0, w): the posterior has curvature A = 1/w + N/v, and the stochastic
     gradient the variance V = N^2 var(y)/(n v^2) everywhere, so a step's law is linear and closed:
     S' = (1 - tau A)^2 S + 2 tau + tau^2 V."""
-    n, v, w, total, steps = 4, 0.8, 5.0, 60, 400
+    n, v, w, total, steps = 4, 0.8, 5.0, 60, 200
     y = np.random.default_rng(2).normal(1.0, 1.0, total)
     curvature, extra = 1 / w + total / v, total**2 * y.var() / (n * v**2)
     mean = y.sum() / v / curvature
@@ -161,7 +149,7 @@ def test_mini_batches_inflate_the_variance_as_known_and_decaying_steps_undo_it()
     np.testing.assert_allclose(decaying, tau * np.arange(1.0, steps + 1) ** -0.6)
     for step in np.asarray(decaying):
         variance = (1 - step * curvature) ** 2 * variance + 2 * step + step**2 * extra
-    assert variance < 1.08 / curvature
+    assert variance < 1.12 / curvature
     assert_variance(run(decaying), variance)
 
     # The whole batch: unadjusted Langevin, whose variance is that without V.
@@ -194,13 +182,15 @@ def test_annealed_langevin_follows_its_recursion_on_a_gaussian():
     np.testing.assert_allclose(moved, x0[order], rtol=1e-12)
 
 
-def test_annealed_langevin_finds_the_weights_of_far_modes_and_plain_langevin_does_not():
-    """At the same cost from the same noise. Annealing's own bias (tau = 0.1 sigma^2) is below 0.03 here."""
+def test_annealed_langevin_finds_far_modes_and_their_weights_and_plain_langevin_does_not():
+    """At the same cost. From little noise plain Langevin misses modes, from much it shares them out by their basins.
+    Annealing's own bias (tau = 0.1 sigma^2) is below 0.03 here."""
     script = runpy.run_path(str(SCRIPT))
-    plain, annealed = (script["shares"](x) for x in script["both"](3000, levels=40, steps_per_level=10))
+    narrow, wide, annealed = map(script["shares"], script["sample_all"](1000, levels=30, steps_per_level=8).values())
     weights = np.array([0.15, 0.6, 0.25])
-    assert np.abs(plain - weights).max() > 0.2
-    assert np.abs(annealed - weights).max() < 0.03 + 4 * np.sqrt(0.25 / 3000)
+    assert narrow.min() < 0.02
+    assert np.abs(wide - weights).max() > 0.2
+    assert np.abs(annealed - weights).max() < 0.03 + 4 * np.sqrt(0.25 / 1000)
 
 
 # --- a posterior ---
@@ -216,16 +206,16 @@ def check_posterior(*arguments):
     return table
 
 
-def test_logistic_regression_posterior_with_the_bias_each_method_is_known_for():
-    """Without steps to spare: unadjusted Langevin and HMC. `-m slow` takes all five."""
-    table = check_posterior(500, 60, 60_000, ("ULA", "HMC"))
-    assert table["ULA"][2] > 1.1
+def test_logistic_regression_posterior():
+    """By MALA, whose score is the density's gradient here; `-m slow` takes every method."""
+    check_posterior(400, 50, 30_000, ("MALA",))
 
 
 @pytest.mark.slow
-def test_logistic_regression_posterior_by_every_method():
+def test_logistic_regression_posterior_with_the_bias_that_each_method_is_known_for():
     table = check_posterior(1000, 400)
     assert len(table) == 5
+    assert table["ULA"][2] > 1.1
     assert table["SGLD"][2] > 1.2 > 1.1 > table["SGLD, decaying"][2]
 
 
