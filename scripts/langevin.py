@@ -1,6 +1,26 @@
 """Langevin methods where the answer is known: a Bayesian posterior, and a mixture whose modes lie far apart.
 
-python scripts/langevin.py [--out runs/langevin] [--chains 1000] [--steps 400]
+    python scripts/langevin.py [--out runs/langevin] [--chains 1000] [--steps 400]
+
+First the posterior of a logistic regression (breast cancer, four features), known by importance sampling. Each method's
+error of the mean, in posterior standard deviations, and its sd over the true one (`posterior.csv`):
+
+                     mean error         sd ratio           predicted: the bias the method is known for
+    ULA              0.0945 +- 0.0041   1.1526 +- 0.0011   1.1547   tau = 1/2: 1/sqrt(1 - tau/2)
+    SGLD             0.1513 +- 0.0100   1.2528 +- 0.0027   1.2345   batches of 57 of 569, tau = 0.1
+    SGLD, decaying   0.0363 +- 0.0191   1.0437 +- 0.0050   1.0433   tau = 0.1 (1 + k)^(-1/3): falls with the steps
+    MALA             0.0053 +- 0.0037   1.0007 +- 0.0011   1         tau = 1/2
+    HMC              0.0036 +- 0.0026   1.0013 +- 0.0009   1
+
+Then three far modes, of which plain Langevin misses two or gets the weights wrong, and annealed Langevin, at the same
+cost, does neither (`mixture.png`):
+
+    weights                           0.150, 0.600, 0.250
+    plain Langevin from N(0, 1/4)     0.980, 0.018, 0.002
+    plain Langevin from N(0, 100)     0.475, 0.306, 0.219
+    annealed Langevin from N(0, 100)  0.161, 0.576, 0.264   0.1 sigma^2 a step; what is left is the steps' own bias
+
+About 80 s of computing on one CPU core.
 """
 
 import argparse

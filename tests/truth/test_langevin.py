@@ -213,7 +213,7 @@ def test_logistic_regression_posterior():
 
 @pytest.mark.slow
 def test_logistic_regression_posterior_with_the_bias_that_each_method_is_known_for():
-    table = check_posterior(1000, 400)
+    table = check_posterior(500, 240)
     assert len(table) == 5
     assert table["ULA"][2] > 1.1
     assert table["SGLD"][2] > 1.2 > 1.1 > table["SGLD, decaying"][2]
