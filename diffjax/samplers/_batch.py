@@ -66,7 +66,7 @@ def split_batch(tree: Any) -> tuple[Any, Any]:
 
 def _item(node, entry):
     """A child of a list, tuple or dictionary; None below a node that does not name its children."""
-    place = getattr(entry, "idx", getattr(entry, "key", None))
+    place: Any = getattr(entry, "idx", getattr(entry, "key", None))
     return node[place] if isinstance(node, list | tuple | dict) else None
 
 

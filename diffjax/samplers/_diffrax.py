@@ -158,7 +158,8 @@ def integrate(
       save: descending times [k] within the ends of ts at which to keep the state, or None. Between steps it comes from
         the solver's interpolation; between steps of an SDE that has too little noise: name times of the grid.
       mesh: devices to split the batch over, or None. Only at fixed steps: a controller would have to wait for all
-        samples at each step.
+        samples at each step. Gradients then pass by `adjoint=diffrax.DirectAdjoint()`; without a mesh the compiler
+        splits a placed xt itself, and any adjoint will do.
 
     Returns:
       `Solution(x0, nfe, ok, saved)`. A failure at run time is a value: ok is False and x0 NaN.

@@ -1,5 +1,6 @@
 """The engines: diffrax with our steppers, a step size for each sample, devices, chunks; what they refuse."""
 
+import itertools
 import re
 
 import diffrax
@@ -16,6 +17,7 @@ from diffjax import samplers
 from diffjax.samplers._batch import over_devices, split_batch
 
 KEY = jax.random.key
+SLOW = pytest.mark.slow
 AUTO = (AxisType.Auto,)
 
 
@@ -60,7 +62,7 @@ def by_network(cond, gain=0.8):
 # --- dense output ---
 
 
-@pytest.mark.parametrize("make", [dj.DDIM, dj.Heun, dj.DPMpp2M])
+@pytest.mark.parametrize("make", [pytest.param(dj.DDIM, marks=SLOW), pytest.param(dj.Heun, marks=SLOW), dj.DPMpp2M])
 def test_between_steps_the_state_is_alpha_d_plus_sigma_e(make):
     """With x0 known every path is alpha x0 + sigma eps: dense output meets it anywhere, from alpha = 0 to sigma = 0."""
     process, stepper = dj.Rectified(), make()
@@ -88,9 +90,9 @@ def test_between_steps_the_state_is_alpha_d_plus_sigma_e(make):
 
 
 def test_dense_output_is_better_than_a_line():
-    """Heun in VP at 12 steps, halfway between: nearer to the exact flow than the chord by three times."""
-    process, data = dj.VariancePreserving(), gaussian()
-    ts = np.asarray(dj.logsnr_grid(process, 12))[3:]
+    """EDM's Heun at 24 steps, halfway between: nearer to the exact flow than the chord by five times."""
+    process, data = dj.Karras(), gaussian()
+    ts = np.asarray(dj.uniform_grid(process, 24))
     xt = dj.prior(KEY(0), process, (16, 2))
     middle = 0.5 * (ts[1:] + ts[:-1])
     solver = dj.as_diffrax_solver(dj.Heun())
@@ -100,13 +102,13 @@ def test_dense_output_is_better_than_a_line():
     truth = jnp.stack([dj.flow_map(data, process, xt, ts[0], t) for t in middle])
     error, linear = (float(jnp.sqrt(jnp.mean((x - truth) ** 2))) for x in (states[1::2], chord))
     print("halfway: ours", error, "a line", linear)
-    assert error < linear / 3
+    assert error < linear / 5
 
 
 # --- step-size control ---
 
 
-@pytest.mark.parametrize("make", [dj.Heun, pytest.param(lambda: samplers.DPMSolver(order=3), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("make", [dj.Heun, pytest.param(lambda: samplers.DPMSolver(order=3), marks=SLOW)])
 def test_an_embedded_stepper_meets_its_tolerance(make):
     """The error to the exact flow falls with rtol at every step of it, and costs more."""
     process, data = dj.Cosine(), gaussian()
@@ -120,11 +122,12 @@ def test_an_embedded_stepper_meets_its_tolerance(make):
         errors.append(float(jnp.sqrt(jnp.mean((solution.x0 - truth) ** 2))))
         costs.append(int(solution.nfe))
     print("errors", errors, "nfe", costs)
-    assert all(late < 0.4 * early for early, late in zip(errors, errors[1:], strict=False))
+    assert all(late < 0.4 * early for early, late in itertools.pairwise(errors))
     assert sorted(set(costs)) == costs
     assert errors[-1] < 2e-4
 
 
+@SLOW
 def test_step_doubling_controls_any_one_step_method():
     process, data = dj.Cosine(), gaussian()
     flow = dj.probability_flow(process, dj.exact_denoiser(data, process))
@@ -137,27 +140,29 @@ def test_step_doubling_controls_any_one_step_method():
 # --- gradients ---
 
 
-def test_gradient_of_fifty_steps_in_constant_memory():
+@pytest.mark.parametrize("make", [dj.DPMpp2M, pytest.param(dj.Heun, marks=SLOW)])
+def test_gradient_of_fifty_steps_in_constant_memory(make):
     """The default adjoint: the gradient of the direct one, and memory that 200 steps share with 50."""
-    process = dj.VariancePreserving()
+    process, stepper = dj.VariancePreserving(), make()
     matrix = jax.random.normal(KEY(0), (32, 32)) / 6
     xt = jax.random.normal(KEY(1), (64, 32))
 
-    def direct(stepper, n):
+    def direct(matrix, ts):
+        return jnp.mean(dj.sample(KEY(0), process, Layer(matrix), xt, ts, stepper, denoise=False) ** 2)
+
+    def checkpointed(matrix, ts):
+        flow = dj.probability_flow(process, Layer(matrix))
+        return jnp.mean(dj.integrate(flow, xt, ts, solver=dj.as_diffrax_solver(stepper)).x0 ** 2)
+
+    def compiled(loss, n):
         ts = np.linspace(0.9, 0.1, n + 1)
-        return lambda m: jnp.mean(dj.sample(KEY(0), process, Layer(m), xt, ts, stepper, denoise=False) ** 2)
+        return jax.jit(lambda matrix: jax.grad(loss)(matrix, ts)).lower(matrix).compile()
 
-    def checkpointed(stepper, n):
-        ts, solver = np.linspace(0.9, 0.1, n + 1), dj.as_diffrax_solver(stepper)
-        return lambda m: jnp.mean(dj.integrate(dj.probability_flow(process, Layer(m)), xt, ts, solver=solver).x0 ** 2)
-
-    compiled = lambda loss: jax.jit(jax.grad(loss)).lower(matrix).compile()
     memory = lambda run: run.memory_analysis().temp_size_in_bytes
-    for stepper in (dj.DDIM(), dj.DPMpp2M()):
-        ours, theirs = compiled(checkpointed(stepper, 50)), compiled(direct(stepper, 50))
-        np.testing.assert_allclose(ours(matrix), theirs(matrix), rtol=1e-9, atol=1e-14)
+    ours, theirs = compiled(checkpointed, 50), compiled(direct, 50)
+    np.testing.assert_allclose(ours(matrix), theirs(matrix), rtol=1e-9, atol=1e-14)
     print("bytes at 50 steps", memory(ours), "direct", memory(theirs))
-    assert memory(compiled(checkpointed(stepper, 200))) < 1.05 * memory(ours)
+    assert memory(compiled(checkpointed, 200)) < 1.05 * memory(ours)
     assert memory(ours) < 0.5 * memory(theirs)
 
 
@@ -181,17 +186,37 @@ def test_each_sample_takes_its_own_steps():
     np.testing.assert_allclose(alone.x0, solution.x0[:2], rtol=1e-10)
 
 
-def test_each_sample_has_its_own_condition_and_path():
-    """Adaptive SDE solves with a guided network: what a sample gets alone, it gets among others."""
-    cond, null = jax.random.normal(KEY(1), (5, 3)), jnp.zeros(3)
-    xt, ts = dj.prior(KEY(0), dj.Cosine(), (5, 2)), np.array([0.9, 0.3])
-    path = {"levy_area": diffrax.SpaceTimeLevyArea, "tolerance": 1e-3}
+def test_each_sample_has_its_own_condition():
+    """With a guided network of one condition and one scale a sample: what a sample gets alone, it gets among others."""
+    cond, scale = jax.random.normal(KEY(1), (4, 3)), jnp.linspace(1.5, 3.0, 4)
+    xt, ts = dj.prior(KEY(0), dj.Cosine(), (4, 2)), np.array([0.9, 0.3])
 
-    def solve(rows):
-        guided = dj.classifier_free(by_network(cond[rows]), null, jnp.linspace(1.5, 3.0, 5)[rows])
-        terms = dj.reverse_sde(dj.Cosine(), guided, dj.per_sample_path(KEY(2), rows, (2,), **path))
-        controller = diffrax.PIDController(rtol=1e-2, atol=1e-2, dtmin=1e-3)
-        return samplers.integrate_each(terms, xt[rows], ts, solver=diffrax.ShARK(), controller=controller)
+    @jax.jit
+    def solve(cond, scale, xt):
+        guided = dj.classifier_free(by_network(cond), jnp.zeros(3), scale)
+        flow = dj.probability_flow(dj.Cosine(), guided)
+        return samplers.integrate_each(flow, xt, ts, solver=dj.as_diffrax_solver(dj.Heun()), controller=tight(1e-3))
+
+    together = solve(cond, scale, xt)
+    mates = jnp.array([3, 3, 3, 3])
+    alone = solve(cond[mates], scale[mates], xt[mates])
+    assert np.all(together.ok)
+    np.testing.assert_allclose(alone.x0, jnp.broadcast_to(together.x0[3], (4, 2)), rtol=1e-10)
+    np.testing.assert_array_equal(alone.nfe, together.nfe[mates])
+    assert not np.allclose(together.x0[:3], together.x0[3], atol=1e-3)
+
+
+@SLOW
+def test_each_sample_has_its_own_path():
+    """Adaptive SDE solves by the tree: a sample alone follows the path that it follows among others."""
+    xt, ts = dj.prior(KEY(0), dj.Cosine(), (5, 2)), np.array([0.9, 0.3])
+    exact = dj.exact_denoiser(gaussian(), dj.Cosine())
+    path = {"levy_area": diffrax.SpaceTimeLevyArea, "tolerance": 1e-3}
+    controller = diffrax.PIDController(rtol=1e-2, atol=1e-2, dtmin=1e-3)
+
+    def solve(index):
+        terms = dj.reverse_sde(dj.Cosine(), exact, dj.per_sample_path(KEY(2), index, (2,), **path))
+        return samplers.integrate_each(terms, xt[index], ts, solver=diffrax.ShARK(), controller=controller)
 
     together, alone = solve(jnp.arange(5)), solve(jnp.array([3]))
     assert np.all(together.ok)
@@ -257,6 +282,7 @@ def test_eight_devices_do_not_wait_for_each_other():
     assert "all-reduce" in collectives_in_loops(together.as_text())
 
 
+@SLOW
 def test_fixed_steps_over_devices():
     """A guided network with conditions, in the SDE: one device's answer to rounding."""
     cond, ts = jax.random.normal(KEY(1), (8, 3)), np.linspace(0.9, 0.1, 6)
@@ -270,7 +296,7 @@ def test_fixed_steps_over_devices():
 
 def test_noise_over_devices_is_the_same_bit_for_bit():
     """Prior and path of sample i on eight devices are those of one."""
-    path = dj.per_sample_path(KEY(0), 8, (3,), levy_area=diffrax.SpaceTimeLevyArea, tolerance=1e-3)
+    path = dj.per_sample_path(KEY(0), 8, (3,), levy_area=diffrax.SpaceTimeLevyArea)
     index = jnp.arange(8)
 
     @eqx.filter_jit
@@ -287,6 +313,7 @@ def test_noise_over_devices_is_the_same_bit_for_bit():
         np.testing.assert_array_equal(one, eight)
 
 
+@SLOW
 def test_gradient_over_devices():
     """The devices' gradients of what they share are added, once."""
     xt, ts = jax.random.normal(KEY(1), (8, 4)), np.linspace(0.9, 0.1, 5)
@@ -294,7 +321,9 @@ def test_gradient_over_devices():
 
     def loss(matrix, mesh):
         terms = dj.probability_flow(dj.Cosine(), Layer(matrix))
-        return jnp.sum(dj.integrate(terms, xt, ts, solver=dj.as_diffrax_solver(dj.DDIM()), mesh=mesh).x0 ** 2)
+        adjoint = None if mesh is None else diffrax.DirectAdjoint()
+        solver = dj.as_diffrax_solver(dj.DDIM())
+        return jnp.sum(dj.integrate(terms, xt, ts, solver=solver, adjoint=adjoint, mesh=mesh).x0 ** 2)
 
     np.testing.assert_allclose(jax.grad(loss)(matrix, mesh_of(8)), jax.grad(loss)(matrix, None), rtol=1e-10)
 
@@ -302,7 +331,9 @@ def test_gradient_over_devices():
 # --- any number of samples ---
 
 
-@pytest.mark.parametrize(("chunk", "devices"), [(16, None), (3, None), (5, 2), (11, 8)])
+@pytest.mark.parametrize(
+    ("chunk", "devices"), [pytest.param(16, None, marks=SLOW), (3, None), pytest.param(5, 2, marks=SLOW), (11, 8)]
+)
 def test_sample_n_is_the_same_for_any_chunk_and_devices(chunk, devices):
     """11 guided samples of a stochastic method: rows of one `sample`, though 11 divides by none of them."""
     process, n = dj.Cosine(), 11
@@ -364,9 +395,6 @@ def test_steppers_that_cannot_choose_their_steps():
         diffrax.diffeqsolve(flow, dj.as_diffrax_solver(dj.DPMpp2M()), t0=-0.9, t1=-0.1, dt0=0.1, y0=xt)
     with refused("process: binding to a grid needs process and ts"):
         dj.as_diffrax_solver(dj.DPMpp2M(), ts=ts)
-    with refused("stepper: bound to a grid that begins"):
-        bound = dj.as_diffrax_solver(dj.DPMpp2M(), process=process, ts=ts)
-        diffrax.diffeqsolve(flow, bound, t0=-0.9, t1=-0.1, dt0=0.1, y0=xt)
 
 
 @pytest.mark.parametrize(
@@ -376,20 +404,10 @@ def test_steppers_that_cannot_choose_their_steps():
             lambda: flow_of(dj.VariancePreserving()),
             [1.0, 0.0],
             diffrax.Heun,
-            r"VariancePreserving is singular .* t = 0,",
+            r"VariancePreserving .* end t = 0, .* Heun",
         ),
-        (
-            lambda: flow_of(dj.Rectified()),
-            [1.0, 0.0],
-            diffrax.Tsit5,
-            r"Rectified .* t = 0, .* interval\(process\) = \(4",
-        ),
-        (
-            lambda: sde_of(dj.Cosine()),
-            [1.0, 0.1],
-            diffrax.Euler,
-            r"ts: Cosine is singular at its end t = 1, where Euler",
-        ),
+        (lambda: flow_of(dj.Rectified()), [1.0, 0.0], diffrax.Tsit5, r"Rectified .* end t = 0, .* = \(4.5\de-05, 1\)"),
+        (lambda: sde_of(dj.Cosine()), [1.0, 0.1], diffrax.Euler, "Cosine is singular at its end t = 1, where Euler"),
         (lambda: sde_of(dj.Rectified()), [1.0, 0.1], diffrax.Heun, "Rectified is singular at its end t = 1"),
     ],
 )
@@ -399,7 +417,7 @@ def test_singular_ends(terms, ts, solver, message):
 
 
 def test_regular_ends_pass():
-    """Euler never looks at its last time, and a velocity may be regular where g is not: to sigma = 0 and from alpha = 0."""
+    """Euler never looks at its last time, and the velocity at alpha = 0 is regular where g is not."""
     process, x0 = dj.Rectified(), jnp.ones((2, 2))
     eps = dj.prior(KEY(0), process, (2, 2))
     terms = dj.probability_flow(process, KnownData(x0))
