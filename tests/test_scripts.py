@@ -61,3 +61,12 @@ def test_langevin(tmp_path):
     assert narrow.min() < 0.05 < annealed.min()
     assert (tmp_path / "posterior.csv").stat().st_size > 100
     assert (tmp_path / "mixture.png").stat().st_size > 10_000
+
+
+def test_weak_order(tmp_path, capsys):
+    rows = run("weak_order", tmp_path, "--steps", "64", "128", "--methods", "SEEDS-2", "Euler-Maruyama")
+    assert [row[0] for row in rows] == ["SEEDS-2", "reverse SDE, Euler-Maruyama"]
+    np.testing.assert_allclose([row[3:5] for row in rows], [(-7.76, -0.153), (16.27, 0.2115)], rtol=2e-3)
+    assert [round(row[-1]) for row in rows] == [2, 1]
+    assert (tmp_path / "errors.csv").stat().st_size > 100
+    assert "amid noise" in capsys.readouterr().out
