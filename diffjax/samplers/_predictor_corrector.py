@@ -2,11 +2,12 @@
 
 With g = grad log p_s(x) = (alpha_s x0_hat - x)/sigma_s^2 and z ~ N(0, I), a correction is
 
-    x <- x + e g + sqrt(2 e) z,     e = 2 snr^2 min(||z||^2/||g||^2, alpha_s^2 + sigma_s^2)
+    x <- x + e g + sqrt(2 e) z,     e = 2 snr^2 min(d/||g||^2, alpha_s^2 + sigma_s^2)
 
-so that the signal e g has the norm of the noise times snr. Norms are each sample's own, where the paper has means over
-the batch: a sample then depends on its own index alone. In few dimensions ||g|| may come close to 0; the bound, the
-ratio that Gaussian data of unit variance has, keeps e finite. Source: Song et al. 2021, algorithms 4 and 5.
+so that the signal e g has the norm of the noise times snr. Where the paper has means over the batch, ||z|| is its
+expectation sqrt(d), d the number of features, and ||g|| each sample's own: a sample depends on its own index alone. The
+bound, what the ratio is for Gaussian data of unit variance, keeps e finite where g is close to 0.
+Source: Song et al. 2021, algorithms 4 and 5.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check, expand, normal_like, sum_features
+from diffjax._arrays import as_scalar, check, expand, mean_features, normal_like
 from diffjax._typing import Denoiser, Sample, Scalar, Time
 from diffjax.process import AbstractGaussianProcess
 from diffjax.samplers._base import AbstractStepper, namespace, schedule
@@ -24,8 +25,8 @@ from diffjax.samplers._base import AbstractStepper, namespace, schedule
 class PredictorCorrector(AbstractStepper):
     """A predictor, then corrections: as many more evaluations a step. There is no correction at sigma = 0.
 
-    Its order is the predictor's, down to the corrections' own bias, which no number of steps removes: many of them
-    leave the variance of isotropic Gaussian data in many dimensions 1 + snr^2 times what it should be.
+    Its order is the predictor's, down to the corrections' own bias, which no number of steps removes: for isotropic
+    Gaussian data many of them leave a variance about 1 + snr^2 + 2/d times what it should be. It is meant for images.
 
     Attributes:
       predictor: any stepper, with or without noise.
@@ -95,7 +96,7 @@ class PredictorCorrector(AbstractStepper):
         for j in range(self.corrections):
             z = normal_like(split(keys, j + 1), xs)
             pull = (alpha * denoiser(xs, s) - xs) * inverse
-            strength = sum_features(z**2) / jnp.maximum(sum_features(pull**2), sum_features(z**2) / bound)
-            size = expand(2 * noisy * snr**2 * strength, xs)
+            ratio = 1 / jnp.maximum(mean_features(pull**2), 1 / bound)
+            size = expand(2 * noisy * snr**2 * ratio, xs)
             xs = (xs + size * pull + jnp.sqrt(2 * size) * z).astype(xs.dtype)
         return xs, state

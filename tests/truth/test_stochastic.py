@@ -346,7 +346,7 @@ def test_a_correction_by_hand():
     x = b * x0 + sd_s / sd * (x - a * x0)
     for z in drawn:
         pull = -x / (b**2 * 0.3 + sd_s**2)
-        ratio = (z**2).sum(1, keepdims=True) / (pull**2).sum(1, keepdims=True)
+        ratio = 6 / (pull**2).sum(1, keepdims=True)
         e = 2 * r**2 * np.minimum(ratio, b**2 + sd_s**2)
         x = x + e * pull + np.sqrt(2 * e) * z
     np.testing.assert_allclose(found, x, rtol=1e-9)
