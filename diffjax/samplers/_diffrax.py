@@ -227,8 +227,9 @@ def _checked(terms, xt, ts, solver, controller, adjoint, max_steps, save):
     if isinstance(solver, StepperSolver) and fixed and solver.ts is None:
         process = parts(solver.stepper, terms)[0].process
         solver = StepperSolver(solver.stepper, solver.stepper.prepare(process, grid), grid)
-    if save is not None and is_concrete((grid, save)):
+    if save is not None and is_concrete(save):
         save = np.asarray(save).astype(dtype)
+    if save is not None and is_concrete((grid, save)):
         inside = save.ndim == 1 and np.all(np.diff(save) < 0) and np.all((save <= grid[0]) & (save >= grid[-1]))
         check(inside, f"save: descending times from {grid[0]} to {grid[-1]} are needed, got {save}")
     if adjoint is None:
