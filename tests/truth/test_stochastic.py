@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from registry import ALL_PROCESSES, ALL_STEPPERS, each_process, gaussian
 from scipy.integrate import quad
+from walk import walk
 from weak import fitted, marginal_variance, output_variance, output_variance_by_diffrax
 
 import diffjax as dj
@@ -231,6 +232,23 @@ def test_euler_maruyama_is_superconvergent_at_the_data():
     """Its leading error of a Gaussian's variance is a difference between the ends, v'/v^2, and v' = g^2 = 0 there."""
     order = weak_order(lambda *given: output_variance_by_diffrax(diffrax.Euler(), *given), dj.Karras())
     assert abs(order - 2) < 0.15
+
+
+@SLOW
+@pytest.mark.parametrize(("name", "order"), [("ddim-ancestral", 1), ("sde-dpmpp-2m", 2), ("dpm-2-ancestral", 2)])
+def test_weak_order_where_the_denoiser_is_not_linear(name, order):
+    """A mixture of two, 400,000 samples: the error of E[x^2] falls 2^order times, within 2^0.5, from 6 to 12 steps."""
+    process, n = dj.Karras(0.1, 3.0), 400_000
+    means, variances, shares = np.array([-1.0, 0.8]), np.array([0.04, 0.09]), np.array([0.35, 0.65])
+    data = dj.GaussianMixture(jnp.asarray(means)[:, None], jnp.asarray(variances), jnp.asarray(shares))
+    denoiser = dj.exact_denoiser(data, process)
+    xt = dj.perturb(process, data.sample(KEY(0), n), jax.random.normal(KEY(1), (n, 1)), 1.0)
+    errors = []
+    for steps in (6, 12):
+        x = walk(KEY(2), process, denoiser, xt, np.linspace(1, 0, steps + 1), ALL_STEPPERS[name]())
+        errors.append(float(jnp.mean(x**2)) - shares @ (means**2 + variances + 0.01))
+    print(name, errors)
+    assert abs(fitted([6, 12], errors) - order) < 0.5
 
 
 def totals(process, ts, weights):
