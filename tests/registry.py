@@ -124,7 +124,26 @@ ALL_STEPPERS = {
     "seeds-2": samplers.SEEDS2,
     "seeds-3": samplers.SEEDS3,
     "predictor-corrector": lambda: samplers.PredictorCorrector(dj.DDIM(eta=1.0)),
+    "dpmpp-3m": samplers.DPMpp3M,
+    "dpmpp-3m-published": samplers.DPMpp3MPublished,
+    "unipc-2": lambda: samplers.UniPC(2, samplers.bh1),
+    "unipc-3": samplers.UniPC,
+    "deis-3": lambda: samplers.DEIS(3),
+    "lms-3": lambda: samplers.LMS(3),
+    "ipndm-4": samplers.IPNDM,
+    "adams-v-3": lambda: samplers.ExponentialAdams(dj.VPrediction(), 3),
+    "adams-f-4-corrected": lambda: samplers.ExponentialAdams(dj.KarrasPrediction(0.8), 4, corrector=True),
+    "sa-solver": lambda: samplers.ExponentialAdams(dj.X0Prediction(), 3, corrector=True, eta=1.0),
 }
+
+QUICK_STEPPERS = ("ddim", "ddim-ancestral", "heun", "dpm-solver-3", "adams-f-4-corrected", "sa-solver", "churn")
+"""One stepper of each kind of step: what every property is tested on at once, the others among the slow tests."""
+
+
+def each_stepper(quick=QUICK_STEPPERS, *, stochastic=None):
+    """The names of all steppers, or of the (not) stochastic ones; those not in `quick` are left to `-m slow`."""
+    names = [name for name, make in ALL_STEPPERS.items() if stochastic in (None, make().stochastic)]
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow, id=name) for name in names]
 
 
 def gaussian() -> dj.Gaussian:

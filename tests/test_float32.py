@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from registry import ALL_PROCESSES, ALL_STEPPERS, KINDS, each_process
+from registry import ALL_PROCESSES, ALL_STEPPERS, KINDS, each_process, each_stepper
 
 import diffjax as dj
 
@@ -143,7 +143,7 @@ def test_values_and_gradients_are_finite_on_the_float32_interval(name):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(total(process, t)))
 
 
-@pytest.mark.parametrize("name", ALL_STEPPERS)
+@pytest.mark.parametrize("name", each_stepper())
 def test_weights_computed_in_float32_inside_jit_are_those_of_the_host(name):
     """Where process and grid are traced, weights are float32: within 3e-5 of the host's float64 ones, and finite."""
     for make in (ALL_PROCESSES[which] for which in ("vp", "cosine-shifted", "karras", "rectified")):

@@ -1,7 +1,7 @@
-"""A stepper walked over a grid by a loop in Python: one compilation of its step serves every number of steps.
+"""A stepper walked over a grid, compiled once for every number of steps.
 
-What `sample` does by one scan, so that a test of many grids need not compile each; `test_samplers.py` shows that the
-two are the same.
+What `sample` does by a scan, here by a loop of traced length over padded weights, so that a test of many grids need not
+compile each; `test_samplers.py` shows that the two are the same.
 """
 
 import equinox as eqx
@@ -12,28 +12,32 @@ import numpy as np
 from diffjax._arrays import default_index, sample_keys, time_dtype
 from diffjax.samplers._base import check_grid
 
-
-@eqx.filter_jit
-def _step(key, k, index, process, denoiser, x, t, s, stepper, weights, state):
-    keys = sample_keys(jax.random.fold_in(key, k), index) if stepper.stochastic else None
-    xs, state = stepper.step(keys, process, denoiser, x, t, s, weights, state)
-    return xs.astype(x.dtype), state
+LONGEST = 4096
 
 
 @eqx.filter_jit
-def _init(process, x, t, stepper):
-    return stepper.init(process, x, t)
+def _loop(key, process, denoiser, xt, ts, n, stepper, weights, index):
+    def body(k, carry):
+        x, state = carry
+        keys = sample_keys(jax.random.fold_in(key, k), index) if stepper.stochastic else None
+        row = jax.tree.map(lambda w: w[k], weights)
+        x, state = stepper.step(keys, process, denoiser, x, ts[k], ts[k + 1], row, state)
+        return x.astype(xt.dtype), state
+
+    return jax.lax.fori_loop(0, n, body, (xt, stepper.init(process, xt, ts[0])))[0]
 
 
 def walk(key, process, denoiser, xt, ts, stepper):
-    """The state at ts[-1], without the last denoise: `sample(..., denoise=False)`."""
+    """The state at ts[-1], without the last denoise: `sample(..., denoise=False)`, for at most 4096 steps."""
     dtype = time_dtype(xt)
     grid = check_grid(ts, dtype)
-    weights = jax.tree.map(lambda w: np.asarray(w, dtype), stepper.prepare(process, grid))
-    ts, index, x = np.asarray(grid, dtype), default_index(xt.shape[0], None), jnp.asarray(xt)
-    state = _init(process, x, jnp.asarray(ts[0]), stepper)
-    for k in range(len(ts) - 1):
-        row = jax.tree.map(lambda w, k=k: jnp.asarray(w[k]), weights)
-        t, s = jnp.asarray(ts[k]), jnp.asarray(ts[k + 1])
-        x, state = _step(key, jnp.asarray(k), index, process, denoiser, x, t, s, stepper, row, state)
-    return x
+    n = len(grid) - 1
+
+    def padded(w):
+        w = np.asarray(w, dtype)
+        return jnp.asarray(np.concatenate([w, np.zeros((LONGEST - len(w), *w.shape[1:]), dtype)]))
+
+    weights = jax.tree.map(padded, stepper.prepare(process, grid))
+    key = jax.random.key(0) if key is None else key
+    index = default_index(xt.shape[0], None)
+    return _loop(key, process, denoiser, jnp.asarray(xt), padded(grid), jnp.asarray(n), stepper, weights, index)

@@ -9,7 +9,7 @@ which is the linear multistep method of k-diffusion). iPNDM takes the coefficien
 Sources: Zhang & Chen 2023 (DEIS), eqs. 14-15 and section 4; Liu et al. 2022 (PNDM), eq. 12.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import numpy as np
@@ -49,8 +49,8 @@ _EQUAL_STEPS = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, 
 class IPNDM(AbstractMultistep):
     """iPNDM: eps by the Adams-Bashforth coefficients of equal steps, one evaluation a step.
 
-    On a grid whose steps are not equal in sigma/alpha it is of order 1, whatever its points; at few steps it is often
-    the best of the peers all the same.
+    Order 2 with two points or more, 4 only where the steps are equal in sigma/alpha; at few steps it is often the best
+    of the peers all the same.
 
     Attributes:
       points: how many evaluations it looks at, 1 to 4.
@@ -61,13 +61,15 @@ class IPNDM(AbstractMultistep):
     Source: Liu et al. 2022 (PNDM), eq. 12, without its Runge-Kutta start (Zhang & Chen 2023, section 4).
     """
 
-    order: ClassVar[int] = 1
-
     points: int = eqx.field(static=True, default=4)
 
     def __check_init__(self):
         if self.points not in (1, 2, 3, 4):
             raise ValueError(f"points: must be 1, 2, 3 or 4, got {self.points!r}")
+
+    @property
+    def order(self) -> int:
+        return min(self.points, 2)
 
     @property
     def history(self) -> int:

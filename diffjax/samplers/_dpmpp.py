@@ -14,8 +14,6 @@ Sources: Lu et al. 2022b (DPM-Solver++), algorithm 2 and its multistep-3 code.
 
 from typing import Any, ClassVar
 
-import numpy as np
-
 from diffjax.parameterisation import X0Prediction
 from diffjax.process import AbstractGaussianProcess
 from diffjax.samplers._base import namespace, schedule

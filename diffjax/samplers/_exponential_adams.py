@@ -153,7 +153,7 @@ class Grid(NamedTuple):
 
 def _coefficients(parts, t):
     process, prediction = parts
-    return (*prediction.coefficients(process, t), t)
+    return prediction.coefficients(process, t)
 
 
 def _times(process, l):
@@ -186,8 +186,10 @@ def grid_of(process: AbstractGaussianProcess, prediction: Any, ts: Any, eta: Any
     l0, l1 = xp.where(inside, some[:-1], 0.0)[:, None], xp.where(inside, some[1:], 1.0)[:, None]
     half = 0.5 * (l1 - l0)
     nodes = l0 + half * (1 + xp.asarray(_POINTS, l.dtype))
-    t = on_grid(_times, process, nodes)
-    a, b, _ = on_grid(_coefficients, (process, prediction), t)
+    t = on_grid(_times, process, nodes.reshape(-1))  # processes take times of shape [b]
+    t, a, b = (
+        xp.broadcast_to(c, t.shape).reshape(nodes.shape) for c in (t, *on_grid(_coefficients, (process, prediction), t))
+    )
     rho = xp.exp(-nodes)
     factor = 1.0 if eta is None else 1 + _square(eta, xp)
     A, B = factor * rho * a / (b - rho * a), -factor * rho / (b - rho * a)
@@ -210,7 +212,7 @@ def _square(eta, xp):
 
 def _answers(process, prediction, ts, alpha, sigma, xp):
     """N = on_x xt + on_data D at every step's start; finite, if of no use, where a prediction is singular."""
-    a, b, _ = on_grid(_coefficients, (process, prediction), ts[:-1])
+    a, b = on_grid(_coefficients, (process, prediction), ts[:-1])
     on_x, on_data = b / sigma, a - b * alpha / sigma
     sound = xp.isfinite(on_x) & xp.isfinite(on_data)
     return xp.where(sound, on_x, 0.0), xp.where(sound, on_data, 1.0)
