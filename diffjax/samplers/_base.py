@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from diffjax._arrays import check_times, default_index, is_concrete, on_host, sample_keys, time_dtype
 from diffjax._typing import Denoiser, Index, Key, Sample, Time
 from diffjax.process import AbstractGaussianProcess, conditional, logsnr
+from diffjax.samplers._calls import jit_leaves, remembered
 
 
 class AbstractStepper(eqx.Module):
@@ -181,17 +182,31 @@ def sample(
       ValueError: ts does not descend or leaves [0, 1], or `save` names a point beyond the grid.
     """
     dtype = time_dtype(xt)
-    ts = check_grid(ts, dtype)
-    weights = jax.tree.map(lambda w: jnp.asarray(w, dtype), stepper.prepare(process, ts))
-    slots, kept = _slots(save, ts.shape[0])
-    index = default_index(xt.shape[0], index)
-    ts = jnp.asarray(ts, dtype)
+    ts, weights = plan(process, stepper, ts, dtype)
+    slots, kept = (None, 0) if save is None else _slots(save, ts.shape[0])
+    index = None if index is None else default_index(xt.shape[0], index)
     x, saved = _scan(key, process, denoiser, xt, ts, stepper, weights, index, slots, kept, denoise)
     return x if save is None else (x, saved)
 
 
-@eqx.filter_jit
+def plan(process: Any, stepper: AbstractStepper | None, ts: Any, dtype: Any) -> Any:
+    """(ts, weights): a grid ts [n + 1], checked, and the weights [n, ...] of a stepper's steps, if any, in a dtype.
+
+    NumPy on the host where all is concrete, for a jitted function to take as it is, and remembered by value.
+    """
+
+    def planned():
+        grid = check_grid(ts, dtype)
+        cast = lambda w: jnp.asarray(w, dtype) if isinstance(w, jax.Array) else np.asarray(w, dtype)
+        return jax.tree.map(cast, (grid, None if stepper is None else stepper.prepare(process, grid)))
+
+    return remembered(planned, plan, process, stepper, ts, dtype)
+
+
+@jit_leaves
 def _scan(key, process, denoiser, xt, ts, stepper, weights, index, slots, kept, denoise):
+    index = default_index(xt.shape[0], index)
+
     def body(carry, inputs):
         x, state, saved = carry
         k, t, s, w, slot = inputs
@@ -203,8 +218,9 @@ def _scan(key, process, denoiser, xt, ts, stepper, weights, index, slots, kept, 
     def keep(saved, slot, x):
         return saved.at[slot].set(x, mode="drop") if kept else saved
 
-    saved = keep(jnp.zeros((kept, *xt.shape), xt.dtype), slots[0], xt)
-    steps = (jnp.arange(ts.shape[0] - 1), ts[:-1], ts[1:], weights, slots[1:])
+    first, rest = (slots[0], slots[1:]) if kept else (None, None)
+    saved = keep(jnp.zeros((kept, *xt.shape), xt.dtype), first, xt)
+    steps = (jnp.arange(ts.shape[0] - 1), ts[:-1], ts[1:], weights, rest)
     (x, _, saved), _ = jax.lax.scan(body, (xt, stepper.init(process, xt, ts[0]), saved), steps)
     return (denoiser(x, ts[-1]).astype(xt.dtype) if denoise else x), saved
 

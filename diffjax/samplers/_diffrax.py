@@ -24,11 +24,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from diffjax._arrays import as_leaves, as_scalar, check, expand, is_concrete, time_dtype
+from diffjax._arrays import as_scalar, check, expand, is_concrete, time_dtype
 from diffjax._typing import Denoiser, Sample, Scalar
 from diffjax.process import AbstractGaussianProcess, diagonal_noise, logsnr_rate, rates
-from diffjax.samplers._base import check_grid
+from diffjax.samplers._base import plan
 from diffjax.samplers._batch import check_batch, over_devices, split_batch
+from diffjax.samplers._calls import jit_leaves
 from diffjax.samplers._solver_checks import AbstractField, check_ends, check_solver, with_denoiser
 from diffjax.samplers._stepper_solver import StepperSolver, parts
 
@@ -217,31 +218,30 @@ def integrate_each(
     return _integrate_each(terms, xt, *setup, mesh)
 
 
+_CHECKPOINTED = diffrax.RecursiveCheckpointAdjoint(checkpoints=16)
+
+
 def _checked(terms, xt, ts, solver, controller, adjoint, max_steps, save):
     """What a solve is made of, looked at before any tracing: (ts, save, solver, controller, adjoint, max_steps)."""
-    dtype = time_dtype(xt)
-    grid = check_grid(ts, dtype)
-    fixed, steps = controller is None, grid.shape[0] - 1
+    dtype, fixed = time_dtype(xt), controller is None
     check_solver(terms, solver, controller)
+    bound = isinstance(solver, StepperSolver) and fixed and solver.ts is None
+    process, stepper = (parts(solver.stepper, terms)[0].process, solver.stepper) if bound else (None, None)
+    grid, weights = plan(process, stepper, ts, dtype)
     check_ends(terms, xt, grid, solver, controller, dtype)
-    if isinstance(solver, StepperSolver) and fixed and solver.ts is None:
-        process = parts(solver.stepper, terms)[0].process
-        solver = StepperSolver(solver.stepper, solver.stepper.prepare(process, grid), grid)
+    if bound:
+        solver = StepperSolver(stepper, weights, grid)
     if save is not None and is_concrete(save):
         save = np.asarray(save).astype(dtype)
     if save is not None and is_concrete((grid, save)):
         inside = save.ndim == 1 and np.all(np.diff(save) < 0) and np.all((save <= grid[0]) & (save >= grid[-1]))
         check(inside, f"save: descending times from {grid[0]} to {grid[-1]} are needed, got {save}")
-    if adjoint is None:
-        adjoint = diffrax.RecursiveCheckpointAdjoint(checkpoints=16)
-    max_steps = (steps if fixed else 4096) if max_steps is None else max_steps
-    grid, save, weights = as_leaves((grid, save, getattr(solver, "weights", None)), dtype)
-    if weights is not None:
-        solver = StepperSolver(solver.stepper, weights, grid)
+    adjoint = _CHECKPOINTED if adjoint is None else adjoint
+    max_steps = (grid.shape[0] - 1 if fixed else 4096) if max_steps is None else max_steps
     return grid, save, solver, controller, adjoint, max_steps
 
 
-@eqx.filter_jit
+@jit_leaves
 def _integrate(terms, xt, ts, save, solver, controller, adjoint, max_steps, mesh):
     def run(rows, shared):
         (terms_rows, xt), (terms_rest, *setup) = rows, shared
@@ -252,7 +252,7 @@ def _integrate(terms, xt, ts, save, solver, controller, adjoint, max_steps, mesh
     return over_devices(run, mesh, (rows, xt), shared, _layout(-1, save))
 
 
-@eqx.filter_jit
+@jit_leaves
 def _integrate_each(terms, xt, ts, save, solver, controller, adjoint, max_steps, mesh):
     def run(rows, shared):
         def one(row):

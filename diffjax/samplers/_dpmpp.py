@@ -3,8 +3,8 @@
 With l = log(alpha/sigma), h = l_s - l_t, D_j the denoiser's answers at the latest points and h r_j the steps before,
 
     2M:  xs = (sigma_s/sigma_t) xt - alpha_s expm1(-h) [ D0 + (D0 - D1)/(2 r0) ]
-    3M:  xs = (sigma_s/sigma_t) xt - alpha_s [ expm1(-h) D0 - phi2 d1 + phi3 d2 ],   phi2 = expm1(-h)/h + 1, phi3 = phi2/h - 1/2
-         d1, d2: first and second divided differences of D in (l - l_t)/h, d1 extrapolated to l_t
+    3M:  xs = (sigma_s/sigma_t) xt - alpha_s [ expm1(-h) D0 - phi2 d1 + phi3 d2 ],   phi2 = expm1(-h)/h + 1
+         phi3 = phi2/h - 1/2; d1, d2: first and second divided differences of D in (l - l_t)/h, d1 carried to l_t
 
 d2 is half a second derivative, so that 2 phi3 d2 would be third order: as published 3M is of order 2 (at few steps no
 worse for it). `DPMpp3M` is the corrected one, which is the exponential Adams method of order 3 in the data.

@@ -31,7 +31,7 @@ class Correction(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Weights of a multistep method, each [n], `past` [n, p - 1]; `noise` and `correct` are None where there are none."""
+    """Weights of a multistep method, each [n], `past` [n, p - 1]; `noise` and `correct` may be None."""
 
     on_x: Any
     on_data: Any

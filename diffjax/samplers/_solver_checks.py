@@ -11,6 +11,7 @@ import numpy as np
 
 from diffjax._arrays import is_concrete
 from diffjax.process import PerSamplePath, interval
+from diffjax.samplers._calls import remembered
 from diffjax.samplers._stepper_solver import StepperSolver, parts
 
 
@@ -39,6 +40,12 @@ def check_solver(terms: Any, solver: Any, controller: Any) -> None:
       ValueError: adaptive steps on a path without a tree, or by a stepper without an error estimate; a solver whose
         Levy area the path lacks.
     """
+    leaves, layout = jax.tree.flatten((terms, solver, controller))
+    structure = jax.tree.unflatten(layout, [0.0] * len(leaves))  # the same answer, whatever the numbers
+    return remembered(lambda: _check_solver(*structure), check_solver, layout)
+
+
+def _check_solver(terms, solver, controller):
     is_path = lambda leaf: isinstance(leaf, diffrax.AbstractBrownianPath)
     paths = [leaf for leaf in jax.tree.leaves(terms, is_leaf=is_path) if is_path(leaf)]
     solver = getattr(solver, "solver", solver) if (halved := isinstance(solver, diffrax.HalfSolver)) else solver
@@ -99,17 +106,28 @@ def check_ends(terms: Any, xt: Any, ts: Any, solver: Any, controller: Any, dtype
         return
     first, last = _looks_at_ends(solver, controller)
     ends = [t for t, looked, end in ((ts[0], first, 1.0), (ts[-1], last, 0.0)) if looked and t == end]
-    if not _fields(terms):
+    if not ends or not (fields := _fields(terms)):
         return
     for t in ends:
-        quiet = with_denoiser(terms, lambda called: _zero)
-        if not bool(_finite(quiet, jnp.ones_like(xt[:1]), jnp.asarray(-t, dtype))):
-            process = _fields(terms)[0].process
+        by = (_without_denoisers(terms), xt.shape, dtype, float(t))
+        if not remembered(lambda t=t: _is_finite(terms, xt, t, dtype), check_ends, *by):
+            process = fields[0].process
             low, high = (float(end) for end in interval(process))
             raise ValueError(
                 f"ts: {type(process).__name__} is singular at its end t = {t:g}, where {type(solver).__name__} "
                 f"evaluates it; stay inside interval(process) = ({low:.3g}, {high:.3g})"
             )
+
+
+def _without_denoisers(terms):
+    """What the vector fields of terms consist of, but for denoisers and scores."""
+    fields = [term.vector_field for term in getattr(terms, "terms", (terms,))]
+    return [(type(f), {k: v for k, v in vars(f).items() if k != getattr(f, "evaluates", None)}) for f in fields]
+
+
+def _is_finite(terms, xt, t, dtype):
+    quiet = with_denoiser(terms, lambda called: _zero)
+    return bool(_finite(quiet, jnp.ones_like(xt[:1]), jnp.asarray(-t, dtype)))
 
 
 def _zero(x, t):
