@@ -120,9 +120,10 @@ def check_ends(terms: Any, xt: Any, ts: Any, solver: Any, controller: Any, dtype
 
 
 def _without_denoisers(terms):
-    """What the vector fields of terms consist of, but for denoisers and scores."""
-    fields = [term.vector_field for term in getattr(terms, "terms", (terms,))]
-    return [(type(f), {k: v for k, v in vars(f).items() if k != getattr(f, "evaluates", None)}) for f in fields]
+    """What the values of terms consist of, but for denoisers, scores and Brownian paths."""
+    fields = [getattr(term, "vector_field", term) for term in getattr(terms, "terms", (terms,))]
+    silent = lambda f: (type(f), {k: v for k, v in vars(f).items() if k != f.evaluates})
+    return [silent(f) if isinstance(f, AbstractField) else f for f in fields]
 
 
 def _is_finite(terms, xt, t, dtype):
