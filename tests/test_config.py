@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax import config as c
+from diffjax import config as c, process as processes
 from diffjax.config._names import construct
 from diffjax.samplers import DDIM
 
@@ -116,13 +116,22 @@ def each(field, table):
         *each("weighting__name", c.WEIGHTINGS),
         *each("times__name", c.TIMES),
         *({"data__name": name, "data__conditional": True} for name in c.TOYS),
-        *({"sampler__name": name} for name in c.STEPPERS),
-        *({"sampler__grid": name} for name in c.GRIDS),
+        {"sampler__name": "seeds2", "sampler__grid": "snr"},
     ],
     ids=lambda changes: "-".join(str(value) for value in changes.values()),
 )
 def test_every_name_builds_and_trains(changes):
     finite_loss(changed(SMALL, **changes))
+
+
+def test_every_sampler_and_grid_builds():
+    process = processes.Cosine()
+    for grid in c.GRIDS:
+        ts = c.build_grid(c.SamplerConfig(grid=grid, steps=5), process)
+        for name in c.STEPPERS:
+            weights = c.build_stepper(c.SamplerConfig(name=name)).prepare(process, ts)
+            assert all(len(leaf) == 5 and np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(weights))
+    assert c.build_stepper(c.SamplerConfig(name="seeds2", eta=0.5)).stochastic
 
 
 @pytest.mark.parametrize(

@@ -89,10 +89,12 @@ def build_optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransf
 
 def build_stepper(config: SamplerConfig) -> AbstractStepper:
     """The sampling method of a configuration."""
-    numbers = {} if config.eta is None else {"eta": config.eta}
-    if numbers and config.name != "ddim":
+    found = STEPPERS[config.name]
+    if config.eta is None:
+        return found()
+    if "eta" not in getattr(found, "__dataclass_fields__", {}):
         raise ValueError(f"sampler.eta: {config.name} has no such number, got {config.eta}")
-    return STEPPERS[config.name](**numbers)
+    return found(eta=config.eta)
 
 
 def build_grid(config: SamplerConfig, process: AbstractGaussianProcess, steps: int | None = None) -> Any:

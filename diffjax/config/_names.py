@@ -49,9 +49,30 @@ from diffjax.process import (
     VariancePreserving,
     karras_grid,
     logsnr_grid,
+    quadratic_grid,
+    shifted_grid,
+    snr_grid,
     uniform_grid,
 )
-from diffjax.samplers import DDIM, DPMpp2M, Heun
+from diffjax.samplers import (
+    DDIM,
+    DDPM,
+    DEIS,
+    IPNDM,
+    LMS,
+    SEEDS2,
+    DPM2Ancestral,
+    DPMpp2M,
+    DPMpp2S,
+    DPMpp2SAncestral,
+    DPMpp3M,
+    DPMSolver,
+    Euler,
+    Heun,
+    SDEDPMpp2M,
+    SDEDPMpp3M,
+    UniPC,
+)
 
 PROCESSES = {
     "variance_preserving": VariancePreserving,
@@ -96,8 +117,34 @@ TIMES = {
     "mode": ModeTimes,
     "logsnr": LogsnrTimes,
 }
-STEPPERS = {"ddim": DDIM, "heun": Heun, "dpmpp2m": DPMpp2M}
-GRIDS = {"uniform": uniform_grid, "karras": karras_grid, "logsnr": logsnr_grid}
+STEPPERS = {
+    "ddim": DDIM,
+    "euler": Euler,
+    "heun": Heun,
+    "dpm_solver2": DPMSolver,
+    "dpm_solver3": lambda: DPMSolver(3),
+    "dpmpp2s": DPMpp2S,
+    "dpmpp2m": DPMpp2M,
+    "dpmpp3m": DPMpp3M,
+    "unipc": UniPC,
+    "deis": DEIS,
+    "lms": LMS,
+    "ipndm": IPNDM,
+    "ddpm": DDPM,
+    "dpm2_ancestral": DPM2Ancestral,
+    "dpmpp2s_ancestral": DPMpp2SAncestral,
+    "sde_dpmpp2m": SDEDPMpp2M,
+    "sde_dpmpp3m": SDEDPMpp3M,
+    "seeds2": SEEDS2,
+}
+GRIDS = {
+    "uniform": uniform_grid,
+    "quadratic": quadratic_grid,
+    "karras": karras_grid,
+    "logsnr": logsnr_grid,
+    "snr": snr_grid,
+    "shifted": shifted_grid,
+}
 
 
 def construct(kind: str, table: Mapping[str, Any], config: Any, *first: Any) -> Any:

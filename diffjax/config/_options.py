@@ -173,14 +173,33 @@ class GuidanceConfig:
 class SamplerConfig:
     """How samples are drawn, unless asked otherwise."""
 
-    name: Literal["ddim", "heun", "dpmpp2m"] = "dpmpp2m"
+    name: Literal[
+        "ddim",
+        "euler",
+        "heun",
+        "dpm_solver2",
+        "dpm_solver3",
+        "dpmpp2s",
+        "dpmpp2m",
+        "dpmpp3m",
+        "unipc",
+        "deis",
+        "lms",
+        "ipndm",
+        "ddpm",
+        "dpm2_ancestral",
+        "dpmpp2s_ancestral",
+        "sde_dpmpp2m",
+        "sde_dpmpp3m",
+        "seeds2",
+    ] = "dpmpp2m"
     """The method."""
     steps: int = 20
-    """Steps; ddim and dpmpp2m evaluate the network once a step, heun twice."""
-    grid: Literal["uniform", "karras", "logsnr"] = "logsnr"
-    """Spacing of the steps: in time, in (sigma/alpha)^(1/rho), or in the log signal-to-noise ratio."""
+    """Steps; most methods evaluate the network once in each, heun, seeds2 and the 2s and dpm ones 2 or 3 times."""
+    grid: Literal["uniform", "quadratic", "karras", "logsnr", "snr", "shifted"] = "logsnr"
+    """Spacing of the steps: in time or its root, in (sigma/alpha)^(1/rho), in the log signal-to-noise ratio, ..."""
     eta: float | None = None
-    """ddim: noise, from 0 (none) to 1 (ancestral)."""
+    """Noise of the methods that have it, such as ddim: from 0 (none) to 1 (that of the reverse SDE)."""
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class DDIM(AbstractStepper):
             # sigma_s^2 - c^2 without the difference, which rounding makes negative; with a = alpha_t/alpha_s,
             # sigma_t^2 = spread^2 + (a sigma_s)^2 and rest = a sigma_s/sigma_t.
             rest = ratio * at.alpha[:-1] / at.alpha[1:]
-            keep = ratio * namespace(rest).sqrt((1 - eta**2) + (eta * rest) ** 2)
+            keep = ratio * namespace(noise).sqrt((1 - eta**2) + (eta * rest) ** 2)
         return keep, at.alpha[1:] - keep * at.alpha[:-1], noise
 
     def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> None:

@@ -205,6 +205,16 @@ for _method, _order in itertools.product((samplers.DEIS, samplers.LMS, samplers.
 QUICK = ("F 4", "v 3 corrected", "3M published", "UniPC-3 bh2", "DEIS 3", "IPNDM 4")
 
 
+@pytest.mark.parametrize("make", [lambda eta: ADAMS(dj.X0Prediction(), 2, corrector=True, eta=eta), dj.DDIM])
+def test_gradient_by_eta(make):
+    """With the grid known and eta traced, a sample's derivative by eta is its central difference."""
+    process, denoiser = dj.Cosine(), lambda x, t: 0.5 * jnp.tanh(x)
+    xt, ts = dj.prior(KEY(0), process, (3, 2)), np.asarray(dj.logsnr_grid(process, 5))
+    total = lambda eta: jnp.sum(dj.sample(KEY(1), process, denoiser, xt, ts, make(eta)) ** 2)
+    eta, h = jnp.asarray(0.6), 1e-5
+    np.testing.assert_allclose(jax.grad(total)(eta), (total(eta + h) - total(eta - h)) / (2 * h), rtol=1e-5)
+
+
 def eased_grid(process, n):
     """Equal steps in logsnr, the first divided by 4, five times over: the low order of a start weighs nothing then."""
     values = np.asarray(dj.logsnr(process, dj.logsnr_grid(process, n)))
