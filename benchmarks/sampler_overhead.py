@@ -54,7 +54,7 @@ def mlp_denoiser(process, size):
 
 
 def alternate(runs, repeats):
-    """Median seconds of each call, the calls in turn."""
+    """(median, least) seconds of each call, the calls in turn."""
     for run in runs.values():
         jax.block_until_ready(run())
     times = {name: [] for name in runs}
@@ -63,7 +63,7 @@ def alternate(runs, repeats):
             start = time.perf_counter()
             jax.block_until_ready(run())
             times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
+    return {name: (statistics.median(seconds), min(seconds)) for name, seconds in times.items()}
 
 
 # --- 1. a loop by hand ---
@@ -109,33 +109,42 @@ def against_a_loop(batch, size, repeats):
     process, key = dj.VariancePreserving(), jax.random.key(0)
     denoiser, xt = mlp_denoiser(process, size), dj.prior(key, process, (batch, size))
     ts = jnp.linspace(1.0, 1e-3, STEPS + 1)
-    flow = dj.probability_flow(process, denoiser)
-    sde = dj.reverse_sde(process, denoiser, dj.per_sample_path(key, batch, (size,)))
-    step = dj.as_diffrax_solver(dj.DDIM())
-    ancestral = dj.DDIM(eta=1.0)
-    groups = {
-        "DDIM by hand": {
-            "": lambda: ddim_by_hand(process, denoiser, xt, ts),
-            "sample(DDIM)": lambda: dj.sample(key, process, denoiser, xt, ts, dj.DDIM(), denoise=False),
-            "integrate(DDIM)": lambda: dj.integrate(flow, xt, ts, solver=step).x0,
+    path = dj.per_sample_path(key, batch, (size,))
+    euler, ddim, ancestral = diffrax.Euler(), dj.DDIM(), dj.DDIM(eta=1.0)
+    as_solver = dj.as_diffrax_solver(ddim)
+    flow = lambda denoiser: dj.probability_flow(process, denoiser)
+    sde = lambda denoiser: dj.reverse_sde(process, denoiser, path)
+    sample = lambda denoiser, xt, stepper: dj.sample(key, process, denoiser, xt, ts, stepper, denoise=False)
+    integrate = lambda terms, xt, solver: dj.integrate(terms, xt, ts, solver=solver).x0
+    groups = {  # by hand first; each a function of what it samples from, made beforehand where the call is plain
+        "DDIM": {
+            "by hand": (None, lambda d, x: ddim_by_hand(process, d, x, ts)),
+            "sample(DDIM)": (None, lambda d, x: sample(d, x, ddim)),
+            "integrate(DDIM)": (flow, lambda terms, x: integrate(terms, x, as_solver)),
         },
-        "flow by hand": {
-            "": lambda: flow_by_hand(process, denoiser, xt, ts),
-            "integrate(Euler)": lambda: dj.integrate(flow, xt, ts, solver=diffrax.Euler()).x0,
+        "flow": {
+            "by hand": (None, lambda d, x: flow_by_hand(process, d, x, ts)),
+            "integrate(Euler)": (flow, lambda terms, x: integrate(terms, x, euler)),
         },
-        "SDE by hand": {
-            "": lambda: sde_by_hand(key, process, denoiser, xt, ts),
-            "integrate(SDE, Euler)": lambda: dj.integrate(sde, xt, ts, solver=diffrax.Euler()).x0,
-            "sample(DDIM(eta=1))": lambda: dj.sample(key, process, denoiser, xt, ts, ancestral, denoise=False),
+        "SDE": {
+            "by hand": (None, lambda d, x: sde_by_hand(key, process, d, x, ts)),
+            "integrate(SDE, Euler)": (sde, lambda terms, x: integrate(terms, x, euler)),
+            "sample(DDIM(eta=1))": (None, lambda d, x: sample(d, x, ancestral)),
         },
     }
-    print(f"\n{batch} x {size}, {STEPS} steps (aim {SIZES[batch, size]})")
-    for hand, runs in groups.items():
-        medians = alternate(runs, repeats)
-        base = medians.pop("")
-        print(f"  {hand:24} {1e3 * base:8.2f} ms")
-        for name, seconds in medians.items():
-            print(f"  {name:24} {1e3 * seconds:8.2f} ms   ratio {seconds / base:5.2f}")
+    print(f"\n{batch} x {size}, {STEPS} steps (aim {SIZES[batch, size]}): ratios of medians (of least times)")
+    for group, runs in groups.items():
+        made = {name: (denoiser if make is None else make(denoiser), run) for name, (make, run) in runs.items()}
+        plain = {name: lambda field=field, run=run: run(field, xt) for name, (field, run) in made.items()}
+        inside = {name: jax.jit(lambda d, x, m=m, r=r: r(d if m is None else m(d), x)) for name, (m, r) in runs.items()}
+        inside = {name: lambda program=program: program(denoiser, xt) for name, program in inside.items()}
+        for where, calls in {"a call": plain, "in one's own jit": inside}.items():
+            times = alternate(calls, repeats)
+            base = times.pop("by hand")
+            print(f"  {group:5} {where:17} {'by hand':22} {1e3 * base[0]:8.2f} ms ({1e3 * base[1]:.2f})")
+            for name, taken in times.items():
+                median, least = (t / b for t, b in zip(taken, base, strict=True))
+                print(f"  {group:5} {where:17} {name:22} {1e3 * taken[0]:8.2f} ms   ratio {median:5.2f} ({least:.2f})")
 
 
 # --- 2. torch libraries ---
@@ -209,11 +218,12 @@ def against_peers(batch, size, repeats):
     }
     for method, runs in groups.items():
         first, *_ = results = [np.asarray(run()) for run in runs.values()]
-        medians = alternate(runs, repeats)
-        base = next(iter(medians.values()))
-        for (name, seconds), result in zip(medians.items(), results, strict=True):
+        times = alternate(runs, repeats)
+        base, least = next(iter(times.values()))
+        for (name, taken), result in zip(times.items(), results, strict=True):
             away = "" if method == "ancestral" else f"   differs by {abs(result - first).max() / first.std():.0e}"
-            print(f"  {method:10} {name:20} {1e3 * seconds:8.2f} ms   {seconds / base:6.2f} times ours{away}")
+            ratios = f"{taken[0] / base:6.2f} ({taken[1] / least:.2f}) times ours"
+            print(f"  {method:10} {name:20} {1e3 * taken[0]:8.2f} ms   {ratios}{away}")
 
 
 # --- 3. compilation and memory with a U-Net ---

@@ -78,7 +78,7 @@ class StepperSolver(diffrax.AbstractItoSolver):
 
     def step(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any) -> Any:
         field, path = parts(self.stepper, terms)
-        keys = None if path is None else _step_keys(path, t0)
+        keys = None if path is None else path.step_keys(t0)
         weights = self._weights(field.process, solver_state.k, -t0, -t1, time_dtype(y0))
         arguments = (keys, field.process, field.denoiser, y0, -t0, -t1, weights, solver_state.inner)
         if isinstance(self.stepper, AbstractEmbeddedStepper) and self.estimates:
@@ -123,12 +123,6 @@ def parts(stepper: AbstractStepper, terms: Any) -> tuple[Any, Any]:
         needed = "reverse_sde" if stepper.stochastic else "probability_flow"
         raise ValueError(f"terms: {type(stepper).__name__} needs those of `{needed}`, got {type(terms).__name__}")
     return field, path
-
-
-def _step_keys(path, r):
-    """A key for each sample and step, from the path's own keys and the bits of the time."""
-    bits = jax.lax.bitcast_convert_type(jnp.asarray(r, jnp.float32), jnp.uint32)
-    return jax.vmap(jax.random.fold_in, (0, None))(path.keys, bits)
 
 
 def as_diffrax_solver(
