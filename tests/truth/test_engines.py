@@ -155,6 +155,53 @@ def test_step_doubling_controls_any_one_step_method():
     np.testing.assert_allclose(solution.x0, dj.flow_map(data, process, xt, *ts), atol=2e-2)
 
 
+# --- what a call costs ---
+
+
+@pytest.mark.parametrize("engine", ["sample", "integrate", "noisy"])
+def test_memory_does_not_grow_with_steps(engine):
+    """Temporary memory of 50 and 200 steps: equal but for a few numbers a step, less than one state in all."""
+    process, xt = dj.VariancePreserving(), jnp.zeros((64, 32))
+    flow = lambda matrix: dj.probability_flow(process, Layer(matrix))
+    run = {
+        "sample": lambda matrix, ts: dj.sample(KEY(0), process, Layer(matrix), xt, ts, dj.DPMpp2M()),
+        "integrate": lambda matrix, ts: dj.integrate(flow(matrix), xt, ts, solver=diffrax.Heun()).x0,
+        "noisy": lambda matrix, ts: dj.sample(KEY(0), process, Layer(matrix), xt, ts, dj.DDIM(eta=1.0)),
+    }[engine]
+
+    def temporary(n):
+        compiled = jax.jit(run).lower(jnp.zeros((32, 32)), jnp.linspace(0.9, 0.1, n + 1)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    short, long = temporary(50), temporary(200)
+    print("bytes at 50 steps", short, "at 200", long, "a state", xt.nbytes)
+    assert long - short < xt.nbytes  # one state a step would be 150 of them
+
+
+def test_remembered_weights_follow_values():
+    """A grid changed in place, and another process of the same class: never the weights of the values before."""
+    xt, grid = jnp.ones((2, 3)), np.linspace(0.9, 0.1, 6)
+    step = dj.as_diffrax_solver(dj.DDIM())
+
+    def both(beta_max):
+        process = dj.VariancePreserving(0.1, beta_max)
+        denoiser = dj.exact_denoiser(dj.Gaussian(jnp.zeros(3), 0.25), process)
+        x0 = dj.integrate(dj.probability_flow(process, denoiser), xt, grid, solver=step).x0
+        np.testing.assert_allclose(x0, dj.sample(KEY(0), process, denoiser, xt, grid, dj.DDIM(), denoise=False))
+        alpha, sigma = (np.asarray(f(jnp.asarray(grid))) for f in (process.alpha, process.sigma))
+        x = np.ones((2, 3))
+        for k in range(5):
+            x0_hat = alpha[k] * 0.25 / (alpha[k] ** 2 * 0.25 + sigma[k] ** 2) * x
+            x = alpha[k + 1] * x0_hat + sigma[k + 1] / sigma[k] * (x - alpha[k] * x0_hat)
+        np.testing.assert_allclose(x0, x, rtol=1e-10)
+        return x0
+
+    first = both(20.0)
+    assert not np.allclose(both(10.0), first)
+    grid[2] -= 0.05
+    assert not np.allclose(both(20.0), first)
+
+
 # --- gradients ---
 
 
