@@ -7,6 +7,8 @@ import runpy
 import numpy as np
 import pytest
 
+import diffjax
+
 SCRIPTS = pathlib.Path(__file__).parents[1] / "scripts"
 pytestmark = pytest.mark.slow
 
@@ -70,3 +72,22 @@ def test_weak_order(tmp_path, capsys):
     assert [round(row[-1]) for row in rows] == [2, 1]
     assert (tmp_path / "errors.csv").stat().st_size > 100
     assert "amid noise" in capsys.readouterr().out
+
+
+def test_bench_solvers(tmp_path, capsys):
+    """Samplers of one's own join by one line, and agree with the method they are written after; a better one wins."""
+    script = runpy.run_path(str(SCRIPTS / "bench_solvers.py"))
+    script["SOLVERS"]["my DDIM"] = lambda problem: script["Function"](script["by_hand"])
+    script["SOLVERS"]["my DDIM, a stepper"] = lambda problem: diffjax.samplers.DPMSolver(1)
+    rows = script["main"](["--quick", "--cost", "--repeats", "1", "--stochastic", "--out", str(tmp_path)])
+    found = {(r.problem, r.solver, r.grid, r.budget): r for r in rows}
+    for place in ("plane", "images"):
+        for mine in ("my DDIM", "my DDIM, a stepper"):
+            own, ddim = (found[place, name, "snr", 10] for name in (mine, "DDIM"))
+            np.testing.assert_allclose(own[3:7], ddim[3:7], rtol=1e-9)
+    assert found["plane", "Adams F, order 3", "snr", 10].rms < 0.5 * found["plane", "DDIM", "snr", 10].rms
+    assert found["plane", "Heun", "snr", 5].nfe == 4
+    assert capsys.readouterr().out.count("differs from it") == 2
+    for name in ("errors", "pareto", "summary", "cost", "stochastic"):
+        assert (tmp_path / f"{name}.csv").stat().st_size > 100
+    assert (tmp_path / "work_precision.png").stat().st_size > 10_000
