@@ -432,10 +432,10 @@ COLOURS = {
 }
 
 
-def draw(rows, panels=None):
-    """Error against NFE, a panel for each problem (flips are left to the table); returns the figure."""
-    panels = list(dict.fromkeys(row.problem for row in rows)) if panels is None else panels
-    figure = Figure(figsize=(5.2 * len(panels), 4.6), layout="constrained")
+def draw(rows, figure=None):
+    """Error against NFE, a panel for each problem (flips are left to the table), on a new figure or the one given."""
+    panels = list(dict.fromkeys(row.problem for row in rows))
+    figure = Figure(figsize=(5.2 * len(panels), 4.6), layout="constrained") if figure is None else figure
     for ax, problem in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         measure = MEASURES.get(problem, ("rms",))[0]
         chosen = best([row for row in rows if row.problem == problem], measure)
