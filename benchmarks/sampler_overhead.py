@@ -256,8 +256,8 @@ def compile_and_memory():
         bound = 1.2 * stepper.evaluations_per_step * call + 2
         short, long = (run.memory_analysis().temp_size_in_bytes / 2**20 for run in (program, longer))
         print(
-            f"  {type(stepper).__name__:16} one call {call:.1f}, {STEPS} steps {steps_alone:.1f} (bound {bound:.1f}), and "
-            f"the last denoise {seconds:.1f};  memory {short:.2f} MiB, at {4 * STEPS} steps {long:.2f} MiB",
+            f"  {type(stepper).__name__:16} one call {call:.1f}, {STEPS} steps {steps_alone:.1f} (bound {bound:.1f}), "
+            f"and the last denoise {seconds:.1f};  memory {short:.2f} MiB, at {4 * STEPS} steps {long:.2f} MiB",
             flush=True,
         )
 
