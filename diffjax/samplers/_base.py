@@ -31,9 +31,20 @@ class AbstractStepper(eqx.Module):
     steps it looks back on (`history`, 0 for a one-step method), and whether it is `stochastic`.
     """
 
-    order: eqx.AbstractVar[int]
-    evaluations_per_step: eqx.AbstractVar[int]
-    history: eqx.AbstractVar[int]
+    @property
+    @abc.abstractmethod
+    def order(self) -> int:
+        """The order of convergence."""
+
+    @property
+    @abc.abstractmethod
+    def evaluations_per_step(self) -> int:
+        """How often a step evaluates the denoiser."""
+
+    @property
+    @abc.abstractmethod
+    def history(self) -> int:
+        """How many earlier steps a step looks back on."""
 
     @property
     @abc.abstractmethod

@@ -230,7 +230,7 @@ def _checked(terms, xt, ts, solver, controller, adjoint, max_steps, save):
     grid, weights = plan(process, stepper, ts, dtype)
     check_ends(terms, xt, grid, solver, controller, dtype)
     if bound:
-        solver = StepperSolver(stepper, weights, grid)
+        solver = StepperSolver(solver.stepper, weights, grid)
     if save is not None and is_concrete(save):
         save = np.asarray(save).astype(dtype)
     if save is not None and is_concrete((grid, save)):

@@ -43,8 +43,8 @@ class DPMSolver(AbstractEmbeddedStepper):
     Source: Lu et al. 2022 (DPM-Solver), algorithms 1, 2 and 4 to 6.
     """
 
-    order: int = eqx.field(static=True)
-    r1: Scalar | None
+    order: int = eqx.field(static=True, default=2)
+    r1: Scalar | None = None
 
     history: ClassVar[int] = 0
 

@@ -243,7 +243,7 @@ def _correction(grid, clock, caps, points):
     return Correction(1 - on, on, weights[:, 0], weights[:, 1:])
 
 
-def _lagrange(grid, clock, index, use, step=slice(None)):
+def _lagrange(grid, clock, index, use, step: Any = slice(None)):
     """The integral over each step of its kernel times the Lagrange polynomial of grid point index [n, p], [n, p].
 
     Points that are not in `use`, or have no finite l, are left out: their weight is 0.
