@@ -18,6 +18,22 @@ it fell to another mode. Writes
     cost.csv, by --cost               wall-clock, compilation, memory: a grid does not change them
     stochastic.csv, by --stochastic   samplers that draw noise: sliced Wasserstein distance to exact samples
 
+By `--problems plane features` (13 minutes on two busy CPU cores, most of it the features), the best of the published
+methods and the best of the exponential Adams family, each at its best grid and chosen in hindsight:
+
+                        5       8      10      20      40      80
+    plane, RMS
+      published     .018    .014   .0065   .0027  3.3e-4  1.9e-5    DEIS, iPNDM, then UniPC-3
+      Adams         .022    .012   .0073   .0015  7.7e-5  5.1e-6    F or v
+    features, median
+      published    .0074   .0053   .0029   .0012  2.4e-4  8.4e-6    iPNDM, then DEIS, then UniPC-3
+      Adams         .026   .0042   .0063  3.9e-4  1.6e-5  1.7e-6    F or v
+    features, flips of 256
+      published        8       3       1       0       0       0
+      Adams            8       1       0       0       0       0    eps
+
+The reference is right to 4e-9 and 3e-8 RMS.
+
 Your own sampler joins by one line, in your copy or from Python before calling `main`:
 
     SOLVERS["mine"] = lambda problem: MyStepper()                # a stepper, `diffjax.samplers.AbstractStepper`
@@ -281,9 +297,9 @@ def best(rows, measure):
 
 
 def front(rows, measure):
-    """The Pareto front: rows that no other beats or equals with as few evaluations, by NFE."""
+    """The Pareto front: rows that no other beats or equals within the same or a smaller budget."""
     chosen, lowest = [], np.inf
-    for row in sorted(rows, key=lambda row: (row.nfe, getattr(row, measure))):
+    for row in sorted(rows, key=lambda row: (row.budget, getattr(row, measure))):
         if getattr(row, measure) < lowest:
             chosen.append(row)
             lowest = getattr(row, measure)
@@ -450,7 +466,7 @@ def draw(rows, figure=None):
             ax.plot(*np.transpose(sorted(points)), **style)
         edge = front(chosen, measure)
         heights = [getattr(row, measure) for row in edge]
-        ax.plot([row.nfe for row in edge], heights, "k--", lw=1, marker="s", ms=4, label="Pareto front", zorder=4)
+        ax.plot([row.budget for row in edge], heights, "k--", lw=1, marker="s", ms=4, label="Pareto front", zorder=4)
         ax.plot([], [], color="0.8", lw=0.7, label="all others")
         worst = max(getattr(row, measure) for row in chosen if row.solver == "DDIM") if "DDIM" in lines else heights[0]
         ax.set(xscale="log", yscale="log", ylim=(min(heights) / 2, 5 * worst))
@@ -505,10 +521,8 @@ def study(given):
         more = {"path": given.images, "count": given.count} if name == "images" else {}
         problem = PROBLEMS[name](given.trajectories, **more)
         problem, (rms, median, flips) = solved(problem, given.reference_steps)
-        print(
-            f"{name}: {len(problem.xt)} trajectories, data std {problem.data_std:.4f}; from the reference DPM++ 3M, at"
-        )
-        print(f"  as many steps, differs by RMS {rms:.1e}, median {median:.1e}, {flips} flips")
+        print(f"{name}: {len(problem.xt)} trajectories, data std {problem.data_std:.4f}; from the reference")
+        print(f"  DPM++ 3M, at as many steps, differs by RMS {rms:.1e}, median {median:.1e}, {flips} flips")
         rows += errors(problem, given.nfe, solvers, grids)
         write(given.out / "errors.csv", Row._fields, rows)
         if given.cost:
