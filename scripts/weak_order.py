@@ -74,7 +74,7 @@ def methods():
         "reverse SDE, SEA": (diffrax.SEA(), 1, 1),
         "reverse SDE, SRA1": (diffrax.SRA1(), 2, 2),
     }
-    return {name: (s, s.evaluations_per_step, min(s.order, 2)) for name, s in steppers.items()} | solvers
+    return {name: (s, s.evaluations_per_step, s.order) for name, s in steppers.items()} | solvers
 
 
 def error(method, process, ts):

@@ -6,6 +6,7 @@ remembered   what was computed before for equal values: weights and checks of a 
 
 from collections.abc import Callable
 from functools import wraps
+from threading import Lock
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jax.core import Tracer
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
 _KNOWN: dict[Any, Any] = {}
 _LIMIT = 256
+_LOCK = Lock()
 
 
 def jit_leaves(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,7 +27,7 @@ def jit_leaves(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(static, arrays):
         layout, others = static
-        leaves = [other if array is None else array for array, other in zip(arrays, others, strict=True)]
+        leaves = [other[0] if array is None else array for array, other in zip(arrays, others, strict=True)]
         return function(*jax.tree.unflatten(layout, leaves))
 
     run.__name__ = run.__qualname__ = function.__name__
@@ -35,7 +37,7 @@ def jit_leaves(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args):
         leaves, layout = jax.tree.flatten(args)
         arrays = [leaf if isinstance(leaf, _ARRAYS) else None for leaf in leaves]
-        others = tuple(None if isinstance(leaf, _ARRAYS) else leaf for leaf in leaves)
+        others = tuple(None if isinstance(leaf, _ARRAYS) else _distinct(leaf) for leaf in leaves)
         return compiled((layout, others), arrays)
 
     return call
@@ -55,14 +57,20 @@ def remembered(compute: Callable[[], Any], *by: Any) -> Any:
         return compute()
     if found is None:
         found = (compute(),)
-        if len(_KNOWN) >= _LIMIT:
-            _KNOWN.pop(next(iter(_KNOWN)), None)  # the oldest
-        _KNOWN[key] = found
+        with _LOCK:
+            if len(_KNOWN) >= _LIMIT:
+                _KNOWN.pop(next(iter(_KNOWN)))  # the oldest
+            _KNOWN[key] = found
     return found[0]
 
 
 def _value(leaf):
     if not isinstance(leaf, _ARRAYS):
-        return type(leaf), leaf
+        return _distinct(leaf)
     array = np.asarray(leaf)
     return array.dtype, array.shape, array.tobytes()
+
+
+def _distinct(leaf):
+    """A leaf beside what tells True from 1 from 1.0, and 0.0 from -0.0."""
+    return leaf, type(leaf), repr(leaf) if isinstance(leaf, float) else None

@@ -22,7 +22,8 @@ Sources: Hochbruck & Ostermann 2010, section 2.5 (exponential Adams methods); Zh
 Lu et al. 2022b (DPM-Solver++), section 4; Zhao et al. 2023 (UniPC), section 3; Xue et al. 2023 (SA-Solver), eqs. 14-17.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -30,11 +31,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax._arrays import as_scalar, check, is_concrete
+from diffjax._arrays import check, is_concrete
 from diffjax._typing import Scalar
 from diffjax.parameterisation import AbstractParameterisation
 from diffjax.process import AbstractGaussianProcess, time_from_logsnr
 from diffjax.samplers._base import namespace, on_grid, schedule
+from diffjax.samplers._ddim import optional_eta
 from diffjax.samplers._multistep import AbstractMultistep, Correction, Weights
 
 MAX_ORDER = 8
@@ -56,11 +58,6 @@ def by_time(l: Any, t: Any) -> Any:
     return t
 
 
-def optional_eta(value: Any) -> Any:
-    """The number 0 stays out of the pytree: then no noise is drawn at all. Any other eta is a leaf, a scalar."""
-    return None if value is None or (isinstance(value, float | int) and value == 0) else as_scalar(value)
-
-
 class ExponentialAdams(AbstractMultistep):
     """An exponential Adams method: any prediction, any order, with or without a corrector, any noise.
 
@@ -69,10 +66,11 @@ class ExponentialAdams(AbstractMultistep):
 
     Attributes:
       prediction: what is interpolated, such as `X0Prediction()`, `EpsPrediction()` or `KarrasPrediction(data_std)`.
-      order: the order of convergence, 1 to 8: of the predictor, or of the corrector where there is one (the
-        predictor's is then one less; its last step is not corrected).
+      nominal: the argument `order`, 1 to 8: the order of the predictor, or of the corrector where there is one (the
+        predictor's is then one less; its last step is not corrected). `order`, the order of convergence, is the same
+        without noise, and a weak order of at most 2 with it. On fewer steps than that a method has fewer points.
       corrector: whether a step is taken again, at no further evaluation, when its end has been evaluated.
-      eta: 0 (the number) for the flow, 1 for the reverse SDE; weak order is then at most 2. An array is a leaf.
+      eta: 0 (the number) for the flow, 1 for the reverse SDE. An array is a leaf.
       clock: the variable of the polynomials, `(l, t) -> c` of one shape, strictly monotone: `by_logsnr`, `by_noise`,
         `by_time`.
       orders: at most so many points in each step's predictor, one integer a step, for a given number of steps.
@@ -83,17 +81,29 @@ class ExponentialAdams(AbstractMultistep):
     """
 
     prediction: AbstractParameterisation
-    order: int = eqx.field(static=True, default=2)
+    nominal: int = eqx.field(static=True, default=2)
     corrector: bool = eqx.field(static=True, default=False)
-    eta: Scalar | None = eqx.field(converter=optional_eta, default=None, kw_only=True)
-    clock: Callable[[Any, Any], Any] = eqx.field(static=True, default=by_logsnr, kw_only=True)
-    orders: tuple[int, ...] | None = eqx.field(static=True, default=None, kw_only=True)
+    eta: Scalar | None = None
+    clock: Callable[[Any, Any], Any] = eqx.field(static=True, default=by_logsnr)
+    orders: tuple[int, ...] | None = eqx.field(static=True, default=None)
 
-    def __check_init__(self):
-        lowest = 1 + self.corrector
-        if not (isinstance(self.order, int) and lowest <= self.order <= MAX_ORDER):
-            what = "an integer, with a corrector" if self.corrector else "an integer"
-            raise ValueError(f"order: must be {what} from {lowest} to {MAX_ORDER}, got {self.order!r}")
+    def __init__(
+        self,
+        prediction: AbstractParameterisation,
+        order: int = 2,
+        corrector: bool = False,
+        *,
+        eta: Scalar | None = None,
+        clock: Callable[[Any, Any], Any] = by_logsnr,
+        orders: Sequence[int] | None = None,
+    ):
+        lowest = 1 + corrector
+        if not (isinstance(order, Integral) and lowest <= order <= MAX_ORDER):
+            what = "an integer, with a corrector" if corrector else "an integer"
+            raise ValueError(f"order: must be {what} from {lowest} to {MAX_ORDER}, got {order!r}")
+        self.prediction, self.nominal, self.corrector = prediction, int(order), bool(corrector)
+        self.eta, self.clock = optional_eta(eta), clock
+        self.orders = None if orders is None else tuple(int(points) for points in orders)
         if self.eta is not None:
             check(self.eta >= 0, f"eta: must not be negative, got {self.eta}")
         for k, points in enumerate(self.orders or ()):
@@ -101,9 +111,13 @@ class ExponentialAdams(AbstractMultistep):
                 raise ValueError(f"orders: step {k} has 1 to {min(k + 1, self.points)} points, got {points}")
 
     @property
+    def order(self) -> int:
+        return self.nominal if self.eta is None else min(self.nominal, 2)
+
+    @property
     def points(self) -> int:
         """How many evaluations the predictor interpolates."""
-        return self.order - self.corrector
+        return self.nominal - self.corrector
 
     @property
     def history(self) -> int:
@@ -193,7 +207,7 @@ def grid_of(process: AbstractGaussianProcess, prediction: Any, ts: Any, eta: Any
         xp.broadcast_to(c, t.shape).reshape(nodes.shape) for c in (t, *on_grid(_coefficients, (process, prediction), t))
     )
     rho = xp.exp(-nodes)
-    factor = 1.0 if eta is None else 1 + _square(eta, xp)
+    factor = 1.0 if eta is None else 1 + _number(eta, xp) ** 2
     A, B = factor * rho * a / (b - rho * a), -factor * rho / (b - rho * a)
     masses = half * xp.asarray(_MASSES, l.dtype)
     decay = xp.exp(half * (A @ xp.asarray(_TAILS, l.dtype).T))
@@ -201,15 +215,15 @@ def grid_of(process: AbstractGaussianProcess, prediction: Any, ts: Any, eta: Any
     keep = growth * xp.exp(xp.sum(masses * A, axis=1))
     noise = None
     if eta is not None:
-        noise = alpha[1:] * xp.sqrt(2 * _square(eta, xp) * xp.sum(masses * (decay * rho) ** 2, axis=1))
+        noise = alpha[1:] * _number(eta, xp) * xp.sqrt(2 * xp.sum(masses * (decay * rho) ** 2, axis=1))
     on_x, on_data = _answers(process, prediction, ts, alpha[:-1], sigma[:-1], xp)
     kernel = alpha[1:, None] * masses * decay * B
     ts = ts if xp is jnp else np.asarray(ts, np.float64)
     return Grid(alpha, sigma, at.spread, l, ts, on_x, on_data, inside, nodes, t, kernel, keep, noise)
 
 
-def _square(eta, xp):
-    return (np.asarray(eta, np.float64) if is_concrete(eta) and xp is np else eta) ** 2
+def _number(eta, xp):
+    return np.asarray(eta, np.float64) if xp is np else eta
 
 
 def _answers(process, prediction, ts, alpha, sigma, xp):
@@ -272,10 +286,10 @@ def ddim_at_the_ends(grid: Grid, now: Any, past: Any, eta: Any = None) -> Weight
     ratio = grid.sigma[1:] / grid.sigma[:-1]
     keep, noise = ratio, grid.noise
     if eta is not None:
-        amount = xp.minimum(_square(eta, xp), xp.ones_like(ratio))
-        rest = ratio * grid.alpha[:-1] / grid.alpha[1:]
-        keep = ratio * xp.sqrt((1 - amount) + amount * rest**2)
-        noise = xp.where(inside, noise, xp.sqrt(amount) * grid.sigma[1:] * grid.spread / grid.sigma[:-1])
+        amount = xp.minimum(_number(eta, xp), xp.ones_like(ratio))
+        square = (1 - amount**2) + (amount * ratio * grid.alpha[:-1] / grid.alpha[1:]) ** 2
+        keep = ratio * xp.where(square > 0, xp.sqrt(xp.where(square > 0, square, 1.0)), 0.0)
+        noise = xp.where(inside, noise, amount * grid.sigma[1:] * grid.spread / grid.sigma[:-1])
     data = xp.where(inside, 0.0, grid.alpha[1:] - keep * grid.alpha[:-1])
     now, past = xp.where(inside, now, 0.0), xp.where(inside[:, None], past, 0.0)
     return Weights(grid.on_x, grid.on_data, xp.where(inside, grid.keep, keep), data, now, past, noise)

@@ -10,6 +10,8 @@ Source: Karras et al. 2022, algorithm 1.
 
 from typing import Any, ClassVar
 
+import jax.numpy as jnp
+
 from diffjax._typing import Denoiser, Sample, Time
 from diffjax.process import AbstractGaussianProcess
 from diffjax.samplers._base import AbstractEmbeddedStepper, namespace, schedule
@@ -53,7 +55,8 @@ class Heun(AbstractEmbeddedStepper):
         x0_hat = denoiser(xt, t)
         eps_t = (xt - alpha_t * x0_hat) * inverse_t
         guess = keep * xt + data * x0_hat
-        eps_s = (guess - alpha_s * denoiser(guess, s)) * inverse_s
+        # At sigma = 0, where its answer has no weight, the denoiser may be singular: there it is asked at t again.
+        eps_s = (guess - alpha_s * denoiser(guess, jnp.where(inverse_s > 0, s, t))) * inverse_s
         error = half * (eps_s - eps_t)
         return guess + error, error, None
 

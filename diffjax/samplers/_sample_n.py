@@ -20,7 +20,7 @@ from tqdm import tqdm
 from diffjax._arrays import as_leaves
 from diffjax._typing import Denoiser, Key
 from diffjax.process import AbstractGaussianProcess, prior
-from diffjax.samplers._base import AbstractStepper, _scan, check_grid
+from diffjax.samplers._base import AbstractStepper, _scan, plan
 from diffjax.samplers._batch import check_batch, over_devices, split_batch
 
 
@@ -68,9 +68,9 @@ def sample_n(
     rows, rest = split_batch(denoiser)
     check_batch(rows, n)
     dtype = jnp.result_type(float)
-    grid = check_grid(ts, dtype)
-    grid, weights = as_leaves((grid, stepper.prepare(process, grid)), dtype)
+    grid, weights = as_leaves(plan(process, stepper, ts, dtype), dtype)
     devices = 1 if mesh is None else mesh.size
+    chunk = max(chunk // devices, 1) * devices
     size = math.ceil(n / math.ceil(n / chunk) / devices) * devices
     leaves, layout = jax.tree.flatten(rows)
     done = []

@@ -41,8 +41,8 @@ def check_solver(terms: Any, solver: Any, controller: Any) -> None:
         Levy area the path lacks.
     """
     leaves, layout = jax.tree.flatten((terms, solver, controller))
-    unnumbered = lambda: jax.tree.unflatten(layout, [0.0] * len(leaves))  # the same answer, whatever the numbers
-    remembered(lambda: _check_solver(*unnumbered()), check_solver, layout)
+    leaves = [0.0 if isinstance(leaf, jax.Array | np.ndarray) else leaf for leaf in leaves]  # whatever the numbers
+    remembered(lambda: _check_solver(*jax.tree.unflatten(layout, leaves)), check_solver, layout, leaves)
 
 
 def _check_solver(terms, solver, controller):

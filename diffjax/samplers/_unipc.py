@@ -53,7 +53,7 @@ class UniPC(AbstractMultistep):
     scale: Callable[[Any], Any] | None = eqx.field(static=True, default=bh2)
 
     def __check_init__(self):
-        if self.p not in (1, 2, 3):
+        if not isinstance(self.p, int) or self.p not in (1, 2, 3):
             raise ValueError(f"p: must be 1, 2 or 3, got {self.p!r}; ExponentialAdams goes further")
 
     @property

@@ -58,8 +58,8 @@ def by_hand_3m(D, sigmas, x, *, factor):
     return x
 
 
-def by_hand_unipc(D, sigmas, x, p, scale):
-    """UniPC's own linear systems, in the data prediction."""
+def by_hand_unipc(D, sigmas, x, p, scale, *, halves=True):
+    """UniPC's own linear systems, in the data prediction; without its halves they are its varying coefficients."""
     l, past, before = -np.log(sigmas), [], None
 
     def update(x, past, start, stop, ratio, order, end=None):
@@ -75,10 +75,10 @@ def by_hand_unipc(D, sigmas, x, p, scale):
             phi_k = phi_k / -h - 1 / factorial
         x = ratio * x - phi * past[0][1]
         if end is None:
-            rho = {1: [], 2: [0.5]}.get(order)
+            rho = {1: [], 2: [0.5]}.get(order) if halves or order == 1 else None
             rho = np.linalg.solve(np.array(rows)[:-1, :-1], b[:-1]) if rho is None else rho
             return x - B * sum(w * d for w, d in zip(rho, D1, strict=True))
-        rho = [0.5] if order == 1 else np.linalg.solve(np.array(rows), b)
+        rho = [0.5] if order == 1 and halves else np.linalg.solve(np.array(rows), b)
         return x - B * (sum(w * d for w, d in zip(rho[:-1], D1, strict=True)) + rho[-1] * (end - past[0][1]))
 
     order = 0
@@ -116,6 +116,8 @@ def test_multistep_methods_take_the_published_steps():
     cases += [(samplers.DPMpp3MPublished(), by_hand_3m(D, sigmas, start, factor=1))]
     for p, (scale, ours) in itertools.product((1, 2, 3), ((lambda h: h, samplers.bh1), (bh2_by_hand, samplers.bh2))):
         cases.append((samplers.UniPC(p, ours), by_hand_unipc(D, sigmas, start, p, scale)))
+    varying = by_hand_unipc(D, sigmas, start, 3, bh2_by_hand, halves=False)
+    cases.append((samplers.UniPC(3, None), varying))
     for order in (2, 4):
         cases.append((samplers.LMS(order), by_hand_adams(D, sigmas, start, order, lambda s: s)))
         cases.append((samplers.DEIS(order), by_hand_adams(D, sigmas, start, order, time)))
