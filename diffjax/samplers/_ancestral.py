@@ -21,8 +21,9 @@ import equinox as eqx
 from diffjax._typing import Denoiser, Sample, Scalar, Time
 from diffjax.process import AbstractGaussianProcess
 from diffjax.samplers._base import AbstractStepper, namespace, schedule
-from diffjax.samplers._ddim import DDIM
-from diffjax.samplers._exponential_sde import Stage, beside, non_negative, take_stages, times_at
+from diffjax.samplers._ddim import DDIM, noisy_split
+from diffjax.samplers._exponential_sde import Stage, non_negative, take_stages
+from diffjax.samplers._inside import ends_of, times_at
 
 
 def euler_ancestral(eta: Scalar = 1.0) -> DDIM:
@@ -128,16 +129,12 @@ def _split(process, ts, eta):
     Where rho_down/rho_t = 0 the stage stays at t and p is 1, so that both methods become DDIM's step.
     """
     at = schedule(process, ts)
-    eta = beside(eta, at)
-    xp = namespace(eta * at.sigma)
-    # rho_down^2/rho_s^2 = 1 - eta^2 (sigma_{t|s}/sigma_t)^2 without the difference, as in DDIM.
-    rest = at.sigma[1:] / at.sigma[:-1] * at.alpha[:-1] / at.alpha[1:]
-    down = xp.sqrt(xp.maximum((1 - eta**2) + (eta * rest) ** 2, 0.0))
-    noise = at.sigma[1:] * xp.minimum(eta * at.spread / at.sigma[:-1], 1.0)
-    keep = at.sigma[1:] / at.sigma[:-1] * down
-    inside = rest * down > 0
-    p = xp.sqrt(xp.where(inside, rest * down, 1.0))
-    time, alpha, sigma = times_at(process, ts, inside, xp.where(inside, at.half_logsnr[:-1], 0.0) - xp.log(p))
+    keep, noise = noisy_split(at, eta)
+    xp = namespace(keep)
+    down = keep * at.alpha[:-1] / at.alpha[1:]  # rho_down/rho_t
+    inside = down > 0
+    p = xp.sqrt(xp.where(inside, down, 1.0))
+    time, alpha, sigma = times_at(process, ts, inside, ends_of(process, ts, inside)[0] - xp.log(p))
     keep_m = sigma / at.sigma[:-1]
     middle = Stage(time, keep_m, (alpha - keep_m * at.alpha[:-1],), ())
     return middle, p, (keep, at.alpha[1:] - keep * at.alpha[:-1], noise)

@@ -20,8 +20,9 @@ import numpy as np
 
 from diffjax._arrays import as_scalar, check, is_concrete
 from diffjax._typing import Denoiser, Sample, Scalar, Time
-from diffjax.process import AbstractGaussianProcess, time_from_logsnr
-from diffjax.samplers._base import AbstractEmbeddedStepper, namespace, on_grid, schedule
+from diffjax.process import AbstractGaussianProcess
+from diffjax.samplers._base import AbstractEmbeddedStepper, namespace, schedule
+from diffjax.samplers._inside import ends_of, times_at
 
 
 class DPMSolver(AbstractEmbeddedStepper):
@@ -171,18 +172,11 @@ class _Grid:
         self.xp = xp = namespace(at.sigma)
         self.r = [np.asarray(r, np.float64) if is_concrete((r, at.sigma)) else r for r in fractions]
         self.inside = (at.alpha[:-1] > 0) & (at.sigma[1:] > 0)
-        start = xp.where(self.inside, at.half_logsnr[:-1], 0.0)
-        self.h = xp.where(self.inside, at.half_logsnr[1:] - start, 1.0)
-        found = [on_grid(_between, process, ts, self.inside, start + r * self.h) for r in self.r]
+        start, end = ends_of(process, ts, self.inside)
+        self.h = xp.where(self.inside, end - start, 1.0)
+        found = [times_at(process, ts, self.inside, start + r * self.h) for r in self.r]
         columns: Any = zip(*found, strict=True) if found else ((), (), ())
         self.t, self.alpha, self.sigma = columns
-
-
-def _between(process, ts, inside, half_logsnr):
-    """(t, alpha, sigma), each [n], where l has the values given; t is the step's own start unless `inside`."""
-    t = jnp.clip(time_from_logsnr(process, 2 * half_logsnr), ts[1:], ts[:-1])
-    t = jnp.where(inside.astype(bool), t, ts[:-1])
-    return t, process.alpha(t), process.sigma(t)
 
 
 def _ddim(alpha_t, sigma_t, alpha_s, sigma_s, xp):

@@ -20,8 +20,9 @@ import numpy as np
 
 from diffjax._arrays import as_scalar, check, is_concrete, normal_like
 from diffjax._typing import Denoiser, Sample, Time
-from diffjax.process import AbstractGaussianProcess, time_from_logsnr
-from diffjax.samplers._base import Schedule, namespace, on_grid, schedule
+from diffjax.process import AbstractGaussianProcess
+from diffjax.samplers._base import Schedule, namespace, schedule
+from diffjax.samplers._inside import ends_of, times_at
 
 ALL_FORGOTTEN = 1e3
 """A step's h where it is infinite (from alpha = 0, or to sigma = 0): e^-h is then 0."""
@@ -44,6 +45,8 @@ class Exact(NamedTuple):
 
     at: Schedule
     eta: Any
+    l: Any
+    """l at each step's start; some finite value where that is infinite."""
     h: Any
     inside: Any
     """Whether h is finite."""
@@ -64,8 +67,9 @@ class Exact(NamedTuple):
 
     def noise(self, sigma_s: Any, h: Any) -> Any:
         """The standard deviation that is added over h up to sigma_s, [n]: 0 at eta = 0, where its slope is finite."""
-        square = self.xp.maximum(self.eta**2, 1e-12)
-        return sigma_s * self.eta * self.xp.sqrt(-self.xp.expm1(-2 * square * h) / square)
+        xp, square, some = self.xp, self.xp.maximum(self.eta**2, 1e-12), h > 0
+        spread = xp.sqrt(-xp.expm1(-2 * square * xp.where(some, h, 1.0)) / square)
+        return sigma_s * self.eta * xp.where(some, spread, 0.0)
 
 
 def exact(process: AbstractGaussianProcess, ts: Any, eta: Any) -> Exact:
@@ -74,10 +78,8 @@ def exact(process: AbstractGaussianProcess, ts: Any, eta: Any) -> Exact:
     eta = beside(eta, at)
     xp = namespace(eta * at.sigma)
     inside = (at.alpha[:-1] > 0) & (at.sigma[1:] > 0)
-    l_t, l_s = (
-        xp.where(inside, l, end) for l, end in ((at.half_logsnr[:-1], 0.0), (at.half_logsnr[1:], ALL_FORGOTTEN))
-    )
-    return Exact(at, eta, l_s - l_t, inside, xp)
+    l_t, l_s = ends_of(process, ts, inside)
+    return Exact(at, eta, l_t, xp.where(inside, l_s - l_t, ALL_FORGOTTEN), inside, xp)
 
 
 class Place(NamedTuple):
@@ -93,8 +95,7 @@ def place_at(family: Exact, process: AbstractGaussianProcess, ts: Any, c: Any) -
     """Where l = l_t + c h in each step of ts [n + 1], c a scalar; the beginning of an infinite step."""
     xp, inside = family.xp, family.inside
     gone = xp.where(inside, c * family.h, 0.0)
-    start = xp.where(inside, family.at.half_logsnr[:-1], 0.0)
-    time, alpha, sigma = times_at(process, ts, inside, start + gone)
+    time, alpha, sigma = times_at(process, ts, inside, family.l + gone)
     return Place(time, alpha, sigma, gone)
 
 
@@ -114,19 +115,6 @@ def carry_on(family: Exact, last: Place, noise: tuple, place: Place) -> tuple:
     gap = place.gone - last.gone
     left = family.decay(place.sigma, last.sigma, gap)
     return (*(left * w for w in noise), family.noise(place.sigma, gap))
-
-
-def times_at(process: AbstractGaussianProcess, ts: Any, inside: Any, half_logsnr: Any) -> Any:
-    """(t, alpha, sigma), each [n], where l has the values given within each step of ts [n + 1]; where not `inside`,
-    those of the step's beginning."""
-    xp = namespace(half_logsnr)
-    return on_grid(_times_at, process, ts, inside, xp.where(inside, half_logsnr, 0.0))
-
-
-def _times_at(process, ts, inside, half_logsnr):
-    t = jnp.clip(time_from_logsnr(process, 2 * half_logsnr), ts[1:], ts[:-1])
-    t = jnp.where(inside.astype(bool), t, ts[:-1])
-    return t, process.alpha(t), process.sigma(t)
 
 
 class Stage(NamedTuple):

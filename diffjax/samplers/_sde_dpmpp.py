@@ -133,14 +133,16 @@ class DPMppSDE(AbstractStepper):
     def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
         """A stage and the step, with fields [n]; see `Stage`."""
         family = exact(process, ts, self.eta)
-        xp, h = family.xp, family.h
+        xp, inside = family.xp, family.inside
         r = beside(self.r, family.at)
         keep_m, data_m, noise_m = exact_to(family, place := place_at(family, process, ts, r))
         keep, total, noise = exact_to(family, end_of(family, ts))
         second = total / (2 * r)
         # (rho_t - rho_m)/(rho_t - rho_s), the share of the path that the stage has seen.
-        share = xp.where(family.inside, xp.expm1(-r * h) / xp.expm1(-h), 0.0)
-        both = noise * xp.sqrt(share), noise * xp.sqrt(1 - share)
+        h = xp.where(inside, family.h, 1.0)
+        share = xp.expm1(-r * h) / xp.expm1(-h)
+        rest = xp.exp(-r * h) * xp.expm1(-(1 - r) * h) / xp.expm1(-h)  # 1 - share, of any size
+        both = noise * xp.where(inside, xp.sqrt(share), 0.0), noise * xp.where(inside, xp.sqrt(rest), 1.0)
         middle = Stage(place.time, keep_m, (data_m,), (noise_m,))
         return middle, Stage(ts[1:], keep, (total - second, second), both)
 
