@@ -93,10 +93,10 @@ class PredictorCorrector(AbstractStepper):
         own = split(keys, 0) if self.predictor.stochastic else None
         xs, state = self.predictor.step(own, process, denoiser, xt, t, s, first, state)
         snr = jnp.asarray(self.snr, bound.dtype)
+        place = jnp.where(noisy > 0, s, t)  # a denoiser need not answer at sigma = 0
         for j in range(self.corrections):
             z = normal_like(split(keys, j + 1), xs)
-            pull = (alpha * denoiser(xs, s) - xs) * inverse
-            ratio = 1 / jnp.maximum(mean_features(pull**2), 1 / bound)
-            size = expand(2 * noisy * snr**2 * ratio, xs)
-            xs = (xs + size * pull + jnp.sqrt(2 * size) * z).astype(xs.dtype)
+            pull = (alpha * denoiser(xs, place) - xs) * inverse
+            root = expand(snr / jnp.sqrt(jnp.maximum(mean_features(pull**2), 1 / bound)), xs)  # sqrt(e/2)
+            xs = (xs + noisy * (2 * root**2 * pull + 2 * root * z)).astype(xs.dtype)
         return xs, state
