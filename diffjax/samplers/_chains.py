@@ -38,14 +38,23 @@ def step_sizes(step_size: Any, steps: int, dtype: Any) -> Float[Array, " steps"]
     """A step size, scalar or [steps], as one number a step, [steps], checked.
 
     Raises:
-      ValueError: steps is below 1, step_size has another shape or is not positive and finite.
+      ValueError: steps is no whole number from 1, step_size has another shape or is not positive and finite.
     """
-    if operator.index(steps) < 1:
+    if _whole("steps", steps) < 1:
         raise ValueError(f"steps: at least 1 is needed, got {steps}")
+    if isinstance(step_size, list | tuple):
+        raise ValueError(f"step_size: a number or an array of shape ({steps},) is needed, got {step_size}")
     if jnp.shape(step_size) not in ((), (steps,)):
         raise ValueError(f"step_size: a number or shape ({steps},) is needed, got shape {jnp.shape(step_size)}")
     check((step_size > 0) & (step_size < np.inf), f"step_size: must be positive and finite, got {step_size}")
     return jnp.broadcast_to(jnp.asarray(step_size, dtype), (steps,))
+
+
+def _whole(name, value):
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}: a whole number is needed, got {value!r}") from None
 
 
 def run_chains(
@@ -77,7 +86,7 @@ def run_chains(
       ValueError: burn_in leaves no step, or `save` names a step beyond the last.
     """
     steps = taus.shape[0]
-    if not 0 <= operator.index(burn_in) < steps:
+    if not 0 <= _whole("burn_in", burn_in) < steps:
         raise ValueError(f"burn_in: 0 .. {steps - 1} of {steps} steps can be left out, got {burn_in}")
     slots, kept = _slots(save, steps + 1)
     weights = jnp.where(jnp.arange(steps) < burn_in, 0, weights)
@@ -92,7 +101,7 @@ def _run(key, kernel, x, taus, weights, index, slots, kept, average):
         state, saved, means = carry
         k, tau, weight, slot = inputs
         state = kernel.step(sample_keys(jax.random.fold_in(key, k), index), state, tau)
-        means = jax.tree.map(lambda m, f: m + weight.astype(m.dtype) * f, means, statistics(state))
+        means = jax.tree.map(lambda m, f: m + weight.astype(m.dtype) * f.astype(m.dtype), means, statistics(state))
         return (state, keep(saved, slot, kernel.position(state)), means), None
 
     def statistics(state):
@@ -103,7 +112,8 @@ def _run(key, kernel, x, taus, weights, index, slots, kept, average):
 
     state = kernel.init(x)
     saved = keep(jnp.zeros((kept, *x.shape), x.dtype), slots[0], x)
-    means = jax.tree.map(lambda f: jnp.zeros(f.shape, f.dtype), jax.eval_shape(statistics, state))
+    mean_of = lambda f: jnp.zeros(f.shape, f.dtype if jnp.issubdtype(f.dtype, jnp.inexact) else x.dtype)
+    means = jax.tree.map(mean_of, jax.eval_shape(statistics, state))
     inputs = (jnp.arange(taus.shape[0]), taus, weights, slots[1:])
     (state, saved, (means, acceptance)), _ = jax.lax.scan(body, (state, saved, means), inputs)
     return kernel.position(state), saved, means, acceptance
