@@ -55,8 +55,8 @@ def sample_with_restarts(
       xt: the state at ts[0], [b, *d], usually `prior(key, process, shape)`.
       ts: a descending grid [n + 1] of times.
       stepper: the method of all solves, such as `Heun()`, the paper's. A multistep one begins anew in each.
-      restarts: where and how often; `lower` moves to the nearest point of ts, and the steps down from `upper` to it are
-        those of `karras_grid`. Times of a given sigma/alpha come from `time_from_logsnr`.
+      restarts: where and how often; without any it is `sample`. `lower` moves to the nearest point of ts, and the steps
+        down from `upper` to it are those of `karras_grid`. Times of a given sigma/alpha come from `time_from_logsnr`.
       index: global indices [b] of the samples (default 0 .. b - 1): their noise depends on nothing else.
       denoise: whether to end with D(x, ts[-1]), at one more evaluation.
 
@@ -83,7 +83,7 @@ def sample_with_restarts(
         x = _restart(round_key, process, denoiser, x, restart, grid[place], stepper, index)
         start = place
     if start < grid.size - 1:
-        last_key = jax.random.fold_in(key, len(placed))
+        last_key = jax.random.fold_in(key, len(placed)) if placed else key
         x = sample(last_key, process, denoiser, x, grid[start:], stepper, index=index, denoise=False)
     return _denoise(denoiser, x, jnp.asarray(grid[-1], time_dtype(xt))) if denoise else x
 
