@@ -45,7 +45,7 @@ def assert_variance(x, expected, errors=5):
 
 
 def square(x):
-    return {"square": x**2}
+    return {"square": x**2, "positive": x > 0, "whole": jnp.round(3 * x).astype(int)}
 
 
 def test_unadjusted_langevin_has_exactly_its_known_bias_on_a_gaussian():
@@ -63,8 +63,10 @@ def test_unadjusted_langevin_has_exactly_its_known_bias_on_a_gaussian():
     # Steps of several sizes: they weigh the average. A chain is a function of the key and its global index alone.
     taus, order = np.linspace(0.3, 0.02, steps), jnp.arange(CHAINS)[::-1]
     chains = samplers.langevin(key, gaussian_score, x, step_size=taus, **run)
-    expected = np.average(np.asarray(chains.saved[1 + burn_in :]) ** 2, axis=0, weights=taus[burn_in:])
-    np.testing.assert_allclose(chains.average["square"], expected, rtol=1e-12, atol=1e-13)
+    states = np.asarray(chains.saved[1 + burn_in :])
+    for name, value in (("square", states**2), ("positive", states > 0), ("whole", np.round(3 * states))):
+        expected = np.average(value, axis=0, weights=taus[burn_in:])
+        np.testing.assert_allclose(chains.average[name], expected, rtol=1e-12, atol=1e-13)
     moved = samplers.langevin(key, gaussian_score, x[order], step_size=taus, index=order, **run)
     np.testing.assert_allclose(moved.x, chains.x[order], rtol=1e-12, atol=1e-13)
 
@@ -228,6 +230,10 @@ def test_logistic_regression_posterior_with_the_bias_that_each_method_is_known_f
     ("message", "call"),
     [
         ("steps: at least 1", lambda key, x: samplers.langevin(key, gaussian_score, x, steps=0, step_size=0.1)),
+        (
+            "step_size: .* array",
+            lambda key, x: samplers.langevin(key, gaussian_score, x, steps=2, step_size=[0.1, 0.2]),
+        ),
         ("step_size: must be", lambda key, x: samplers.langevin(key, gaussian_score, x, steps=3, step_size=0.0)),
         ("step_size: must be", lambda key, x: samplers.mala(key, gaussian_log_density, x, steps=3, step_size=-1.0)),
         (

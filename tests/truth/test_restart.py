@@ -67,8 +67,8 @@ def test_restarts_nest_and_end_the_path():
     np.testing.assert_allclose(x0, denoiser(x, jnp.asarray(0.0)), rtol=1e-10)
     # Monte Carlo at 4.5 standard errors, and the bias of 20 steps of DDPM.
     assert abs(float(jnp.var(x)) / VARIANCE - 1) < 4.5 * np.sqrt(2 / n) + 0.25
-    plain = sample_with_restarts(KEY(1), process, denoiser, xt, ts[:21], dj.DDIM(), restarts=[])
-    np.testing.assert_allclose(plain, dj.sample(KEY(1), process, denoiser, xt, ts[:21], dj.DDIM()), rtol=1e-10)
+    plain = sample_with_restarts(KEY(1), process, denoiser, xt, ts[:21], stepper, restarts=[])
+    np.testing.assert_allclose(plain, dj.sample(KEY(1), process, denoiser, xt, ts[:21], stepper), rtol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -420,6 +420,43 @@ def test_traced_weights_are_those_of_the_host():
     assert np.all(np.isfinite(slope(jnp.asarray(0.0))))
 
 
+GRADIENTS = ("ddim-ancestral", "dpm-2-ancestral", "dpmpp-sde", "predictor-corrector")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in GRADIENTS else SLOW)
+        for name in (*FIGURES, "predictor-corrector", "dpm-solver-2", "dpmpp-2s")
+    ],
+)
+def test_gradients_from_alpha_0_to_sigma_0(name):
+    """By the grid, xt and the stepper's numbers: finite, of a denoiser that has no answer at sigma = 0; and by the
+    times inside the grid, and by xt, equal to differences (by t = 1 too, where the step's weights are smooth)."""
+    process, ts = dj.Rectified(), np.array([1.0, 0.6, 0.3, 0.0])
+    xt, how = jnp.array([[0.3, -1.2]]), jnp.array([0.7, -0.4])
+
+    def denoiser(x, t):
+        return jnp.where(t > 0, (1 - t) * V / jnp.where(t > 0, (1 - t) ** 2 * V + t**2, 0.0) * x, jnp.nan)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(at):
+        stepper, ts, xt = at
+        return jnp.sum(how * dj.sample(KEY(0), process, denoiser, xt, ts, stepper, denoise=False))
+
+    value = lambda ts, xt=xt: loss((stepper, jnp.asarray(ts), xt))[0]
+    stepper, e = ALL_STEPPERS[name](), 1e-5
+    start, slopes = loss((stepper, jnp.asarray(ts), xt))
+    assert all(np.all(np.isfinite(slope)) for slope in jax.tree.leaves(slopes))
+    for k, step in ((1, [0, e, 0, 0]), (2, [0, 0, e, 0])):
+        np.testing.assert_allclose(slopes[1][k], (value(ts + step) - value(ts - step)) / (2 * e), rtol=1e-5, atol=1e-8)
+    step = jnp.array([[0.0, e]])
+    np.testing.assert_allclose(slopes[2][0, 1], (value(ts, xt + step) - value(ts, xt - step)) / (2 * e), rtol=1e-6)
+    if name == "ddim-ancestral":
+        np.testing.assert_allclose(slopes[1][0], (start - value(ts - [e, 0, 0, 0])) / e, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
