@@ -136,7 +136,7 @@ ALL_STEPPERS = {
     "sa-solver": lambda: samplers.ExponentialAdams(dj.X0Prediction(), 3, corrector=True, eta=1.0),
 }
 
-QUICK_STEPPERS = ("ddim", "ddim-ancestral", "heun", "dpm-solver-3", "adams-f-4-corrected", "sa-solver", "churn")
+QUICK_STEPPERS = ("ddim", "heun", "adams-f-4-corrected", "sa-solver")
 """One stepper of each kind of step: what every property is tested on at once, the others among the slow tests."""
 
 

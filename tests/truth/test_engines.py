@@ -205,7 +205,8 @@ def test_remembered_weights_follow_values():
 # --- gradients ---
 
 
-@pytest.mark.parametrize("make", [dj.DPMpp2M, pytest.param(dj.Heun, marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("make", [dj.DPMpp2M, dj.Heun])
 def test_gradient_of_fifty_steps_in_constant_memory(make):
     """The default adjoint: the gradient of the direct one, and memory that 200 steps share with 50."""
     process, stepper = dj.VariancePreserving(), make()

@@ -186,6 +186,7 @@ def test_annealed_langevin_follows_its_recursion_on_a_gaussian():
     np.testing.assert_allclose(moved, x0[order], rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_annealed_langevin_finds_far_modes_and_their_weights_and_plain_langevin_does_not():
     """At the same cost. From little noise plain Langevin misses modes, from much it shares them out by their basins.
     Annealing's own bias (tau = 0.1 sigma^2) is below 0.03 here."""
@@ -210,6 +211,7 @@ def check_posterior(*arguments):
     return table
 
 
+@pytest.mark.slow
 def test_logistic_regression_posterior():
     """By MALA, whose score is the density's gradient here; `-m slow` takes every method."""
     check_posterior(400, 50, 30_000, ("MALA",))

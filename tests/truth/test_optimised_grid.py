@@ -30,6 +30,7 @@ def judged(process, stepper, n, **settings):
     return fitted, [rms(process, denoiser, xt, truth, grid, stepper) for grid in (ts, fitted)]
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_the_error():
     """Of Adam's, from a poor grid; for Gaussian data, whose flow is known in closed form."""
     process, data, ddim = dj.Karras(), dj.Gaussian(jnp.zeros(1), 0.25), dj.DDIM()

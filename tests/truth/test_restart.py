@@ -17,6 +17,7 @@ def exact(process):
     return lambda x, t: VARIANCE * process.alpha(t) / (VARIANCE * process.alpha(t) ** 2 + process.sigma(t) ** 2) * x
 
 
+@pytest.mark.slow
 def test_a_round_shrinks_an_error_and_carries_the_variance():
     """With the forward kernel xt = a xs + v z from s up to t, and the exact flow down: for N(0, c) data, of standard
     deviations d_t, d_s, a round multiplies a difference by a d_s/d_t and keeps the marginal; so after K rounds the

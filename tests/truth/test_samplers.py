@@ -281,6 +281,17 @@ def test_a_network_in_bfloat16_and_a_state_in_float32(name):
         np.testing.assert_allclose(x, fine, atol=0.1)
 
 
+@pytest.mark.parametrize("make", [dj.Heun, lambda: dj.Churn(5.0)])
+def test_nothing_is_asked_at_zero_noise(make):
+    """A denoiser that is singular at sigma = 0, as that of finite data, is not evaluated there."""
+    process = dj.Rectified()
+    denoiser = dj.exact_denoiser(dj.Empirical(jnp.array([[1.0, 0.0], [-1.0, 0.5]])), process)
+    xt, ts = dj.prior(KEY(0), process, (3, 2)), np.array([0.9, 0.5, 0.2, 0.0])
+    run = lambda xt: dj.sample(KEY(0), process, denoiser, xt, ts, make(), denoise=False)
+    assert np.all(np.isfinite(run(xt)))
+    assert np.all(np.isfinite(jax.grad(lambda xt: jnp.sum(run(xt)))(xt)))
+
+
 def test_a_heun_step_to_zero_noise_is_euler():
     process = dj.Rectified()
     denoiser = dj.exact_denoiser(gaussian(), process)
