@@ -199,7 +199,7 @@ class SamplerConfig:
     grid: Literal["uniform", "quadratic", "karras", "logsnr", "snr", "shifted"] = "logsnr"
     """Spacing of the steps: in time or its root, in (sigma/alpha)^(1/rho), in the log signal-to-noise ratio, ..."""
     eta: float | None = None
-    """Noise of the methods that have it, such as ddim: from 0 (none) to 1 (that of the reverse SDE)."""
+    """Noise of the methods that have it, such as ddim: from 0 (none) to 1 (all of the method's own)."""
 
 
 @dataclass(frozen=True)
