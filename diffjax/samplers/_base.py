@@ -129,8 +129,12 @@ def schedule(process: AbstractGaussianProcess, ts: Any) -> Schedule:
 
 
 def _schedule(process, ts):
-    spread = conditional(process, ts[:-1], ts[1:])[1]
-    return Schedule(process.alpha(ts), process.sigma(ts), 0.5 * logsnr(process, ts), spread)
+    alpha, sigma = process.alpha(ts), process.sigma(ts)
+    # Where l is infinite so is its derivative: there it is not computed at all, so that gradients stay finite.
+    finite = (alpha > 0) & (sigma > 0)
+    l = 0.5 * logsnr(process, jnp.where(finite, ts, 0.5 * (ts[0] + ts[-1])))
+    l = jnp.where(finite, l, jnp.where(alpha > 0, jnp.inf, -jnp.inf))
+    return Schedule(alpha, sigma, l, conditional(process, ts[:-1], ts[1:])[1])
 
 
 def on_grid(function: Callable[..., Any], process: Any, *arrays: Any) -> Any:
