@@ -60,7 +60,7 @@ def test_the_exact_flow_of_a_gaussian(name):
 
 @pytest.mark.parametrize("name", each_stepper(stochastic=False))
 @pytest.mark.parametrize(
-    "process_name", ["vp", pytest.param("karras", marks=SLOW), pytest.param("rectified", marks=SLOW)]
+    "process_name", ["vp", *(pytest.param(p, marks=[SLOW, pytest.mark.relative]) for p in ("karras", "rectified"))]
 )
 def test_declared_order_is_the_fitted_one(name, process_name):
     """The error to the flow of a mixture, its geometric mean over samples, falls as n^-order within 0.15."""
