@@ -191,7 +191,12 @@ class SamplerConfig:
         "dpmpp2s_ancestral",
         "sde_dpmpp2m",
         "sde_dpmpp3m",
+        "dpmpp_sde",
+        "sa_solver",
         "seeds2",
+        "seeds3",
+        "churn",
+        "predictor_corrector",
     ] = "dpmpp2m"
     """The method."""
     steps: int = 20

@@ -97,8 +97,10 @@ class PerSamplePath(diffrax.AbstractBrownianPath):
 
     def step_keys(self, r: Any) -> Any:
         """A key for each sample, [b], and the step that begins at r, a scalar, from the bits of r."""
-        bits = jax.lax.bitcast_convert_type(jnp.asarray(r, jnp.float32), jnp.uint32)
-        return jax.vmap(jax.random.fold_in, (0, None))(self.keys, bits)
+        keys = self.keys
+        for bits in jnp.atleast_1d(jax.lax.bitcast_convert_type(jnp.asarray(r), jnp.uint32)):  # two words in float64
+            keys = jax.vmap(jax.random.fold_in, (0, None))(keys, bits)
+        return keys
 
     def _one(self, key):
         shape = jax.ShapeDtypeStruct(self.shape, self.dtype)

@@ -168,7 +168,8 @@ def integrate(
     Raises:
       ValueError: ts or save does not descend; the process is singular at an end where the solver looks at it; adaptive
         steps would draw from a path without a tree, or need an error estimate that the stepper does not have; the
-        solver needs Levy areas that the path does not give; the mesh does not divide the batch, or has a controller.
+        solver needs Levy areas that the path does not give; a path or a condition is of another batch; the mesh does
+        not divide the batch, or has a controller.
     """
     if mesh is not None and controller is not None:
         raise ValueError(
@@ -234,7 +235,7 @@ def _checked(terms, xt, ts, solver, controller, adjoint, max_steps, save):
     if save is not None and is_concrete(save):
         save = np.asarray(save).astype(dtype)
     if save is not None and is_concrete((grid, save)):
-        inside = save.ndim == 1 and np.all(np.diff(save) < 0) and np.all((save <= grid[0]) & (save >= grid[-1]))
+        inside = save.ndim == 1 and save.size and np.all(np.diff(save) < 0) and grid[0] >= save[0] and save[-1] >= grid[-1]
         check(inside, f"save: descending times from {grid[0]} to {grid[-1]} are needed, got {save}")
     adjoint = _CHECKPOINTED if adjoint is None else adjoint
     max_steps = (grid.shape[0] - 1 if fixed else 4096) if max_steps is None else max_steps
@@ -247,7 +248,8 @@ def _integrate(terms, xt, ts, save, solver, controller, adjoint, max_steps, mesh
         (terms_rows, xt), (terms_rest, *setup) = rows, shared
         return _solve(eqx.combine(terms_rows, terms_rest), xt, *setup)
 
-    rows, rest = (None, terms) if mesh is None else split_batch(terms)
+    rows, rest = split_batch(terms)
+    check_batch(rows, xt.shape[0])
     shared = (rest, ts, save, solver, controller, adjoint, max_steps)
     return over_devices(run, mesh, (rows, xt), shared, _layout(-1, save))
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from diffjax._arrays import time_dtype
 from diffjax._typing import Sample
-from diffjax.process import AbstractGaussianProcess
+from diffjax.process import AbstractGaussianProcess, PerSamplePath
 from diffjax.samplers._base import AbstractEmbeddedStepper, AbstractStepper
 
 
@@ -108,7 +108,7 @@ def parts(stepper: AbstractStepper, terms: Any) -> tuple[Any, Any]:
     """The field (process, denoiser) of our terms, and the Brownian path where the stepper is stochastic, else None.
 
     Raises:
-      ValueError: the terms are not those of a denoiser, or a stochastic stepper is given no path.
+      ValueError: the terms are not those of a denoiser, or a stochastic stepper is given no path, or one without keys.
     """
     unwrapped = lambda term: getattr(term, "term", term)  # diffeqsolve wraps terms to flip time; ours never flips
     terms = unwrapped(terms)
@@ -117,6 +117,11 @@ def parts(stepper: AbstractStepper, terms: Any) -> tuple[Any, Any]:
             raise ValueError(f"terms: {type(stepper).__name__} is stochastic: `reverse_sde` is needed, got {terms}")
         drift, noise = (unwrapped(term) for term in terms.terms)
         field, path = drift.vector_field, noise.control
+        if not isinstance(path, PerSamplePath):
+            raise ValueError(
+                f"path: {type(stepper).__name__} draws its own noise, a key for each sample: `per_sample_path` is "
+                f"needed, got {type(path).__name__}"
+            )
     else:
         field, path = getattr(terms, "vector_field", None), None
     if not hasattr(field, "denoiser"):
