@@ -19,10 +19,14 @@ from diffjax.losses._denoising import (
 )
 from diffjax.losses._elbo import (
     LevelDecoder as LevelDecoder,
+    bound_parts as bound_parts,
+    check_levels as check_levels,
     continuous_elbo as continuous_elbo,
     discrete_elbo as discrete_elbo,
+    draw_steps as draw_steps,
     gaussian_decoder as gaussian_decoder,
     prior_divergence as prior_divergence,
+    step_weights as step_weights,
 )
 from diffjax.losses._huber import PseudoHuber as PseudoHuber
 from diffjax.losses._hybrid import hybrid_loss as hybrid_loss

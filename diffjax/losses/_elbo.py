@@ -198,12 +198,21 @@ def discrete_elbo(
     (k_key, *keys), index, total = jax.random.split(key, 4), default_index(x0.shape[0], index), total or x0.shape[0]
     ts = jnp.asarray(ts, time_dtype(x0))
     k = draw_steps(k_key, ts.shape[0] - 1, index, total)
+    weight = (ts.shape[0] - 1) * step_weights(process, ts)[k]
+    choices = {"network": network, "process": process, "parameterisation": parameterisation}
+    return _bound(params, keys, x0, cond, ts[k], weight, (ts[-1], ts[0]), reconstruction, index, **choices)
+
+
+def step_weights(process: AbstractGaussianProcess, ts: Any) -> Float[Array, " k"]:
+    """expm1(lambda_s - lambda_t) of each step of a descending grid [K + 1], [K]: twice its weight on the eps-error.
+
+    Raises:
+      ValueError: logsnr is infinite at an end.
+    """
     levels = jnp.asarray(logsnr(process, ts))
     for end in (0, -1):
         check(jnp.isfinite(levels[end]), f"ts: logsnr must be finite on the grid, got {levels[end]} at t = {ts[end]}")
-    weight = (ts.shape[0] - 1) * jnp.expm1(levels[1:] - levels[:-1])[k]
-    choices = {"network": network, "process": process, "parameterisation": parameterisation}
-    return _bound(params, keys, x0, cond, ts[k], weight, (ts[-1], ts[0]), reconstruction, index, **choices)
+    return jnp.expm1(levels[1:] - levels[:-1])
 
 
 def draw_steps(key: Key, steps: int, index: Index, total: int) -> Any:
@@ -223,14 +232,35 @@ def _bound(params, keys, x0, cond, t, weight, ends, reconstruction, index, **cho
     eps, noise = (normal_like(sample_keys(k, index), x0) for k in (eps_key, decoder_key))
     key = jax.random.fold_in(network_key, index[0])  # where the batch is split, dropout differs by device
     error = per_sample_loss(params, x0, eps, t, cond, weighting=constant, key=key, **choices)
+    return summarise(bound_parts(choices["process"], x0, error, noise, weight, ends, reconstruction), t)
+
+
+def bound_parts(
+    process: AbstractGaussianProcess,
+    x0: Sample,
+    error: Float[Array, " b"],
+    noise: Sample,
+    weight: Float[Array, " b"],
+    ends: tuple[Scalar, Scalar],
+    reconstruction: Callable[..., Any],
+) -> dict[str, Array]:
+    """The three terms of a bound on -log p(x0) in nats, each [b].
+
+    Args:
+      process: the forward process.
+      x0: data [b, *d].
+      error: the mean over features of (eps - eps_hat)^2, [b].
+      noise: eps at t_min, [b, *d].
+      weight: on the sum over features of (eps - eps_hat)^2/2, [b].
+      ends: t_min and t_max, scalars.
+      reconstruction: `(x0, eps, sigma/alpha) -> nats [b]`.
+    """
     t_min, t_max = (jnp.asarray(end, time_dtype(x0)) for end in ends)
-    process = choices["process"]
-    parts = {
+    return {
         "prior": prior_divergence(process, x0, t_max),
         "reconstruction": reconstruction(x0, noise, process.sigma(t_min) / process.alpha(t_min)),
         "diffusion": 0.5 * (x0.size // x0.shape[0]) * weight * error,
     }
-    return summarise(parts, t)
 
 
 def summarise(parts: dict[str, Array], t: Array) -> tuple[Float[Array, ""], dict[str, Array]]:

@@ -4,13 +4,10 @@
 
     x0 --> diffrax (t rises from t0 to the interval's end) --> x1, int div u --> terminal density --> nats
 
-The divergence is exact (d forward products) or Hutchinson's estimate with probes that stay fixed for the whole solve:
-with new ones at every evaluation an adaptive solver never advances. Source: Song et al. 2021, appendix D.2;
-Chen et al. 2018; Grathwohl et al. 2019 (FFJORD), eq. 8.
+Source: Song et al. 2021, appendix D.2; Chen et al. 2018; Grathwohl et al. 2019 (FFJORD), eq. 8.
 """
 
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import diffrax
@@ -19,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from diffjax._arrays import check, default_index, is_concrete, sample_keys, sum_features, time_dtype
+from diffjax._arrays import check, default_index, is_concrete, sum_features, time_dtype
 from diffjax._typing import Denoiser, Index, Key, Sample, Scalar
+from diffjax.likelihood._divergence import Exact, Hutchinson, HutchPlusPlus
 from diffjax.process import AbstractGaussianProcess, interval, prior_log_prob, time_from_logsnr
 from diffjax.samplers import count_evaluations, velocity
 
@@ -34,64 +32,9 @@ class LogLikelihood(NamedTuple):
     nats: Float[Array, " b"]
     """log p(x0), the mean over probes."""
     standard_error: Float[Array, " b"]
-    """Of that mean, over Hutchinson's probes: 0 for the exact trace, NaN for a single probe."""
+    """Of that mean, over the estimate's probes: 0 for the exact trace, NaN for a single probe."""
     nfe: Int[Array, ""]
     """Evaluations of the field and its divergence together, those of rejected steps included."""
-
-
-class Exact(eqx.Module):
-    """The trace of the Jacobian, one forward product for each of the d features: exact, and d times the work."""
-
-    def probes(self, key: Key, x: Sample, index: Index) -> None:
-        """Nothing is drawn."""
-        return None
-
-    def __call__(
-        self, field: Callable[[Sample], Sample], x: Sample, probes: None
-    ) -> tuple[Sample, Float[Array, "1 b"]]:
-        """(u, div u) at x [b, *d]: the field [b, *d] and its divergence [1, b]."""
-        u, push = jax.linearize(field, x)
-        size = x[0].size
-
-        def add(total, k):
-            e = jax.nn.one_hot(k, size, dtype=x.dtype).reshape(x.shape[1:])
-            return total + sum_features(push(jnp.broadcast_to(e, x.shape)) * e), None
-
-        return u, jax.lax.scan(add, jnp.zeros_like(x, shape=x.shape[:1]), jnp.arange(size))[0][None]
-
-
-class Hutchinson(eqx.Module):
-    """E[v' J v] over random v with E[v v'] = I; the probes are drawn once a solve.
-
-    Attributes:
-      count: probes for each sample; each costs one backward product a step.
-      draw: `(key, shape, dtype) -> v`; default `jax.random.rademacher`, whose variance is the lowest.
-
-    Raises:
-      ValueError: count is not a positive integer.
-
-    Source: Hutchinson 1990; Grathwohl et al. 2019, eq. 7.
-    """
-
-    count: int = eqx.field(static=True, default=1)
-    draw: Callable[..., Array] = eqx.field(static=True, default=jax.random.rademacher)
-
-    def __check_init__(self):
-        if not isinstance(self.count, Integral) or self.count < 1:
-            raise ValueError(f"count: a positive number of probes is needed, got {self.count!r}")
-
-    def probes(self, key: Key, x: Sample, index: Index) -> Float[Array, "m b *d"]:
-        """`count` probes for each sample of x [b, *d], sample i's from `fold_in(key, index_i)`."""
-        shape = (self.count, *x.shape[1:])
-        drawn = jax.vmap(lambda k: self.draw(k, shape, x.dtype))(sample_keys(key, index))
-        return jnp.moveaxis(drawn, 1, 0)
-
-    def __call__(
-        self, field: Callable[[Sample], Sample], x: Sample, probes: Float[Array, "m b *d"]
-    ) -> tuple[Sample, Float[Array, "m b"]]:
-        """(u, div u) at x [b, *d]: the field [b, *d] and one estimate a probe of its divergence [m, b]."""
-        u, pull = jax.vjp(field, x)
-        return u, jax.vmap(lambda v: sum_features(v * pull(v)[0]))(probes)
 
 
 def log_likelihood(
@@ -102,7 +45,7 @@ def log_likelihood(
     *,
     t0: Scalar | None = None,
     terminal: Callable[[Sample], Float[Array, " b"]] | None = None,
-    divergence: Exact | Hutchinson = Exact(),
+    divergence: Exact | Hutchinson | HutchPlusPlus = Exact(),
     solver: diffrax.AbstractSolver | None = None,
     controller: diffrax.AbstractStepSizeController | None = None,
     index: Index | None = None,
@@ -121,7 +64,7 @@ def log_likelihood(
         float32 the time of logsnr 14 where that is later (nearer to the data, float32 costs 1e-2 nats and more).
       terminal: log density [b] at the upper end of `interval(process)` (t = 1 but for processes singular there);
         default the process's prior, N(0, sigma^2 I), which differs from the true marginal by what of the data is left.
-      divergence: `Exact()` or `Hutchinson(count)`.
+      divergence: `Exact()`, `Hutchinson(count)` or `HutchPlusPlus(count)`.
       solver: any diffrax ODE solver; default `Tsit5()`.
       controller: step sizes; default `adaptive(1e-5)`.
       index: global indices [b], for the probes.
@@ -135,10 +78,7 @@ def log_likelihood(
 
     Source: Song et al. 2021, eq. 39.
     """
-    low, high = interval(process)
-    t0 = _nearest_to_data(process, low, x0.dtype) if t0 is None else t0
-    if is_concrete((t0, low, high)):
-        check((t0 >= low) & (t0 < high), f"t0: must lie in the process's interval [{low}, {high}), got {t0}")
+    t0, high = flow_ends(process, t0, x0.dtype)
     if terminal is None:
         terminal = _Prior(process, high)
     solver = diffrax.Tsit5() if solver is None else solver
@@ -148,10 +88,20 @@ def log_likelihood(
     return _solve(key, process, denoiser, x0, times, terminal, divergence, solver, controller, index, max_steps)
 
 
-def _nearest_to_data(process, low, dtype):
-    if dtype == jnp.float64:
-        return low
-    return jnp.maximum(low, time_from_logsnr(process, jnp.asarray(FLOAT32_LOGSNR)))
+def flow_ends(process: AbstractGaussianProcess, t0: Scalar | None, dtype: Any) -> tuple[Scalar, Scalar]:
+    """(t0, the interval's upper end), scalars; t0 None: the lower end, or in float32 logsnr 14 where that is later.
+
+    Raises:
+      ValueError: t0 lies outside the interval.
+    """
+    low, high = interval(process)
+    if t0 is None:
+        t0 = low
+        if dtype != jnp.float64:
+            t0 = jnp.maximum(low, time_from_logsnr(process, jnp.asarray(FLOAT32_LOGSNR)))
+    if is_concrete((t0, low, high)):
+        check((t0 >= low) & (t0 < high), f"t0: must lie in the process's interval [{low}, {high}), got {t0}")
+    return t0, high
 
 
 class _Prior(eqx.Module):
