@@ -2,10 +2,10 @@
 
     D = D(xt | c) + (scale - 1) (D(xt | c) - D(xt | null))
 
-Scale 1 is none; Ho & Salimans' w is scale - 1, Imagen's and Stable Diffusion's w is this scale. The same combination of
-eps, score or velocity is the same thing, for all are affine in x0_hat at fixed xt.
+The convention: scale = 1 + w with Ho & Salimans' w, so that scale 1 is no guidance and 0 is no condition; Imagen's and
+Stable Diffusion's "guidance scale" is this scale.
 
-    xt, cond, null --> one batch of 2b --> the network once --> D(. | c), D(. | null) --> combination
+    xt, cond, null --> one batch of 2b --> the network once --> D(. | c), D(. | null) --> rule
 """
 
 from typing import Any
@@ -14,52 +14,63 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, expand, is_concrete
 from diffjax._typing import Cond, Denoiser, Sample, Time
+from diffjax.guidance._base import AbstractRule, Linear, guided
 from diffjax.parameterisation import NetworkDenoiser
 
 
-class ClassifierFree(eqx.Module):
-    """A guided denoiser; made by `classifier_free`. It evaluates the network once, on a doubled batch."""
+class OnePass(eqx.Module):
+    """`(xt [b, *d], t) -> (D(xt | cond), D(xt | null))`, the network evaluated once, on a doubled batch.
+
+    Attributes:
+      denoiser: from `make_denoiser` with a condition.
+      null: the "no condition", the same tree, each leaf broadcasting to it.
+    """
 
     denoiser: NetworkDenoiser
     null: Any
-    scale: Any
 
-    def __call__(self, xt: Sample, t: Time) -> Sample:
-        null = jax.tree.map(lambda c, empty: jnp.broadcast_to(jnp.asarray(empty, c.dtype), c.shape), *self._conds())
-        both = jax.tree.map(lambda c, empty: jnp.concatenate([c, empty]), self.denoiser.cond, null)
+    def __check_init__(self):
+        cond = getattr(self.denoiser, "cond", None)
+        if cond is None:
+            kind = type(self.denoiser)
+            raise ValueError(f"denoiser: a NetworkDenoiser with a condition is needed, got cond=None in {kind}")
+        trees = [jax.tree.structure(tree) for tree in (cond, self.null)]
+        if trees[0] != trees[1]:
+            raise ValueError(f"null: the condition's tree {trees[0]} is needed, got {trees[1]}")
+
+    def __call__(self, xt: Sample, t: Time) -> tuple[Sample, Sample]:
+        join = lambda c, empty: jnp.concatenate([c, jnp.broadcast_to(jnp.asarray(empty, c.dtype), c.shape)])
+        both = jax.tree.map(join, self.denoiser.cond, self.null)
         doubled = eqx.tree_at(lambda d: d.cond, self.denoiser, both)
         t = t if jnp.ndim(t) == 0 else jnp.concatenate([t, t])
-        conditional, unconditional = jnp.split(doubled(jnp.concatenate([xt, xt]), t), 2)
-        return conditional + (expand(self.scale, xt) - 1) * (conditional - unconditional)
-
-    def _conds(self):
-        return self.denoiser.cond, self.null
+        good, bad = jnp.split(doubled(jnp.concatenate([xt, xt]), t), 2)
+        return good, bad
 
 
-def classifier_free(denoiser: NetworkDenoiser, null: Cond, scale: Any) -> Denoiser:
+def classifier_free(
+    denoiser: NetworkDenoiser,
+    null: Cond,
+    scale: Any,
+    *,
+    rule: AbstractRule = Linear(),  # noqa: B008 - it is immutable
+    negative: bool = False,
+) -> Denoiser:
     """Classifier-free guidance as a denoiser, in one forward pass of 2b samples.
+
+    The scale is 1 + w: cond + (scale - 1)(cond - null). 1 is no guidance, 0 no condition.
 
     Args:
       denoiser: from `make_denoiser` with a condition.
       null: the "no condition" that training dropped to (`drop_condition`): the same tree as the condition, each leaf
-        broadcasting to it.
-      scale: [] or [b]; 1 is no guidance, and then, where the value can be seen, the denoiser itself is returned.
+        broadcasting to it. Another condition here is a negative one ("negative prompt").
+      scale: [] or [b]; at 1, where the value can be seen, the denoiser itself is returned.
+      rule: how the two answers become one: `Linear()`, `Rescaled()`, `Projected()`, `OptimalScale()`.
+      negative: whether a scale below 0, away from the condition, is meant.
 
     Raises:
-      ValueError: the denoiser has no condition, or null is another tree.
+      ValueError: the denoiser has no condition, null is another tree, or the scale is not finite or below 0.
 
     Source: Ho & Salimans 2022 (Classifier-free diffusion guidance), eq. 6, with w = scale - 1.
     """
-    cond = getattr(denoiser, "cond", None)
-    if cond is None:
-        raise ValueError(f"denoiser: a NetworkDenoiser with a condition is needed, got cond=None in {type(denoiser)}")
-    if jax.tree.structure(cond) != jax.tree.structure(null):
-        raise ValueError(
-            f"null: the condition's tree {jax.tree.structure(cond)} is needed, got {jax.tree.structure(null)}"
-        )
-    scale = as_scalar(scale)
-    if is_concrete(scale) and bool(jnp.all(scale == 1)):
-        return denoiser
-    return ClassifierFree(denoiser, null, scale)
+    return guided(OnePass(denoiser, null), denoiser, scale, rule, negative)

@@ -21,8 +21,10 @@ from diffjax.samplers._base import (
     schedule as schedule,
 )
 from diffjax.samplers._batch import per_sample_fields as per_sample_fields
+from diffjax.samplers._cfgpp import CFGpp as CFGpp
 from diffjax.samplers._chains import Chains as Chains
 from diffjax.samplers._churn import Churn as Churn
+from diffjax.samplers._corrected import LangevinCorrected as LangevinCorrected
 from diffjax.samplers._ddim import DDIM as DDIM
 from diffjax.samplers._ddpm import DDPM as DDPM
 from diffjax.samplers._diffrax import (

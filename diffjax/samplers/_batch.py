@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from diffjax.guidance import ClassifierFree
+from diffjax.guidance import AbstractGuide
 from diffjax.parameterisation import NetworkDenoiser
 from diffjax.process import PerSamplePath
 
@@ -41,9 +41,9 @@ def _(node: PerSamplePath) -> tuple[str, ...]:
     return ("keys",)
 
 
-@per_sample_fields.register(ClassifierFree)
-def _(node: ClassifierFree) -> tuple[str, ...]:
-    return ("scale",) if jnp.ndim(node.scale) == 1 else ()
+@per_sample_fields.register(AbstractGuide)
+def _(node: AbstractGuide) -> tuple[str, ...]:
+    return node.per_sample()
 
 
 def split_batch(tree: Any) -> tuple[Any, Any]:
