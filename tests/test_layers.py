@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1] / "diffjax"
 ROWS = [
     {"_typing", "_arrays"},
-    {"process", "networks"},
+    {"process", "networks", "operators"},
     {"analytic", "parameterisation"},
     {"guidance"},
     {"samplers"},
@@ -36,7 +36,7 @@ DOORS = {
         "process/_linear.py",
         "analytic/_fokker_planck.py",
     ),
-    "lineax": ("process/_noise.py",),
+    "lineax": ("process/_noise.py", "guidance/", "inverse/"),
     "grain": ("data/",),
     "sklearn": ("data/",),
     "matplotlib": ("viz.py",),

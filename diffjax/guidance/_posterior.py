@@ -1,0 +1,112 @@
+"""What the posterior methods share: y = A(x0) + std n, n ~ N(0, I), is known of x0.
+
+By Tweedie's formula, with J the denoiser's Jacobian and C = (sigma^2/alpha) J = Cov[x0 | xt],
+
+    E[x0 | xt, y] = D + (sigma^2/alpha) grad log p(y | xt),     p(y | xt) ~ N(A(D), S)
+    guided D      = D + C A' S^-1 (y - A(D))                    S held fixed in the gradient
+
+| method     | S                | before A' S^-1                       | evaluations                  |
+| dps        | std^2 I          | C                                    | 1 and its vjp                |
+| pigdm      | r^2 A A' + std^2 | C                                    | 1 and its vjp                |
+| tmpd       | A C A' + std^2   | C                                    | 1 and a vjp per CG iteration |
+| proximal   | r^2 A A' + std^2 | r^2, so nothing is differentiated    | 1                            |
+
+r^2 is a guess of the variance of x0 given xt. Systems are solved in units of std, (I + K/std^2) w = residual/std, by
+conjugate gradients, each sample's its own. For an A that is not linear, A' is its derivative at D.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+
+from diffjax._arrays import as_scalar, check, expand
+from diffjax._typing import Denoiser, Sample, Time
+from diffjax.guidance._base import AbstractGuide
+from diffjax.operators import Linearised, linearise
+from diffjax.process import AbstractGaussianProcess
+
+CONJUGATE_GRADIENTS = lx.CG(rtol=1e-5, atol=1e-5, max_steps=50)
+"""The default solver. Where max_steps stops it, its last iterate is used."""
+
+
+class AbstractPosterior(AbstractGuide):
+    """A denoiser that knows of y: [b, *m], of which each sample has its row, or [1, *m] for all."""
+
+    y: eqx.AbstractVar[Any]
+
+    def per_sample(self) -> tuple[str, ...]:
+        """The names of its fields that have one row a sample, [b, ...]."""
+        return (*super().per_sample(), *(("y",) if self.y.shape[0] > 1 else ()))
+
+
+class Observed(NamedTuple):
+    """A denoiser and an operator near xt [b, *d]; observations are [b, *m]."""
+
+    x0_hat: Sample
+    covariance: Callable[[Any], Any]
+    """u [b, *d] -> C u, [b, *d], by the denoiser's vjp."""
+    operator: Linearised
+    residual: Any
+    """y - A(x0_hat), [b, *m]."""
+
+
+def observe(
+    process: AbstractGaussianProcess, denoiser: Denoiser, operator: Any, y: Any, xt: Sample, t: Time
+) -> Observed:
+    """The denoiser at xt [b, *d] and t [] or [b], with what it leaves of y [b, *m] or [1, *m] unexplained."""
+    x0_hat, pull = jax.vjp(lambda x: denoiser(x, t).astype(x.dtype), xt)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    # At alpha = 0, xt says nothing of x0 and a guided denoiser is the plain one: J = 0.
+    gain = jnp.where(alpha > 0, sigma**2 / jnp.where(alpha > 0, alpha, 1.0), 0.0)
+    gain = expand(gain, xt).astype(xt.dtype)
+    return Observed(x0_hat, lambda u: gain * pull(u)[0], *compare(operator, y, x0_hat))
+
+
+def compare(operator: Any, y: Any, x0_hat: Sample) -> tuple[Linearised, Any]:
+    """The operator near x0_hat [b, *d], and the residual y - A(x0_hat), [b, *m], for y [b, *m] or [1, *m].
+
+    Raises:
+      ValueError: y has another shape.
+    """
+    near = linearise(operator, x0_hat)
+    shape = near.value.shape
+    if y.shape[1:] != shape[1:] or y.shape[0] not in (1, shape[0]):
+        raise ValueError(f"y: shape {shape} is needed, that of A(x0), or (1, {str(shape[1:])[1:]}, got {y.shape}")
+    return near, y.astype(x0_hat.dtype) - near.value
+
+
+def whiten(spread: Callable[[Any], Any], residual: Any, std: Any, solver: lx.AbstractLinearSolver) -> Any:
+    """(spread + std^2 I)^-1 residual, all [b, *m]; spread is positive, of each sample alone, and acts on [b, *m]."""
+    std = expand(std, residual).astype(residual.dtype)
+    variance = jnp.broadcast_to(std**2, residual.shape)
+
+    def one(rhs):
+        def apply(w):
+            # All samples' vectors side by side: denoiser and operator see their whole batch.
+            every = jax.lax.all_gather(w, "samples")
+            return w + (spread(every) / variance)[jax.lax.axis_index("samples")]
+
+        matrix = lx.FunctionLinearOperator(apply, jax.eval_shape(lambda: rhs), lx.positive_semidefinite_tag)
+        return lx.linear_solve(matrix, rhs, solver, throw=False).value
+
+    return jax.vmap(one, axis_name="samples")(residual / std) / std
+
+
+def isotropic(process: AbstractGaussianProcess, data_std: Any, x: Sample, t: Time) -> Any:
+    """r^2 = c sigma^2/(c alpha^2 + sigma^2), [] or [b, 1, ...]: the variance of x0 given xt for N(0, c I) data.
+
+    x [b, *d] gives axes and dtype; c = data_std^2, a scalar.
+    """
+    alpha, sigma, c = process.alpha(t), process.sigma(t), data_std**2
+    return expand(c * sigma**2 / (c * alpha**2 + sigma**2), x).astype(x.dtype)
+
+
+def positive(name: str, value: Any) -> Any:
+    """A number as a leaf, scalar or [b]; ValueError where it is not positive."""
+    value = as_scalar(value)
+    check((value > 0) & (value < jnp.inf), f"{name}: must be positive, got {value}")
+    return value

@@ -1,0 +1,153 @@
+"""Inpainting: what is known of x0 is put back at every step.
+
+    xs <- mask (alpha_s y + sigma_s z) + (1 - mask) step(xt)          replacement
+    xt <- alpha_{t|s} xs + sigma_{t|s} z, and step again               RePaint, times - 1 more times a step
+
+Replacement alone does not let what is known flow back to earlier times, so the two parts do not fit: its samples are
+biased, even with exact steps. Going up again by the forward process and down again makes a Markov chain that mends this
+as `times` grows. Source: Song et al. 2021 (Score-based generative modeling), appendix I.2; Lugmayr et al. 2022
+(RePaint), eq. 8, algorithm 1.
+"""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Shaped
+
+from diffjax._arrays import normal_like
+from diffjax._typing import Denoiser, Index, Key, Sample, Time
+from diffjax.operators._linear import as_mask, check_mask
+from diffjax.process import AbstractGaussianProcess
+from diffjax.samplers import DDIM, AbstractStepper, sample, schedule
+
+
+class RePaint(AbstractStepper):
+    """A stepper that puts back what is known and repeats each step; replacement where `times` is 1.
+
+    In `samplers.sample_with_restarts` it goes up and down by longer jumps.
+
+    Attributes:
+      mask: [*d], 1 or True where x0 is known; an axis of length 1 is shared.
+      y: the known x0, [b, *d] or [1, *d] for all samples; what it holds where hidden is not looked at.
+      times: how often each step is taken, 1 or more.
+      stepper: the one-step method; DDPM's ancestral step by default, as the paper's.
+
+    Raises:
+      ValueError: times is below 1, the stepper looks back on earlier steps, y's shape or the mask's does not fit.
+
+    Source: Lugmayr et al. 2022 (RePaint), algorithm 1, with jumps of one step.
+    """
+
+    history: ClassVar[int] = 0
+
+    mask: Bool[Array, "..."] = eqx.field(converter=as_mask)
+    y: Any = eqx.field(converter=jnp.asarray)
+    times: int = eqx.field(static=True, default=10)
+    stepper: AbstractStepper = eqx.field(default_factory=lambda: DDIM(eta=1.0))
+
+    def __check_init__(self):
+        if not isinstance(self.times, int) or self.times < 1:
+            raise ValueError(f"times: a positive integer is needed, got {self.times}")
+        if self.stepper.history:
+            raise ValueError(
+                f"stepper: a one-step method is needed, got {type(self.stepper).__name__}, which looks back"
+            )
+        check_mask(self.mask, self.y.shape[1:])
+
+    @property
+    def order(self) -> int:
+        return self.stepper.order
+
+    @property
+    def evaluations_per_step(self) -> int:
+        return self.times * self.stepper.evaluations_per_step
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
+        """The stepper's weights, then (alpha_s, sigma_s, alpha_{t|s}, sigma_{t|s}), each [n]."""
+        at = schedule(process, ts)
+        again = at.alpha[:-1] / at.alpha[1:]
+        return self.stepper.prepare(process, ts), (at.alpha[1:], at.sigma[1:], again, at.spread)
+
+    def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> None:
+        return None
+
+    def step(
+        self,
+        keys: Any,
+        process: AbstractGaussianProcess,
+        denoiser: Denoiser,
+        xt: Sample,
+        t: Time,
+        s: Time,
+        weights: Any,
+        state: None,
+    ) -> tuple[Sample, None]:
+        check_known(self.y, xt)
+        weights, (alpha, sigma, again, spread) = weights
+        key_of = lambda k: jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, k), 3))(keys)
+
+        def down(x, step_keys, known_keys):
+            step_keys = step_keys if self.stepper.stochastic else None
+            xs, _ = self.stepper.step(step_keys, process, denoiser, x, t, s, weights, self.stepper.init(process, x, t))
+            known = alpha * self.y.astype(x.dtype) + sigma * normal_like(known_keys, x)
+            return jnp.where(self.mask, known, xs).astype(x.dtype)
+
+        def up_and_down(xs, k):
+            split = key_of(k)
+            xt = (again * xs + spread * normal_like(split[:, 2], xs)).astype(xs.dtype)
+            return down(xt, split[:, 0], split[:, 1]), None
+
+        first = key_of(0)
+        xs = down(xt, first[:, 0], first[:, 1])
+        return (xs if self.times == 1 else jax.lax.scan(up_and_down, xs, jnp.arange(1, self.times))[0]), None
+
+
+def check_known(y: Any, x: Sample) -> None:
+    """Raises `ValueError` where a known x0 has neither the shape of x [b, *d] nor [1, *d]."""
+    if y.shape[1:] != x.shape[1:] or y.shape[0] not in (1, x.shape[0]):
+        raise ValueError(f"y: shape {x.shape}, that of the samples, is needed (the first may be 1), got {y.shape}")
+
+
+def inpaint(
+    key: Key,
+    process: AbstractGaussianProcess,
+    denoiser: Denoiser,
+    xt: Sample,
+    ts: Any,
+    mask: Shaped[Array, "..."],
+    y: Sample,
+    *,
+    times: int = 1,
+    stepper: AbstractStepper | None = None,
+    index: Index | None = None,
+) -> Sample:
+    """Fills in what the mask hides: replacement, or RePaint for `times` above 1. `sample` with a `RePaint` stepper.
+
+    Args:
+      key: for all noise.
+      process: the forward process.
+      denoiser: `(xt, t) -> x0_hat`.
+      xt: noise to start from, [b, *d].
+      ts: a descending grid [n + 1] of times.
+      mask: [*d], 1 or True where x0 is known.
+      y: the known x0, [b, *d] or [1, *d].
+      times: how often each step is taken.
+      stepper: a one-step method; DDPM's ancestral step by default.
+      index: global indices [b] of the samples (default 0 .. b - 1): their noise depends on nothing else.
+
+    Returns:
+      x0 [b, *d], equal to y where it is known.
+
+    Raises:
+      ValueError: as `RePaint` and `sample`.
+    """
+    check_known(jnp.asarray(y), xt)
+    method = RePaint(jnp.asarray(mask), y, times, DDIM(eta=1.0) if stepper is None else stepper)
+    x0: Any = sample(key, process, denoiser, xt, ts, method, index=index)
+    return jnp.where(method.mask, method.y.astype(x0.dtype), x0)

@@ -1,0 +1,42 @@
+"""Any linear operator, given as two functions: what it does, and what its adjoint does."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from diffjax._typing import Sample
+from diffjax.operators._base import AbstractLinearOperator, Observation, adjoint, dot_product_test
+
+
+class MatrixFree(AbstractLinearOperator):
+    """A linear operator by its program and its adjoint's; made by `matrix_free`, which tests them."""
+
+    forward: Callable[[Any], Any]
+    backward: Callable[[Any], Any]
+
+    def __call__(self, x: Sample) -> Observation:
+        return self.forward(x)
+
+
+@adjoint.register(MatrixFree)
+def _(operator: MatrixFree, y: Observation, shape: tuple[int, ...]) -> Sample:
+    return operator.backward(y)
+
+
+def matrix_free(forward: Callable[[Any], Any], backward: Callable[[Any], Any], shape: tuple[int, ...]) -> MatrixFree:
+    """A linear operator from two functions, after the dot-product test <A x, y> = <x, A' y>.
+
+    A function whose adjoint JAX can find needs none of this: it is an operator as it is.
+
+    Args:
+      forward: x [b, *d] -> A x [b, *m]; a pytree's arrays are leaves, a plain function is static.
+      backward: y [b, *m] -> A' y [b, *d].
+      shape: of one sample x, [*d], for the test.
+
+    Raises:
+      ValueError: backward is not the adjoint of forward; the message gives both products.
+    """
+    operator = MatrixFree(forward, backward)
+    dot_product_test(jax.random.key(0), operator, shape)
+    return operator
