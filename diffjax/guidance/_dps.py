@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffjax._arrays import as_scalar, expand, sum_features
-from diffjax._typing import Denoiser, Sample, Scalar, Time
+from diffjax._typing import Denoiser, Sample, Time
 from diffjax.guidance._posterior import AbstractPosterior, observe, positive
 from diffjax.process import AbstractGaussianProcess
 
@@ -22,10 +22,6 @@ from diffjax.process import AbstractGaussianProcess
 class DPS(AbstractPosterior):
     """A guided denoiser; made by `dps`. It evaluates the denoiser once, and its vjp."""
 
-    process: AbstractGaussianProcess
-    denoiser: Any
-    operator: Any
-    y: Any
     std: Any
     scale: Any
 
@@ -38,10 +34,6 @@ class DPS(AbstractPosterior):
 class DPSNormalised(AbstractPosterior):
     """A guided denoiser; made by `dps_normalised`."""
 
-    process: AbstractGaussianProcess
-    denoiser: Any
-    operator: Any
-    y: Any
     scale: Any
 
     def __call__(self, xt: Sample, t: Time) -> Sample:
@@ -53,7 +45,7 @@ class DPSNormalised(AbstractPosterior):
 
 
 def dps(
-    process: AbstractGaussianProcess, denoiser: Denoiser, operator: Any, y: Any, std: Scalar, *, scale: Scalar = 1.0
+    process: AbstractGaussianProcess, denoiser: Denoiser, operator: Any, y: Any, std: Any, *, scale: Any = 1.0
 ) -> Denoiser:
     """DPS as a denoiser: xt [b, *d], t [] or [b] -> an estimate of E[x0 | xt, y], [b, *d].
 
@@ -74,7 +66,7 @@ def dps(
 
 
 def dps_normalised(
-    process: AbstractGaussianProcess, denoiser: Denoiser, operator: Any, y: Any, *, scale: Scalar
+    process: AbstractGaussianProcess, denoiser: Denoiser, operator: Any, y: Any, *, scale: Any
 ) -> Denoiser:
     """DPS with a step in units of the residual, for noise of unknown size: shapes as in `dps`.
 

@@ -36,10 +36,6 @@ LEAST_SNR = 1e-9
 class PiGDM(AbstractPosterior):
     """A guided denoiser; made by `pigdm`. It evaluates the denoiser once, and its vjp."""
 
-    process: AbstractGaussianProcess
-    denoiser: Any
-    operator: Any
-    y: Any
     std: Any
     data_std: Any
     solver: lx.AbstractLinearSolver = eqx.field(static=True)
@@ -54,10 +50,6 @@ class PiGDM(AbstractPosterior):
 class Proximal(AbstractPosterior):
     """A guided denoiser; made by `proximal`. It evaluates the denoiser once."""
 
-    process: AbstractGaussianProcess
-    denoiser: Any
-    operator: Any
-    y: Any
     std: Any
     strength: Any
     solver: lx.AbstractLinearSolver = eqx.field(static=True)
@@ -77,7 +69,7 @@ def pigdm(
     denoiser: Denoiser,
     operator: Any,
     y: Any,
-    std: Scalar,
+    std: Any,
     *,
     data_std: Scalar = 1.0,
     solver: lx.AbstractLinearSolver = CONJUGATE_GRADIENTS,
@@ -107,7 +99,7 @@ def proximal(
     denoiser: Denoiser,
     operator: Any,
     y: Any,
-    std: Scalar,
+    std: Any,
     *,
     strength: Scalar = 1.0,
     solver: lx.AbstractLinearSolver = CONJUGATE_GRADIENTS,

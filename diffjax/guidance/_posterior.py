@@ -18,7 +18,6 @@ conjugate gradients, each sample's its own. For an A that is not linear, A' is i
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -36,7 +35,10 @@ CONJUGATE_GRADIENTS = lx.CG(rtol=1e-5, atol=1e-5, max_steps=50)
 class AbstractPosterior(AbstractGuide):
     """A denoiser that knows of y: [b, *m], of which each sample has its row, or [1, *m] for all."""
 
-    y: eqx.AbstractVar[Any]
+    process: AbstractGaussianProcess
+    denoiser: Any
+    operator: Any
+    y: Any
 
     def per_sample(self) -> tuple[str, ...]:
         """The names of its fields that have one row a sample, [b, ...]."""

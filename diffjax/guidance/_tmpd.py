@@ -15,7 +15,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import lineax as lx
 
-from diffjax._typing import Denoiser, Sample, Scalar, Time
+from diffjax._typing import Denoiser, Sample, Time
 from diffjax.guidance._posterior import CONJUGATE_GRADIENTS, AbstractPosterior, observe, positive, whiten
 from diffjax.process import AbstractGaussianProcess
 
@@ -23,10 +23,6 @@ from diffjax.process import AbstractGaussianProcess
 class TMPD(AbstractPosterior):
     """A guided denoiser; made by `tmpd`. It evaluates the denoiser once, and a vjp an iteration."""
 
-    process: AbstractGaussianProcess
-    denoiser: Any
-    operator: Any
-    y: Any
     std: Any
     solver: lx.AbstractLinearSolver = eqx.field(static=True)
 
@@ -42,7 +38,7 @@ def tmpd(
     denoiser: Denoiser,
     operator: Any,
     y: Any,
-    std: Scalar,
+    std: Any,
     *,
     solver: lx.AbstractLinearSolver = CONJUGATE_GRADIENTS,
 ) -> Denoiser:

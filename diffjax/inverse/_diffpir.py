@@ -77,7 +77,7 @@ def diffpir(
     ts: Any,
     operator: Any,
     y: Any,
-    std: Scalar,
+    std: Any,
     *,
     strength: Scalar = 1.0,
     zeta: Scalar = 0.5,
