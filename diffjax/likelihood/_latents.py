@@ -138,8 +138,8 @@ def invert(
     """A sampler's latent for x0 on its grid: the stepper run up the grid, each step from s to t > s.
 
     With `DDIM()`, the default, this is DDIM inversion, x_t = r x_s + (alpha_t - r alpha_s) D(x_s, s), r =
-    sigma_t/sigma_s. `sample(key, process, denoiser, latent, ts, stepper, denoise=False)` brings it back, to the stepper's
-    order in the grid. A jitted entry point.
+    sigma_t/sigma_s. `sample(key, process, denoiser, latent, ts, stepper, denoise=False)` brings it back, to the
+    stepper's order in the grid. A jitted entry point.
 
     Args:
       process: the forward process.
