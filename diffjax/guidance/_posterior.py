@@ -84,18 +84,25 @@ def compare(operator: Any, y: Any, x0_hat: Sample) -> tuple[Linearised, Any]:
 def whiten(spread: Callable[[Any], Any], residual: Any, std: Any, solver: lx.AbstractLinearSolver) -> Any:
     """(spread + std^2 I)^-1 residual, all [b, *m]; spread is positive, of each sample alone, and acts on [b, *m]."""
     std = expand(std, residual).astype(residual.dtype)
-    variance = jnp.broadcast_to(std**2, residual.shape)
 
-    def one(rhs):
-        def apply(w):
-            # All samples' vectors side by side: denoiser and operator see their whole batch.
-            every = jax.lax.all_gather(w, "samples")
-            return w + (spread(every) / variance)[jax.lax.axis_index("samples")]
+    def solve(matrix, rhs):
+        return jax.vmap(lambda one: _solve_one(matrix, one, solver), axis_name="samples")(rhs)
 
-        matrix = lx.FunctionLinearOperator(apply, jax.eval_shape(lambda: rhs), lx.positive_semidefinite_tag)
-        return lx.linear_solve(matrix, rhs, solver, throw=False).value
+    # Implicit derivatives, forwards and backwards, whatever loop the solver runs.
+    apply = lambda w: w + spread(w) / std**2
+    return jax.lax.custom_linear_solve(apply, residual / std, solve, symmetric=True) / std
 
-    return jax.vmap(one, axis_name="samples")(residual / std) / std
+
+def _solve_one(matrix, rhs, solver):
+    """One sample's system, [*m], inside a vmap: its product is taken beside all others', [b, *m], since denoiser and
+    operator see their whole batch; so no sample's iterations depend on another's."""
+
+    def apply(w):
+        every = jax.lax.all_gather(w, "samples")
+        return matrix(every)[jax.lax.axis_index("samples")]
+
+    operator = lx.FunctionLinearOperator(apply, jax.eval_shape(lambda: rhs), lx.positive_semidefinite_tag)
+    return solver.compute(solver.init(operator, {}), rhs, {})[0]
 
 
 def isotropic(process: AbstractGaussianProcess, data_std: Any, x: Sample, t: Time) -> Any:

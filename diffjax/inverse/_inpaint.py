@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Shaped
+from jaxtyping import Array, Bool
 
 from diffjax._arrays import normal_like
 from diffjax._typing import Denoiser, Index, Key, Sample, Time
@@ -120,8 +120,8 @@ def inpaint(
     denoiser: Denoiser,
     xt: Sample,
     ts: Any,
-    mask: Shaped[Array, "..."],
-    y: Sample,
+    mask: Any,
+    y: Any,
     *,
     times: int = 1,
     stepper: AbstractStepper | None = None,
