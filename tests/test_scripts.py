@@ -65,6 +65,16 @@ def test_langevin(tmp_path):
     assert (tmp_path / "mixture.png").stat().st_size > 10_000
 
 
+def test_composition(tmp_path):
+    """Even few corrections come nearer to the composed densities than any flow does."""
+    found = run("composition", tmp_path, "--samples", "300", "--steps", "20", "--corrections", "2")
+    for methods in found.values():
+        _, total, mean, few, more = methods.values()
+        assert max(few, more) < mean < total
+    assert (tmp_path / "distances.csv").stat().st_size > 100
+    assert (tmp_path / "composition.png").stat().st_size > 10_000
+
+
 def test_weak_order(tmp_path, capsys):
     rows = run("weak_order", tmp_path, "--steps", "64", "128", "--methods", "SEEDS-2", "Euler-Maruyama")
     assert [row[0] for row in rows] == ["SEEDS-2", "reverse SDE, Euler-Maruyama"]
