@@ -155,6 +155,7 @@ from diffjax.samplers import (
     optimise_grid as optimise_grid,
     per_sample_path as per_sample_path,
     probability_flow as probability_flow,
+    recommended as recommended,
     reverse_sde as reverse_sde,
     sample as sample,
     sample_n as sample_n,

@@ -55,6 +55,7 @@ from diffjax.samplers._multistep import (
 )
 from diffjax.samplers._optimised_grid import optimise_grid as optimise_grid
 from diffjax.samplers._predictor_corrector import PredictorCorrector as PredictorCorrector
+from diffjax.samplers._recommended import recommended as recommended
 from diffjax.samplers._restart import Restart as Restart, sample_with_restarts as sample_with_restarts
 from diffjax.samplers._sample_n import sample_n as sample_n
 from diffjax.samplers._score_sde import score_flow as score_flow, score_reverse_sde as score_reverse_sde

@@ -235,7 +235,9 @@ def _checked(terms, xt, ts, solver, controller, adjoint, max_steps, save):
     if save is not None and is_concrete(save):
         save = np.asarray(save).astype(dtype)
     if save is not None and is_concrete((grid, save)):
-        inside = save.ndim == 1 and save.size and np.all(np.diff(save) < 0) and grid[0] >= save[0] and save[-1] >= grid[-1]
+        inside = (
+            save.ndim == 1 and save.size and np.all(np.diff(save) < 0) and grid[0] >= save[0] and save[-1] >= grid[-1]
+        )
         check(inside, f"save: descending times from {grid[0]} to {grid[-1]} are needed, got {save}")
     adjoint = _CHECKPOINTED if adjoint is None else adjoint
     max_steps = (grid.shape[0] - 1 if fixed else 4096) if max_steps is None else max_steps

@@ -507,9 +507,15 @@ def test_levy_areas_that_a_path_lacks():
 def test_other_bad_arguments():
     flow, xt, ts = flow_of(dj.Cosine()), jnp.zeros((4, 2)), np.array([0.9, 0.5, 0.1])
     refused = lambda message: pytest.raises(ValueError, match=message)
-    for save in ([0.95], [0.2, 0.4], [[0.3]], [np.nan]):
+    for save in ([0.95], [0.2, 0.4], [[0.3]], [np.nan], []):
         with refused("save: descending times from 0.9 to 0.1"):
             dj.integrate(flow, xt, ts, solver=diffrax.Heun(), save=save)
+    with refused(r"keys: one row for each of 4 samples is needed, got shape \(2,\)"):
+        dj.integrate(sde_of(dj.Cosine()), xt, ts, solver=diffrax.Euler())
+    tree = diffrax.VirtualBrownianTree(-1.0, 0.0, 1e-2, (4, 2), KEY(0))
+    by_tree = dj.reverse_sde(dj.Cosine(), dj.exact_denoiser(gaussian(), dj.Cosine()), tree)
+    with refused("path: DDIM draws its own noise, .* got VirtualBrownianTree"):
+        dj.integrate(by_tree, xt, ts, solver=dj.as_diffrax_solver(dj.DDIM(eta=1.0)))
     with refused("mesh: with a controller devices would wait"):
         dj.integrate(flow, xt, ts, solver=diffrax.Heun(), controller=tight(1e-3), mesh=mesh_of(8))
     with refused("mesh: 4 samples cannot be split evenly over 8 devices"):

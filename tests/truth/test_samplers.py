@@ -97,13 +97,15 @@ def test_declared_evaluations_are_counted(name):
 
 @pytest.mark.parametrize("name", each_stepper())
 def test_as_diffrax_solver_takes_the_same_steps(name):
-    """`sample`, the loop that other tests use, and, where deterministic, diffrax: one result; nfe as declared."""
+    """`sample`, the loop that other tests use, and diffrax: one result; nfe as declared. diffrax's path has keys of its
+    own, by which the steps are then taken by hand."""
     process, stepper = dj.Cosine(), ALL_STEPPERS[name]()
     denoiser = dj.exact_denoiser(mixture(), process)
     xt = dj.prior(KEY(0), process, (5, 2))
     ts = dj.karras_grid(process, 9)
+    path = dj.per_sample_path(KEY(0), 5, (2,))
     if stepper.stochastic:
-        terms = dj.reverse_sde(process, denoiser, dj.per_sample_path(KEY(0), 5, (2,)))
+        terms = dj.reverse_sde(process, denoiser, path)
     else:
         terms = dj.probability_flow(process, denoiser)
     solution = dj.integrate(terms, xt, ts, solver=dj.as_diffrax_solver(stepper))
@@ -111,8 +113,13 @@ def test_as_diffrax_solver_takes_the_same_steps(name):
     np.testing.assert_allclose(walk(KEY(0), process, denoiser, xt, ts, stepper), ours, rtol=1e-9, atol=1e-9)
     assert solution.ok
     assert int(solution.nfe) == 9 * stepper.evaluations_per_step
-    if not stepper.stochastic:
-        np.testing.assert_allclose(solution.x0, ours, rtol=1e-9, atol=1e-9)
+    if stepper.stochastic:
+        ours, state, weights = xt, stepper.init(process, xt, ts[0]), stepper.prepare(process, np.asarray(ts))
+        for k in range(9):
+            row = jax.tree.map(lambda w, k=k: jnp.asarray(w[k]), weights)
+            keys = path.step_keys(-ts[k])
+            ours, state = stepper.step(keys, process, denoiser, ours, ts[k], ts[k + 1], row, state)
+    np.testing.assert_allclose(solution.x0, ours, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.slow
