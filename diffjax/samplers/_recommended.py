@@ -3,9 +3,9 @@
     level = data_std features^0.43 / e        the noise at which a sample is decided
     grid  = snr_grid(middle=level, width)     finest there
 
-                        fewer than 15 evaluations                   15 and more
-    few features        iPNDM, 3 points (below 7: Adams in F)       Adams in F, order 5 to 7, corrector
-    as many as images   UniPC-2 (below 7: on Karras's grid)         Adams in the data prediction, order 6 or 7, corrector
+                        fewer than 15 evaluations               15 and more
+    few features        iPNDM, 3 points (below 7: Adams in F)   Adams in F, order 5 to 7, corrector
+    as many as images   UniPC-2 (below 7: on Karras's grid)     Adams in the data prediction, order 6 or 7, corrector
 
 Chosen by a search over predictions, orders, clocks and grids, with every published method among the candidates, on
 mixtures in 2 and 64 dimensions and on the exact denoiser of 5,000 images of CIFAR-10 (`scripts/bench_solvers.py`, whose
