@@ -102,3 +102,17 @@ def test_bench_solvers(tmp_path, capsys):
     for name in ("errors", "pareto", "summary", "cost", "stochastic"):
         assert (tmp_path / f"{name}.csv").stat().st_size > 100
     assert (tmp_path / "work_precision.png").stat().st_size > 10_000
+
+
+def test_inverse_calibration(tmp_path):
+    """Few observations and samples: exact draws and TMPD are calibrated to a few percent, DPS is not, and at little noise
+    it does not stay finite."""
+    arguments = ("--observations", "8", "--samples", "100", "--steps", "60", "--particles", "8", "32")
+    table = {row[:3]: row[3:] for row in run("inverse_calibration", tmp_path, *arguments)}
+    assert len(table) == 2 * 3 * 10
+    for method in ("exact draws", "TMPD"):
+        assert all(abs(mass - 0.9) < 0.1 for mass in table["Gaussian", 0.2, method][-2:])
+    assert table["Gaussian", 0.2, "DPS"][-2] < 0.8
+    assert np.isnan(table["Gaussian", 0.05, "DPS"][0])
+    assert (tmp_path / "calibration.csv").stat().st_size > 1000
+    assert (tmp_path / "calibration.png").stat().st_size > 10_000

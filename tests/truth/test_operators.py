@@ -43,7 +43,10 @@ def matrix(operator, shape):
     return np.asarray(operator(jnp.eye(size).reshape(size, *shape))).reshape(size, -1).T
 
 
-@pytest.mark.parametrize("name", ALL)
+QUICK = ("mask", "downsample", "blur-zero", "matrix-free", "function")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in ALL])
 def test_adjoints_are_transposes(name):
     """Of a batch, also inside jit and vmap; the dot-product test agrees; the derivative of a linear map is itself."""
     make, shape = ALL[name]
@@ -65,7 +68,9 @@ def test_adjoints_are_transposes(name):
     assert operator(x.astype(jnp.float32)).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", BEYOND)
+@pytest.mark.parametrize(
+    "name", ["periodic", *(pytest.param(n, marks=pytest.mark.slow) for n in BEYOND if n != "periodic")]
+)
 def test_blur_is_the_convolution(name):
     """y_i = sum_k kernel_k x_(i + c - k) with c = (size - 1)//2, beyond the border as NumPy pads."""
     operator = ALL[f"blur-{name}"][0]()

@@ -48,7 +48,7 @@ def slope(function, x, h=1e-5):
     return np.stack([(function(x + h * e) - function(x - h * e)) / (2 * h) for e in np.eye(len(x))], axis=-1)
 
 
-@pytest.mark.parametrize("name", ["vp", "karras", "rectified"])
+@pytest.mark.parametrize("name", ["vp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("karras", "rectified"))])
 def test_tmpd_is_exact_for_gaussian_data(name):
     """E[x0 | xt, y], and so the posterior's score, to 1e-9, for times and noise levels of each sample."""
     process = ALL_PROCESSES[name]()
@@ -65,6 +65,7 @@ def test_tmpd_is_exact_for_gaussian_data(name):
         np.testing.assert_allclose(found[1][i], (alpha * mean - x) / sigma**2, rtol=1e-9, atol=1e-9 / sigma**2)
 
 
+@pytest.mark.slow
 def test_tmpd_samples_the_exact_posterior_of_gaussian_data():
     """The guided flow is affine, x0 = M xT + c: mean and covariance of its samples come without Monte Carlo."""
     process = dj.VariancePreserving()
@@ -161,7 +162,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "tmpd" else pytest.mark.slow) for n in METHODS])
 def test_images_of_any_precision_each_alone(name):
     """float32 images with a denoiser that answers in bfloat16; a sample depends on its own row of y alone."""
     process, method = dj.VariancePreserving(), METHODS[name]
@@ -208,6 +209,7 @@ def test_new_numbers_compile_nothing_and_gradients_reach_them():
     np.testing.assert_allclose(found["std"], slope(lambda s: total(Y, s[0]), np.array([0.4]))[0], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_conditions_are_split_with_the_samples():
     """One observation a sample: `sample_n` gives each chunk its own rows."""
     process, n = dj.VariancePreserving(), 5
