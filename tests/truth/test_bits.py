@@ -61,23 +61,25 @@ def noises():
 
 
 def test_importance_weights_reach_the_probability_and_the_average_stays_below():
+    """Copies of each datum draw on their own; their mean weight is the probability without a bias."""
+    many, draws = np.repeat(DATA, 1000, axis=0), 20
     for noise in noises():
-        choices = {"quantisation": LEVELS, "dequantisation": noise, "draws": 200, "likelihood": exact}
-        # Copies of each datum draw on their own; their mean weight is the probability without a bias.
-        many = np.repeat(DATA, 200, axis=0)
-        run = partial(bits_per_dim, KEY(0), dj.Rectified(), unused, many, **choices)
-        weighted, average = run(bound=likelihood.importance_weighted_bound), run()
-        weights = np.exp(np.asarray(weighted.nats)).reshape(len(DATA), -1)
+        seen = []
+        keep = lambda log_weights, seen=seen: seen.append(log_weights) or likelihood.average_bound(log_weights)
+        choices = {"quantisation": LEVELS, "dequantisation": noise, "draws": draws, "likelihood": exact}
+        average = bits_per_dim(KEY(0), dj.Rectified(), unused, many, bound=keep, **choices)
+        weighted = likelihood.importance_weighted_bound(seen[0])[0]
+        weights = np.exp(np.asarray(weighted)).reshape(len(DATA), -1)
         error = weights.std(1, ddof=1) / weights.shape[1] ** 0.5
         assert np.all(np.abs(weights.mean(1) - np.exp(probabilities())) < 4.5 * error)
-        assert np.all(error < 0.02 * np.exp(probabilities()))
+        assert np.all(error < 0.03 * np.exp(probabilities()))
         means = np.asarray(average.nats).reshape(len(DATA), -1)
         assert np.all(means.mean(1) < probabilities())
-        assert np.all(average.nats < weighted.nats)
+        assert np.all(average.nats < weighted)
         np.testing.assert_allclose(average.bits, -np.asarray(average.nats) / (2 * np.log(2)))
-        spread = means.std(1, ddof=1) / (2 * np.log(2))
-        np.testing.assert_allclose(np.asarray(average.standard_error).reshape(len(DATA), -1).mean(1), spread, rtol=0.3)
-        assert int(average.nfe) == 200
+        square, spread = np.asarray(average.standard_error) ** 2, means.std(1, ddof=1) / (2 * np.log(2))
+        np.testing.assert_allclose(np.sqrt(square.reshape(len(DATA), -1).mean(1)), spread, rtol=0.15)
+        assert int(average.nfe) == draws
         if isinstance(noise, UniformDequantisation):
             off = means.mean(1) - average_at_uniform()
             assert np.all(np.abs(off) < 4.5 * means.std(1) / means.shape[1] ** 0.5)
@@ -92,6 +94,7 @@ def test_errors_of_the_bounds():
     assert np.all(np.isnan(likelihood.average_bound(log_weights[:1])[1]))
 
 
+@pytest.mark.slow
 def test_a_trained_noise_closes_most_of_the_gap():
     """From near the uniform bound towards log P, below which every bound stays."""
     params = likelihood.init_dequantiser(KEY(0), (2,), 16)
@@ -118,6 +121,7 @@ def test_a_trained_noise_closes_most_of_the_gap():
     assert 0 < gap["trained"] < 0.4 * gap["uniform"]
 
 
+@pytest.mark.slow
 def test_bits_of_the_flow():
     """By the solver, the density at each dequantised point, to 1e-3 nats; images too."""
     process = dj.VariancePreserving()

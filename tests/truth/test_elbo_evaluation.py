@@ -29,13 +29,13 @@ def test_at_the_exact_denoiser_the_bound_is_the_density():
     x0 = data.sample(KEY(0), 32)
     truth = data.log_prob(dj.Cosine(), x0, 0.0)
     evaluate = lambda more: evaluate_continuous_elbo(
-        KEY(2), process, Wrong(dj.exact_denoiser(data, process), jnp.asarray(more)), x0, draws=1000
+        KEY(2), process, Wrong(dj.exact_denoiser(data, process), jnp.asarray(more)), x0, draws=500
     )
     found = evaluate(0.0)
     error = compare(found, truth)
-    assert error < 0.08
+    assert error < 0.12
     np.testing.assert_allclose(found.nats, -(found.prior + found.reconstruction + found.diffusion), rtol=1e-9)
-    assert int(found.nfe) == 1000
+    assert int(found.nfe) == 500
     assert float(jnp.mean(evaluate(0.1).nats)) < float(jnp.mean(truth)) - 10
 
 
@@ -61,6 +61,7 @@ def compare(found, truth):
     return error
 
 
+@pytest.mark.slow
 def test_k_steps_of_gaussian_data():
     """Closed form, in the mean over data: sum over eigenvalues v of 1/2 sum_k expm1(dlambda) v snr/(1 + v snr)."""
     process, data, n = dj.Clipped(dj.Cosine(), 8.0, -6.0), gaussian(), 2000

@@ -13,7 +13,8 @@ from diffjax.likelihood import decode, encode, invert, slerp
 KEY = jax.random.key
 
 
-@pytest.mark.parametrize("name", ["vp", pytest.param("karras", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vp", "karras"])
 def test_encoding_is_the_flow_map_and_decoding_its_inverse(name):
     process, data = {"vp": dj.VariancePreserving, "karras": dj.Karras}[name](), images()
     x0, denoiser = data.sample(KEY(0), 6), dj.exact_denoiser(data, process)
