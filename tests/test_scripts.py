@@ -105,8 +105,8 @@ def test_bench_solvers(tmp_path, capsys):
 
 
 def test_inverse_calibration(tmp_path):
-    """Few observations and samples: exact draws and TMPD are calibrated to a few percent, DPS is not, and at little noise
-    it does not stay finite."""
+    """Few observations and samples: exact draws and TMPD are calibrated to some percent, DPS is not, and where noise is
+    little it does not stay finite."""
     arguments = ("--observations", "8", "--samples", "100", "--steps", "60", "--particles", "8", "32")
     table = {row[:3]: row[3:] for row in run("inverse_calibration", tmp_path, *arguments)}
     assert len(table) == 2 * 3 * 10
