@@ -44,6 +44,32 @@ def composed(first, second, power):
     return distribution([(w, *part) for w, part in zip(weights / weights.sum(), parts, strict=True)])
 
 
+def plane_grid(process, steps):
+    high, low = (dj.time_from_logsnr(process, jnp.asarray(level)) for level in (-6.0, 6.0))
+    return np.asarray(dj.logsnr_grid(process, steps, ends=(high, low)))
+
+
+@pytest.mark.parametrize("name", ["product", "negation"])
+def test_corrected_steps_reach_composed_gaussians_and_plain_ones_do_not(name):
+    """Mean and covariance in closed form; the flow of the scores' mean has another covariance."""
+    process, n, power = dj.VariancePreserving(), 4000, {"product": 1.0, "negation": -0.6}[name]
+    parts = [([0.8, 0.0], [[0.3, 0.1], [0.1, 0.5]]), ([-0.4, 0.3], [[0.8, 0.1], [0.1, 0.7]])]
+    p, q = (dj.exact_denoiser(dj.Gaussian(*(jnp.asarray(a) for a in part)), process) for part in parts)
+    denoiser = guidance.product(process, [p, q]) if power == 1 else guidance.negation(process, p, q, -power)
+    (m1, l1), (m2, l2) = ((np.array(m), np.linalg.inv(s)) for m, s in parts)
+    covariance = np.linalg.inv(l1 + power * l2)
+    mean = covariance @ (l1 @ m1 + power * l2 @ m2)
+    xt, ts = dj.prior(KEY(1), process, (n, 2)), plane_grid(process, 40)
+    corrected = samplers.LangevinCorrected(dj.DDIM(), 10, 0.4)
+    x = np.asarray(dj.sample(KEY(2), process, denoiser, xt, ts, corrected))
+    spread = np.sqrt(np.diag(covariance))
+    np.testing.assert_allclose((x.mean(0) - mean) / spread, 0, atol=0.08)  # 5 standard errors: 0.079
+    np.testing.assert_allclose((np.cov(x.T) - covariance) / np.outer(spread, spread), 0, atol=0.12)  # 0.112
+    alone = np.asarray(dj.sample(KEY(2), process, denoiser.normalised(), xt, ts, dj.DDIM()))
+    assert np.max(np.abs((np.cov(alone.T) - covariance) / np.outer(spread, spread))) > 0.3
+
+
+@pytest.mark.slow
 def test_corrected_steps_reach_the_composed_density_and_plain_ones_do_not():
     """Sliced Wasserstein to many exact draws, beside that of as many exact draws as there are samples."""
     process, n = dj.VariancePreserving(), 2000
@@ -54,8 +80,7 @@ def test_corrected_steps_reach_the_composed_density_and_plain_ones_do_not():
         (guidance.negation(process, p, unwanted, 0.6), composed(P, UNWANTED, -0.6)),
     ]
     xt = dj.prior(KEY(1), process, (n, 2))
-    ends = tuple(dj.process.time_from_logsnr(process, jnp.asarray(level)) for level in (-6.0, 6.0))
-    ts = np.asarray(dj.logsnr_grid(process, 60, ends=ends))
+    ts = plane_grid(process, 60)
     corrected = samplers.LangevinCorrected(dj.DDIM(), 12, 0.4)
     for denoiser, truth in cases:
         exact = truth.sample(KEY(5), 20_000)
