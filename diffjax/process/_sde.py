@@ -7,6 +7,7 @@ step, at the price of a hand-written loop; a tree (diffrax's VirtualBrownianTree
 adaptive solves, which must revisit the same path.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -132,9 +133,17 @@ def per_sample_path(
         resolution in time, for adaptive steps.
       ends: the clock's ends, for the tree; the default is all of r = -t.
     """
-    index = jnp.arange(index) if isinstance(index, int) else index
+    keys = _first_keys(key, index) if isinstance(index, int) else _keys(key, index)
     dtype = jnp.result_type(float) if dtype is None else dtype
-    return PerSamplePath(sample_keys(key, index), tuple(shape), dtype, levy_area, tolerance, ends)
+    return PerSamplePath(keys, tuple(shape), dtype, levy_area, tolerance, ends)
+
+
+_keys = jax.jit(sample_keys)  # op by op this costs more than a short solve
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _first_keys(key, n):
+    return sample_keys(key, jnp.arange(n))
 
 
 def simulate(
