@@ -7,6 +7,17 @@ The digits preset is trained on uniformly dequantised images (a density that was
 the levels alone, and pays for every point between them), as its U-Net, told the class. Then a noise q(u | image) is
 trained on the training images by the continuous bound, the U-Net held fixed. Pixels have 17 levels, so that
 log2(17) = 4.09 bits is what knowing nothing costs.
+
+On two cores shared with other programs (load 15): training 10 minutes, the noise 5, the rest 15. Found, on the first 16
+held-out digits given their class, in bits a dimension +- the standard error over images (nfe):
+
+                                uniform              variational
+    flow, one probe             2.047 +- 0.049 (91)  2.023 +- 0.044 (91)
+    continuous bound            2.127 +- 0.075 (50)  2.111 +- 0.079 (50)
+    100-step bound              3.157 +- 0.091 (50)  3.128 +- 0.095 (50)
+
+The bounds are those of the reverse SDE's likelihood, at 50 times and noises an image. A hundred steps over 34 units of
+logsnr are few; the K-step bound falls to the continuous one as K grows.
 """
 
 import argparse
