@@ -182,8 +182,8 @@ def rows_of(prior, std, arguments):
 
     data = dj.GaussianMixture(*(jnp.asarray(a, jnp.float32) for a in (prior.means, prior.covariances, prior.weights)))
     denoiser = dj.exact_denoiser(data, PROCESS)
-    ends = tuple(float(dj.time_from_logsnr(PROCESS, jnp.asarray(v))) for v in (-10.0, 10.0))
-    ts = dj.logsnr_grid(PROCESS, arguments.steps, ends=ends)
+    late, early = (float(dj.time_from_logsnr(PROCESS, jnp.asarray(v))) for v in (-10.0, 10.0))
+    ts = dj.logsnr_grid(PROCESS, arguments.steps, ends=(late, early))
     xt = dj.prior(jax.random.key(1), PROCESS, (m * n, 2))
     y = jnp.asarray(np.repeat(ys, n)[:, None], jnp.float32)
     for name, run in METHODS.items():

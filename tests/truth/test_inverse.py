@@ -158,23 +158,25 @@ def repainted(process, ts, times):
 def test_replacement_is_biased_and_repaint_less():
     """Both chains' means and variances as their recursions say; against the exact posterior, replacement is off by a
     good part of what y should teach, and RePaint by less. Noise belongs to the sample's global index."""
-    process, n = dj.VariancePreserving(), 20_000
-    denoiser, ts = dj.exact_denoiser(prior(), process), np.linspace(0.95, 0.005, 41)
+    process, n = dj.VariancePreserving(), 4000
+    denoiser, ts = dj.exact_denoiser(prior(), process), np.linspace(0.95, 0.005, 21)
     slope = COVARIANCE[0, 1] / COVARIANCE[0, 0]
     exact = MEAN[1] + slope * (Y - MEAN[0]), COVARIANCE[1, 1] - slope * COVARIANCE[0, 1]
     xt = process.sigma(jnp.asarray(ts[0])) * jax.random.normal(KEY(0), (n, 2))
     mask, y = jnp.array([True, False]), jnp.array([[Y, np.nan]])
     bias = []
     for times in (1, 6):
-        x0 = inverse.inpaint(KEY(1), process, denoiser, xt, ts, mask, y, times=times)
+        x0 = inverse.inpaint(KEY(1), process, denoiser, xt, ts, mask, y, times=times, index=jnp.arange(n))
         np.testing.assert_array_equal(x0[:, 0], np.full(n, Y))
         mean, covariance = repainted(process, ts, times)
         found, variance = float(x0[:, 1].mean()), float(x0[:, 1].var())
         assert abs(found - mean[1]) < 4.5 * np.sqrt(covariance[1, 1] / n)
         assert abs(variance / covariance[1, 1] - 1) < 4.5 * np.sqrt(2 / n)
         bias.append(abs(mean[1] - exact[0]) / np.sqrt(exact[1]))
-        part = inverse.inpaint(KEY(1), process, denoiser, xt[7:9], ts, mask, y, times=times, index=jnp.array([7, 8]))
-        np.testing.assert_allclose(part, x0[7:9], rtol=1e-9)
+        turned = inverse.inpaint(
+            KEY(1), process, denoiser, xt[::-1], ts, mask, y, times=times, index=jnp.arange(n)[::-1]
+        )
+        np.testing.assert_allclose(turned[::-1], x0, rtol=1e-9)
     assert bias[0] > 0.1
     assert bias[1] < 0.5 * bias[0]
 
@@ -211,7 +213,7 @@ def test_bad_inpainting():
 
 def test_diffpir_is_the_papers_algorithm():
     """Algorithm 1 in NumPy: without new noise the sample itself, with it mean and covariance, by recursion."""
-    process, n, strength = dj.VariancePreserving(), 20_000, 3.0
+    process, n, strength = dj.VariancePreserving(), 4000, 3.0
     denoiser, ts = dj.exact_denoiser(prior(), process), np.linspace(0.95, 0.02, 9)
     alpha, sigma = schedule(process, ts)
     run = lambda xt, zeta: inverse.diffpir(
@@ -235,16 +237,11 @@ def test_diffpir_is_the_papers_algorithm():
 
     xt = jax.random.normal(KEY(0), (n, 2))
     still = recursion((np.asarray(xt[3]), np.zeros((2, 2))), 0.0)[0]
-    np.testing.assert_allclose(run(xt[:4], 0.0)[3], still, rtol=1e-4)  # the default solver's tolerance
+    np.testing.assert_allclose(run(xt, 0.0)[3], still, rtol=1e-4)  # the default solver's tolerance
     x0 = np.asarray(run(xt, 0.4))
     mean, covariance = recursion((np.zeros(2), np.eye(2)), 0.4)
     assert np.all(np.abs(x0.mean(0) - mean) < 4.5 * np.sqrt(np.diag(covariance) / n) + 1e-4)
     assert np.all(np.abs(x0.var(0) / np.diag(covariance) - 1) < 4.5 * np.sqrt(2 / n) + 1e-4)
-    np.testing.assert_allclose(
-        dj.sample(KEY(0), process, denoiser, xt[:4], ts, inverse.Renoise(0.0)),
-        dj.sample(KEY(0), process, denoiser, xt[:4], ts, dj.DDIM()),
-        rtol=1e-12,
-    )
     with pytest.raises(ValueError, match=r"zeta: must lie in \[0, 1\], got 1\.5"):
         inverse.Renoise(1.5)
 
