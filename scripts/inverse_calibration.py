@@ -1,7 +1,52 @@
 """Inverse problems whose posterior is known: is what each method calls a 90 % interval right nine times of ten?
 
-python scripts/inverse_calibration.py [--out runs/inverse] [--observations 64] [--samples 400] [--steps 200]
+    python scripts/inverse_calibration.py [--out runs/inverse] [--observations 64] [--samples 400] [--steps 200]
 
+Data in the plane, y = its first coordinate and noise; exact denoisers. Over 64 draws of y, and at each noise level:
+mean, the rms error of a method's mean in posterior standard deviations; cov, the error of its covariance where the true
+one is whitened (Frobenius, over that of I); and how much of the exact posterior its central 50 % and 90 % intervals
+hold, of the coordinate seen/hidden. 400 samples a method; the first line is what exact draws leave of so few.
+
+    Gaussian          noise 0.05                  noise 0.2                   noise 1.0
+                      mean cov  50 %    90 %      mean cov  50 %    90 %      mean cov  50 %    90 %
+    exact draws       .055 .073 .50/.50 .90/.90   .055 .073 .50/.50 .90/.90   .055 .073 .50/.50 .90/.90
+    DPS               diverges                    .215 .395 .35/.44 .73/.84   .282 .158 .44/.45 .84/.86
+    DPS, normalised   .132 .409 .25/.46 .72/.86   .209 .399 .26/.44 .73/.84   .331 .287 .43/.47 .87/.88
+    PiGDM             .064 .091 .49/.49 .89/.89   .077 .099 .51/.50 .90/.89   .056 .095 .49/.49 .89/.89
+    TMPD              .054 .099 .48/.49 .89/.89   .052 .095 .49/.49 .89/.88   .051 .098 .49/.49 .89/.89
+    DiffPIR           .080 .167 .46/.47 .86/.87   .079 .173 .46/.47 .86/.87   .061 .197 .46/.46 .86/.86
+    replacement       .272 .726 .00/.51 .00/.91   .269 .726 .00/.50 .00/.90   .836 .726 .00/.35 .00/.73
+    RePaint, 10 times .051 .709 .00/.49 .00/.89   .147 .709 .00/.48 .00/.88   .964 .709 .00/.27 .00/.60
+    SMC, 16           .267 .421 .48/.45 .86/.84   .251 .404 .47/.46 .85/.86   .247 .410 .47/.46 .85/.86
+    SMC, 64           .128 .228 .50/.50 .89/.87   .124 .210 .48/.49 .89/.88   .120 .218 .49/.49 .88/.88
+    SMC, 256          .060 .122 .50/.48 .90/.89   .058 .110 .49/.49 .90/.89   .058 .111 .49/.49 .89/.89
+    SMC, 1024         .032 .064 .50/.49 .90/.89   .032 .062 .50/.49 .90/.89   .038 .064 .49/.49 .89/.89
+
+    mixture           noise 0.05                  noise 0.2                   noise 1.0
+                      mean cov  50 %    90 %      mean cov  50 %    90 %      mean cov  50 %    90 %
+    exact draws       .053 .075 .50/.50 .90/.90   .053 .072 .50/.50 .90/.90   .047 .087 .50/.50 .90/.90
+    DPS               diverges                    .286 .341 .36/.49 .75/.87   .120 .162 .47/.49 .88/.88
+    DPS, normalised   .191 .447 .25/.45 .72/.86   .271 .351 .30/.49 .79/.88   .324 .515 .46/.50 .87/.89
+    PiGDM             .303 .375 .51/.50 .90/.90   .353 .667 .52/.50 .92/.90   .122 .179 .50/.50 .89/.89
+    TMPD              .216 .162 .48/.49 .89/.89   .234 .211 .50/.49 .90/.89   .107 .156 .49/.49 .89/.89
+    DiffPIR           .208 .230 .46/.49 .86/.88   .234 .275 .47/.49 .87/.88   .083 .138 .47/.48 .87/.87
+    replacement       .341 .909 .00/.49 .00/.90   .428 .830 .00/.49 .00/.89   1.48 .771 .00/.46 .00/.78
+    RePaint, 10 times .191 .719 .00/.51 .00/.89   .353 .717 .00/.50 .00/.89   1.50 .811 .00/.44 .00/.72
+    SMC, 16           .302 .413 .46/.43 .84/.82   .278 .369 .45/.45 .85/.84   .239 .392 .46/.44 .85/.85
+    SMC, 64           .138 .212 .50/.48 .88/.88   .142 .205 .48/.47 .88/.88   .130 .203 .48/.48 .88/.89
+    SMC, 256          .073 .124 .50/.48 .90/.88   .084 .112 .49/.48 .90/.88   .064 .105 .48/.49 .89/.89
+    SMC, 1024         .040 .061 .50/.49 .90/.89   .041 .061 .49/.49 .90/.89   .033 .055 .49/.49 .89/.89
+
+SMC is the one that converges, as 1/sqrt(particles), down to the bias of the 200 ancestral steps, which takes one or two
+percent off the intervals of all methods. TMPD is exact for Gaussian data, up to the steps; it is off for the mixture,
+where C belongs to one xt and the posterior has modes. PiGDM is near for the Gaussian, since what is seen has variance
+1 as it supposes, and worst in the mixture's mean and spread. DPS is too sure of what is seen (p(y | xt) without the
+spread of x0), and at little noise its steps of C/std^2 diverge; normalised they stay finite and are no better
+calibrated. DiffPIR's intervals are too short by a few percent. Replacement and RePaint take y to be without noise, so
+what is seen has no spread at all, and at noise 1 what is hidden is wrong; at little noise RePaint mends the mean that
+replacement gets wrong. Intervals averaged over y say nothing of the modes' weights: see mean and cov for these.
+
+About 9 minutes of computing on one CPU core; `calibration.csv` and `calibration.png` under --out.
 """
 
 import argparse
