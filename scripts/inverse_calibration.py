@@ -39,11 +39,11 @@ hold, of the coordinate seen/hidden. 400 samples a method; the first line is wha
 
 SMC is the one that converges, as 1/sqrt(particles), down to the bias of the 200 ancestral steps: the percent that its
 intervals lack at 1024. So do TMPD's for the Gaussian, where it is exact up to the steps; it is off for the mixture,
-where x0 given xt is not Gaussian. PiGDM is near for the Gaussian, since what is seen has variance
-1 as it supposes, and well off in the mixture's mean and spread. DPS is too sure of what is seen (p(y | xt) without the
-spread of x0), and at little noise its steps of C/std^2 diverge; normalised they stay finite and are hardly
-better calibrated. DiffPIR's intervals are too short by a few percent. Replacement and RePaint take y to be without noise, so
-what is seen has no spread at all, and at noise 1 what is hidden is wrong; at little noise RePaint mends the mean that
+where x0 given xt is not Gaussian. PiGDM is near for the Gaussian, since what is seen has variance 1 as it supposes,
+and well off in the mixture's mean and spread. DPS is too sure of what is seen (p(y | xt) without the spread of x0),
+and at little noise its steps of C/std^2 diverge; normalised they stay finite and are hardly better calibrated.
+DiffPIR's intervals are too short by a few percent. Replacement and RePaint take y to be without noise, so what is
+seen has no spread at all, and at noise 1 what is hidden is wrong; at little noise RePaint mends the mean that
 replacement gets wrong. Intervals averaged over y say nothing of the modes' weights: see mean and cov for these.
 
 About 9 minutes of computing on one CPU core; `calibration.csv` and `calibration.png` under --out.

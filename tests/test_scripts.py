@@ -104,6 +104,7 @@ def test_bench_solvers(tmp_path, capsys):
     assert (tmp_path / "work_precision.png").stat().st_size > 10_000
 
 
+@pytest.mark.relative  # a hundred seconds of compiling; every method has its own tests
 def test_inverse_calibration(tmp_path):
     """Few observations and samples: exact draws and TMPD are calibrated to some percent, DPS is not, and where noise is
     little it does not stay finite."""
