@@ -277,6 +277,10 @@ def test_nan_in_the_data(tmp_path, capfd):
         (["--label", "8"], ["label", "8", "0 .. 7"]),
         (["--label", "-1"], ["label", "-1"]),
         (["--guidance", "nan"], ["guidance", "nan"]),
+        (["--guidance", "-1"], ["guidance", "-1.0"]),
+        (["--interval", "2", "1"], ["interval", "2.0 1.0"]),
+        (["--known", "x.npz"], ["mask", "--known"]),
+        (["--known", "no.npz", "--mask", "no.npz"], ["mask", "no.npz", "cannot be read"]),
         (["--ts", "1", "0.5", "0.7", "0"], ["ts", "descend", "0.7"]),
         (["--ts", "1.5", "0.5"], ["ts", "1.5"]),
         (["--ts", "1"], ["ts"]),
@@ -297,6 +301,39 @@ def test_bad_sampling_is_one_line_and_writes_nothing(run, options, names, capfd)
 def test_classes_that_a_run_does_not_know(plain, capfd):
     assert "label: this run knows no classes, got 3" in refused(capfd, "sample", plain, "--label", 3)
     assert "guidance: this run knows no classes, got 2.0" in refused(capfd, "evaluate", plain, "--guidance", 2)
+
+
+@pytest.mark.slow
+def test_outside_the_interval_nothing_is_guided(run, tmp_path, capfd):
+    draw = lambda name, *options: _drawn(capfd, run, tmp_path / name, "--n", 16, *options)
+    plain, never = draw("a.npz", "--guidance", 1), draw("b.npz", "--guidance", 5, "--interval", 50, 60)
+    np.testing.assert_allclose(never, plain, rtol=1e-4, atol=1e-5)
+    always = draw("c.npz", "--guidance", 5, "--interval", -50, 60)
+    np.testing.assert_allclose(always, draw("d.npz", "--guidance", 5), rtol=1e-4, atol=1e-5)
+    assert np.max(np.abs(always - plain)) > 2e-3
+
+
+def _drawn(capfd, run, out, *options):
+    code, _, err = call(capfd, "sample", run, *options, "--out", out)
+    assert code == 0, err
+    return np.load(out)["x"]
+
+
+def test_inpainting_keeps_what_is_known(run, tmp_path, capfd):
+    np.savez(tmp_path / "known.npz", x=np.array([0.25, 9.0]))
+    np.savez(tmp_path / "mask.npz", mask=np.array([1, 0]))
+    files = ["--known", tmp_path / "known.npz", "--mask", tmp_path / "mask.npz", "--times", 2]
+    x = _drawn(capfd, run, tmp_path / "x.npz", "--n", 8, "--steps", 3, *files)
+    np.testing.assert_allclose(x[:, 0], 0.25, atol=0.05)
+    assert len(np.unique(x[:, 1])) == 8
+    np.savez(tmp_path / "wide.npz", x=np.zeros(3))
+    assert "wide.npz has shape (3,), the samples have (2,)" in refused(
+        capfd, "sample", run, "--known", tmp_path / "wide.npz", "--mask", tmp_path / "mask.npz"
+    )
+    np.savez(tmp_path / "all.npz", mask=np.ones(2))
+    assert "keeps everything" in refused(
+        capfd, "sample", run, "--known", tmp_path / "known.npz", "--mask", tmp_path / "all.npz"
+    )
 
 
 def test_a_folder_that_holds_something_else(run, tmp_path, capfd):

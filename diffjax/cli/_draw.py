@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffjax.config import Config, Data, Parts, build_grid
-from diffjax.guidance import classifier_free
+from diffjax.guidance import classifier_free, within_interval
 from diffjax.parameterisation import make_denoiser
 from diffjax.samplers import sample_n
 from diffjax.training import data_mesh
@@ -27,11 +27,13 @@ class Draw:
         params: Any,
         *,
         scale: float | None = None,
+        interval: tuple[float, float] | None = None,
         ts: Any = None,
         chunk: int = 256,
     ):
         self.parts, self.shape, self.chunk = parts, data.shape, chunk
         self.scale = config.guidance.scale if scale is None else scale
+        self.interval = check_interval(interval, data.classes)
         self.ts = parts.ts if ts is None else ts
         self.mesh = data_mesh()
         self.params = jax.device_put(params, NamedSharding(self.mesh, PartitionSpec()))
@@ -58,7 +60,10 @@ class Draw:
         plain = make_denoiser(
             self.params, cond, network=parts.network, process=parts.process, parameterisation=parts.parameterisation
         )
-        return classifier_free(plain, parts.null, self.scale) if guided and cond is not None else plain
+        if not guided or cond is None:
+            return plain
+        guiding = classifier_free(plain, parts.null, self.scale)
+        return guiding if self.interval is None else within_interval(parts.process, guiding, plain, *self.interval)
 
 
 def grid(config: Config, parts: Parts, steps: int | None) -> Any:
@@ -67,8 +72,16 @@ def grid(config: Config, parts: Parts, steps: int | None) -> Any:
 
 
 def check_scale(scale: float | None, classes: int | None) -> float | None:
-    """The scale, or a `ValueError` where there is nothing to guide by or it is not finite."""
-    if scale is not None and (classes is None or not np.isfinite(scale)):
-        why = "this run knows no classes" if classes is None else "a finite number is needed"
+    """The scale, or a `ValueError` where there is nothing to guide by or it is not a finite number from 0 on."""
+    if scale is not None and (classes is None or not 0 <= scale < np.inf):
+        why = "this run knows no classes" if classes is None else "a finite number, not below 0, is needed"
         raise ValueError(f"guidance: {why}, got {scale}")
     return scale
+
+
+def check_interval(interval: tuple[float, float] | None, classes: int | None) -> tuple[float, float] | None:
+    """The interval, or a `ValueError` where there is nothing to guide by or it is empty."""
+    if interval is not None and (classes is None or not interval[0] < interval[1]):
+        why = "this run knows no classes" if classes is None else "the first must be below the second"
+        raise ValueError(f"interval: {why}, got {interval[0]} {interval[1]}")
+    return interval

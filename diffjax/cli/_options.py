@@ -61,6 +61,7 @@ class Sample:
     """Draw samples from a run, into a picture or an array.
 
     diffjax sample runs/digits --label 3 --n 25 --guidance 2 --out threes.png
+    diffjax sample runs/digits --known half.png --mask left.png --n 16
     """
 
     run: tyro.conf.Positional[str]
@@ -71,6 +72,14 @@ class Sample:
     """The class to draw; all of them, in rows, by default."""
     guidance: float | None = None
     """Scale of classifier-free guidance: 1 is none. The run's own by default."""
+    interval: tuple[float, float] | None = None
+    """Guide only while the log signal-to-noise ratio is between these two; it rises from about -10 to 10."""
+    known: str | None = None
+    """Inpainting: a picture of a sample's size, or an .npz with x; --mask says which part of it is kept."""
+    mask: str | None = None
+    """The part that is kept: the light half of a picture, or what is not 0 in the array mask of an .npz."""
+    times: int = 10
+    """Inpainting: how often each step is taken (RePaint), so that the new part fits the old; 1 only replaces."""
     steps: int | None = None
     """Sampling steps; the run's own by default."""
     ts: tuple[float, ...] | None = None

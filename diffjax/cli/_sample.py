@@ -5,19 +5,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from diffjax.cli._draw import Draw, check_scale, grid
+from diffjax.cli._known import read_known, read_mask
 from diffjax.cli._options import Sample
 from diffjax.cli._picture import has_picture, save_arrays, save_picture, save_rows
 from diffjax.cli._run import check_run, open_run
 from diffjax.config import check_seed
+from diffjax.inverse import RePaint
 from diffjax.process import interval
 
 
 def run_sample(options: Sample, argv: list[str]) -> None:
     """Draws samples of a run into a picture or an .npz."""
-    for name, value in {"n": options.n, "steps": options.steps}.items():
+    for name, value in {"n": options.n, "steps": options.steps, "times": options.times}.items():
         if value is not None and value < 1:
             raise ValueError(f"{name}: at least 1, got {value}")
     check_seed("seed", options.seed)
@@ -28,16 +31,23 @@ def run_sample(options: Sample, argv: list[str]) -> None:
         raise ValueError(f"out: a name that ends in .png or .npz is needed, got {out}")
     if not out.absolute().parent.is_dir():
         raise ValueError(f"out: {out} is in a folder that does not exist")
+    if (options.known is None) != (options.mask is None):
+        given, missing = ("mask", "known") if options.known is None else ("known", "mask")
+        raise ValueError(f"{missing}: inpainting needs --known and --mask, got only --{given}")
     config, data, parts, params = open_run(options.run, options.chunk)
     _check_label(options.label, data.classes)
     if out.suffix == ".png" and not has_picture(data):
         raise ValueError(f"out: samples of shape {data.shape} make no picture; name an .npz, got {out}")
+    if options.known is not None and options.mask is not None:
+        mask, known = jnp.asarray(read_mask(options.mask, data.shape)), read_known(options.known, data.shape)
+        parts = parts._replace(stepper=RePaint(mask, jnp.asarray(known), options.times))
     draw = Draw(
         config,
         data,
         parts,
         params,
         scale=check_scale(options.guidance, data.classes),
+        interval=options.interval,
         ts=grid(config, parts, options.steps) if options.ts is None else np.clip(options.ts, *interval(parts.process)),
         chunk=options.chunk,
     )
