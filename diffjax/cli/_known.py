@@ -17,7 +17,7 @@ def read_known(path: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def read_mask(path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Where the sample is known, booleans [*d] (an axis may be 1): a picture's light half, or the array mask of an .npz.
+    """Where the sample is known, booleans [*d] (an axis may be 1): a picture's light half, or an .npz's array mask.
 
     Raises:
       ValueError: the file cannot be read, is not of that shape, or keeps nothing or everything.

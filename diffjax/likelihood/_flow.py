@@ -113,10 +113,12 @@ class _Prior(eqx.Module):
 
 
 def worst_sample(state: tuple[Sample, Float[Array, "m b"]]) -> Float[Array, ""]:
-    """The largest root mean square over a sample's part of the state (x [b, *d], log densities [m, b]), a scalar."""
+    """The worst sample's root mean square, a scalar: of x [b, *d] or of its log densities [m, b], whichever is larger.
+
+    Together, the one log density would drown among many features.
+    """
     x, total = state
-    squares = sum_features(x**2) + jnp.sum(total**2, axis=0)
-    return jnp.sqrt(jnp.max(squares) / (x[0].size + total.shape[0]))
+    return jnp.sqrt(jnp.maximum(jnp.max(sum_features(x**2)) / x[0].size, jnp.max(jnp.mean(total**2, axis=0))))
 
 
 def adaptive(tolerance: float) -> diffrax.PIDController:
