@@ -4,11 +4,11 @@ Everything is a pure function around the denoiser, `D(xt, t) -> x0_hat`:
 
     process, parameterisation, losses      train a network into a denoiser
     guidance                               denoiser -> denoiser
-    samplers, likelihood                   what a denoiser is for
+    samplers, likelihood, inverse          what a denoiser is for
     analytic                               exact denoisers, to measure all of it against
 
-The mathematics and the network adapters are here at the top; weightings and more losses are in `diffjax.losses`, and
-`diffjax.networks`, `diffjax.training`, `diffjax.data`, `diffjax.metrics` and `diffjax.viz` are imported by name.
+The mathematics and the network adapters are here at the top; weightings and more losses are in `diffjax.losses`, more
+guidance in `diffjax.guidance`, operators of inverse problems in `diffjax.operators`; `diffjax.networks`, `diffjax.training`, `diffjax.data`, `diffjax.metrics` and `diffjax.viz` are imported by name.
 """
 
 from diffjax._typing import Denoiser as Denoiser, Network as Network
@@ -24,12 +24,41 @@ from diffjax.analytic import (
     flow_map as flow_map,
     fokker_planck as fokker_planck,
 )
-from diffjax.guidance import classifier_free as classifier_free
+from diffjax.guidance import (
+    classifier_free as classifier_free,
+    classifier_guidance as classifier_guidance,
+    dps as dps,
+    dynamic_threshold as dynamic_threshold,
+    extrapolate as extrapolate,
+    negation as negation,
+    pigdm as pigdm,
+    product as product,
+    static_threshold as static_threshold,
+    tmpd as tmpd,
+    within_interval as within_interval,
+)
+from diffjax.inverse import (
+    diffpir as diffpir,
+    inpaint as inpaint,
+    sdedit as sdedit,
+    twisted_smc as twisted_smc,
+)
 from diffjax.likelihood import (
     Exact as Exact,
     Hutchinson as Hutchinson,
+    HutchPlusPlus as HutchPlusPlus,
     LogLikelihood as LogLikelihood,
+    Quantisation as Quantisation,
+    UniformDequantisation as UniformDequantisation,
+    VariationalDequantisation as VariationalDequantisation,
+    bits_per_dim as bits_per_dim,
+    decode as decode,
+    encode as encode,
+    evaluate_continuous_elbo as evaluate_continuous_elbo,
+    evaluate_discrete_elbo as evaluate_discrete_elbo,
+    invert as invert,
     log_likelihood as log_likelihood,
+    slerp as slerp,
 )
 from diffjax.losses import (
     continuous_elbo as continuous_elbo,

@@ -40,7 +40,7 @@ DOORS = {
     "grain": ("data/",),
     "sklearn": ("data/",),
     "matplotlib": ("viz.py",),
-    "PIL": ("viz.py", "data/"),
+    "PIL": ("viz.py", "data/", "cli/_known.py"),
     "tyro": ("cli/",),
     "ott": ("losses/_coupling.py", "metrics/"),
     "blackjax": ("samplers/_langevin.py",),
