@@ -8,7 +8,8 @@ Everything is a pure function around the denoiser, `D(xt, t) -> x0_hat`:
     analytic                               exact denoisers, to measure all of it against
 
 The mathematics and the network adapters are here at the top; weightings and more losses are in `diffjax.losses`, more
-guidance in `diffjax.guidance`, operators of inverse problems in `diffjax.operators`; `diffjax.networks`, `diffjax.training`, `diffjax.data`, `diffjax.metrics` and `diffjax.viz` are imported by name.
+guidance in `diffjax.guidance`, operators of inverse problems in `diffjax.operators`; `diffjax.networks`,
+`diffjax.training`, `diffjax.data`, `diffjax.metrics` and `diffjax.viz` are imported by name.
 """
 
 from diffjax._typing import Denoiser as Denoiser, Network as Network
