@@ -158,6 +158,7 @@ def test_measured_labels_are_as_frequent_as_in_training():
         assert np.abs(counts - np.bincount(y) * n / 100).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_grid_of_ones_own(run, plain, tmp_path, capfd):
     for folder in (run, plain):
         out = tmp_path / f"{folder.name}.npz"
@@ -359,6 +360,7 @@ def test_a_checkpoint_of_another_architecture(run, tmp_path, capfd):
         assert contents(tmp_path / "run") == before
 
 
+@pytest.mark.slow
 def test_a_data_file_that_changed(tmp_path, capfd):
     x, file = np.random.default_rng(0).uniform(-1, 1, (40, 2)), tmp_path / "a.npz"
     argv = [

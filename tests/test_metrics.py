@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.metrics import Moments, frechet_distance, merge, moments, nearest_distances, sliced_wasserstein
+from diffjax.metrics import (
+    Moments,
+    density_coverage,
+    frechet_distance,
+    merge,
+    moments,
+    nearest_distances,
+    precision_recall,
+    sliced_wasserstein,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -128,3 +137,78 @@ def test_nearest_distances_refuse():
         nearest_distances(np.ones((2, 3)), np.ones((0, 3)))
     with pytest.raises(ValueError, match=r"block: .* 0"):
         nearest_distances(np.ones((2, 3)), np.ones((2, 3)), block=0)
+
+
+def by_the_definitions(x, reference, k):
+    """(precision, recall, density, coverage) from all distances, a point at a time."""
+    x, reference = (z.reshape(len(z), -1).astype(float) for z in (x, reference))
+    radius = lambda points: [sorted(np.linalg.norm(points - p, axis=1))[k] for p in points]  # the first is its own, 0
+    holds = lambda points, q: [np.linalg.norm(p - q) <= r for p, r in zip(points, radius(points), strict=True)]
+    balls = np.array([holds(reference, q) for q in x])
+    recall = np.mean([any(holds(x, q)) for q in reference])
+    return balls.any(axis=1).mean(), recall, balls.sum() / (k * len(x)), balls.any(axis=0).mean()
+
+
+@pytest.mark.parametrize(("k", "block"), [(1, 7), (3, 16), (3, 1024), (5, 1)])
+def test_precision_recall_density_coverage_are_as_defined(k, block):
+    rng = np.random.default_rng(1)
+    x, reference = rng.normal(size=(30, 2, 2)), 0.5 + 2 * rng.normal(size=(45, 2, 2))
+    x[3], reference[7] = reference[9], reference[8]  # a copy; twins, the radius of one another at k = 1
+    expected = by_the_definitions(x, reference, k)
+    assert all(0.05 < value < 0.95 for value in (*expected[:2], expected[3]))
+    found = (*precision_recall(x, reference, k=k, block=block), *density_coverage(x, reference, k=k, block=block))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e4])
+def test_precision_recall_of_equal_and_of_disjoint_sets(shift):
+    """A set against itself, also far from the origin: density counts k neighbours and the point itself on average."""
+    x = np.random.default_rng(2).normal(size=(50, 8)) + shift
+    assert precision_recall(x, x[::-1]) == (1, 1)
+    density, coverage = density_coverage(x, x)
+    np.testing.assert_allclose((density, coverage), (6 / 5, 1), rtol=1e-12)
+    assert precision_recall(x + 100, x) == (0, 0)
+    assert density_coverage(x + 100, x) == (0, 0)
+
+
+def test_a_dropped_mode_lowers_recall_and_coverage_alone_and_junk_precision_alone():
+    """Half of the samples' number is one mode of two, or uniform dust far from both."""
+    rng = np.random.default_rng(3)
+    mode = lambda n, at: at + rng.normal(size=(n, 4))
+    data = np.concatenate([mode(200, 0), mode(200, 30)])
+    dropped = mode(400, 0)
+    junk = np.concatenate([mode(100, 0), mode(100, 30), 1000 + 1000 * rng.uniform(size=(200, 4))])
+    low, high = (0.35, 0.55), (0.85, 1.001)
+    for x, precision, recall in [(dropped, high, low), (junk, low, (0.75, 1.001))]:
+        found = precision_recall(x, data)
+        assert precision[0] < found.precision < precision[1]
+        assert recall[0] < found.recall < recall[1]
+    assert low[0] < density_coverage(dropped, data).coverage < low[1]
+    assert 0.35 < density_coverage(junk, data).density < 0.65
+    assert 0.85 < density_coverage(mode(200, 0), data[:200]).density < 1.15
+
+
+def test_an_outlier_in_the_data_leads_precision_and_not_density():
+    """Samples all around one outlier of the data are in its large ball: precision 1, density 1/k."""
+    rng = np.random.default_rng(4)
+    data = np.concatenate([rng.normal(size=(200, 2)), [[100.0, 0.0]]])
+    x = [100, 0] + 10 * rng.normal(size=(200, 2))
+    assert precision_recall(x, data).precision == 1
+    np.testing.assert_allclose(density_coverage(x, data), (1 / 5, 1 / 201), rtol=1e-12)
+
+
+def test_precision_recall_refuse():
+    for arguments, options, message in [
+        ((np.ones((9, 3)), np.ones((9, 4))), {}, r"reference: .* \(9, 4\)"),
+        ((np.ones((9, 3)), np.ones((3, 3))), {"k": 3}, "reference: more than 3 rows .* got 3"),
+        ((np.ones((9, 3)), np.ones((9, 3))), {"k": 0}, "k: .* 0"),
+        ((np.ones((9, 3)), np.ones((9, 3))), {"block": 0}, "block: .* 0"),
+        ((np.full((9, 3), np.nan), np.ones((9, 3))), {}, "x: 27 values are not finite"),
+    ]:
+        for metric in (precision_recall, density_coverage):
+            with pytest.raises(ValueError, match=message):
+                metric(*arguments, **options)
+    with pytest.raises(ValueError, match="x: more than 3 rows .* got 3"):
+        precision_recall(np.ones((3, 2)), np.ones((9, 2)))
+    with pytest.raises(ValueError, match="x: more than 0 rows .* got 0"):
+        density_coverage(np.ones((0, 2)), np.ones((9, 2)))

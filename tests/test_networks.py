@@ -242,7 +242,7 @@ def test_network_is_the_same_one_sample_at_a_time(labelled, name):
     )
 
 
-@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize("name", ["mlp", pytest.param("unet", marks=pytest.mark.slow)])
 def test_network_dropout_and_gradients(labelled, name):
     network, params, apply = labelled[name]
     y = apply(params, IMAGE, C_NOISE, LABELS)

@@ -1,6 +1,8 @@
 """Metrics: how far samples are from data. All act on arrays; features are whatever function you choose.
 
 features [n, d] -> moments -> merge ... -> frechet_distance        |mu_a - mu_b|^2 + tr(...), as FID
+features x [n, d], reference [m, d] -----> precision_recall        fidelity and coverage apart, by k-nearest neighbours
+                                     '---> density_coverage        the same, not led by outliers
 x [n, d], y [m, d] ----------------------> sliced_wasserstein      exact along each direction
 x [n, d], reference [m, d] --------------> nearest_distances       is a sample a copy?
 """
@@ -12,4 +14,10 @@ from diffjax.metrics._frechet import (
     moments as moments,
 )
 from diffjax.metrics._nearest import nearest_distances as nearest_distances
+from diffjax.metrics._precision_recall import (
+    DensityCoverage as DensityCoverage,
+    PrecisionRecall as PrecisionRecall,
+    density_coverage as density_coverage,
+    precision_recall as precision_recall,
+)
 from diffjax.metrics._sliced import sliced_wasserstein as sliced_wasserstein

@@ -94,7 +94,8 @@ def near(parts, exact):
     return abs(parts.mean() - exact) < 4.5 * parts.std() / np.sqrt(len(parts)) + 1e-9
 
 
-@pytest.mark.parametrize("name", [pytest.param("vp", marks=pytest.mark.slow), "karras"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vp", "karras"])
 def test_parts_of_the_continuous_bound(name):
     """Two features: diffusion is the information, prior the quadratic, reconstruction the decoder's entropy; with
     importance-sampled times the same, and closer."""
@@ -218,6 +219,7 @@ def _chain(chain, x0, ts):
     return out
 
 
+@pytest.mark.slow
 def test_every_step_of_the_chain_is_ddpms():
     betas = np.linspace(0.02, 0.3, 7)
     chain, ts = dj.DiscreteChain(jnp.asarray(betas)), np.arange(7, -1, -1) / 7

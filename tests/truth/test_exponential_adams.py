@@ -108,6 +108,7 @@ def by_hand_adams(D, sigmas, x, order, clock, *, equal=False):
     return x
 
 
+@pytest.mark.slow
 def test_multistep_methods_take_the_published_steps():
     """DPM++ 2M and 3M (both ways), UniPC 1 to 3 with both scales, LMS, DEIS, iPNDM: equal to their formulas."""
     process, ts, sigmas, denoiser, x = variance_exploding()
@@ -208,7 +209,11 @@ for _method, _order in itertools.product((samplers.DEIS, samplers.LMS, samplers.
 QUICK = ("v 3 corrected", "DEIS 3")
 
 
-@pytest.mark.parametrize("make", [lambda eta: ADAMS(dj.X0Prediction(), 2, corrector=True, eta=eta), dj.DDIM])
+def sa_solver(eta):
+    return ADAMS(dj.X0Prediction(), 2, corrector=True, eta=eta)
+
+
+@pytest.mark.parametrize("make", [pytest.param(sa_solver, marks=pytest.mark.slow), dj.DDIM])
 def test_gradient_by_eta(make):
     """With the grid known and eta traced, a sample's derivative by eta is its central difference."""
     process, denoiser = dj.Cosine(), lambda x, t: 0.5 * jnp.tanh(x)

@@ -47,6 +47,7 @@ def solved(process, data, box, ts=TS):
     return distances(box, found, truth)
 
 
+@pytest.mark.slow
 def test_vp_moves_a_mixture_as_it_should_to_second_order():
     coarse, fine = (solved(dj.VariancePreserving(), bimodal(), Box(-6.0, 6.0, cells))[1:] for cells in (120, 240))
     assert np.all(fine < 1e-3)

@@ -203,6 +203,7 @@ def test_a_sample_does_not_depend_on_its_batch():
     np.testing.assert_allclose(nats(x0, None), jnp.concatenate(halves), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_one_probe_has_no_standard_error_and_failures_are_nan():
     process, data = dj.VariancePreserving(), gaussian()
     x0 = data.sample(KEY(0), 4)
