@@ -149,7 +149,7 @@ def by_the_definitions(x, reference, k):
     return balls.any(axis=1).mean(), recall, balls.sum() / (k * len(x)), balls.any(axis=0).mean()
 
 
-@pytest.mark.parametrize(("k", "block"), [(1, 7), (3, 16), (3, 1024), (5, 1)])
+@pytest.mark.parametrize(("k", "block"), [(1, 7), (3, 16), (3, 1024), (2, 1)])
 def test_precision_recall_density_coverage_are_as_defined(k, block):
     rng = np.random.default_rng(1)
     x, reference = rng.normal(size=(30, 2, 2)), 0.5 + 2 * rng.normal(size=(45, 2, 2))
@@ -208,7 +208,7 @@ def test_precision_recall_refuse():
         for metric in (precision_recall, density_coverage):
             with pytest.raises(ValueError, match=message):
                 metric(*arguments, **options)
-    with pytest.raises(ValueError, match="x: more than 3 rows .* got 3"):
+    with pytest.raises(ValueError, match=r"x: more than 3 rows .* got 3"):
         precision_recall(np.ones((3, 2)), np.ones((9, 2)))
-    with pytest.raises(ValueError, match="x: more than 0 rows .* got 0"):
+    with pytest.raises(ValueError, match=r"x: more than 0 rows .* got 0"):
         density_coverage(np.ones((0, 2)), np.ones((9, 2)))
