@@ -143,7 +143,7 @@ def by_the_definitions(x, reference, k):
     """(precision, recall, density, coverage) from all distances, a point at a time."""
     x, reference = (z.reshape(len(z), -1).astype(float) for z in (x, reference))
     radius = lambda points: [sorted(np.linalg.norm(points - p, axis=1))[k] for p in points]  # the first is its own, 0
-    holds = lambda points, q: [np.linalg.norm(p - q) <= r for p, r in zip(points, radius(points), strict=True)]
+    holds = lambda points, q: [np.linalg.norm(p - q) <= r + 1e-9 for p, r in zip(points, radius(points), strict=True)]
     balls = np.array([holds(reference, q) for q in x])
     recall = np.mean([any(holds(x, q)) for q in reference])
     return balls.any(axis=1).mean(), recall, balls.sum() / (k * len(x)), balls.any(axis=0).mean()
