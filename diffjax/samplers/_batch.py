@@ -102,6 +102,7 @@ def over_devices(function: Callable[..., Any], mesh: Mesh | None, rows: Any, sha
     for leaf in jax.tree.leaves(rows):
         if leaf.shape[0] % mesh.size:
             raise ValueError(f"mesh: {leaf.shape[0]} samples cannot be split evenly over {mesh.size} devices")
+    mesh = Mesh(mesh.devices, mesh.axis_names)  # of automatic axes, whatever its own: shardings are said here
     split = lambda axis: PartitionSpec(*[None] * axis, mesh.axis_names) if axis >= 0 else PartitionSpec()
     arrays, static = eqx.partition(shared, eqx.is_array)
     run = jax.shard_map(

@@ -18,9 +18,9 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize("name", ["vp", *(pytest.param(name, marks=SLOW) for name in ("karras", "rectified", "ve"))])
 def test_every_budget_has_a_method_and_a_grid(name):
     process = ALL_PROCESSES[name]()
-    for features in (2, 64, None):
+    for features, smooth in ((2, True), (64, True), (3072, False)):
         for nfe in (1, 2, 5, 6, 7, 10, 15, 60):
-            stepper, ts = dj.recommended(process, nfe, features=features)
+            stepper, ts = dj.recommended(process, nfe, features=features, smooth=smooth)
             assert ts.shape == (nfe + 1,)
             assert np.all(np.diff(ts) < 0)
             assert stepper.evaluations_per_step == 1
@@ -54,7 +54,7 @@ def test_it_beats_the_usual_ones(make, features, data_std):
         return float(jnp.sqrt(jnp.mean(each**2)) if features == 2 else jnp.median(each))
 
     for nfe, better in ((5, 1.0), (8, 1.0), (10, 1.0), (20, 1.5), (40, 4.0), (80, 4.0)):
-        ours = error(*dj.recommended(process, nfe, data_std=data_std, features=features))
+        ours = error(*dj.recommended(process, nfe, data_std=data_std, features=features, smooth=True))
         grids = dj.karras_grid(process, nfe, 5.0), snr_grid(process, nfe, data_std)
         theirs = min(error(stepper, ts) for stepper in (samplers.IPNDM(3), samplers.UniPC(3)) for ts in grids)
         print(f"{features} features, {nfe}: {ours:.2e}, {theirs / ours:.2f} times better")
