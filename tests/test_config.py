@@ -187,7 +187,8 @@ def test_numbers_arrive():
         ({"optimiser__learning_rate": float("nan")}, r"optimiser\.learning_rate: a positive number, got nan"),
         ({"optimiser__clip": 0.0}, r"optimiser\.clip: a positive number, got 0"),
         ({"guidance__dropout": 1.5}, r"guidance\.dropout: a number in \[0, 1\], got 1\.5"),
-        ({"guidance__scale": float("inf")}, r"guidance\.scale: a finite number, got inf"),
+        ({"guidance__scale": -1.0}, r"guidance\.scale: a finite number, not below 0, got -1\.0"),
+        ({"guidance__scale": float("inf")}, r"guidance\.scale: a finite number, .* got inf"),
     ],
 )
 def test_numbers_that_are_wrong_are_named(changes, message):

@@ -22,7 +22,8 @@ def read_mask(path: str, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
       ValueError: the file cannot be read, is not of that shape, or keeps nothing or everything.
     """
-    mask = _read("mask", path, "mask", shape) > 0
+    mask = _read("mask", path, "mask", shape)
+    mask = mask != 0 if Path(path).suffix == ".npz" else mask > 0
     if mask.all() or not mask.any():
         raise ValueError(f"mask: {path} keeps {'everything' if mask.all() else 'nothing'}; light parts are kept")
     return mask

@@ -38,9 +38,11 @@ def run_sample(options: Sample, argv: list[str]) -> None:
     _check_label(options.label, data.classes)
     if out.suffix == ".png" and not has_picture(data):
         raise ValueError(f"out: samples of shape {data.shape} make no picture; name an .npz, got {out}")
+    kept = None
     if options.known is not None and options.mask is not None:
-        mask, known = jnp.asarray(read_mask(options.mask, data.shape)), read_known(options.known, data.shape)
-        parts = parts._replace(stepper=RePaint(mask, jnp.asarray(known), options.times))
+        kept = read_mask(options.mask, data.shape), read_known(options.known, data.shape)
+        mask, known = (jnp.asarray(array) for array in kept)
+        parts = parts._replace(stepper=RePaint(mask, known, options.times))
     draw = Draw(
         config,
         data,
@@ -54,6 +56,8 @@ def run_sample(options: Sample, argv: list[str]) -> None:
     labels = _labels(options.n, data.classes, options.label)
     start = time.perf_counter()
     x = draw(options.n, labels, options.seed)
+    if kept is not None:
+        x = np.where(*kept, x)  # the last denoising moves what is known a little
     if out.suffix == ".npz":
         save_arrays(out, x, labels)
     else:

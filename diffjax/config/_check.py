@@ -39,5 +39,5 @@ def check_config(config: Config) -> None:
             raise ValueError(f"{name}: a positive number, got {value}")
     if not 0 <= config.optimiser.weight_decay < math.inf:
         raise ValueError(f"optimiser.weight_decay: not negative, got {config.optimiser.weight_decay}")
-    if not math.isfinite(config.guidance.scale):
-        raise ValueError(f"guidance.scale: a finite number, got {config.guidance.scale}")
+    if not 0 <= config.guidance.scale < math.inf:
+        raise ValueError(f"guidance.scale: a finite number, not below 0, got {config.guidance.scale}")

@@ -51,8 +51,8 @@ def zero_init(process: AbstractGaussianProcess, denoiser: Denoiser, logsnr_start
     Args:
       process: the forward process that t refers to.
       denoiser: any, usually guided.
-      logsnr_start: where it begins to be called, a scalar; the paper's K steps of a grid `ts` end at
-        `logsnr(process, ts[K])`.
+      logsnr_start: where it begins to be called, a scalar; for the paper's K steps of a grid `ts` one between the
+        levels of ts[K - 1] and ts[K]. (At the very level of a time of the grid, rounding decides.)
 
     Source: Fan et al. 2025 (CFG-Zero*), algorithm 1.
     """

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from diffjax._typing import Cond, Denoiser, Sample, Time
-from diffjax.guidance._base import AbstractRule, Linear, guided
+from diffjax.guidance._base import AbstractGuide, AbstractRule, Linear, guided
 from diffjax.parameterisation import NetworkDenoiser
 
 
-class OnePass(eqx.Module):
+class OnePass(AbstractGuide):
     """`(xt [b, *d], t) -> (D(xt | cond), D(xt | null))`, the network evaluated once, on a doubled batch.
 
     Attributes:
@@ -38,6 +38,12 @@ class OnePass(eqx.Module):
         trees = [jax.tree.structure(tree) for tree in (cond, self.null)]
         if trees[0] != trees[1]:
             raise ValueError(f"null: the condition's tree {trees[0]} is needed, got {trees[1]}")
+
+    def per_sample(self) -> tuple[str, ...]:
+        """("null",) where each of its leaves has one row a sample, as the condition [b, ...] has, and b > 1."""
+        shapes = [[getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(x)] for x in (self.denoiser.cond, self.null)]
+        rows = lambda c, empty: len(c) == len(empty) > 0 and c[0] == empty[0] > 1
+        return ("null",) if all(map(rows, *shapes)) else ()
 
     def __call__(self, xt: Sample, t: Time) -> tuple[Sample, Sample]:
         join = lambda c, empty: jnp.concatenate([c, jnp.broadcast_to(jnp.asarray(empty, c.dtype), c.shape)])
@@ -63,7 +69,8 @@ def classifier_free(
     Args:
       denoiser: from `make_denoiser` with a condition.
       null: the "no condition" that training dropped to (`drop_condition`): the same tree as the condition, each leaf
-        broadcasting to it. Another condition here is a negative one ("negative prompt").
+        broadcasting to it, or with one row a sample as it has. Another condition here is a negative one ("negative
+        prompt").
       scale: [] or [b]; at 1, where the value can be seen, the denoiser itself is returned.
       rule: how the two answers become one: `Linear()`, `Rescaled()`, `Projected()`, `OptimalScale()`.
       negative: whether a scale below 0, away from the condition, is meant.

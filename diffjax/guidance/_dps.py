@@ -13,8 +13,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, expand, sum_features
+from diffjax._arrays import check, expand, sum_features
 from diffjax._typing import Denoiser, Sample, Time
+from diffjax.guidance._base import number
 from diffjax.guidance._posterior import AbstractPosterior, observe, positive
 from diffjax.process import AbstractGaussianProcess
 
@@ -58,11 +59,17 @@ def dps(
       scale: of the guidance, a scalar or [b]; 1 is the likelihood's gradient itself.
 
     Raises:
-      ValueError: std is not positive or, when called, y has another shape than A(x).
+      ValueError: std is not positive, scale is below 0 or not finite or, when called, y has another shape than A(x).
 
     Source: Chung et al. 2023, eq. 16 with rho = scale/std^2, on half the squared norm.
     """
-    return DPS(process, denoiser, operator, jnp.asarray(y), positive("std", std), as_scalar(scale))
+    return DPS(process, denoiser, operator, jnp.asarray(y), positive("std", std), _not_negative(scale))
+
+
+def _not_negative(scale):
+    scale = number("scale", scale)
+    check(scale >= 0, f"scale: below 0 it would lead away from y, got {scale}")
+    return scale
 
 
 def dps_normalised(
@@ -80,6 +87,9 @@ def dps_normalised(
       y: what was observed, [b, *m], or [1, *m] for all samples.
       scale: of the guidance, a scalar or [b].
 
+    Raises:
+      ValueError: scale is below 0 or not finite or, when called, y has another shape than A(x).
+
     Source: Chung et al. 2023, eq. 16 and appendix C.2, rho = scale/|y - A(D)|.
     """
-    return DPSNormalised(process, denoiser, operator, jnp.asarray(y), as_scalar(scale))
+    return DPSNormalised(process, denoiser, operator, jnp.asarray(y), _not_negative(scale))

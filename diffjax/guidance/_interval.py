@@ -44,7 +44,7 @@ def within_interval(
     """`guided` where low <= logsnr <= high, `plain` elsewhere: a denoiser `(xt [b, *d], t) -> [b, *d]`.
 
     For a t [] only one of the two is evaluated; for t [b] both are. An adaptive solver steps over the edges with small
-    steps, for the denoiser jumps there.
+    steps, for the denoiser jumps there. At a time whose logsnr is an edge itself, rounding decides.
 
     Args:
       process: the forward process that t refers to.

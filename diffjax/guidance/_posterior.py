@@ -42,7 +42,8 @@ class AbstractPosterior(AbstractGuide):
 
     def per_sample(self) -> tuple[str, ...]:
         """The names of its fields that have one row a sample, [b, ...]."""
-        return (*super().per_sample(), *(("y",) if self.y.shape[0] > 1 else ()))
+        numbers = (name for name in super().per_sample() if name != "y")
+        return (*numbers, *(("y",) if self.y.shape[0] > 1 else ()))
 
 
 class Observed(NamedTuple):
@@ -115,7 +116,9 @@ def isotropic(process: AbstractGaussianProcess, data_std: Any, x: Sample, t: Tim
 
 
 def positive(name: str, value: Any) -> Any:
-    """A number as a leaf, scalar or [b]; ValueError where it is not positive."""
+    """A number as a leaf, scalar or [b]; ValueError where it has another shape or is not positive."""
     value = as_scalar(value)
+    if jnp.ndim(value) > 1:
+        raise ValueError(f"{name}: a scalar or one number a sample, [b], is needed, got shape {jnp.shape(value)}")
     check((value > 0) & (value < jnp.inf), f"{name}: must be positive, got {value}")
     return value

@@ -68,7 +68,8 @@ def product(
       A denoiser that samplers alone follow with bias: sample it with `samplers.LangevinCorrected`.
 
     Raises:
-      ValueError: there is no denoiser, not one weight for each, or a weight is not finite, or below 0.
+      ValueError: there is no denoiser, not one weight for each, a weight is not finite, or below 0, or their sum is
+        not positive.
 
     Source: Du et al. 2023 (Reduce, reuse, recycle), section 3; Liu et al. 2022, section 3.
     """
@@ -78,6 +79,8 @@ def product(
         raise ValueError(f"weights: one for each of one or more denoisers, got {len(values)} for {len(denoisers)}")
     for value in values:
         check_sign("weights", value, negative)
+    total = reduce(add, (jnp.asarray(value, jnp.result_type(float)) for value in values))
+    check(total > 0, f"weights: a positive sum is needed, or the product has no finite integral, got {total}")
     return Product(process, denoisers, same_shape(values))
 
 

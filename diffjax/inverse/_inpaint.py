@@ -30,7 +30,8 @@ class RePaint(AbstractStepper):
 
     Attributes:
       mask: [*d], 1 or True where x0 is known; an axis of length 1 is shared.
-      y: the known x0, [b, *d] or [1, *d] for all samples; what it holds where hidden is not looked at.
+      y: the known x0, [b, *d] or [1, *d] for all samples; what it holds where hidden is not looked at. In `sample_n`,
+        whose stepper is that of all chunks, [1, *d].
       times: how often each step is taken, 1 or more.
       stepper: the one-step method; DDPM's ancestral step by default, as the paper's.
 

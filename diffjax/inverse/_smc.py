@@ -101,6 +101,9 @@ def twisted_smc(
     y, std, data_std = jnp.asarray(y), positive("std", std), positive("data_std", data_std)
     if y.shape[:1] != (1,):
         raise ValueError(f"y: one observation, of shape (1, *m), is needed, got shape {y.shape}")
+    if jnp.ndim(std) or jnp.ndim(data_std):
+        shapes = jnp.shape(std), jnp.shape(data_std)
+        raise ValueError(f"std, data_std: scalars are needed, got shapes {shapes[0]} and {shapes[1]}")
     check((threshold >= 0) & (threshold <= 1), f"threshold: must lie in [0, 1], got {threshold}")
     ts, weights = plan(process, DDIM(eta=1.0), ts, dtype)
     check(process.sigma(ts[-1]) > 0, f"ts: must end where sigma > 0, got {ts[-1]}")

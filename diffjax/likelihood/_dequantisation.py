@@ -11,6 +11,7 @@ Source: Theis et al. 2016, section 3.1; Ho et al. 2019 (Flow++), eqs. 9-12.
 """
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import equinox as eqx
@@ -33,7 +34,7 @@ class Quantisation(eqx.Module):
       high: the highest level's, more than low; the others lie evenly between.
 
     Raises:
-      ValueError: fewer than two levels, or high is not above low.
+      ValueError: levels is no whole number from two, or high is not above low, or one is not finite.
     """
 
     levels: int = eqx.field(static=True)
@@ -41,8 +42,9 @@ class Quantisation(eqx.Module):
     high: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self):
-        check(self.levels >= 2, f"levels: at least two are needed, got {self.levels}")
-        check(self.high > self.low, f"high: must be more than low = {self.low}, got {self.high}")
+        whole = isinstance(self.levels, Integral) and self.levels >= 2
+        check(whole, f"levels: a whole number, at least two, is needed, got {self.levels}")
+        check(-np.inf < self.low < self.high < np.inf, f"high: must be more than low = {self.low}, got {self.high}")
 
     @property
     def width(self) -> float:

@@ -156,7 +156,9 @@ def test_quantisation():
         LEVELS.values(jnp.zeros((1, 2)))
     with pytest.raises(ValueError, match="x0: must lie on 5 levels"):
         LEVELS.whole(jnp.array([[0.1]]))
-    with pytest.raises(ValueError, match="levels: at least two are needed, got 1"):
+    with pytest.raises(ValueError, match="levels: a whole number, at least two, is needed, got 1"):
         Quantisation(1)
+    with pytest.raises(ValueError, match=r"high: must be more than low = -1.0, got inf"):
+        Quantisation(4, -1.0, float("inf"))
     with pytest.raises(ValueError, match="draws: at least one is needed, got 0"):
         bits_per_dim(KEY(0), dj.Rectified(), unused, DATA, quantisation=LEVELS, draws=0)

@@ -245,7 +245,7 @@ def test_zero_init_stands_still(process):
     process = process()
     denoiser, xt = dj.exact_denoiser(component(0), process), points()[0]
     ts = np.asarray(dj.uniform_grid(process, 10))
-    start = float(dj.logsnr(process, jnp.asarray(ts[4])))
+    start = 0.5 * float(sum(dj.logsnr(process, jnp.asarray(t)) for t in ts[3:5]))
     waiting = guidance.zero_init(process, denoiser, start)
     x0, saved = dj.sample(KEY(0), process, waiting, xt, ts, dj.DDIM(), save=[0, 4, 5])
     np.testing.assert_allclose(saved[1], xt, rtol=1e-10)
@@ -424,10 +424,23 @@ def test_composed_guidance_in_chunks():
     np.testing.assert_allclose(rows, whole, rtol=1e-9, atol=1e-12)
 
 
+def test_negative_conditions_in_chunks():
+    """Another one for each sample: in `sample_n` each has its own, whatever the chunk."""
+    process, n = PROCESS(), 6
+    cond = jnp.linspace(-1.0, 2.0, n)[:, None]
+    denoiser, ts = dj.classifier_free(network_denoiser(cond), 0.5 - cond, 2.0), np.array([0.9, 0.5, 0.2])
+    rows = [
+        samplers.sample_n(KEY(7), process, denoiser, (4,), n, ts=ts, stepper=dj.DDIM(), chunk=chunk) for chunk in (6, 4)
+    ]
+    np.testing.assert_allclose(*rows, rtol=1e-9)
+
+
 def test_which_numbers_are_one_a_sample():
     both = guidance.Guided(None, jnp.ones(3), guidance.Projected(jnp.ones(3), 2.0))
     assert both.per_sample() == ("scale",)
     assert both.rule.per_sample() == ("parallel",)
+    for null, names in ((jnp.nan, ()), (jnp.zeros((1, 1)), ()), (jnp.zeros((3, 1)), ("null",))):
+        assert guidance.OnePass(network_denoiser(jnp.ones((3, 1))), null).per_sample() == names
     weights = guidance.product(PROCESS(), [exact(whole())] * 2, [jnp.ones(3), 2.0])
     assert weights.per_sample() == ("weights",)
     assert [w.shape for w in weights.weights] == [(3,), (3,)]
@@ -473,6 +486,9 @@ BAD = {
     r"bound: must be positive, got -1.0": lambda: guidance.dynamic_threshold(PLAIN, 0.9, -1.0),
     r"low < high is needed, got 1.0 and -1.0": lambda: guidance.static_threshold(PLAIN, 1.0, -1.0),
     r"weights: below 0 .* got -1.0": lambda: guidance.product(PROCESS(), [PLAIN, PLAIN], [2.0, -1.0]),
+    r"weights: a positive sum is needed, .* got -1.0": lambda: guidance.product(
+        PROCESS(), [PLAIN, PLAIN], [1.0, -2.0], negative=True
+    ),
     r"weights: one for each .* got 1 for 2": lambda: guidance.product(PROCESS(), [PLAIN, PLAIN], [2.0]),
     r"weights: one for each .* got 0 for 0": lambda: guidance.product(PROCESS(), []),
     r"weight: must lie in \[0, 1\), got 1.0": lambda: guidance.negation(PROCESS(), PLAIN, PLAIN, 1.0),

@@ -219,7 +219,17 @@ def test_conditions_are_split_with_the_samples():
     ts = dj.logsnr_grid(process, 30)
     x0 = dj.sample_n(KEY(0), process, guided, (3,), n, ts=ts, stepper=dj.DDIM(), chunk=2)
     np.testing.assert_allclose(x0[:, 0], y[:, 0], atol=0.03)
-    assert guidance.tmpd(process, gaussian(process), lambda x: x[:, :1], y[:1], 0.01).per_sample() == ()
+    mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])  # of explicit axes, JAX's default
+    spread = dj.sample_n(KEY(0), process, guided, (3,), n, ts=ts, stepper=dj.DDIM(), mesh=mesh)
+    np.testing.assert_allclose(spread, x0, rtol=1e-9, atol=1e-9)
+
+
+def test_which_observations_are_one_a_sample():
+    """Also where y is one number a sample, and one number for all."""
+    process = dj.VariancePreserving()
+    of = lambda y: guidance.tmpd(process, gaussian(process), lambda x: x[:, 0], y, 0.01).per_sample()
+    assert of(jnp.ones((3, 1))) == of(jnp.ones(3)) == ("y",)
+    assert of(jnp.ones((1, 1))) == of(jnp.ones(1)) == ()
 
 
 def test_bad_observations():
@@ -231,6 +241,13 @@ def test_bad_observations():
             method(*known, jnp.zeros((1, 2)), 0.0)
         with pytest.raises(ValueError, match=r"y: shape \(3, 2\) is needed, .* or \(1, 2,?\), got \(2, 2\)"):
             method(*known, jnp.zeros((2, 2)), 0.1)(xt, t)
+        with pytest.raises(ValueError, match=r"std: a scalar or one number a sample, .* got shape \(3, 2\)"):
+            method(*known, jnp.zeros((1, 2)), jnp.ones((3, 2)))
+    for scale in (-1.5, float("nan")):
+        with pytest.raises(ValueError, match=f"scale: .* got {scale}"):
+            guidance.dps(*known, jnp.zeros((1, 2)), 0.1, scale=scale)
+        with pytest.raises(ValueError, match=f"scale: .* got {scale}"):
+            guidance.dps_normalised(*known, jnp.zeros((1, 2)), scale=scale)
     with pytest.raises(ValueError, match=r"data_std: must be positive, got -1\.0"):
         guidance.pigdm(*known, jnp.zeros((1, 2)), 0.1, data_std=-1.0)
     with pytest.raises(ValueError, match="strength: must be positive, got nan"):
