@@ -4,7 +4,24 @@
     python scripts/guided_digits.py --run runs/mine     of another finished run of `diffjax train digits`
     python scripts/guided_digits.py --quick             few samples and scales
 
-FOUND
+On two cores shared with other programs (load 10): the sweep 7 minutes, mostly compiling and drawing 5500 samples.
+Found, with 500 samples a scale against 500 training images, in 32 features of a classifier that is right for 98.3 % of
+held-out digits (its answer for the class asked for: last column); limited is guidance where logsnr is -2 .. 6:
+
+                     precision  recall   density  coverage  class
+    held-out images     .900     .904      .95      .92      .98
+    scale 1             .860     .902      .92      .95      .98
+
+    everywhere/limited
+    scale 2          .900/.908  .646/.660  1.08/1.10  .92/.92  1
+    scale 3          .812/.836  .518/.542   .90/.96   .79/.83  1
+    scale 4          .684/.726  .438/.490   .69/.78   .69/.74  1
+    scale 6          .480/.430  .324/.352   .40/.37   .48/.47  1
+    scale 8          .360/.204  .234/.248   .23/.13   .31/.20  1
+
+Scale 2 gives 4 points of precision (2 standard errors) and takes 26 of recall. Beyond it samples leave the data, so
+that precision falls too. The interval keeps a little more of both up to scale 4, at about the standard error of a share
+(0.02), and less precision from scale 6 on. These are one network's and one seed's.
 """
 
 import argparse
