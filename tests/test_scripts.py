@@ -1,6 +1,7 @@
 """The studies in `scripts/` from one end to the other, with hardly any work in them."""
 
 import csv
+import dataclasses
 import pathlib
 import runpy
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 
 import diffjax
+from diffjax import config, training
+from diffjax.cli._run import fresh_state
 
 SCRIPTS = pathlib.Path(__file__).parents[1] / "scripts"
 pytestmark = pytest.mark.slow
@@ -117,3 +120,31 @@ def test_inverse_calibration(tmp_path):
     assert np.isnan(table["Gaussian", 0.05, "DPS"][0])
     assert (tmp_path / "calibration.csv").stat().st_size > 1000
     assert (tmp_path / "calibration.png").stat().st_size > 10_000
+
+
+@pytest.mark.relative  # compiling six samplers; each has its own tests
+def test_guided_digits(tmp_path):
+    """Of an untrained network, tiny: what is seen comes back in every answer, and its samples have little precision."""
+    network = dataclasses.replace(config.PRESETS["digits"].network, channels=8, multipliers=(1,), attention=())
+    chosen = dataclasses.replace(config.PRESETS["digits"], network=network)
+    data = config.build_data(chosen.data)
+    (tmp_path / "config.json").write_text(config.to_json(chosen))
+    with training.Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(0, fresh_state(chosen, data, config.build(chosen, data.classes)))
+    accuracy, rows, table = run("guided_digits", tmp_path / "out", "--run", str(tmp_path), "--quick")
+    assert accuracy > 0.95
+    np.testing.assert_array_equal(rows["RePaint"][:, :, :4], rows["held out"][:, :, :4])
+    for name in ("TMPD", "PiGDM", "PiGDM ", "class, scale 1", "class, scale 4"):
+        assert rows[name].shape == (10, 8, 8, 1)
+    real, plain, guided, limited = table
+    assert [row[:2] for row in table] == [
+        ["held out", 1.0],
+        *(["everywhere", s] for s in (1.0, 4.0)),
+        ["interval", 4.0],
+    ]
+    assert min(real[2:4]) > 0.75
+    assert plain[2] < 0.5 < real[2]
+    assert np.all(np.isfinite([guided[2:], limited[2:]]))
+    for name in ("samples.png", "sweep.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 10_000
+    assert len((tmp_path / "out" / "sweep.csv").read_text().splitlines()) == 5
