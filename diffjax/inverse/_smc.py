@@ -106,7 +106,7 @@ def twisted_smc(
         raise ValueError(f"std, data_std: scalars are needed, got shapes {shapes[0]} and {shapes[1]}")
     check((threshold >= 0) & (threshold <= 1), f"threshold: must lie in [0, 1], got {threshold}")
     ts, weights = plan(process, DDIM(eta=1.0), ts, dtype)
-    check(process.sigma(ts[-1]) > 0, f"ts: must end where sigma > 0, got {ts[-1]}")
+    check(process.sigma(jnp.asarray(ts[-1], dtype)) > 0, f"ts: must end where sigma > 0, got {ts[-1]}")
     index = default_index(xt.shape[0], index)
     numbers = (y, std, data_std, jnp.asarray(threshold, dtype))
     return _run(key, process, denoiser, xt, ts, weights, operator, numbers, solver, index)
