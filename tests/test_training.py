@@ -381,6 +381,7 @@ def uncut(tmp_path_factory):
     return digest
 
 
+@pytest.mark.slow
 def test_forty_steps_are_twenty_and_a_restart_and_twenty(tmp_path, uncut):
     assert finish(start(tmp_path, 20))[1] == 0
     assert finish(start(tmp_path, 40)) == (uncut, 0)

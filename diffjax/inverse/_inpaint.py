@@ -20,7 +20,7 @@ from diffjax._arrays import normal_like
 from diffjax._typing import Denoiser, Index, Key, Sample, Time
 from diffjax.operators._linear import as_mask, check_mask
 from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers import DDIM, AbstractStepper, sample, schedule
+from diffjax.samplers import DDIM, AbstractStepper, per_sample_fields, sample, schedule
 
 
 class RePaint(AbstractStepper):
@@ -30,8 +30,7 @@ class RePaint(AbstractStepper):
 
     Attributes:
       mask: [*d], 1 or True where x0 is known; an axis of length 1 is shared.
-      y: the known x0, [b, *d] or [1, *d] for all samples; what it holds where hidden is not looked at. In `sample_n`,
-        whose stepper is that of all chunks, [1, *d].
+      y: the known x0, [b, *d] or [1, *d] for all samples; what it holds where hidden is not looked at.
       times: how often each step is taken, 1 or more.
       stepper: the one-step method; DDPM's ancestral step by default, as the paper's.
 
@@ -107,6 +106,11 @@ class RePaint(AbstractStepper):
         first = key_of(0)
         xs = down(xt, first[:, 0], first[:, 1])
         return (xs if self.times == 1 else jax.lax.scan(up_and_down, xs, jnp.arange(1, self.times))[0]), None
+
+
+@per_sample_fields.register(RePaint)
+def _(stepper: RePaint) -> tuple[str, ...]:
+    return ("y",) if stepper.y.shape[0] > 1 else ()
 
 
 def check_known(y: Any, x: Sample) -> None:

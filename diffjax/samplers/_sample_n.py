@@ -60,12 +60,12 @@ def sample_n(
       x0 [n, *shape], on the devices.
 
     Raises:
-      ValueError: n or chunk is not positive, a condition has not n rows, or as `sample`.
+      ValueError: n or chunk is not positive, a condition (or what else has rows) has not n rows, or as `sample`.
     """
     for name, value in {"n": n, "chunk": chunk}.items():
         if value < 1:
             raise ValueError(f"{name}: a positive number of samples is needed, got {value}")
-    rows, rest = split_batch(denoiser)
+    rows, rest = split_batch((denoiser, stepper))
     check_batch(rows, n)
     dtype = jnp.result_type(float)
     grid, weights = as_leaves(plan(process, stepper, ts, dtype), dtype)
@@ -79,7 +79,7 @@ def sample_n(
         kept = np.minimum(index, n - 1)  # the surplus repeats the last row
         some = [jnp.asarray(leaf[kept]) for leaf in leaves]
         split = (jax.tree.unflatten(layout, some), jnp.asarray(index))
-        x0 = _chunk(split, (rest, key, process, grid, stepper, weights), tuple(shape), denoise, mesh)
+        x0 = _chunk(split, (rest, key, process, grid, weights), tuple(shape), denoise, mesh)
         done.append(jax.block_until_ready(x0) if progress else x0)
     return jnp.concatenate(done)[:n]
 
@@ -87,10 +87,11 @@ def sample_n(
 @eqx.filter_jit
 def _chunk(rows, shared, shape, denoise, mesh):
     def run(rows, shared):
-        (some, index), (rest, key, process, ts, stepper, weights) = rows, shared
+        (some, index), (rest, key, process, ts, weights) = rows, shared
+        denoiser, stepper = eqx.combine(some, rest)
         prior_key, key = jax.random.split(key)
         xt = prior(prior_key, process, (index.shape[0], *shape), index=index)
         nowhere = jnp.zeros(ts.shape, jnp.int32)
-        return _scan(key, process, eqx.combine(some, rest), xt, ts, stepper, weights, index, nowhere, 0, denoise)[0]
+        return _scan(key, process, denoiser, xt, ts, stepper, weights, index, nowhere, 0, denoise)[0]
 
     return over_devices(run, mesh, rows, shared, 0)

@@ -155,6 +155,7 @@ def repainted(process, ts, times):
     return pushed(moments, *affine(alpha[-1], sigma[-1]))
 
 
+@pytest.mark.slow
 def test_replacement_is_biased_and_repaint_less():
     """Both chains' means and variances as their recursions say; against the exact posterior, replacement is off by a
     good part of what y should teach, and RePaint by less. Noise belongs to the sample's global index."""
@@ -291,3 +292,20 @@ def test_new_numbers_compile_nothing():
     before = len(calls)
     run(1)
     assert len(calls) == before > 0
+
+
+@pytest.mark.slow
+def test_known_rows_are_split_with_the_samples():
+    """`sample_n` of a stepper that knows a row for each sample: chunks make no difference, and each keeps its own."""
+    process, n = dj.VariancePreserving(), 6
+    denoiser = dj.exact_denoiser(dj.Gaussian(jnp.zeros(2), 0.5), process)
+    y = jnp.stack([jnp.arange(1.0, n + 1), jnp.zeros(n)], axis=1)
+    stepper = inverse.RePaint(jnp.array([True, False]), y, 2)
+    run = lambda chunk: dj.samplers.sample_n(
+        KEY(0), process, denoiser, (2,), n, ts=np.linspace(1, 0.01, 5), stepper=stepper, chunk=chunk, denoise=False
+    )
+    whole = run(n)
+    np.testing.assert_allclose(run(2), whole, rtol=1e-10)
+    np.testing.assert_allclose(whole[:, 0], y[:, 0], atol=0.4)
+    with pytest.raises(ValueError, match=r"y: one row for each of 12 samples is needed, got shape \(6, 2\)"):
+        dj.samplers.sample_n(KEY(0), process, denoiser, (2,), 12, ts=[1.0, 0.01], stepper=stepper, chunk=6)

@@ -40,7 +40,8 @@ def cloud(process):
     return dj.exact_denoiser(dj.GaussianMixture(jnp.asarray(means), 0.04), process)
 
 
-@pytest.mark.parametrize(("make", "features", "data_std"), [(ring, 2, 0.71), pytest.param(cloud, 64, 0.53, marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize(("make", "features", "data_std"), [(ring, 2, 0.71), (cloud, 64, 0.53)])
 def test_it_beats_the_usual_ones(make, features, data_std):
     """Against iPNDM and UniPC on two grids each, the best published ones there, on noise that nothing was fitted to."""
     process = dj.Karras()
