@@ -70,7 +70,7 @@ def recommended(
         if nfe < 15:
             return UniPC(2), snr_grid(process, nfe, scale / 4.5, 0.6)
         stepper = ExponentialAdams(X0Prediction(), 5 if nfe < 30 else 6, corrector=True)
-        return stepper, snr_grid(process, nfe, scale / 8, 1.0 if nfe < 30 else 0.6)
+        return stepper, snr_grid(process, nfe, scale / 8, 0.6)
     level = data_std * features**0.43 / np.e
     if nfe >= 15:
         order = 5 if nfe < 30 else 6 if nfe < 60 else 7
