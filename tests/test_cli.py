@@ -167,6 +167,7 @@ def test_a_grid_of_ones_own(run, plain, tmp_path, capfd):
     assert "labels" not in np.load(tmp_path / "plain.npz")
 
 
+@pytest.mark.slow
 def test_evaluate(run, capfd):
     code, out, err = call(capfd, "evaluate", run, "--n", 64, "--likelihood", 8)
     assert (code, err) == (0, "")
@@ -299,6 +300,7 @@ def test_bad_sampling_is_one_line_and_writes_nothing(run, options, names, capfd)
     assert contents(run) == before
 
 
+@pytest.mark.slow
 def test_classes_that_a_run_does_not_know(plain, capfd):
     assert "label: this run knows no classes, got 3" in refused(capfd, "sample", plain, "--label", 3)
     assert "guidance: this run knows no classes, got 2.0" in refused(capfd, "evaluate", plain, "--guidance", 2)

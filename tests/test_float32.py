@@ -117,7 +117,7 @@ def test_ends_are_finite_and_exact(name):
         assert abs(noise - 1) <= 1.2e-7
 
 
-@pytest.mark.parametrize("name", each_process(("vp", "cosine-shifted", "ve", "karras", "rectified", "sub-vp", "ddpm")))
+@pytest.mark.parametrize("name", each_process(("vp", "karras")))
 def test_values_and_gradients_are_finite_on_the_float32_interval(name):
     """The gradient in each time and in each number of the process; one value that is not finite shows in the sum."""
     process = ALL_PROCESSES[name]()

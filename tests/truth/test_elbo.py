@@ -240,6 +240,7 @@ def test_every_step_of_the_chain_is_ddpms():
             np.testing.assert_allclose(simple["bound"], by_hand / 3, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_hybrid_loss_moves_the_prediction_by_the_simple_loss_alone():
     chain, ts = dj.DiscreteChain(jnp.linspace(0.02, 0.3, 4)), np.arange(4, -1, -1) / 4
 
@@ -267,6 +268,7 @@ def test_the_hybrid_loss_moves_the_prediction_by_the_simple_loss_alone():
     np.testing.assert_array_equal(only, 0.7 * x0)
 
 
+@pytest.mark.slow
 def test_small_variance_is_the_k_step_bound():
     """With the posterior's variance a step's divergence is 1/2 expm1(lambda_s - lambda_t) ||eps - eps_hat||^2."""
     chain, ts = dj.DiscreteChain(jnp.linspace(0.02, 0.3, 6)), np.arange(6, -1, -1) / 6
@@ -280,6 +282,7 @@ def test_small_variance_is_the_k_step_bound():
         assert abs(mine.mean() - theirs.mean() * 6 / 5) < 4.5 * error
 
 
+@pytest.mark.slow
 def test_bins_are_a_distribution_and_keep_their_digits():
     values = np.linspace(-1, 1, 17)
     decoder = losses.BinDecoder(17)

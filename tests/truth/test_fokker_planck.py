@@ -85,6 +85,7 @@ def lognormal_averages(box, mean, std):
     return np.diff(stats.lognorm(std, scale=np.exp(mean)).cdf(edges)) / np.diff(edges)
 
 
+@pytest.mark.slow
 def test_geometric_brownian_motion_and_g_inside_the_laplacian():
     """x = x0 exp((m - s^2/2) t + s w) is lognormal. With g outside, div(g^2 grad p)/2, the law would be another one:
     that of the drift m x + s^2 x."""

@@ -177,6 +177,7 @@ def test_classifier_free_is_classifier_guidance_with_the_exact_classifier(t):
         assert np.std(truth - unguided) > 0.1
 
 
+@pytest.mark.slow
 def test_guided_samples_of_gaussians():
     """p^w q^(1-w) of N(m, v) and N(0, v) at every level is N(w m, v) at every level: a guided denoiser that is exact
     for it, so its samples are known."""
@@ -344,6 +345,7 @@ def test_thresholds_are_imagens():
     np.testing.assert_array_equal(got[0], x0[0])
 
 
+@pytest.mark.slow
 def test_cfgpp_is_algorithm_2():
     """DDIM in eps: denoised with guidance, renoised with the null's eps; by NumPy, several steps."""
     process, scale = PROCESS(), jnp.array([0.2, 0.6, 1.0])
@@ -380,6 +382,7 @@ def nested(scale, cond, calls=None):
     return guidance.dynamic_threshold(guidance.within_interval(process, free, plain, -3.0, 3.0), 0.9, 3.0)
 
 
+@pytest.mark.slow
 def test_guidance_composes_and_new_numbers_compile_nothing():
     """With a traced scale; a sampler's step by step truth; one a sample in chunks of `sample_n` too."""
     process, calls, n = PROCESS(), [], 6

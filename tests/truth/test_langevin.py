@@ -129,6 +129,7 @@ def test_metropolis_reaches_the_density_with_any_score_at_the_published_acceptan
 # --- mini-batches ---
 
 
+@pytest.mark.slow
 def test_mini_batches_inflate_the_variance_as_known_and_decaying_steps_undo_it():
     """The mean theta of y_i ~ N(theta, v), prior N(0, w): the posterior has curvature A = 1/w + N/v, and the stochastic
     gradient the variance V = N^2 var(y)/(n v^2) everywhere, so a step's law is linear and closed:

@@ -88,6 +88,7 @@ def test_what_cannot_be_inverted_is_refused():
         invert(process, lambda x, t: x, x0, [0.1, 0.9])
 
 
+@pytest.mark.slow
 def test_slerp_turns_at_an_even_rate():
     """In the plane it is a rotation; an angle of 1e-2 in float64 keeps its digits."""
     for angle in (1e-2, 1.0, 3.0):

@@ -10,9 +10,7 @@ from registry import ALL_PARAMETERISATIONS, ALL_PROCESSES, each_process, gaussia
 import diffjax as dj
 from diffjax.parameterisation import eps_error_scale
 
-processes = pytest.mark.parametrize(
-    "name", each_process(("vp", "cosine-shifted", "ve", "rectified", "sub-vp", "polynomial"))
-)
+processes = pytest.mark.parametrize("name", each_process(("vp", "rectified")))
 N = 9
 
 
@@ -164,6 +162,7 @@ def test_a_network_that_knows_becomes_the_exact_denoiser(which):
     np.testing.assert_allclose(score, exact_score, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_gradient_of_a_sampled_mean():
     """By the network's parameters, the process's number and the condition: as central differences have it."""
     apply = lambda params, x, c_noise, cond=None, *, key=None: (

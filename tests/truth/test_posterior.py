@@ -181,6 +181,7 @@ def test_images_of_any_precision_each_alone(name):
     assert np.all(np.isfinite(together))
 
 
+@pytest.mark.slow
 def test_new_numbers_compile_nothing_and_gradients_reach_them():
     process, calls = dj.VariancePreserving(), []
     operator, denoiser = operators.Matrix(jnp.asarray(MATRIX)), gaussian(process)

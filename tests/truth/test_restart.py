@@ -53,6 +53,7 @@ def test_a_round_shrinks_an_error_and_carries_the_variance():
     assert len(traced) <= 4
 
 
+@pytest.mark.slow
 def test_restarts_nest_and_end_the_path():
     """Two restarts, the later one from the last point and up beyond the first; the answer is denoised there."""
     process, n = dj.Rectified(), 4000

@@ -9,7 +9,7 @@ from registry import ALL_PROCESSES, each_process
 
 import diffjax as dj
 
-QUICK = ["vp", "karras", "sub-vp", "own", "ddpm", "learned-linear", "shifted"]
+QUICK = ["vp", "learned-linear"]
 
 
 @pytest.mark.parametrize("name", each_process(QUICK))
