@@ -13,17 +13,16 @@ Source: Du et al. 2023 (Reduce, reuse, recycle), algorithm 1 with unadjusted Lan
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 
 from diffjax._arrays import as_scalar, check, normal_like
 from diffjax._typing import Denoiser, Sample, Scalar, Time
 from diffjax.guidance import Product
-from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers._base import AbstractStepper, schedule
+from diffjax.samplers._base import AbstractStepper, Schedule
+from diffjax.samplers._predictor_corrector import AbstractCorrected, check_corrections
 
 
-class LangevinCorrected(AbstractStepper):
+class LangevinCorrected(AbstractCorrected):
     """A predictor, then `corrections` Langevin steps of size tau = step_size sigma_s^2; none at sigma = 0.
 
     The number of steps and corrections decides how far the walk mixes, step_size how biased its law is. A product of k
@@ -45,56 +44,17 @@ class LangevinCorrected(AbstractStepper):
     step_size: Scalar = eqx.field(converter=as_scalar, default=0.1)
 
     def __check_init__(self):
-        if not isinstance(self.corrections, int) or self.corrections < 1:
-            raise ValueError(f"corrections: must be a positive integer, got {self.corrections!r}")
+        check_corrections(self.corrections)
         check((self.step_size > 0) & (self.step_size < 2), f"step_size: must lie in (0, 2), got {self.step_size}")
 
-    @property
-    def order(self) -> int:
-        return self.predictor.order
+    def correction(self, at: Schedule) -> Any:
+        """(alpha_s, sigma_s), each [n]."""
+        return at.alpha[1:], at.sigma[1:]
 
-    @property
-    def evaluations_per_step(self) -> int:
-        return self.predictor.evaluations_per_step + self.corrections
+    def follow(self, denoiser: Denoiser) -> Denoiser:
+        return denoiser.normalised() if isinstance(denoiser, Product) else denoiser
 
-    @property
-    def history(self) -> int:
-        return self.predictor.history
-
-    @property
-    def stochastic(self) -> bool:
-        return True
-
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
-        """(the predictor's, (alpha_s, sigma_s)), each [n]."""
-        at = schedule(process, ts)
-        return self.predictor.prepare(process, ts), (at.alpha[1:], at.sigma[1:])
-
-    def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> Any:
-        """The predictor's memory."""
-        return self.predictor.init(process, xt, t)
-
-    def step(
-        self,
-        keys: Any,
-        process: AbstractGaussianProcess,
-        denoiser: Denoiser,
-        xt: Sample,
-        t: Time,
-        s: Time,
-        weights: Any,
-        state: Any,
-    ) -> tuple[Sample, Any]:
-        first, (alpha, sigma) = weights
-        split = jax.vmap(jax.random.fold_in, (0, None))
-        own = split(keys, self.corrections) if self.predictor.stochastic else None
-        flow = denoiser.normalised() if isinstance(denoiser, Product) else denoiser
-        xs, state = self.predictor.step(own, process, flow, xt, t, s, first, state)
+    def correct(self, keys: Any, denoiser: Denoiser, x: Sample, s: Time, weights: Any) -> Sample:
+        alpha, sigma = weights
         r = jnp.where(sigma > 0, self.step_size, 0.0).astype(sigma.dtype)
-        place = jnp.where(sigma > 0, s, t)  # a denoiser need not answer at sigma = 0
-
-        def correct(j, x):
-            pull = alpha * denoiser(x, place) - x
-            return (x + r * pull + jnp.sqrt(2 * r) * sigma * normal_like(split(keys, j), x)).astype(x.dtype)
-
-        return jax.lax.fori_loop(0, self.corrections, correct, xs.astype(xt.dtype)), state
+        return x + r * (alpha * denoiser(x, s) - x) + jnp.sqrt(2 * r) * sigma * normal_like(keys, x)

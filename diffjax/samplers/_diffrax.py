@@ -308,9 +308,11 @@ def _solve(terms, xt, ts, save, solver, controller, adjoint, max_steps):
 def count_evaluations(solver: diffrax.AbstractSolver, terms: Any, calls: list, y0: Any, t0: Any, t1: Any) -> Any:
     """How often a solver calls the vector field: (times a step, times at the start), Python integers.
 
-    A Runge-Kutta tableau tells. Any other solver is traced, with terms whose field appends to `calls` when it runs;
-    y0 is the state, t0 and t1 a step's ends (scalars).
+    A Runge-Kutta tableau tells, and so does a stepper. Any other solver is traced, with terms whose field appends to
+    `calls` when it runs; y0 is the state, t0 and t1 a step's ends (scalars).
     """
+    if isinstance(solver, StepperSolver):
+        return solver.stepper.evaluations_per_step, 0
     tableau: Any = getattr(solver, "tableau", None)
     if hasattr(tableau, "b_sol"):
         first_is_last = bool(getattr(tableau, "fsal", False))

@@ -14,8 +14,8 @@ is wide there, and the data prediction follows the state; F is flat in noise and
 Chosen by a search over predictions, orders, clocks and grids, with every published method among the candidates, on
 mixtures in 2 and 64 dimensions (smooth) and on the exact denoiser of 5,000 images of CIFAR-10; the outcome is at the
 head of `scripts/bench_solvers.py`. Exponents and widths are what fits these: features decide together, and distances
-grow as the root of their number. A trained network is rougher than an
-exact denoiser, so that orders gain less; `optimise_grid` fits a grid to it.
+grow as the root of their number. A trained network is rougher than an exact denoiser, so that orders gain less;
+`optimise_grid` fits a grid to it.
 """
 
 from numbers import Integral
