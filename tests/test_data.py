@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import multivariate_normal
 from sklearn.datasets import load_digits
 
-from diffjax.data import Mixture, checkerboard, digits, from_arrays, mixture, swiss_roll, two_moons
+from diffjax.data import Mixture, checkerboard, digits, from_arrays, mixture, swiss_roll, two_moons, whole
 
 TOYS = {"mixture": mixture(), "checkerboard": checkerboard(), "two_moons": two_moons(), "swiss_roll": swiss_roll()}
 SOURCES = TOYS | {"arrays": from_arrays(np.arange(20.0).reshape(10, 2), np.arange(10))}
@@ -32,6 +32,24 @@ def test_source_contract(name):
 def test_source_refuses_bad_positions(name, position, message):
     with pytest.raises(ValueError, match=message):
         SOURCES[name](*position)
+
+
+@pytest.mark.parametrize("name", [*SOURCES, "of_three_arguments"])
+def test_parts_are_the_same_batch_in_order(name):
+    """Rows i size/n .. (i + 1) size/n - 1, whatever n is, across the border of epochs too."""
+    source = (SOURCES | {"of_three_arguments": whole(lambda *position: SOURCES["arrays"](*position))})[name]
+    for step in (0, 5):
+        everything = source(3, step, 12)
+        for count in (1, 2, 3, 12):
+            parts = [source(3, step, 12, part=(i, count)) for i in range(count)]
+            assert all(len(x) == 12 // count for x, _ in parts)
+            for which, want in enumerate(everything):
+                assert want is None or np.array_equal(np.concatenate([pair[which] for pair in parts]), want)
+    with pytest.raises(ValueError, match=r"size: 12 items .* 5 parts"):
+        source(3, 0, 12, part=(0, 5))
+    for part in ((2, 2), (-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match=r"part: \(i, n\)"):
+            source(3, 0, 12, part=part)
 
 
 def test_each_epoch_is_a_permutation_in_any_order_of_access():

@@ -23,8 +23,8 @@ TOYS = ("mixture", "two_moons", "checkerboard", "swiss_roll")
 class Data(NamedTuple):
     """What a run learns from and is measured against."""
 
-    source: Callable[[int, int, int], tuple[Any, Any]]
-    """`(seed, step, size) -> (x0, cond)`."""
+    source: Callable[..., tuple[Any, Any]]
+    """`(seed, step, size, *, part=(0, 1)) -> (x0, cond)`."""
     train: tuple[Any, Any]
     """x [n, *d] and labels [n] or None: all of the training items, or fresh draws of a toy."""
     held_out: tuple[Any, Any]
@@ -74,7 +74,7 @@ def _toy(config: DataConfig) -> Data:
     from diffjax import data
 
     toy = {name: getattr(data, name) for name in TOYS}[config.name]()
-    source = toy if config.conditional else lambda seed, step, size: (toy(seed, step, size)[0], None)
+    source = toy if config.conditional else lambda *position, **part: (toy(*position, **part)[0], None)
     # Seeds that no run can have: what is measured against was not trained on.
     train, held_out = source(2**32, 0, 4000), source(2**32 + 1, 0, 4000)
     return Data(source, train, held_out, _classes(train[1], held_out[1]), getattr(toy, "log_prob", None))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diffjax.data._source import Source, check_position, generator
+from diffjax.data._source import Part, Source, check_position, generator, part_rows
 
 
 def from_arrays(x: Any, cond: Any = None) -> Source:
@@ -41,10 +41,11 @@ def from_arrays(x: Any, cond: Any = None) -> Source:
     def permutation(seed: int, epoch: int) -> np.ndarray:
         return generator(seed, epoch).permutation(len(x))
 
-    def source(seed: int, step: int, size: int) -> tuple[np.ndarray, Any]:
+    def source(seed: int, step: int, size: int, *, part: Part = (0, 1)) -> tuple[np.ndarray, Any]:
         check_position(seed, step, size)
-        epochs, places = np.divmod(int(step) * size + np.arange(size, dtype=np.int64), len(x))
-        items = np.empty(size, np.int64)
+        positions = int(step) * size + np.arange(size, dtype=np.int64)[part_rows(size, part)]
+        epochs, places = np.divmod(positions, len(x))
+        items = np.empty(len(positions), np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             items[here] = permutation(seed, int(epoch))[places[here]]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax.data._source import Source, check_position, generator
+from diffjax.data._source import Part, Source, check_position, generator, part_rows, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +36,13 @@ class Mixture:
     covariances: np.ndarray
     weights: np.ndarray
 
-    def __call__(self, seed: int, step: int, size: int) -> tuple[np.ndarray, Any]:
+    def __call__(self, seed: int, step: int, size: int, *, part: Part = (0, 1)) -> tuple[np.ndarray, Any]:
         check_position(seed, step, size)
-        rng = generator(seed, step)
+        rows, rng = part_rows(size, part), generator(seed, step)
         component = rng.choice(len(self.weights), size, p=self.weights)
         root = np.linalg.cholesky(self.covariances)[component]
         x = self.means[component] + np.einsum("nij,nj->ni", root, rng.normal(size=(size, 2)))
-        return x.astype(np.float32), component.astype(np.int32)
+        return x[rows].astype(np.float32), component[rows].astype(np.int32)
 
     def log_prob(self, x: Float[Array, "b 2"]) -> Float[Array, " b"]:
         """log p(x) in nats, [b]."""
@@ -83,13 +83,13 @@ class Checkerboard:
 
     cells: int = 4
 
-    def __call__(self, seed: int, step: int, size: int) -> tuple[np.ndarray, Any]:
+    def __call__(self, seed: int, step: int, size: int, *, part: Part = (0, 1)) -> tuple[np.ndarray, Any]:
         check_position(seed, step, size)
-        rng = generator(seed, step)
+        rows, rng = part_rows(size, part), generator(seed, step)
         row = rng.integers(self.cells, size=size)
         column = 2 * rng.integers(self.cells // 2, size=size) + row % 2
         unit = (np.stack([column, row], axis=1) + rng.random((size, 2))) / self.cells
-        return (math.sqrt(3) * (2 * unit - 1)).astype(np.float32), None
+        return (math.sqrt(3) * (2 * unit - 1))[rows].astype(np.float32), None
 
     def log_prob(self, x: Float[Array, "b 2"]) -> Float[Array, " b"]:
         """log p(x) in nats, [b]: -log 6 on the squares, which cover half of the area 12; -inf elsewhere."""
@@ -158,4 +158,4 @@ def _curve(draw, centre, spread, noise) -> Source:
         x = (x + noise * rng.normal(size=x.shape) - centre) / scale
         return x.astype(np.float32), cond
 
-    return source
+    return whole(source)
