@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 import tyro
 
 from diffjax.config import PRESETS, Config
+from diffjax.training import HEARTBEAT
 
 EVALUATED = 1800
 _ABOUT = {
@@ -27,6 +28,23 @@ else:
             for name, config in PRESETS.items()
         ),
     )
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """A run on several processes: each is started with the same command, and its own --process-id."""
+
+    coordinator: str | None = None
+    """host:port of process 0. Found by itself under SLURM, Kubernetes, Cloud TPU and Open MPI."""
+    num_processes: int | None = None
+    """How many processes, all told; 1 runs alone, on a cluster too."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+    heartbeat: int = HEARTBEAT
+    """Seconds after which a process that is not heard of counts as dead, and the others end (code 134)."""
+
+
+HostOptions: TypeAlias = Annotated[Hosts, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True)
@@ -47,13 +65,15 @@ class Train:
     layout: Literal["jit", "pmap"] = "jit"
     """How the batch is spread over devices; the results agree."""
     devices: int | None = None
-    """How many devices. On CPU the cores are used as devices, as many as divide the batch, up to 8."""
+    """How many devices, of each process. On CPU the cores are used as devices, as many as divide the batch, up to 8."""
     save_every: int = 500
     """Steps from one checkpoint to the next."""
     log_every: int = 50
     """Steps from one line of metrics.jsonl to the next."""
     compile_cache: str | None = None
     """A private folder that keeps compiled programs, so that the next start is faster; none by default."""
+    hosts: HostOptions = Hosts()
+    """Several processes."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +110,8 @@ class Sample:
     """How many at a time."""
     out: str | None = None
     """Where to: .png is a picture, .npz holds x and labels; RUN/drawn.png by default."""
+    hosts: HostOptions = Hosts()
+    """Several processes."""
 
 
 @dataclass(frozen=True)
@@ -110,3 +132,5 @@ class Evaluate:
     """How many at a time."""
     likelihood: int = 0
     """Held-out items whose log density is computed too, in nats per dimension; a minute for tens of images."""
+    hosts: HostOptions = Hosts()
+    """Several processes."""

@@ -8,6 +8,19 @@ loss_fn --make_train_step--> step --jit_layout | pmap_layout--> Layout --train--
 """
 
 from diffjax.training._checkpoint import Checkpoints as Checkpoints
+from diffjax.training._distributed import (
+    HEARTBEAT as HEARTBEAT,
+    Failed as Failed,
+    Refused as Refused,
+    Unreachable as Unreachable,
+    agree as agree,
+    agree_on_main as agree_on_main,
+    check_same as check_same,
+    fetch as fetch,
+    is_bad_input as is_bad_input,
+    is_main as is_main,
+    join as join,
+)
 from diffjax.training._ema import make_ema as make_ema
 from diffjax.training._loop import NotFinite as NotFinite, Stopped as Stopped, train as train
 from diffjax.training._sharding import (
