@@ -67,7 +67,7 @@ def test_gradients_do_not_depend_on_the_layout(name):
     for leaf, other in zip(jax.tree.leaves(found["one"][0]), jax.tree.leaves(found[name][0]), strict=True):
         assert np.linalg.norm(leaf) > 1e-3
         assert np.linalg.norm(leaf - other) <= 1e-5 * np.linalg.norm(leaf)
-    assert found["one"][1].keys() == {"loss", "grad_norm", "noise"}
+    assert found["one"][1].keys() == {"loss", "grad_norm", "noise", "skipped"}
     for key, value in found["one"][1].items():
         np.testing.assert_allclose(found[name][1][key], value, rtol=1e-6)
 
@@ -133,7 +133,7 @@ def test_only_scalars_of_aux_become_metrics():
     loss = lambda params, key, batch, index, total: (params.sum(), {"total": jnp.asarray(total), "rows": index})
     state = state_from_params(jax.random.key(0), jnp.zeros(3), optax.sgd(1.0))
     _, metrics = make_train_step(loss, optax.sgd(1.0), ema=frozen)(state, (np.zeros((6, 2)), np.zeros(6)))
-    assert metrics.keys() == {"loss", "grad_norm", "total"}
+    assert metrics.keys() == {"loss", "grad_norm", "total", "skipped"}
     assert metrics["total"] == 6
 
 
@@ -225,7 +225,7 @@ def test_loop_logs_means_and_saves(tmp_path):
         assert checkpoints.latest() == 20
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["16", "20"]
     assert [line["step"] for line in logged(tmp_path)] == [7, 8, 14, 16, 20]
-    assert set(logged(tmp_path)[0]) == {"step", "loss", "grad_norm", "noise", "images_per_second"}
+    assert set(logged(tmp_path)[0]) == {"step", "loss", "grad_norm", "noise", "skipped", "images_per_second"}
     assert int(state.step) == 20
 
 

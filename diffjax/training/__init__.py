@@ -2,9 +2,9 @@
 
 init_state --> TrainState --+
                             v
-loss_fn --make_train_step--> step --jit_layout | pmap_layout--> Layout --train--> TrainState
-                                                                  |  ^
-                                                metrics.jsonl <---+  +--- Checkpoints
+loss_fn --make_train_step--> step --(jit | fsdp | tensor | pmap)_layout--> Layout --train--> TrainState
+                                                                                      |  ^
+                                                                    metrics.jsonl <---+  +--- Checkpoints
 """
 
 from diffjax.training._checkpoint import Checkpoints as Checkpoints
@@ -17,21 +17,28 @@ from diffjax.training._distributed import (
     agree_on_main as agree_on_main,
     check_same as check_same,
     fetch as fetch,
+    gather_rows as gather_rows,
     is_bad_input as is_bad_input,
     is_main as is_main,
     join as join,
+    local_copy as local_copy,
 )
 from diffjax.training._ema import make_ema as make_ema
 from diffjax.training._loop import NotFinite as NotFinite, Stopped as Stopped, train as train
-from diffjax.training._sharding import (
-    Layout as Layout,
-    data_mesh as data_mesh,
-    jit_layout as jit_layout,
+from diffjax.training._mesh import data_mesh as data_mesh, make_mesh as make_mesh
+from diffjax.training._pmap import (
     pmap_layout as pmap_layout,
     replicate as replicate,
-    shard_batch as shard_batch,
     split_batch as split_batch,
     unreplicate as unreplicate,
+)
+from diffjax.training._rules import TENSOR_RULES as TENSOR_RULES
+from diffjax.training._sharding import (
+    Layout as Layout,
+    fsdp_layout as fsdp_layout,
+    jit_layout as jit_layout,
+    shard_batch as shard_batch,
+    tensor_layout as tensor_layout,
 )
 from diffjax.training._state import (
     TrainState as TrainState,

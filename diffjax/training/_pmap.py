@@ -1,0 +1,106 @@
+"""The step under `jax.pmap`: a copy of the state on each device, a piece of the batch for each.
+
+    state  [...]        --put_state-->  [devices, ...]                 --get_state-->  [...]
+    batch  [b, ...]     --put_batch-->  [devices, b/devices, ...]
+
+Copies are made and taken under `jax.shard_map`, where each device gives its own array a first axis or drops it:
+nothing is computed, nothing is sent, and a process sees its own devices alone.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from diffjax.training._mesh import DATA, Devices, batch_parts, check_divides, data_mesh
+from diffjax.training._sharding import Layout, abstract, check_steps, place, put_rows, several, stack
+from diffjax.training._step import Step, batch_size_of
+
+
+def pmap_layout(step: Step, devices: Devices | None = None, *, steps: int = 1) -> Layout:
+    """The step under `jax.pmap`: a copy of the state on each device, a piece of the batch [b, ...] for each.
+
+    Args:
+      step: from `make_train_step(..., axis_name="data")`.
+      devices: all by default, those of every process.
+      steps: optimiser steps a call.
+    """
+    check_steps(steps)
+    mesh = data_mesh(devices)
+    parts, split = batch_parts(mesh), NamedSharding(mesh, PartitionSpec(DATA))
+    compiled: Any = jax.pmap(
+        several(step, steps), axis_name=DATA, devices=list(mesh.devices), out_axes=(0, None), donate_argnums=0
+    )
+    whole = lambda tree: jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree)
+
+    def put_batch(batch: Any) -> Any:
+        pieces = _cut(stack(batch, steps, parts), parts // jax.process_count(), axis=int(steps > 1))
+        return put_rows(pieces, split)
+
+    def one(state: Any) -> Any:
+        """The shapes of one copy, whether the state was placed or not."""
+        placed = jnp.ndim(state.step) == 1
+        return jax.eval_shape(lambda s: jax.tree.map(lambda leaf: leaf[0], s), state) if placed else state
+
+    return Layout(
+        devices=parts,
+        step=compiled,
+        put_state=lambda state: _spread(place(state, whole(state)), mesh),
+        put_batch=put_batch,
+        get_state=lambda state: _gather(state, mesh),
+        init=lambda make_state: _spread(jax.jit(make_state, out_shardings=whole(jax.eval_shape(make_state)))(), mesh),
+        abstract=lambda state: abstract(one(state), whole(state)),
+        steps=steps,
+        about={"layout": "pmap", DATA: parts},
+    )
+
+
+def replicate(tree: Any, devices: Devices | None = None) -> Any:
+    """A copy of a tree on each device, leaves [devices, ...], laid out as `jax.pmap` keeps its own results."""
+    mesh = data_mesh(devices)
+    return _spread(place(tree, NamedSharding(mesh, PartitionSpec())), mesh)
+
+
+def unreplicate(tree: Any) -> Any:
+    """The first copy of a replicated tree: leaves [devices, ...] become [...] on the first device."""
+    return jax.device_put(jax.tree.map(lambda leaf: leaf[0], tree), jax.local_devices()[0])
+
+
+def split_batch(batch: Any, devices: int) -> Any:
+    """Reshapes the leaves of a batch from [b, ...] to [devices, b/devices, ...].
+
+    Raises:
+      ValueError: b is not divisible by `devices`.
+    """
+    check_divides(batch_size_of(batch), devices)
+    return _cut(batch, devices, axis=0)
+
+
+def _cut(batch: Any, devices: int, axis: int) -> Any:
+    """Splits an axis of each leaf over devices, whose axis comes first."""
+
+    def cut(leaf: Any) -> Any:
+        shape = leaf.shape
+        pieces = leaf.reshape(*shape[:axis], devices, shape[axis] // devices, *shape[axis + 1 :])
+        return pieces.swapaxes(0, axis)
+
+    return jax.tree.map(cut, batch)
+
+
+_WHOLE, _SPLIT = PartitionSpec(), PartitionSpec(DATA)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _spread(tree: Any, mesh: Mesh) -> Any:
+    """[...], whole on each device, to [devices, ...]."""
+    add = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)
+    return jax.shard_map(add, mesh=mesh, in_specs=_WHOLE, out_specs=_SPLIT, check_vma=False)(tree)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _gather(tree: Any, mesh: Mesh) -> Any:
+    """[devices, ...] to [...], whole on each device: its own copy."""
+    drop = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
+    return jax.shard_map(drop, mesh=mesh, in_specs=_SPLIT, out_specs=_WHOLE, check_vma=False)(tree)
