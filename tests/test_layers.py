@@ -24,7 +24,7 @@ ROWS = [
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
 DOORS = {
     "flax": ("networks/",),
-    "orbax": ("training/_checkpoint.py",),
+    "orbax": ("training/_checkpoint.py", "training/_orbax.py"),
     "diffrax": (
         "samplers/_diffrax.py",
         "samplers/_solver_checks.py",
@@ -38,6 +38,8 @@ DOORS = {
     ),
     "lineax": ("process/_noise.py", "guidance/", "inverse/"),
     "grain": ("data/",),
+    "array_record": ("data/",),
+    "absl": ("data/",),
     "sklearn": ("data/",),
     "matplotlib": ("viz.py",),
     "PIL": ("viz.py", "data/", "cli/_known.py"),

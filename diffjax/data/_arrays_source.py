@@ -1,23 +1,38 @@
-"""Arrays in memory as a source, shuffled anew in each epoch.
+"""Arrays in memory as a source, shuffled anew in each epoch (`_order` says how)."""
 
-The batch of step k holds the global positions k size, ..., (k + 1) size - 1. Position p is item pi_e(p mod n) of the n
-items, with epoch e = floor(p/n) and pi_e a random permutation keyed by (seed, e): each epoch visits each item exactly
-once, batches run across the border between epochs, and any batch is found without those before it.
-"""
-
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from diffjax.data._source import Part, Source, check_position, generator, part_rows
+from diffjax.data._items import Augment, ItemSource, as_condition, from_items
+from diffjax.data._source import Source
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """Items that are the rows of x [n, *d] and cond [n, ...] or None: a batch is one gather."""
+
+    x: np.ndarray
+    cond: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self.x[index], None if self.cond is None else self.cond[index]
+
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, Any]:
+        """Many at once: x [k, *d] and cond [k, ...] or None."""
+        return self.x[indices], None if self.cond is None else self.cond[indices]
 
 
 def from_arrays(x: Any, cond: Any = None) -> Source:
     """A source over `x [n, *d]`, with conditions `cond [n, ...]` that stay with their items.
 
     Args:
-      x: real numbers, used as they are (not scaled). Kept in its own dtype, and turned into float32 batch by batch.
+      x: real numbers, used as they are (not scaled: `from_images` scales). Kept in its own dtype, and turned into
+        float32 batch by batch.
       cond: integers become int32, floating-point numbers float32; None for none.
 
     Raises:
@@ -28,35 +43,43 @@ def from_arrays(x: Any, cond: Any = None) -> Source:
     >>> sorted(source(seed=0, step=0, size=10)[0].tolist())
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
     """
+    return ItemSource(_arrays(x, cond))
+
+
+def from_images(x: Any, cond: Any = None, *, augment: Augment | None = None) -> Source:
+    """A source over images `x [n, h, w, c]` of bytes, which become floats in [-1, 1] batch by batch.
+
+    Args:
+      x: uint8 (floats stay as they are).
+      cond: as `from_arrays` has it.
+      augment: `(x [k, h, w, c], seed, positions [k]) -> x`, such as `random_flip`.
+
+    Raises:
+      ValueError: as `from_arrays`, or x has not four axes.
+    """
+    arrays = _arrays(x, cond)
+    if arrays.x.ndim != 4:
+        raise ValueError(f"x: images [n, h, w, c] are needed, got shape {arrays.x.shape}")
+    return from_items(arrays, augment=augment)
+
+
+def _arrays(x: Any, cond: Any) -> Arrays:
     x = _checked("x", np.asarray(x))
     if x.ndim < 1 or len(x) < 1:
         raise ValueError(f"x: at least one item is needed along a leading axis, got shape {x.shape}")
-    if cond is not None:
-        cond = _checked("cond", np.asarray(cond))
-        cond = cond.astype(np.int32 if np.issubdtype(cond.dtype, np.integer) else np.float32)
-        if cond.shape[:1] != x.shape[:1]:
-            raise ValueError(f"cond: one entry an item is needed, {len(x)} of them, got shape {cond.shape}")
-
-    @lru_cache(maxsize=2)  # a batch mostly needs the epoch of the batch before it
-    def permutation(seed: int, epoch: int) -> np.ndarray:
-        return generator(seed, epoch).permutation(len(x))
-
-    def source(seed: int, step: int, size: int, *, part: Part = (0, 1)) -> tuple[np.ndarray, Any]:
-        check_position(seed, step, size)
-        positions = int(step) * size + np.arange(size, dtype=np.int64)[part_rows(size, part)]
-        epochs, places = np.divmod(positions, len(x))
-        items = np.empty(len(positions), np.int64)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            items[here] = permutation(seed, int(epoch))[places[here]]
-        return x[items].astype(np.float32), None if cond is None else cond[items]
-
-    return source
+    if cond is None:
+        return Arrays(x)
+    cond = as_condition(_checked("cond", np.asarray(cond)))
+    if cond.shape[:1] != x.shape[:1]:
+        raise ValueError(f"cond: one entry an item is needed, {len(x)} of them, got shape {cond.shape}")
+    return Arrays(x, cond)
 
 
 def _checked(name: str, values: np.ndarray) -> np.ndarray:
     if not (np.issubdtype(values.dtype, np.number) or values.dtype == bool) or np.iscomplexobj(values):
         raise ValueError(f"{name}: real numbers are needed, got dtype {values.dtype}")
+    if not np.issubdtype(values.dtype, np.inexact):
+        return values
     bad = ~np.isfinite(values)
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])

@@ -1,0 +1,115 @@
+"""Files in a folder or in a zip, read into memory by name; nothing is ever unpacked to a disk.
+
+A zip comes from somewhere else, so it is not believed: a member with a path that leads out (absolute, `..`, a drive), a
+link, an encrypted one, or one larger than `LARGEST` is refused by name when the zip is opened. zipfile itself stops at
+the declared size and checks the CRC-32.
+"""
+
+import os
+import stat
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any, Protocol
+
+LARGEST = 2**28
+"""Bytes of one member, unpacked."""
+MOST = 20_000_000
+"""Members of a zip."""
+
+
+class Files(Protocol):
+    """Names with their sizes, and the bytes of each."""
+
+    path: Path
+    sizes: dict[str, int]
+
+    def read(self, name: str) -> bytes: ...
+
+
+def open_files(path: str | Path) -> Files:
+    """The files under a folder, or the members of a zip, by their paths within, `/` between.
+
+    Raises:
+      ValueError: it is neither, or a member of the zip is refused.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _Folder(path)
+    if path.is_file():
+        return _Zip(path)
+    raise ValueError(f"path: {path}: no such folder or zip")
+
+
+class _Folder:
+    """The files under a folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.sizes: dict[str, int] = {}
+        for folder, folders, names in os.walk(path):
+            folders.sort()
+            below = Path(folder).relative_to(path)
+            for name in sorted(names):
+                file = Path(folder, name)
+                if file.is_file():  # not a socket, not a link to nowhere
+                    self.sizes[(below / name).as_posix()] = file.stat().st_size
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+
+class _Zip:
+    """The members of a zip; each process opens it for itself."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock, self._opened = threading.Lock(), None
+        try:
+            with zipfile.ZipFile(path) as file:
+                members = file.infolist()
+        except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            raise ValueError(f"path: {path} is no zip that can be read: {error}") from None
+        if len(members) > MOST:
+            raise ValueError(f"path: {path} has {len(members):,} members, more than {MOST:,}")
+        for member in members:
+            _check_member(path, member)
+        self.sizes = {
+            member.filename: member.file_size
+            for member in sorted(members, key=lambda m: m.filename)
+            if not member.is_dir()
+        }
+
+    def read(self, name: str) -> bytes:
+        with self._lock:  # zipfile's own reading is not safe between threads in all that it does
+            if self._opened is None or self._opened[0] != os.getpid():
+                self._opened = (os.getpid(), zipfile.ZipFile(self.path))
+            return self._opened[1].read(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "sizes": self.sizes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock(), _opened=None)
+
+
+def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
+    """Raises `ValueError` for a member that no data set has."""
+    name = member.orig_filename
+    refused = None
+    if not is_safe(name):
+        refused = "its path leads out of the archive"
+    elif stat.S_ISLNK(member.external_attr >> 16):
+        refused = "it is a link"
+    elif member.flag_bits & 1:
+        refused = "it is encrypted"
+    elif member.file_size > LARGEST:
+        refused = f"it holds {member.file_size:,} bytes, more than {LARGEST:,}"
+    if refused:
+        raise ValueError(f"path: {path}: member {name!r} is refused: {refused}")
+
+
+def is_safe(name: str) -> bool:
+    """Whether a path within an archive stays within it."""
+    parts = name.split("/")
+    return not (name.startswith("/") or "\\" in name or "\0" in name or ".." in parts or ":" in parts[0])

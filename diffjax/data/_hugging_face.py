@@ -1,0 +1,55 @@
+"""A data set of the package `datasets` as items: rows of a table, of which one column is the picture.
+
+The package is the user's: it is not imported here. `load_dataset(..., split="train")` or `load_from_disk` make one.
+"""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from diffjax.data._pictures import prepare_image
+
+
+class HuggingFace:
+    """Items of a `datasets.Dataset`, for `from_items`.
+
+    Args:
+      dataset: with random access (not a streamed one).
+      x: the column of data: pictures, or arrays of numbers [*d].
+      cond: the column of conditions: whole numbers are labels; None for none.
+      size: of pictures, as `ImageFolder` has it.
+      channels: of pictures, 3 or 1.
+
+    Raises:
+      ValueError: a column is absent. When an item is asked for: its picture cannot be decoded.
+    """
+
+    def __init__(
+        self, dataset: Any, x: str = "image", cond: str | None = None, *, size: int | None = None, channels: int = 3
+    ):
+        for name in (x, cond):
+            if name is not None and name not in dataset.column_names:
+                raise ValueError(f"x, cond: columns among {dataset.column_names} are needed, got {name!r}")
+        self.dataset, self.x, self.cond, self.size, self.channels = dataset, x, cond, size, channels
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Any]:
+        try:
+            row = self.dataset[int(index)]
+            x = self._array(row[self.x])
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ValueError(f"{self.describe(index)}: {error}") from error
+        return x, None if self.cond is None else np.asarray(row[self.cond])
+
+    def _array(self, value: Any) -> np.ndarray:
+        if isinstance(value, Image.Image):
+            return prepare_image(value, size=self.size, channels=self.channels)
+        dtype = getattr(self.dataset.features[self.x], "dtype", None)  # of an ArrayND, whose rows are plain lists
+        return np.asarray(value, dtype if dtype in ("uint8", "float32") else None)
+
+    def describe(self, index: int) -> str:
+        """Which row an item is."""
+        return f"row {index}, column {self.x}"

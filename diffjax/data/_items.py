@@ -1,0 +1,117 @@
+"""Items that are read one by one (files, records, rows of a table) as a source.
+
+    positions --item_order--> items[i] -> (x, cond) --stack--> augment(x, seed, positions) --> bytes to [-1, 1] --> x0
+
+Only the items of the part that was asked for are read, and what is read is a function of (seed, step, size, part): the
+same in this process and in any worker (`prefetch`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from diffjax.data._order import batch_positions, item_order
+from diffjax.data._source import Part, Source
+
+Augment = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
+
+
+class Items(Protocol):
+    """Anything with a length, and `items[i] -> (x [*d], cond)`: uint8 (images) or float; cond None, a label, numbers.
+
+    One with a method `gather(indices [k]) -> (x [k, *d], cond [k, ...] or None)` is asked for many at once.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """Some of the items, by their indices."""
+
+    items: Items
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self.items[int(self.indices[index])]
+
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, Any]:
+        """Many at once: x [k, *d] and cond [k, ...] or None."""
+        return gather(self.items, self.indices[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class ItemSource:
+    """A source over items, shuffled anew in each epoch; it can be sent to another process."""
+
+    items: Items
+    finish: tuple[Augment, ...] = ()
+
+    def __call__(self, seed: int, step: int, size: int, *, part: Part = (0, 1)) -> tuple[np.ndarray, Any]:
+        positions = batch_positions(seed, step, size, part)
+        x, cond = gather(self.items, item_order(seed, positions, len(self.items)))
+        for function in self.finish:
+            x = function(x, seed, positions)
+        return x.astype(np.float32, copy=False), cond
+
+
+def from_items(items: Items, *, augment: Augment | None = None) -> Source:
+    """A source over items, in the order of `from_arrays`; bytes become floats in [-1, 1], 0 is -1 and 255 is 1.
+
+    Args:
+      items: `ImageFolder`, `ArrayRecords`, or anything with a length and `items[i] -> (x [*d], cond)`.
+      augment: `(x [k, *d], seed, positions [k]) -> x`, such as `random_flip`, of the items as they were read. Its
+        random numbers should be `uniforms(seed, positions)`.
+
+    Raises:
+      ValueError: there are no items. When the source is called: what reading an item says.
+    """
+    if len(items) < 1:
+        raise ValueError("items: at least one is needed, got none")
+    return ItemSource(items, (to_unit,) if augment is None else (augment, to_unit))
+
+
+def gather(items: Items, indices: np.ndarray) -> tuple[np.ndarray, Any]:
+    """Many items: x [k, *d], and cond [k, ...] (int32 or float32) or None.
+
+    Raises:
+      ValueError: they differ in shape.
+    """
+    together = getattr(items, "gather", None)
+    if together is not None:
+        return together(indices)
+    read = [items[int(index)] for index in indices]
+    x = [np.asarray(pair[0]) for pair in read]
+    for index, one in zip(indices, x, strict=True):
+        if one.shape != x[0].shape:
+            raise ValueError(
+                f"items: {_name(items, index)} has shape {one.shape}, {_name(items, indices[0])} {x[0].shape}"
+            )
+    return np.stack(x), None if read[0][1] is None else as_condition(np.stack([pair[1] for pair in read]))
+
+
+def _name(items: Items, index: Any) -> str:
+    """What an item is called, where the items know."""
+    found = getattr(items, "describe", None)
+    return f"item {index}" if found is None else found(int(index))
+
+
+def as_condition(cond: np.ndarray) -> np.ndarray:
+    """Integers as int32, other numbers as float32."""
+    return cond.astype(np.int32 if np.issubdtype(cond.dtype, np.integer) else np.float32)
+
+
+def to_unit(x: np.ndarray, seed: int, positions: np.ndarray) -> np.ndarray:
+    """Bytes [k, *d] as float32 in [-1, 1]; floats as they are."""
+    if x.dtype != np.uint8:
+        return x
+    found = x / np.float32(127.5)
+    found -= 1
+    return found

@@ -1,0 +1,57 @@
+"""Bytes of an image file to an array, by pillow.
+
+bytes --open, turn as EXIF says, to 8 bits--> shorter side to `size` (bicubic, antialiased) --> middle cut out
+"""
+
+import io
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+_MODES = {1: "L", 3: "RGB"}
+_MOST_PIXELS = 2**26  # 8192 x 8192: beyond, a small file may stand for more memory than there is
+
+
+def decode_image(data: bytes, where: str, *, size: int | None, channels: int) -> UInt8[np.ndarray, "h w c"]:
+    """An image [h, w, c] of bytes.
+
+    Args:
+      data: of a file in one of FORMATS. Of a moving picture, the first frame.
+      where: what the file is called in errors.
+      size: pixels a side of the square that is cut from the middle, after the shorter side was scaled to it; None
+        leaves the image as it is.
+      channels: 3 (colours) or 1 (grey).
+
+    Raises:
+      ValueError: it cannot be decoded, is larger than 2^26 pixels, or has more than 8 bits a channel.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return prepare_image(image, size=size, channels=channels)
+    except Exception as error:  # a damaged file makes pillow's decoders raise nearly anything
+        raise ValueError(f"{where}: image cannot be decoded: {error}") from error
+
+
+def prepare_image(image: Image.Image, *, size: int | None, channels: int) -> UInt8[np.ndarray, "h w c"]:
+    """An opened image as an array [h, w, c]; arguments and errors as `decode_image`."""
+    if image.width * image.height > _MOST_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} is more than {_MOST_PIXELS:,} pixels")
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"8 bits a channel are needed, got pillow's mode {image.mode}")
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode != _MODES[channels]:
+        image = image.convert(_MODES[channels])
+    if size is not None and image.size != (size, size):
+        image = _square(image, size)
+    found = np.array(image)
+    return found[..., None] if found.ndim == 2 else found
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    """Scaled and cut in one resampling: the largest square in the middle, to size x size."""
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))

@@ -1,0 +1,91 @@
+"""ArrayRecord files: many items in a few files, any of them read by its number, each with a checksum.
+
+A record is two arrays in NumPy's own format, one after the other: x, and the condition (an array of size 0 for none).
+Nothing is pickled. Records of another make are read with a `decode` of yours. Needs the extra `data` (array_record
+comes with grain).
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_NONE = np.zeros(0, np.int32)
+
+
+def encode_record(x: Any, cond: Any = None) -> bytes:
+    """An item, x [*d] and its condition, as the bytes of a record."""
+    file = io.BytesIO()
+    for array in (x, _NONE if cond is None else cond):
+        np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+    return file.getvalue()
+
+
+def decode_record(record: bytes) -> tuple[np.ndarray, Any]:
+    """An item (x [*d], cond or None) from the bytes of a record.
+
+    Raises:
+      ValueError: it is no such record, or holds objects.
+    """
+    file = io.BytesIO(record)
+    x, cond = (np.lib.format.read_array(file, allow_pickle=False) for _ in range(2))
+    return x, None if cond.shape == (0,) else cond
+
+
+def write_records(path: str | Path, items: Iterable[tuple[Any, Any]]) -> None:
+    """Writes items (x [*d], cond or None), such as an `ImageFolder`'s, to an ArrayRecord file."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(path), "group_size:1")  # one record is read at a time
+    try:
+        for x, cond in items:
+            writer.write(encode_record(x, cond))
+    finally:
+        writer.close()
+
+
+class ArrayRecords:
+    """Items of ArrayRecord files, through Grain, for `from_items`.
+
+    Args:
+      path: a file, or several, whose records follow one another.
+      decode: `bytes -> (x [*d], cond or None)`.
+
+    Raises:
+      ValueError: a file is absent or no ArrayRecord. When an item is asked for: its record is damaged.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | Iterable[str | Path],
+        *,
+        decode: Callable[[bytes], tuple[Any, Any]] = decode_record,
+    ):
+        from grain.sources import ArrayRecordDataSource
+
+        self.paths = [str(path)] if isinstance(path, str | Path) else [str(one) for one in path]
+        for one in self.paths:
+            if not os.path.isfile(one):
+                raise ValueError(f"path: {one}: no such file")
+        self.decode = decode
+        try:
+            self.records: Any = ArrayRecordDataSource(self.paths)
+            self.count = len(self.records)
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"path: {self.paths} is no ArrayRecord that can be read: {error}") from None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        try:
+            return self.decode(self.records[int(index)])
+        except (RuntimeError, ValueError, EOFError) as error:
+            raise ValueError(f"{self.describe(index)}: cannot be read: {error}") from error
+
+    def describe(self, index: int) -> str:
+        """Which record an item is."""
+        return f"record {index} of {', '.join(self.paths)}"
