@@ -11,6 +11,7 @@ import pytest
 import training_toy as toy
 
 from diffjax.training import Checkpoints, data_mesh, state_from_params
+from diffjax.training._checkpoint import Damaged
 
 
 def trained(steps=3):
@@ -149,7 +150,7 @@ def test_an_unreadable_checkpoint_is_one_line(tmp_path, capfd):
         checkpoints.save(1, {"w": jnp.zeros(2)})
     for path in (tmp_path / "1" / "state").rglob("manifest.ocdbt"):
         path.write_bytes(b"")
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(RuntimeError, match="step 1 could not be read") as caught:
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(Damaged, match="step 1 could not be read") as caught:
         checkpoints.restore({"w": jnp.zeros(2)})
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")

@@ -1,18 +1,24 @@
-"""States on disk, by Orbax; the only module that knows it.
+"""States on disk, by Orbax, such that nothing is lost: what is offered is whole, and what is read is what was written.
 
-    folder/120/state   the arrays            written in the background, made visible by one rename
-    folder/120/about   our own JSON: path -> shape, dtype, CRC-32 of each leaf
-    folder/trash       what is being deleted: renamed first, so that a listed step is a whole one
+    folder/120/state      the arrays             written in the background, made visible together by one rename
+    folder/120/about      our own JSON: format, path -> shape and dtype of each leaf, metrics, mesh, versions
+    folder/120/digests    a digest of each leaf, of one file a process
+    folder/aside/130      newer steps, after a rollback; damaged ones
+    folder/trash          what is being deleted: renamed first, so that a listed step is a whole one
 
 Orbax casts dtypes silently, and does not notice a flipped bit in array data; so `restore` first compares the tree with
-`about`, in our words, then the bytes with their CRC. Orbax is imported when a folder is opened: it costs a second that
-`import diffjax` need not pay.
+`about`, in our words, then what was read with its digests. Orbax is imported when a folder is opened: it costs seconds
+that `import diffjax` need not pay.
 """
 
+import json
 import logging
+import os
 import shutil
-import zlib
-from collections.abc import Iterator
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,11 +26,19 @@ from typing import Any
 import jax
 import numpy as np
 
-FORMAT = 1
+from diffjax.training._about import check_format, check_same_tree, describe, is_sealed, leaves_by_path, make_about
+from diffjax.training._digest import crc32, digest_parts, host_parts, raw
+from diffjax.training._distributed import agree, agree_on_main, gather_texts, is_main
+
+
+class Damaged(ValueError):
+    """Raised where a checkpoint cannot be read, or is not what was written."""
 
 
 class Checkpoints:
     """A folder of checkpoints, newest kept; a context manager that waits and closes.
+
+    In a run of several processes each of them makes one of the same folder, and all call every method together.
 
     >>> import tempfile, jax.numpy as jnp
     >>> with Checkpoints(tempfile.mkdtemp()) as checkpoints:
@@ -33,90 +47,237 @@ class Checkpoints:
     {'w': Array([0., 1.], dtype=float32)}
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 3, read_only: bool = False):
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        keep: int = 3,
+        best: str | None = None,
+        read_only: bool = False,
+        about: Mapping[str, Any] | None = None,
+    ):
         """Opens the folder.
 
         Args:
           folder: any path. It is created, and what a dead run left half-written or half-deleted in it is removed.
           keep: how many of the newest checkpoints stay.
+          best: a metric given to `save`; the checkpoint where it is lowest stays too.
           read_only: touch nothing: for looking at a run that may be going on in another process.
+          about: what to write of the run into each checkpoint, such as a hash of its configuration; JSON.
 
         Raises:
-          ValueError: `keep` is less than 1.
+          ValueError: `keep` is less than 1, or `about` is no JSON.
           FileNotFoundError: `read_only`, and there is no such folder.
         """
         if keep < 1:
             raise ValueError(f"keep: at least one checkpoint must be kept, got {keep}")
-        import orbax.checkpoint as ocp
-
-        self.folder, self.read_only = Path(folder).absolute(), read_only
+        try:
+            self._extra = json.loads(json.dumps(dict(about or {})))
+        except TypeError as error:
+            raise ValueError(f"about: it is written as JSON, but {error}") from None
+        self.folder, self.keep, self.best_metric, self.read_only = Path(folder).absolute(), keep, best, read_only
         if read_only and not self.folder.is_dir():
             raise FileNotFoundError(f"{self.folder}: no such folder")
+        import orbax.checkpoint as ocp
+
+        from diffjax.training import _orbax
+
+        self._ocp, self._orbax = ocp, _orbax
+        self._sweeper: threading.Thread | None = None
+        self._scores: dict[int, float | None] = {}
+        if read_only:
+            options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+        else:
+            policy: Any = _orbax.Keep(keep, self._score)
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=policy, todelete_subdir="trash", cleanup_tmp_directories=True
+            )
         with _quiet():
-            if read_only:
-                options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
-            else:
-                options = ocp.CheckpointManagerOptions(
-                    max_to_keep=keep, todelete_subdir="trash", cleanup_tmp_directories=True
-                )
             self._empty_trash()
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
+    def steps(self) -> list[int]:
+        """The steps there are, ascending; one that is on its way to the disk counts."""
+        return sorted(self._manager.all_steps())
+
     def latest(self) -> int | None:
         """The newest step, or None where there is no checkpoint."""
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
 
-    def save(self, step: int, state: Any) -> None:
+    def best(self) -> int | None:
+        """The step whose metric `best` was lowest, or None where none has one."""
+        return self._orbax.best_of(self.steps(), self._score)
+
+    def about(self, step: int) -> dict[str, Any]:
+        """What a checkpoint says of itself: format, step, time, versions, mesh, metrics, leaves, and the run's `about`.
+
+        Raises:
+          FileNotFoundError: there is no such checkpoint.
+          ValueError: it is of another format version (or `Damaged`).
+        """
+        self._check_there(step)
+        where = f"{self.folder}/{step}"
+        try:
+            about = self._ocp.JsonCheckpointHandler().restore(self._orbax.epath.Path(self.folder / str(step) / "about"))
+        except Exception as error:
+            raise Damaged(f"{where}: damaged on disk: about could not be read: {_first_line(error)}") from error
+        if not is_sealed(about) and not (isinstance(about, dict) and about.get("format") == 1):
+            raise Damaged(f"{where}: damaged on disk: about does not match its checksum")
+        check_format(about, where)
+        return about
+
+    def check_space(self, state: Any) -> None:
+        """Raises `RuntimeError` where the disk has no room for the checkpoints that a run will keep, and one more.
+
+        Args:
+          state: what will be saved; `jax.ShapeDtypeStruct`s will do.
+        """
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        kept = self.keep + 1 + (self.best_metric is not None)
+
+        def check() -> None:
+            there = sum(_size(self.folder / str(step)) for step in self.steps())
+            needed, free = max(kept * size - there, size), shutil.disk_usage(self.folder).free
+            if free < needed:
+                raise RuntimeError(
+                    f"{self.folder}: no space for checkpoints: {kept} of {_bytes(size)} are needed at a time, "
+                    f"{_bytes(needed)} more than now, and {_bytes(free)} are free; keep fewer or make room"
+                )
+
+        agree_on_main(check)
+
+    def save(self, step: int, state: Any, metrics: Mapping[str, Any] | None = None) -> None:
         """Saves a state; returns when it is copied, before it is on disk. A step that is there already is kept.
+
+        Waits for the save before.
 
         Args:
           step: its number, larger than that of every checkpoint in the folder.
-          state: a pytree of arrays; typed keys are fine.
+          state: a pytree of arrays; typed keys are fine. It may be donated as soon as this returns.
+          metrics: name -> number, kept in `about`; without the metric `best` a step is never the best.
 
         Raises:
           RuntimeError: an earlier save failed in the background (a full disk), or this one was refused.
         """
-        import orbax.checkpoint as ocp
-
+        self.wait()
         if step == self.latest():
             return
-        about = {"format": FORMAT, "step": int(step), "leaves": _describe(state, digest=True)}
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
+        args = self._ocp.args
+        about = make_about(step, state, metrics, self._extra)
+        leaves = {path: raw(leaf) for path, leaf in leaves_by_path(state).items()}
+        digests: Any = self._orbax.DigestSave(leaves)
+        items = args.Composite(state=args.StandardSave(state), about=args.JsonSave(about), digests=digests)
+        self._scores[step] = about["metrics"].get(self.best_metric)
         with _quiet(), self._named(f"step {step} could not be saved"):
-            self._manager.check_for_errors()
             if self._manager.save(int(step), args=items) is not True:
                 raise RuntimeError(f"it already holds step {self.latest()}")
+        self._sweeper = threading.Thread(target=self._sweep, name="sweeper", daemon=True)
+        self._sweeper.start()
 
     def restore(self, like: Any, step: int | None = None) -> Any:
-        """The state of a step (the newest by default), bit for bit, on the devices that `like` is on.
+        """The state of a step, bit for bit, on the devices that `like` is on, whatever it was saved from.
+
+        With no step given, the newest that is not damaged: damaged ones are put aside, with one warning.
 
         Args:
-          like: a state of the same structure, shapes, dtypes and key implementation; its values are not used.
-          step: which one.
+          like: a state of the same structure, shapes, dtypes and key implementation; its values are not used, so
+            `jax.ShapeDtypeStruct`s with shardings will do.
+          step: which one; then it is this one or an error.
 
         Raises:
           FileNotFoundError: there is no such checkpoint.
-          ValueError: its tree is another one (first difference named), or its bytes are damaged.
+          ValueError: its tree is another one (first difference named), or it is of another format version.
+          Damaged: it is damaged, and so are all before it.
         """
-        import orbax.checkpoint as ocp
-
         self.wait()
-        step = self.latest() if step is None else step
-        if step is None or step not in self._manager.all_steps():
-            raise FileNotFoundError(f"{self.folder}: no checkpoint{'' if step is None else f' of step {step}'}")
-        with _quiet(), self._named(f"step {step} could not be read"):
-            about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
-        _check_same_tree(about["leaves"], _describe(like, digest=False), f"{self.folder}/{step}")
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
-        with _quiet(), self._named(f"step {step} could not be read"):
-            state = self._manager.restore(step, args=items)["state"]
-        _check_digests(about["leaves"], _describe(state, digest=True), f"{self.folder}/{step}")
-        return state
+        failed: list[Damaged] = []
+        for candidate in [self._check_there(step)] if step is not None else self._newest_first():
+            try:
+                state = self._read(candidate, like)
+            except Damaged as error:
+                failed.append(error)
+                continue
+            if failed:
+                self._fall_back(candidate, failed)
+            return state
+        raise failed[0]
+
+    def verify(self, step: int | None = None) -> None:
+        """Reads a step (the newest by default) on the host, 256 MiB at a time, and checks all of it.
+
+        Raises:
+          FileNotFoundError: there is no such checkpoint.
+          Damaged: it is not what was written.
+        """
+        self.wait()
+        step = self._newest_first()[0] if step is None else step
+        agree(lambda: [None for _ in self.leaves(step)])
+
+    def leaves(self, step: int, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+        """Path and array of each leaf of a saved state whose path begins with `prefix`, checked; keys as their data.
+
+        Nothing is needed but the folder: no network, and no devices. Read one by one, so that a state larger than the
+        memory passes.
+
+        Raises:
+          FileNotFoundError: there is no such checkpoint.
+          Damaged: a leaf is not what was written.
+        """
+        about, where = self.about(step), f"{self.folder}/{step}"
+        digests = self._digests(step, about)
+        wanted = [path for path in about["leaves"] if path.startswith(prefix)]
+        seen = set()
+        try:
+            for path, array in self._orbax.read_leaves(self.folder / str(step) / "state", lambda p: p in wanted):
+                if path in about["leaves"]:
+                    self._compare({path: digests[path]}, {path: self._digest(about, array)}, where)
+                    seen.add(path)
+                    yield path, array
+        except Damaged:
+            raise
+        except Exception as error:
+            raise Damaged(f"{where}: damaged on disk: step {step} could not be read: {_first_line(error)}") from error
+        if missing := [path for path in wanted if path not in seen]:
+            raise Damaged(f"{where}: damaged on disk: {missing[0]} is missing")
+
+    def rollback(self, step: int) -> list[int]:
+        """Makes a step the newest: those after it are moved to `folder/aside`, and returned.
+
+        Raises:
+          FileNotFoundError: there is no such checkpoint.
+          RuntimeError: the folder was opened to read only.
+        """
+        self.wait()
+        if self.read_only:
+            raise RuntimeError(f"{self.folder}: it was opened to read only; nothing is moved")
+        self._check_there(step)
+        newer = [newer for newer in self.steps() if newer > step]
+        agree_on_main(lambda: self._put_aside(newer))
+        self._reload()
+        return newer
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether all processes shall stop after this step, for one was told to; False where there is but one.
+
+        It is Orbax's and JAX's sync point: every process asks at every step, and all hear yes at the same.
+        """
+        return jax.distributed.is_initialized() and bool(self._manager.reached_preemption(int(step)))
 
     def wait(self) -> None:
-        """Returns when every save is on disk; raises `RuntimeError` where one failed."""
-        with _quiet(), self._named("a save did not reach the disk"):
-            self._manager.wait_until_finished()
+        """Returns when every save is on disk; raises `RuntimeError` where one failed, and what it left is removed."""
+        try:
+            with _quiet(), self._named("a save did not reach the disk"):
+                self._manager.wait_until_finished()
+        except RuntimeError:
+            if jax.process_count() == 1 and not self.read_only:
+                for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(path, ignore_errors=True)
+            self._reload()
+            raise
+        finally:
+            if self._sweeper is not None:
+                self._sweeper.join()
+                self._sweeper = None
 
     def close(self) -> None:
         """Waits, and frees the threads. Raises `RuntimeError` where a save failed."""
@@ -133,8 +294,103 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _empty_trash(self) -> None:
+    def _newest_first(self) -> list[int]:
+        if self.read_only:  # the run goes on
+            self._reload()
+        if not self.steps():
+            raise FileNotFoundError(f"{self.folder}: no checkpoint")
+        return self.steps()[::-1]
+
+    def _check_there(self, step: int) -> int:
+        if step not in self._manager.all_steps():
+            raise FileNotFoundError(f"{self.folder}: no checkpoint of step {step}")
+        return step
+
+    def _read(self, step: int, like: Any) -> Any:
+        """The state of a step; `Damaged`, in every process alike, where any of them cannot read its part."""
+        where = f"{self.folder}/{step}"
+        about = self.about(step)
+        check_same_tree(about["leaves"], describe(like), where)
+        digests = self._digests(step, about)
+        folder, wanted = self.folder / str(step) / "state", jax.tree.map(_abstract, like)
+        state, said = None, ""
+        try:
+            with _quiet():  # by its handler and not by the manager, which would wait for a process that failed
+                restore = self._ocp.StandardCheckpointHandler().restore
+                state = restore(self._orbax.epath.Path(folder), args=self._ocp.args.StandardRestore(wanted))
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise  # this machine, not the disk
+        except Exception as error:
+            said = f"{where}: damaged on disk: step {step} could not be read: {_first_line(error)}"
+        if reasons := [text for text in gather_texts(said) if text]:
+            raise Damaged(reasons[0])
+        found = {path: self._digest(about, leaf) for path, leaf in leaves_by_path(state).items()}
+        if about["format"] > 1:
+            found = self._orbax.add_digests([json.loads(text) for text in gather_texts(json.dumps(found))])
+        self._compare(digests, found, where)
+        return state
+
+    def _digests(self, step: int, about: Mapping[str, Any]) -> dict[str, int | None]:
+        if about["format"] == 1:
+            return {path: leaf["crc32"] for path, leaf in about["leaves"].items()}
+        try:
+            return self._orbax.read_digests(self.folder / str(step) / "digests")
+        except Exception as error:
+            where = f"{self.folder}/{step}"
+            raise Damaged(f"{where}: damaged on disk: digests could not be read: {_first_line(error)}") from error
+
+    @staticmethod
+    def _digest(about: Mapping[str, Any], leaf: Any) -> int | None:
+        leaf = raw(leaf)
+        return crc32(host_parts(leaf)) if about["format"] == 1 else digest_parts(host_parts(leaf), leaf.shape)
+
+    @staticmethod
+    def _compare(saved: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:
+        for path, digest in found.items():
+            if saved[path] != digest and None not in (saved[path], digest):
+                raise Damaged(f"{where}: damaged on disk: {path} does not match its checksum")
+
+    def _fall_back(self, good: int, failed: list[Damaged]) -> None:
+        """Says once what was damaged, and moves it aside: a later save of that step would be refused."""
         if not self.read_only:
+            self.rollback(good)
+        if is_main():
+            more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+            moved = "" if self.read_only else f"; what is damaged is now in {self.folder / 'aside'}"
+            warnings.warn(f"{failed[0]}{more}; going back to step {good}{moved}", stacklevel=3)
+
+    def _put_aside(self, steps: list[int]) -> None:
+        """Moves steps, newest first: cut short, what is left is a run up to some step."""
+        aside = self.folder / "aside"
+        aside.mkdir(exist_ok=True)
+        for step in sorted(steps, reverse=True):
+            names = (str(step), *(f"{step}.{i}" for i in range(1, 10**6)))
+            os.rename(self.folder / str(step), next(aside / name for name in names if not (aside / name).exists()))
+
+    def _reload(self) -> None:
+        with _quiet():
+            self._manager.reload()
+        self._scores.clear()
+
+    def _score(self, step: int) -> float | None:
+        """The metric `best` of a step, read once; None where it has none."""
+        if self.best_metric is None:
+            return None
+        if step not in self._scores:
+            try:
+                self._scores[step] = self.about(step).get("metrics", {}).get(self.best_metric)
+            except (ValueError, FileNotFoundError):
+                self._scores[step] = None
+        return self._scores[step]
+
+    def _sweep(self) -> None:
+        """Empties the trash as soon as the save is through, so that one checkpoint more than are kept must fit."""
+        while self._manager.is_saving_in_progress():
+            time.sleep(0.01)
+        self._empty_trash()
+
+    def _empty_trash(self) -> None:
+        if not self.read_only and is_main():
             shutil.rmtree(self.folder / "trash", ignore_errors=True)
 
     @contextmanager
@@ -143,49 +399,33 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = _first_line(error)
+            if "No space left" in str(error):
+                free = _bytes(shutil.disk_usage(self.folder).free)
+                reason = f"No space left on device ({free} free); the checkpoints before are whole"
             raise RuntimeError(f"{self.folder}: {what}: {reason}") from error
 
 
 def _abstract(leaf: Any) -> Any:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _describe(tree: Any, *, digest: bool) -> dict[str, dict[str, Any]]:
-    """Path -> shape, dtype and CRC-32 of each leaf, in the order of the tree."""
-    described = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        described[name] = {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-        if digest:
-            described[name]["crc32"] = _crc32(leaf)
-    return described
+def _first_line(error: Exception) -> str:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line.split(" [tensorstore_spec")[0].split(" [source locations")[0]
 
 
-def _crc32(leaf: Any) -> int | None:
-    """The CRC-32 of an array's bytes; None where another host holds part of it."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    if not getattr(leaf, "is_fully_addressable", True):
-        return None
-    return zlib.crc32(np.ascontiguousarray(np.asarray(leaf)).view(np.uint8).data)
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _check_same_tree(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
-    """Raises `ValueError` naming the first leaf in which two trees differ."""
-    shown = lambda leaf: f"{leaf['dtype']}{leaf['shape']}" if leaf else "absent"
-    for path in (*wanted, *saved):
-        there, here = saved.get(path), wanted.get(path)
-        if there is None or here is None or any(there[part] != here[part] for part in ("shape", "dtype")):
-            message = f"{path} is {shown(there)} in the checkpoint, {shown(here)} in this run"
-            raise ValueError(f"{where}: a checkpoint of another architecture: {message}")
-
-
-def _check_digests(saved: dict[str, Any], read: dict[str, Any], where: str) -> None:
-    """Raises `ValueError` naming the first leaf whose bytes are not those that were saved."""
-    for path, leaf in saved.items():
-        if None not in (leaf["crc32"], read[path]["crc32"]) and leaf["crc32"] != read[path]["crc32"]:
-            raise ValueError(f"{where}: damaged on disk: {path} does not match its checksum")
+def _bytes(number: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.4g} {unit}"
+        number /= 1024
+    return f"{number:.4g} TiB"
 
 
 def _drop_chatter(record: logging.LogRecord) -> bool:
