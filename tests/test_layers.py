@@ -38,6 +38,7 @@ DOORS = {
     ),
     "lineax": ("process/_noise.py", "guidance/", "inverse/"),
     "grain": ("data/",),
+    "tensorboardX": ("training/_watch.py",),
     "array_record": ("data/",),
     "absl": ("data/",),
     "sklearn": ("data/",),

@@ -24,7 +24,8 @@ from diffjax.training._distributed import (
     local_copy as local_copy,
 )
 from diffjax.training._ema import make_ema as make_ema
-from diffjax.training._loop import NotFinite as NotFinite, Stopped as Stopped, train as train
+from diffjax.training._finite import NotFinite as NotFinite
+from diffjax.training._loop import train as train
 from diffjax.training._mesh import data_mesh as data_mesh, make_mesh as make_mesh
 from diffjax.training._pmap import (
     pmap_layout as pmap_layout,
@@ -40,9 +41,11 @@ from diffjax.training._sharding import (
     shard_batch as shard_batch,
     tensor_layout as tensor_layout,
 )
+from diffjax.training._signals import Stopped as Stopped
 from diffjax.training._state import (
     TrainState as TrainState,
     init_state as init_state,
     state_from_params as state_from_params,
 )
 from diffjax.training._step import make_train_step as make_train_step
+from diffjax.training._watch import tensorboard as tensorboard

@@ -1,0 +1,70 @@
+"""What is not finite is never saved, and is named.
+
+A step whose loss or gradients are not finite changes nothing (`make_train_step`) and is counted; ten in a row end the
+run. An update can still leave a parameter infinite (an infinite learning rate), which the next loss would show one step
+too late for a checkpoint: so the parameters are looked at before they are saved, on the devices, and one bit is read.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax.training._state import TrainState
+
+
+class NotFinite(ArithmeticError):
+    """Raised by `train` when too many steps in a row, or a parameter, are NaN or infinite; nothing was saved since."""
+
+
+def check_parameters(step: int, state: TrainState) -> None:
+    """Raises `NotFinite` naming the first leaf of params and ema that is NaN or infinite somewhere.
+
+    Args:
+      step: how many updates it has had.
+      state: placed, wherever: it is reduced there and not copied. It waits for the state.
+    """
+    tree = (state.params, state.ema)
+    if bool(_all_finite(tree)):
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not bool(_all_finite(leaf)):
+            name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
+            raise NotFinite(f"step {step}: parameter {name} is not finite; the checkpoints are as they were")
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.asarray([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+def too_many_skipped(steps: Sequence[int], read: Callable[[int], Any], batch_size: int) -> NotFinite:
+    """The error for steps that were skipped one after the other.
+
+    Args:
+      steps: their numbers, ascending; step s was made from batch s - 1, that is from the positions (s - 1) batch_size
+        to s batch_size - 1 of the data.
+      read: batch number -> this process's rows of it, leaves [rows, ...]; read again, to find what is wrong in it.
+      batch_size: of the whole batch.
+    """
+    first_row = jax.process_index() * batch_size // jax.process_count()
+    first, last = (steps[0] - 1) * batch_size, steps[-1] * batch_size - 1
+    bad = [(s - 1) * batch_size + first_row + row for s in steps for row in _rows_not_finite(read(s - 1))]
+    shown = ", ".join(map(str, bad[:20])) + (f" and {len(bad) - 20} more" if len(bad) > 20 else "")
+    why = f"not finite in the data: positions {shown}" if bad else "these are finite, it is the loss or its gradients"
+    return NotFinite(
+        f"{len(steps)} steps in a row, {steps[0]} to {steps[-1]}, had a loss or gradients that are not finite and "
+        f"were skipped; their batches are the positions {first} to {last} of the data; {why}; nothing was saved since"
+    )
+
+
+def _rows_not_finite(batch: Any) -> list[int]:
+    bad: set[int] = set()
+    for leaf in jax.tree.leaves(batch):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            values = np.asarray(leaf, np.float64)
+            bad.update(np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1)).tolist())
+    return sorted(bad)

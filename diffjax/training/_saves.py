@@ -1,0 +1,73 @@
+"""When to save, and what never to: the loop's side of checkpoints.
+
+every so many steps, every so many seconds, and at the end --> all finite? --> Checkpoints.save
+"""
+
+import time
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from diffjax.training._checkpoint import Checkpoints
+from diffjax.training._finite import check_parameters
+from diffjax.training._state import TrainState
+
+
+class Saves:
+    """The checkpoints of a run; none at all where there is no folder for them."""
+
+    def __init__(self, checkpoints: Checkpoints | None, every: int | None, seconds: float | None):
+        """Takes steps and seconds from one checkpoint to the next, None for never.
+
+        Raises:
+          ValueError: one of them is out of range.
+        """
+        if every is not None and every < 1:
+            raise ValueError(f"save_every: at least 1, got {every}")
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"save_seconds: more than 0, got {seconds}")
+        self._checkpoints, self._every, self._seconds = checkpoints, every, seconds
+        self._since = time.monotonic()
+
+    def due(self, call: range, *, last: bool, fetch: bool) -> bool:
+        """Whether to save after a call. Every process asks, and all get the same answer.
+
+        Args:
+          call: the numbers of the steps it made.
+          last: whether it was the last one.
+          fetch: whether metrics are fetched after it: several processes ask the clock of process 0 only then.
+        """
+        if self._checkpoints is None:
+            return False
+        if last or (self._every is not None and passes(call, self._every)):
+            return True
+        if self._seconds is None:
+            return False
+        late = time.monotonic() - self._since >= self._seconds
+        if jax.process_count() == 1:
+            return late
+        return fetch and bool(multihost_utils.broadcast_one_to_all(np.int32(late)))
+
+    def save(self, step: int, state: TrainState, metrics: dict[str, float]) -> None:
+        """Saves a state that is finite; raises `NotFinite` otherwise."""
+        if self._checkpoints is not None:
+            check_parameters(step, state)
+            self._checkpoints.save(step, state, metrics=metrics)
+            self._since = time.monotonic()
+
+    def wait(self) -> None:
+        """Returns when everything is on disk; raises `RuntimeError` where it could not be written."""
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether all processes agreed to stop at this step."""
+        if self._checkpoints is None:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._checkpoints.reached_preemption(step)
+
+
+def passes(call: range, every: int) -> bool:
+    """Whether a multiple of `every` is among some numbers."""
+    return call[-1] // every > (call[0] - 1) // every
