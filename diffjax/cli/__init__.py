@@ -6,7 +6,8 @@
 
 Exit codes: 0 done; 2 bad input, one line on stderr that names the argument and its value, and nothing written; 1 the
 run failed (a loss that is not finite, a full disk), one line; 130 Ctrl-C and 143 SIGTERM, after saving, with the
-command that goes on. DIFFJAX_TRACEBACK=1 shows where an error came from.
+command that goes on; 75 another process of the run is gone, so that starting all again may help (JAX itself aborts with
+134 then). DIFFJAX_TRACEBACK=1 shows where an error came from.
 """
 
 import contextlib
@@ -18,9 +19,12 @@ import re
 import shlex
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
+import jax
 import tyro
 
 from diffjax import __version__
@@ -28,7 +32,9 @@ from diffjax.cli._evaluate import run_evaluate
 from diffjax.cli._options import Evaluate as Evaluate, Sample as Sample, Train as Train
 from diffjax.cli._sample import run_sample
 from diffjax.cli._train import run_train
-from diffjax.training import NotFinite, Stopped
+from diffjax.training import Failed, NotFinite, Refused, Stopped, Unreachable, is_bad_input, is_main
+
+_TEMPORARY = 75  # EX_TEMPFAIL
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,12 +54,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     except KeyboardInterrupt as stop:
-        return _interrupted(stop, argv)
+        code = _interrupted(stop, argv)
+        return code if isinstance(stop, Stopped) else _leave(code)
     except Exception as error:
         if os.environ.get("DIFFJAX_TRACEBACK"):
-            raise
-        return _failed(error)
+            traceback.print_exc()
+        code = _failed(error)
+        return code if isinstance(error, Refused | Failed) else _leave(code)
     return 0
+
+
+def _leave(code: int) -> int:
+    """Ends at once where there are other processes, which may not end with this one: JAX would wait for them.
+
+    Process 0, on whose service the others hang, goes last: they may have something to say too.
+    """
+    if jax.distributed.is_initialized():
+        time.sleep(2 if is_main() else 0)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _parse(argv: list[str]) -> Train | Sample | Evaluate:
@@ -93,12 +114,24 @@ def _interrupted(stop: KeyboardInterrupt, argv: list[str]) -> int:
 
 
 def _failed(error: Exception) -> int:
-    """One line on stderr; 2 where the input was bad, 1 where the run went wrong."""
+    """One line on stderr; 2 where the input was bad, 75 where another process is gone, 1 where the run went wrong."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     # An array in a message wraps over lines that belong together; a longer report is cut to its first line.
     text = " ".join(lines) if len(lines) <= 4 else f"{lines[0]} ..."
     print(f"diffjax: {text or type(error).__name__}", file=sys.stderr)
-    bad_input = isinstance(error, ValueError | FileNotFoundError | NotADirectoryError) and not isinstance(
-        error, NotFinite
-    )
-    return 2 if bad_input else 1
+    if isinstance(error, Unreachable) or (jax.distributed.is_initialized() and _lost_a_peer(error)):
+        return _TEMPORARY
+    return 2 if is_bad_input(error) and not isinstance(error, NotFinite) else 1
+
+
+def _lost_a_peer(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is what computing together ends in when a process is gone."""
+    if error is None:
+        return False
+    text = str(error)
+    return (
+        isinstance(error, jax.errors.JaxRuntimeError)
+        and any(
+            word in text for word in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "NCCL", "coordination")
+        )
+    ) or _lost_a_peer(error.__cause__ or error.__context__)

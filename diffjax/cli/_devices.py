@@ -11,12 +11,13 @@ _MOST_HOST_DEVICES = 8
 def use_cores(batch_size: int, devices: int | None) -> None:
     """Makes each core a device of its own, where JAX runs on the CPU: one CPU device keeps two cores half busy.
 
-    It has to be said before JAX starts; a choice in XLA_FLAGS stands, and accelerators do not care.
+    It has to be said before JAX starts; a choice in XLA_FLAGS stands, and accelerators do not care. Of several
+    processes each has one CPU device unless it was told otherwise: they may share a machine.
     """
     if devices is not None and devices < 1:
         raise ValueError(f"devices: at least 1, got {devices}")
     flag, flags = "--xla_force_host_platform_device_count", os.environ.get("XLA_FLAGS", "")
-    if flag in flags:
+    if flag in flags or (devices is None and jax.distributed.is_initialized()):
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     most = min(cores, _MOST_HOST_DEVICES, max(batch_size, 1))
@@ -25,13 +26,16 @@ def use_cores(batch_size: int, devices: int | None) -> None:
 
 
 def find_devices(count: int | None) -> list[Any]:
-    """The first `count` devices, or all of them."""
+    """The first `count` devices of each process, or all of them."""
     found = jax.devices()
-    if count is not None and count > len(found):
-        raise ValueError(f"devices: there are {len(found)}, got {count}")
-    return found[:count]
+    each = [[device for device in found if device.process_index == i] for i in range(jax.process_count())]
+    least = min(map(len, each))
+    if count is not None and count > least:
+        raise ValueError(f"devices: there are {least}{' of each process' if len(each) > 1 else ''}, got {count}")
+    return [device for some in each for device in some[:count]]
 
 
 def name_devices(devices: int) -> str:
     """How many devices of what kind, in words."""
-    return f"{devices} {jax.devices()[0].platform} device{'s' if devices > 1 else ''}"
+    processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{devices} {jax.devices()[0].platform} device{'s' if devices > 1 else ''}{processes}"

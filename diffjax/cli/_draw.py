@@ -1,5 +1,7 @@
 """Samples of a run, whatever their number: sample i depends on the seed, its label and i alone.
 
+On several processes all draw together, each on its own devices, and all have the samples in the end.
+
 params, labels --> denoiser --> sample_n --> x0      by chunks, each spread over the devices
 """
 
@@ -13,7 +15,7 @@ from diffjax.config import Config, Data, Parts, build_grid
 from diffjax.guidance import classifier_free, within_interval
 from diffjax.parameterisation import make_denoiser
 from diffjax.samplers import sample_n
-from diffjax.training import data_mesh
+from diffjax.training import data_mesh, fetch
 
 
 class Draw:
@@ -36,7 +38,7 @@ class Draw:
         self.interval = check_interval(interval, data.classes)
         self.ts = parts.ts if ts is None else ts
         self.mesh = data_mesh()
-        self.params = jax.device_put(params, NamedSharding(self.mesh, PartitionSpec()))
+        self.params = jax.jit(lambda tree: tree, out_shardings=NamedSharding(self.mesh, PartitionSpec()))(params)
 
     def __call__(self, n: int, labels: Any, seed: int) -> np.ndarray:
         """n samples [n, *d] for labels [n] or None."""
@@ -52,7 +54,7 @@ class Draw:
             chunk=self.chunk,
             mesh=self.mesh,
         )
-        return np.asarray(x0)
+        return fetch(x0)
 
     def denoiser(self, cond: Any, *, guided: bool = True) -> Any:
         """The denoiser told of cond, guided where there is anything to follow."""

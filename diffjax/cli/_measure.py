@@ -10,15 +10,19 @@ import numpy as np
 from diffjax.cli._draw import Draw
 from diffjax.config import Data
 from diffjax.process import interval, logsnr
+from diffjax.training import gather_rows, is_main, local_copy
 
 
 def measure(draw: Draw, data: Data, *, n: int, seed: int) -> tuple[dict[str, float], np.ndarray, Any]:
-    """Distances of n samples to what is held out, beside those of perfect and of useless samples; x and labels."""
+    """Distances of n samples to what is held out, beside those of perfect and of useless samples; x and labels.
+
+    All processes draw; process 0 measures, and the others have no distances.
+    """
     labels = None if data.classes is None else proportional_labels(data.train[1], n)
     start = time.perf_counter()
     x = draw(n, labels, seed)
     seconds = time.perf_counter() - start
-    found = _measure_plane(x, data) if len(data.shape) == 1 else _measure_images(x, data)
+    found = {} if not is_main() else _measure_plane(x, data) if len(data.shape) == 1 else _measure_images(x, data)
     return {"samples": n, "sampling seconds": seconds, **found}, x, labels
 
 
@@ -82,20 +86,24 @@ def measure_likelihood(draw: Draw, data: Data, n: int, seed: int) -> dict[str, f
     """
     from diffjax.likelihood import FLOAT32_LOGSNR, Exact, Hutchinson, adaptive, log_likelihood
 
-    x, labels = (None if part is None else jnp.asarray(part[:n]) for part in data.held_out)
+    each = -(-n // jax.process_count())  # a process has as many rows as every other; the surplus repeats the last
+    index = np.minimum(np.arange(each) + jax.process_index() * each, n - 1)
+    x, labels = (None if part is None else jnp.asarray(part[index]) for part in data.held_out)
     assert x is not None
     process, size = draw.parts.process, int(np.prod(data.shape))
-    denoiser = draw.denoiser(labels, guided=False)
+    denoiser = local_copy(draw.denoiser(labels, guided=False))
     divergence = Exact() if size <= 4 else Hutchinson()
     key, steps = jax.random.key(seed), adaptive(1e-3)
-    found = log_likelihood(key, process, denoiser, x, divergence=divergence, controller=steps)
-    nats = np.asarray(found.nats, np.float64) / size
+    index = jnp.asarray(index)
+    found = log_likelihood(key, process, denoiser, x, index=index, divergence=divergence, controller=steps)
+    nats = gather_rows(np.asarray(found.nats))[:n].astype(np.float64) / size
     end = min(FLOAT32_LOGSNR, float(logsnr(process, interval(process)[0])))
     of = "x in [-1, 1]" if len(data.shape) == 3 else "x"
     name = f"log density of held out, nats per dimension of {of} (continuous, at logsnr {end:.3g})"
     results = {f"{name}: mean": float(nats.mean()), f"{name}: standard error": float(nats.std(ddof=1) / n**0.5)}
     if data.log_prob is not None:
-        results[f"{name}: mean of the exact density"] = float(jnp.mean(data.log_prob(x))) / size
+        exact = data.log_prob(jnp.asarray(data.held_out[0][:n]))
+        results[f"{name}: mean of the exact density"] = float(jnp.mean(exact)) / size
     return results
 
 

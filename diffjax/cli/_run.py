@@ -10,10 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
-from diffjax.cli._devices import name_devices, use_cores
+from diffjax.cli._devices import name_devices
+from diffjax.cli._hosts import say
 from diffjax.config import Config, Data, Parts, build, build_data, from_json
-from diffjax.training import Checkpoints, TrainState, init_state
+from diffjax.training import Checkpoints, TrainState, agree, data_mesh, init_state
 
 
 def read_config(run: Path, argument: str) -> Config:
@@ -34,17 +36,23 @@ def check_run(run: str) -> None:
 
 
 def open_run(run: str, chunk: int) -> tuple[Config, Data, Parts, Any]:
-    """A run's configuration, data, objects and averaged parameters, from its newest checkpoint."""
-    check_run(run)
+    """A run's configuration, data, objects and averaged parameters, from its newest checkpoint; whole everywhere."""
     if chunk < 1:
         raise ValueError(f"chunk: at least 1, got {chunk}")
-    use_cores(chunk, None)
-    config = read_config(Path(run), "run")
-    data = build_data(config.data)
-    parts = build(config, data.classes)
+
+    def read() -> tuple[Config, Data, Parts, TrainState]:
+        check_run(run)
+        config = read_config(Path(run), "run")
+        data = build_data(config.data)
+        parts = build(config, data.classes)
+        return config, data, parts, jax.eval_shape(lambda: fresh_state(config, data, parts))
+
+    config, data, parts, state = agree(read)
+    everywhere = NamedSharding(data_mesh(), PartitionSpec())
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), state)
     with Checkpoints(Path(run) / "checkpoints", read_only=True) as checkpoints:
-        state = checkpoints.restore(fresh_state(config, data, parts))
-    print(f"{run}: step {int(state.step)} of {config.steps}; {name_devices(len(jax.devices()))}", flush=True)
+        state = checkpoints.restore(like)
+    say(f"{run}: step {int(state.step)} of {config.steps}; {name_devices(len(jax.devices()))}")
     return config, data, parts, state.ema
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.cli._draw import Draw, check_scale, grid
+from diffjax.cli._hosts import say, start_together
 from diffjax.cli._known import read_known, read_mask
 from diffjax.cli._options import Sample
 from diffjax.cli._picture import has_picture, save_arrays, save_picture, save_rows
@@ -16,21 +17,22 @@ from diffjax.cli._run import check_run, open_run
 from diffjax.config import check_seed
 from diffjax.inverse import RePaint
 from diffjax.process import interval
+from diffjax.training import agree, agree_on_main
 
 
 def run_sample(options: Sample, argv: list[str]) -> None:
     """Draws samples of a run into a picture or an .npz."""
+    start_together(options, options.chunk)
     for name, value in {"n": options.n, "steps": options.steps, "times": options.times}.items():
         if value is not None and value < 1:
             raise ValueError(f"{name}: at least 1, got {value}")
     check_seed("seed", options.seed)
     _check_times(options.ts, options.steps)
-    check_run(options.run)
+    agree(lambda: check_run(options.run))
     out = Path(options.out or Path(options.run) / "drawn.png")
     if out.suffix not in (".png", ".npz"):
         raise ValueError(f"out: a name that ends in .png or .npz is needed, got {out}")
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"out: {out} is in a folder that does not exist")
+    agree_on_main(lambda: _check_parent(out))
     if (options.known is None) != (options.mask is None):
         given, missing = ("mask", "known") if options.known is None else ("known", "mask")
         raise ValueError(f"{missing}: inpainting needs --known and --mask, got only --{given}")
@@ -40,7 +42,8 @@ def run_sample(options: Sample, argv: list[str]) -> None:
         raise ValueError(f"out: samples of shape {data.shape} make no picture; name an .npz, got {out}")
     kept = None
     if options.known is not None and options.mask is not None:
-        kept = read_mask(options.mask, data.shape), read_known(options.known, data.shape)
+        paths = options.mask, options.known
+        kept = agree(lambda: (read_mask(paths[0], data.shape), read_known(paths[1], data.shape)))
         mask, known = (jnp.asarray(array) for array in kept)
         parts = parts._replace(stepper=RePaint(mask, known, options.times))
     draw = Draw(
@@ -59,10 +62,15 @@ def run_sample(options: Sample, argv: list[str]) -> None:
     if kept is not None:
         x = np.where(*kept, x)  # the last denoising moves what is known a little
     if out.suffix == ".npz":
-        save_arrays(out, x, labels)
+        agree_on_main(lambda: save_arrays(out, x, labels))
     else:
-        (save_picture if options.label is not None else save_rows)(out, x, labels, data)
-    print(f"{options.n} samples in {time.perf_counter() - start:.1f} s: {out}")
+        agree_on_main(lambda: (save_picture if options.label is not None else save_rows)(out, x, labels, data))
+    say(f"{options.n} samples in {time.perf_counter() - start:.1f} s: {out}")
+
+
+def _check_parent(out: Path) -> None:
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"out: {out} is in a folder that does not exist")
 
 
 def _labels(n: int, classes: int | None, label: int | None) -> Any:

@@ -188,6 +188,18 @@ def check_same(values: Mapping[str, Any]) -> None:
             raise Refused(f"{name}: {there} in process 0, {here} in process {i}{more}; start all with the same")
 
 
+def gather_rows(rows: np.ndarray) -> np.ndarray:
+    """The rows [m, ...] of all processes one after the other, [n m, ...]; every process calls it with equal shapes."""
+    return rows if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(rows, tiled=True))
+
+
+def local_copy(tree: Any) -> Any:
+    """A tree whose arrays, any shape, are whole on every device, for this process to compute with by itself."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf, tree)
+
+
 def fetch(tree: Any) -> Any:
     """NumPy arrays of the same shapes as those of a tree, whole in every process; every process calls it.
 
