@@ -37,7 +37,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import lineax
 import numpy as np
 import optax
 from matplotlib.figure import Figure
@@ -48,7 +47,7 @@ from diffjax.cli._run import open_run
 
 WIDTHS = (64, 128, 32, 10)
 """Of the classifier's layers; its features are the 32."""
-FEW = lineax.CG(rtol=1e-3, atol=1e-3, max_steps=10)
+FEW = guidance.TruncatedCG(rtol=1e-3, atol=1e-3, max_steps=10)
 SHOWN = (1, 2, 4)
 STD = 0.05
 """Of the noise that the answers to an observation allow for; pixels are -1 .. 1."""
@@ -146,7 +145,7 @@ def rows_of(model, classes, draws, steps):
     for scale, x in classes.items():
         several[f"class, scale {scale:g}"] = x[: 10 * draws].reshape(draws, 10, *x.shape[1:])
     for name, found in several.items():
-        rows |= {(name if i == 0 else f"{name}, again {i}"): x for i, x in enumerate(found)}
+        rows |= {(name if i == 0 else f"{name} ({i + 1})"): x for i, x in enumerate(found)}
     return rows
 
 
@@ -154,7 +153,7 @@ def draw_rows(path, rows):
     figure = Figure(figsize=(6, 0.5 * len(rows)), layout="constrained")
     for ax, (name, images) in zip(figure.subplots(len(rows), 1), rows.items(), strict=True):
         viz.sample_grid(images, columns=10, ax=ax)
-        ax.text(-1, 4, "" if "again" in name else name, ha="right", va="center")
+        ax.text(-1, 4, "" if name.endswith(")") else name, ha="right", va="center")
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
 

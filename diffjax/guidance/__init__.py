@@ -30,3 +30,4 @@ from diffjax.guidance._projected import Projected as Projected
 from diffjax.guidance._rescaled import Rescaled as Rescaled
 from diffjax.guidance._threshold import dynamic_threshold as dynamic_threshold, static_threshold as static_threshold
 from diffjax.guidance._tmpd import tmpd as tmpd
+from diffjax.guidance._truncated_cg import TruncatedCG as TruncatedCG

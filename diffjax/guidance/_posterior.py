@@ -29,7 +29,7 @@ from diffjax.operators import Linearised, linearise
 from diffjax.process import AbstractGaussianProcess
 
 CONJUGATE_GRADIENTS = lx.CG(rtol=1e-5, atol=1e-5, max_steps=50)
-"""The default solver. Where max_steps stops it, its last iterate is used."""
+"""The default solver of methods whose covariance is assumed. Where max_steps stops it, its last iterate is used."""
 
 
 class AbstractPosterior(AbstractGuide):

@@ -3,7 +3,8 @@
     D + C A' (A C A' + std^2)^-1 (y - A(D)),    C = Cov[x0 | xt] = (sigma^2/alpha) dD/dxt
 
 It is E[x0 | xt, y] itself for Gaussian data of any covariance. C is never formed: conjugate gradients take products
-with it, one vjp of the denoiser each (C is symmetric at the exact denoiser; the vjp is what a network's is taken for).
+with it, one vjp of the denoiser each. C is a covariance at the exact denoiser; a network's is one as far as conjugate
+gradients find it to be (`TruncatedCG`).
 
 Source: Boys et al. 2023 (Tweedie moment projected diffusions for inverse problems), eq. 11; Rozet et al. 2024 (Learning
 diffusion priors from observations by expectation maximization), section 4.2: moment matching posterior sampling (MMPS).
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 import lineax as lx
 
 from diffjax._typing import Denoiser, Sample, Time
-from diffjax.guidance._posterior import CONJUGATE_GRADIENTS, AbstractPosterior, observe, positive, whiten
+from diffjax.guidance._posterior import AbstractPosterior, observe, positive, whiten
+from diffjax.guidance._truncated_cg import TruncatedCG
 from diffjax.process import AbstractGaussianProcess
 
 
@@ -40,7 +42,7 @@ def tmpd(
     y: Any,
     std: Any,
     *,
-    solver: lx.AbstractLinearSolver = CONJUGATE_GRADIENTS,
+    solver: lx.AbstractLinearSolver = TruncatedCG(),
 ) -> Denoiser:
     """TMPD, which is MMPS, as a denoiser: xt [b, *d], t [] or [b] -> an estimate of E[x0 | xt, y], [b, *d].
 
@@ -50,7 +52,8 @@ def tmpd(
       operator: A, x [b, *d] -> [b, *m]; where it is not linear, its derivative at D stands for it.
       y: what was observed, [b, *m], or [1, *m] for all samples.
       std: of the observation's noise, a scalar or [b], positive.
-      solver: of lineax, for A C A' + std^2; `lineax.CG(0.0, 1e-5, max_steps=3)`, say, ends after three iterations.
+      solver: of lineax, for A C A' + std^2; `TruncatedCG(max_steps=3)`, say, ends after three iterations. Plain
+        `lineax.CG` is for exact denoisers: of a trained network it lets half of the samples fall apart.
 
     Raises:
       ValueError: std is not positive or, when called, y has another shape than A(x).

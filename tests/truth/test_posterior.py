@@ -10,6 +10,7 @@ from registry import ALL_PROCESSES
 
 import diffjax as dj
 from diffjax import guidance, operators
+from diffjax.guidance._posterior import whiten
 
 KEY = jax.random.key
 MEAN = np.array([0.3, -0.5, 0.2])
@@ -17,6 +18,7 @@ COVARIANCE = np.array([[0.5, 0.2, 0.1], [0.2, 0.3, -0.1], [0.1, -0.1, 0.4]])
 MATRIX = np.array([[1.0, 0.5, 0.0], [0.0, -0.3, 1.0]])
 STD, Y = 0.2, np.array([0.7, -0.4])
 SOLVER = lx.CG(1e-13, 1e-13, max_steps=50)
+TRUNCATED = guidance.TruncatedCG(1e-13, 1e-13)
 MEANS, WEIGHTS, SPREAD = np.array([[1.0, 0.0], [-1.0, 0.5], [0.0, -1.0]]), np.array([0.5, 0.3, 0.2]), 0.15
 
 
@@ -56,7 +58,7 @@ def test_tmpd_is_exact_for_gaussian_data(name):
     xt = dj.perturb(process, jax.random.normal(KEY(0), (b, 3)), jax.random.normal(KEY(1), (b, 3)), t)
     y = jnp.asarray(Y) + jax.random.normal(KEY(2), (b, 2))
     operator = operators.Matrix(jnp.asarray(MATRIX))
-    guided = guidance.tmpd(process, gaussian(process), operator, y, jnp.full(b, STD), solver=SOLVER)
+    guided = guidance.tmpd(process, gaussian(process), operator, y, jnp.full(b, STD), solver=TRUNCATED)
     found = eqx.filter_jit(dj.score)(process, guided, xt, t)
     for i in range(b):
         alpha, sigma, x = float(process.alpha(t[i])), float(process.sigma(t[i])), np.asarray(xt[i])
@@ -139,7 +141,7 @@ def test_tmpd_and_proximal_against_numpy_for_a_mixture():
     process, t, y, std = dj.VariancePreserving(), jnp.array([0.2, 0.35, 0.5]), np.array([0.4, 0.1]), 0.3
     xt = jax.random.normal(KEY(0), (3, 2))
     known = [process, mixture(process), bent, jnp.asarray(y)[None], std]
-    found = guidance.tmpd(*known, solver=SOLVER)(xt, t)
+    found = guidance.tmpd(*known, solver=TRUNCATED)(xt, t)
     near = guidance.proximal(*known, strength=2.0, solver=SOLVER)(xt, t)
     for i in range(3):
         alpha, sigma, x = float(process.alpha(t[i])), float(process.sigma(t[i])), np.asarray(xt[i])
@@ -253,3 +255,28 @@ def test_bad_observations():
         guidance.pigdm(*known, jnp.zeros((1, 2)), 0.1, data_std=-1.0)
     with pytest.raises(ValueError, match="strength: must be positive, got nan"):
         guidance.proximal(*known, jnp.zeros((1, 2)), 0.1, strength=float("nan"))
+
+
+def truncated(matrix, rhs, **choices):
+    """w for (I + K) w = rhs, by `whiten` with std = 1; K is a matrix."""
+    solver = guidance.TruncatedCG(**choices)
+    return np.asarray(whiten(lambda w: w @ jnp.asarray(matrix).T, jnp.asarray(rhs), jnp.asarray(1.0), solver))
+
+
+def test_truncated_conjugate_gradients_solve_for_a_covariance():
+    rng = np.random.default_rng(0)
+    root, rhs = rng.normal(size=(7, 7)), rng.normal(size=(3, 7))
+    spread = 30 * root @ root.T
+    exact = np.linalg.solve(np.eye(7) + spread, rhs.T).T
+    np.testing.assert_allclose(truncated(spread, rhs, rtol=1e-12, atol=1e-12), exact, rtol=1e-8)
+
+
+@pytest.mark.parametrize("fault", ["negative", "skew"])
+def test_truncated_conjugate_gradients_stop_where_there_is_no_covariance(fault):
+    """The first direction is sound, the second is not: what is left is the first step, by hand."""
+    spread = np.array({"negative": [[3.0, 0.0], [0.0, -1.5]], "skew": [[3.0, 8.0], [0.0, 1.0]]}[fault])
+    rhs = np.array([[1.0, 0.5]])
+    image = rhs @ (np.eye(2) + spread).T
+    first = rhs * (rhs @ rhs.T) / (rhs @ image.T)
+    np.testing.assert_allclose(truncated(spread, rhs), first, rtol=1e-12)
+    assert np.abs(np.linalg.solve(np.eye(2) + spread, rhs[0]) - first[0]).max() > 0.1
