@@ -1,6 +1,11 @@
 """Checkpoints: every bit back, in the right place, or a line that says what is wrong."""
 
 import errno
+import itertools
+import json
+import shutil
+import threading
+import zlib
 from pathlib import Path
 
 import jax
@@ -9,9 +14,11 @@ import numpy as np
 import optax
 import pytest
 import training_toy as toy
+from jax.sharding import AxisType
 
 from diffjax.training import Checkpoints, data_mesh, state_from_params
-from diffjax.training._checkpoint import Damaged
+from diffjax.training._about import Damaged
+from diffjax.training._digest import digest_part, digest_parts
 
 
 def trained(steps=3):
@@ -132,17 +139,248 @@ def test_missing_checkpoint_is_named(tmp_path):
             checkpoints.restore({"w": jnp.zeros(2)}, 4)
 
 
-def test_a_flipped_bit_is_found(tmp_path):
-    state = {"w": jax.random.normal(jax.random.key(0), (50_000,))}
+def flip(path, at=None, bit=0):
+    """Flips one bit of a file, in the middle unless told where."""
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2 if at is None else at] ^= 1 << bit
+    path.write_bytes(raw)
+
+
+def array_file(step_folder):
+    """The file with most of the arrays in it."""
+    files = (path for path in (step_folder / "state").rglob("*") if path.is_file())
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def save_steps(folder, *steps, size=50_000):
+    """Saves {"w": noise of the step}; gives back step -> state."""
+    states = {step: {"w": jax.random.normal(jax.random.key(step), (size,))} for step in steps}
+    with Checkpoints(folder, keep=len(steps)) as checkpoints:
+        for step, state in states.items():
+            checkpoints.save(step, state)
+    return states
+
+
+def test_a_flipped_bit_is_found_and_the_step_before_is_used(tmp_path):
+    states = save_steps(tmp_path, 1, 2, 3)
+    for step in (2, 3):
+        flip(array_file(tmp_path / str(step)))
+    like = states[1]
+    damaged = "3: damaged on disk: w does not match"
+    with Checkpoints(tmp_path, read_only=True) as reader:
+        with pytest.warns(UserWarning, match=damaged) as warned:
+            np.testing.assert_array_equal(reader.restore(like)["w"], states[1]["w"])
+        assert len(warned) == 1
+        assert reader.steps() == [1, 2, 3]
+        for check in (reader.verify, lambda: reader.verify(2), lambda: reader.restore(like, 3)):
+            with pytest.raises(Damaged, match="damaged on disk: w does not match"):
+                check()
+        reader.verify(1)
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state)
-    data = max((path for path in (tmp_path / "1").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-    raw = bytearray(data.read_bytes())
-    assert len(raw) > 100_000
-    raw[len(raw) // 2] ^= 1
-    data.write_bytes(raw)
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="damaged on disk: w does not match"):
-        checkpoints.restore(state)
+        with pytest.warns(UserWarning, match=damaged + r".*\(and 1 more\); going back to step 1; .*aside") as warned:
+            np.testing.assert_array_equal(checkpoints.restore(like)["w"], states[1]["w"])
+        assert len(warned) == 1
+        assert checkpoints.steps() == [1]
+        checkpoints.save(3, states[3])  # the run comes by again
+        np.testing.assert_array_equal(checkpoints.restore(like)["w"], states[3]["w"])
+    assert sorted(path.name for path in (tmp_path / "aside").iterdir()) == ["2", "3"]
+
+
+def test_where_all_are_damaged_nothing_is_moved(tmp_path):
+    states = save_steps(tmp_path, 1, 2)
+    for step in (1, 2):
+        flip(array_file(tmp_path / str(step)))
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(Damaged, match="/2: damaged on disk"):
+            checkpoints.restore(states[1])
+        assert checkpoints.steps() == [1, 2]
+
+
+@pytest.mark.parametrize("part", ["about/metadata", "digests/process_0.json", "state/manifest.ocdbt"])
+def test_the_other_files_are_checked_too(tmp_path, part):
+    states = save_steps(tmp_path, 1, 2)
+    flip(tmp_path / "2" / part)
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.warns(UserWarning, match=r"/2: damaged on disk: .*(match|could not be read)"):
+            assert float(checkpoints.restore(states[1])["w"][0]) == float(states[1]["w"][0])
+        (tmp_path / "1" / part).unlink()
+        with pytest.raises(Damaged, match=r"/1: damaged on disk: .*could not be read"):
+            checkpoints.restore(states[1])
+
+
+def rewrite_about(folder, **changes):
+    """Changes what a checkpoint says of itself, as another version would have written it."""
+    path = folder / "about" / "metadata"
+    about = json.loads(path.read_text()) | changes
+    del about["crc32"]
+    path.write_text(json.dumps(about | {"crc32": zlib.crc32(json.dumps(about, sort_keys=True).encode())}))
+
+
+def test_another_format_version_is_refused_and_not_damage(tmp_path):
+    states = save_steps(tmp_path, 1, 2)
+    rewrite_about(tmp_path / "2", format=3)
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(ValueError, match=r"/2: a checkpoint of format 3; .* reads formats \(1, 2\)") as caught:
+            checkpoints.restore(states[1])
+        assert not isinstance(caught.value, Damaged)
+        assert checkpoints.steps() == [1, 2]
+
+
+def test_format_1_is_still_read_and_checked(tmp_path):
+    state = save_steps(tmp_path, 4)[4]
+    leaf = {"shape": [50_000], "dtype": "float32", "crc32": zlib.crc32(np.asarray(state["w"]).tobytes())}
+    about = tmp_path / "4" / "about" / "metadata"
+    about.write_text(json.dumps({"format": 1, "step": 4, "leaves": {"w": leaf}}))
+    shutil.rmtree(tmp_path / "4" / "digests")
+    with Checkpoints(tmp_path) as checkpoints:
+        np.testing.assert_array_equal(checkpoints.restore(state)["w"], state["w"])
+        flip(array_file(tmp_path / "4"))
+        with pytest.raises(Damaged, match="w does not match"):
+            checkpoints.restore(state)
+
+
+def test_rollback_moves_newer_steps_aside(tmp_path):
+    states = save_steps(tmp_path, 1, 2, 3)
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(FileNotFoundError, match="no checkpoint of step 9"):
+            checkpoints.rollback(9)
+        assert checkpoints.rollback(1) == [2, 3]
+        assert checkpoints.latest() == 1
+        checkpoints.save(2, states[3])  # another past
+        assert checkpoints.rollback(1) == [2]
+        assert checkpoints.rollback(1) == []
+    assert sorted(path.name for path in (tmp_path / "aside").iterdir()) == ["2", "2.1", "3"]
+    with (
+        Checkpoints(tmp_path, read_only=True) as reader,
+        pytest.raises(RuntimeError, match="read only; nothing is moved"),
+    ):
+        reader.rollback(1)
+
+
+def test_the_best_by_a_metric_stays(tmp_path):
+    losses = {1: 3.0, 2: 1.0, 3: float("nan"), 4: 2.0}
+    with Checkpoints(tmp_path, keep=1, best="loss") as checkpoints:
+        for step, loss in losses.items():
+            checkpoints.save(step, {"w": jnp.full(2, float(step))}, metrics={"loss": np.float32(loss)})
+        assert (checkpoints.steps(), checkpoints.best()) == ([2, 4], 2)
+    with Checkpoints(tmp_path, keep=1, best="loss") as checkpoints:  # it is read back
+        assert checkpoints.best() == 2
+        checkpoints.save(5, {"w": jnp.zeros(2)})  # nobody measured it
+        assert (checkpoints.steps(), checkpoints.best()) == ([2, 5], 2)
+        checkpoints.save(6, {"w": jnp.zeros(2)}, metrics={"loss": 0.5})
+        assert (checkpoints.steps(), checkpoints.best()) == ([6], 6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["6"]
+
+
+def test_about_says_what_the_run_says_of_itself(tmp_path):
+    placed = jax.device_put(jnp.zeros(8), jax.NamedSharding(data_mesh(), jax.P("data")))
+    with Checkpoints(tmp_path, about={"config": "abc"}) as checkpoints:
+        checkpoints.save(7, {"w": placed}, metrics={"loss": 1.5})
+        checkpoints.wait()
+        about = checkpoints.about(7)
+    expected = {"format": 2, "step": 7, "jax": jax.__version__, "mesh": {"data": 8}, "about": {"config": "abc"}}
+    assert {name: about[name] for name in expected} == expected
+    assert about["metrics"] == {"loss": 1.5}
+    assert about["leaves"] == {"w": {"shape": [8], "dtype": "float32"}}
+    with pytest.raises(ValueError, match="about: it is written as JSON"):
+        Checkpoints(tmp_path / "new", about={"config": object()})
+    assert not (tmp_path / "new").exists()
+
+
+def test_saved_on_eight_devices_read_on_four_by_shapes_alone(tmp_path):
+    mesh = lambda n: jax.make_mesh((n,), ("fsdp",), axis_types=(AxisType.Auto,), devices=jax.devices()[:n])
+    values = jax.random.normal(jax.random.key(0), (16, 24))
+    tree = {
+        "rows": jax.device_put(values, jax.NamedSharding(mesh(8), jax.P("fsdp"))),
+        "columns": jax.device_put(values, jax.NamedSharding(mesh(8), jax.P(None, "fsdp"))),
+        "whole": jax.device_put(values, jax.NamedSharding(mesh(8), jax.P())),
+        "keys": jax.random.split(jax.random.key(1), 3),
+    }
+    spread = jax.NamedSharding(mesh(4), jax.P(None, "fsdp"))
+    like = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=None if name == "keys" else spread)
+        for name, leaf in tree.items()
+    }
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, tree)
+        back = checkpoints.restore(like)
+        checkpoints.verify()
+        arrays = dict(checkpoints.leaves(1, "ro"))
+    assert list(arrays) == ["rows"]
+    np.testing.assert_array_equal(arrays["rows"], values)
+    for name in ("rows", "columns", "whole"):
+        np.testing.assert_array_equal(back[name], values)
+        assert back[name].sharding == spread
+    np.testing.assert_array_equal(jax.random.key_data(back["keys"]), jax.random.key_data(tree["keys"]))
+    # The same values have the same digest, however they lay when they were saved.
+    digests = json.loads((tmp_path / "1" / "digests" / "process_0.json").read_text())["digests"]
+    words = np.asarray(values).view(np.uint32).ravel().tolist()
+    truth = sum(word * (2 * i + 1) for i, word in enumerate(words)) % 2**64
+    assert digests["rows"] == digests["columns"] == digests["whole"] == truth
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.complex64, np.complex128])
+def test_digest_is_its_formula_whatever_the_parts(dtype):
+    rng = np.random.default_rng(0)
+    shape = (3, 7, 130)
+    whole = rng.integers(0, 255, (*shape, np.dtype(dtype).itemsize), dtype=np.uint8).view(dtype)[..., 0]
+    words = np.ascontiguousarray(whole).view(f"u{min(8, whole.itemsize)}").ravel().tolist()
+    truth = sum(word * (2 * i + 1) for i, word in enumerate(words)) % 2**64
+    for cut in ((3, 7, 130), (1, 7, 130), (3, 2, 130), (3, 7, 50), (2, 3, 33)):
+        offsets = itertools.product(*(range(0, n, c) for n, c in zip(shape, cut, strict=True)))
+        box = lambda at, cut=cut: tuple(slice(a, a + c) for a, c in zip(at, cut, strict=True))
+        assert sum(digest_part(whole[box(at)], at, shape) for at in offsets) % 2**64 == truth
+    assert digest_part(whole[1, 2, 3], (), ()) == digest_part(whole[1, 2, 3:4], (0,), (1,))
+
+
+def test_digest_sees_every_single_bit_and_a_lost_page():
+    whole = np.random.default_rng(0).normal(size=300_000).astype(np.float32)
+    truth = digest_part(whole, (0,), whole.shape)
+    for word, bit in itertools.product((0, 1, 255, 256, 65_535, 65_536, 299_999), range(32)):
+        changed = whole.view(np.uint32).copy()
+        changed[word] ^= np.uint32(1 << bit)
+        assert digest_part(changed.view(np.float32), (0,), whole.shape) != truth
+    changed = whole.copy()
+    changed[1024:2048] = 0
+    assert digest_part(changed, (0,), whole.shape) != truth
+
+
+def test_digests_are_made_behind_the_training(tmp_path, monkeypatch):
+    go, threads = threading.Event(), []
+
+    def slow(*args):
+        threads.append(threading.get_ident())
+        assert go.wait(60)
+        return digest_parts(*args)
+
+    monkeypatch.setattr("diffjax.training._orbax.digest_parts", slow)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"w": jnp.ones(3)})
+        assert not (tmp_path / "1").exists()  # it returned, and waits for the digests
+        go.set()
+        checkpoints.wait()
+        assert (tmp_path / "1" / "digests").is_dir()
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+
+
+def test_space_is_asked_for_before_a_run(tmp_path, monkeypatch):
+    state = {"w": jnp.zeros(2**18), "key": jax.random.key(0)}  # 1 MiB
+    usage = shutil.disk_usage(tmp_path)
+    free = lambda number: monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=number))
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        checkpoints.check_space(state)
+        free(3 * 2**20)
+        with pytest.raises(RuntimeError, match="no space for checkpoints: 4 of 1 MiB are needed at a time, 4 MiB more"):
+            checkpoints.check_space(jax.eval_shape(lambda: state))
+        checkpoints.save(1, {"w": jax.random.bits(jax.random.key(0), (2**18 + 2**16,))})
+        checkpoints.wait()
+        checkpoints.check_space(state)  # what is there already need not fit again
+
+
+def test_no_preemption_without_other_processes(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.reached_preemption(3) is False
 
 
 def test_an_unreadable_checkpoint_is_one_line(tmp_path, capfd):
@@ -171,10 +409,16 @@ def test_a_failure_in_the_background_surfaces(tmp_path, monkeypatch, capfd):
         monkeypatch.setattr(Path, "rename", full)
         monkeypatch.setattr("os.rename", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
         checkpoints.save(2, {"w": jnp.zeros(2)})
-        with pytest.raises(RuntimeError, match="No space left"):
+        with pytest.raises(
+            RuntimeError, match=r"did not reach the disk: No space left on device \(.* free\); the check"
+        ):
             checkpoints.wait()
         monkeypatch.undo()
-        assert float(checkpoints.restore({"w": jnp.zeros(2)}, 1)["w"][0]) == 1
+        assert checkpoints.steps() == [1]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["1"]  # the room is free again
+        assert float(checkpoints.restore({"w": jnp.zeros(2)})["w"][0]) == 1
+        checkpoints.save(2, {"w": jnp.full(2, 2.0)})
+        assert float(checkpoints.restore({"w": jnp.zeros(2)})["w"][0]) == 2
     assert capfd.readouterr().err == ""
 
 

@@ -24,7 +24,7 @@ ROWS = [
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
 DOORS = {
     "flax": ("networks/",),
-    "orbax": ("training/_checkpoint.py", "training/_orbax.py"),
+    "orbax": ("training/_checkpoint.py", "training/_orbax.py", "training/_reading.py"),
     "diffrax": (
         "samplers/_diffrax.py",
         "samplers/_solver_checks.py",

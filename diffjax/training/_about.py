@@ -17,6 +17,10 @@ FORMAT = 2
 READ = (1, 2)
 
 
+class Damaged(ValueError):
+    """Raised where a checkpoint cannot be read, or is not what was written."""
+
+
 def describe(tree: Any) -> dict[str, dict[str, Any]]:
     """Path -> shape and dtype of each leaf, in the order of the tree."""
     return {path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for path, leaf in leaves_by_path(tree).items()}
@@ -59,7 +63,7 @@ def is_sealed(record: Any) -> bool:
     return isinstance(record, dict) and "crc32" in record and record["crc32"] == _checksum(record)
 
 
-def _checksum(record: dict[str, Any]) -> int:
+def _checksum(record: Mapping[str, Any]) -> int:
     rest = {name: value for name, value in record.items() if name != "crc32"}
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 

@@ -12,7 +12,6 @@ that `import diffjax` need not pay.
 """
 
 import json
-import logging
 import os
 import shutil
 import threading
@@ -26,13 +25,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffjax.training._about import check_format, check_same_tree, describe, is_sealed, leaves_by_path, make_about
-from diffjax.training._digest import crc32, digest_parts, host_parts, raw
-from diffjax.training._distributed import agree, agree_on_main, gather_texts, is_main
-
-
-class Damaged(ValueError):
-    """Raised where a checkpoint cannot be read, or is not what was written."""
+from diffjax.training._about import Damaged, leaves_by_path, make_about
+from diffjax.training._digest import raw
+from diffjax.training._distributed import agree, agree_on_main, is_main
 
 
 class Checkpoints:
@@ -80,9 +75,9 @@ class Checkpoints:
             raise FileNotFoundError(f"{self.folder}: no such folder")
         import orbax.checkpoint as ocp
 
-        from diffjax.training import _orbax
+        from diffjax.training import _orbax, _reading
 
-        self._ocp, self._orbax = ocp, _orbax
+        self._ocp, self._orbax, self._reading = ocp, _orbax, _reading
         self._sweeper: threading.Thread | None = None
         self._scores: dict[int, float | None] = {}
         if read_only:
@@ -92,7 +87,7 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=policy, todelete_subdir="trash", cleanup_tmp_directories=True
             )
-        with _quiet():
+        with self._orbax.quiet():
             self._empty_trash()
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -115,16 +110,7 @@ class Checkpoints:
           FileNotFoundError: there is no such checkpoint.
           ValueError: it is of another format version (or `Damaged`).
         """
-        self._check_there(step)
-        where = f"{self.folder}/{step}"
-        try:
-            about = self._ocp.JsonCheckpointHandler().restore(self._orbax.epath.Path(self.folder / str(step) / "about"))
-        except Exception as error:
-            raise Damaged(f"{where}: damaged on disk: about could not be read: {_first_line(error)}") from error
-        if not is_sealed(about) and not (isinstance(about, dict) and about.get("format") == 1):
-            raise Damaged(f"{where}: damaged on disk: about does not match its checksum")
-        check_format(about, where)
-        return about
+        return self._reading.read_about(self._there(step))
 
     def check_space(self, state: Any) -> None:
         """Raises `RuntimeError` where the disk has no room for the checkpoints that a run will keep, and one more.
@@ -168,7 +154,7 @@ class Checkpoints:
         digests: Any = self._orbax.DigestSave(leaves)
         items = args.Composite(state=args.StandardSave(state), about=args.JsonSave(about), digests=digests)
         self._scores[step] = about["metrics"].get(self.best_metric)
-        with _quiet(), self._named(f"step {step} could not be saved"):
+        with self._orbax.quiet(), self._named(f"step {step} could not be saved"):
             if self._manager.save(int(step), args=items) is not True:
                 raise RuntimeError(f"it already holds step {self.latest()}")
         self._sweeper = threading.Thread(target=self._sweep, name="sweeper", daemon=True)
@@ -191,9 +177,9 @@ class Checkpoints:
         """
         self.wait()
         failed: list[Damaged] = []
-        for candidate in [self._check_there(step)] if step is not None else self._newest_first():
+        for candidate in [step] if step is not None else self._newest_first():
             try:
-                state = self._read(candidate, like)
+                state = self._reading.read_state(self._there(candidate), like)
             except Damaged as error:
                 failed.append(error)
                 continue
@@ -223,22 +209,7 @@ class Checkpoints:
           FileNotFoundError: there is no such checkpoint.
           Damaged: a leaf is not what was written.
         """
-        about, where = self.about(step), f"{self.folder}/{step}"
-        digests = self._digests(step, about)
-        wanted = [path for path in about["leaves"] if path.startswith(prefix)]
-        seen = set()
-        try:
-            for path, array in self._orbax.read_leaves(self.folder / str(step) / "state", lambda p: p in wanted):
-                if path in about["leaves"]:
-                    self._compare({path: digests[path]}, {path: self._digest(about, array)}, where)
-                    seen.add(path)
-                    yield path, array
-        except Damaged:
-            raise
-        except Exception as error:
-            raise Damaged(f"{where}: damaged on disk: step {step} could not be read: {_first_line(error)}") from error
-        if missing := [path for path in wanted if path not in seen]:
-            raise Damaged(f"{where}: damaged on disk: {missing[0]} is missing")
+        return self._reading.read_arrays(self._there(step), prefix)
 
     def rollback(self, step: int) -> list[int]:
         """Makes a step the newest: those after it are moved to `folder/aside`, and returned.
@@ -250,7 +221,7 @@ class Checkpoints:
         self.wait()
         if self.read_only:
             raise RuntimeError(f"{self.folder}: it was opened to read only; nothing is moved")
-        self._check_there(step)
+        self._there(step)
         newer = [newer for newer in self.steps() if newer > step]
         agree_on_main(lambda: self._put_aside(newer))
         self._reload()
@@ -266,7 +237,7 @@ class Checkpoints:
     def wait(self) -> None:
         """Returns when every save is on disk; raises `RuntimeError` where one failed, and what it left is removed."""
         try:
-            with _quiet(), self._named("a save did not reach the disk"):
+            with self._orbax.quiet(), self._named("a save did not reach the disk"):
                 self._manager.wait_until_finished()
         except RuntimeError:
             if jax.process_count() == 1 and not self.read_only:
@@ -284,7 +255,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            with _quiet():
+            with self._orbax.quiet():
                 self._manager.close()
                 self._empty_trash()
 
@@ -301,54 +272,11 @@ class Checkpoints:
             raise FileNotFoundError(f"{self.folder}: no checkpoint")
         return self.steps()[::-1]
 
-    def _check_there(self, step: int) -> int:
+    def _there(self, step: int) -> Path:
+        """The folder of a step, which exists."""
         if step not in self._manager.all_steps():
             raise FileNotFoundError(f"{self.folder}: no checkpoint of step {step}")
-        return step
-
-    def _read(self, step: int, like: Any) -> Any:
-        """The state of a step; `Damaged`, in every process alike, where any of them cannot read its part."""
-        where = f"{self.folder}/{step}"
-        about = self.about(step)
-        check_same_tree(about["leaves"], describe(like), where)
-        digests = self._digests(step, about)
-        folder, wanted = self.folder / str(step) / "state", jax.tree.map(_abstract, like)
-        state, said = None, ""
-        try:
-            with _quiet():  # by its handler and not by the manager, which would wait for a process that failed
-                restore = self._ocp.StandardCheckpointHandler().restore
-                state = restore(self._orbax.epath.Path(folder), args=self._ocp.args.StandardRestore(wanted))
-        except (MemoryError, jax.errors.JaxRuntimeError):
-            raise  # this machine, not the disk
-        except Exception as error:
-            said = f"{where}: damaged on disk: step {step} could not be read: {_first_line(error)}"
-        if reasons := [text for text in gather_texts(said) if text]:
-            raise Damaged(reasons[0])
-        found = {path: self._digest(about, leaf) for path, leaf in leaves_by_path(state).items()}
-        if about["format"] > 1:
-            found = self._orbax.add_digests([json.loads(text) for text in gather_texts(json.dumps(found))])
-        self._compare(digests, found, where)
-        return state
-
-    def _digests(self, step: int, about: Mapping[str, Any]) -> dict[str, int | None]:
-        if about["format"] == 1:
-            return {path: leaf["crc32"] for path, leaf in about["leaves"].items()}
-        try:
-            return self._orbax.read_digests(self.folder / str(step) / "digests")
-        except Exception as error:
-            where = f"{self.folder}/{step}"
-            raise Damaged(f"{where}: damaged on disk: digests could not be read: {_first_line(error)}") from error
-
-    @staticmethod
-    def _digest(about: Mapping[str, Any], leaf: Any) -> int | None:
-        leaf = raw(leaf)
-        return crc32(host_parts(leaf)) if about["format"] == 1 else digest_parts(host_parts(leaf), leaf.shape)
-
-    @staticmethod
-    def _compare(saved: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:
-        for path, digest in found.items():
-            if saved[path] != digest and None not in (saved[path], digest):
-                raise Damaged(f"{where}: damaged on disk: {path} does not match its checksum")
+        return self.folder / str(step)
 
     def _fall_back(self, good: int, failed: list[Damaged]) -> None:
         """Says once what was damaged, and moves it aside: a later save of that step would be refused."""
@@ -368,7 +296,7 @@ class Checkpoints:
             os.rename(self.folder / str(step), next(aside / name for name in names if not (aside / name).exists()))
 
     def _reload(self) -> None:
-        with _quiet():
+        with self._orbax.quiet():
             self._manager.reload()
         self._scores.clear()
 
@@ -399,21 +327,11 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            reason = _first_line(error)
+            reason = self._orbax.first_line(error)
             if "No space left" in str(error):
                 free = _bytes(shutil.disk_usage(self.folder).free)
                 reason = f"No space left on device ({free} free); the checkpoints before are whole"
             raise RuntimeError(f"{self.folder}: {what}: {reason}") from error
-
-
-def _abstract(leaf: Any) -> Any:
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line.split(" [tensorstore_spec")[0].split(" [source locations")[0]
 
 
 def _size(folder: Path) -> int:
@@ -426,19 +344,3 @@ def _bytes(number: float) -> str:
             return f"{number:.4g} {unit}"
         number /= 1024
     return f"{number:.4g} TiB"
-
-
-def _drop_chatter(record: logging.LogRecord) -> bool:
-    return not (record.levelno < logging.ERROR and "orbax" in record.pathname)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Orbax's log off the terminal: its notices always, and here what asyncio says of failures we raise."""
-    logging.getLogger("absl").addFilter(_drop_chatter)  # a second time adds nothing
-    asyncio, silence = logging.getLogger("asyncio"), lambda record: False
-    asyncio.addFilter(silence)
-    try:
-        yield
-    finally:
-        asyncio.removeFilter(silence)

@@ -1,6 +1,7 @@
 """A digest of an array that does not depend on how it is spread over devices or hosts.
 
-    digest = sum_p w_p (2 p + 1)   mod 2^64      w_p  the bits of element p as an unsigned number, p its row-major position
+    digest = sum_p w_p (2 p + 1)   mod 2^64      w_p  the bits of element p as an unsigned number
+                                                 p    its row-major position
 
 A flipped bit k of element p adds +-2^k (2 p + 1): an odd multiple of 2^k, k < 64, which is never 0 mod 2^64, so one
 flipped bit is always found, and other damage all but 2^-64 of the time. It is a sum: shards are digested where they

@@ -8,7 +8,9 @@ Imported when a folder of checkpoints is opened, for Orbax takes seconds.
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint import future
 
 from diffjax.training._about import is_sealed, seal
 from diffjax.training._digest import MODULUS, Parts, digest_parts, host_parts, start_copy
@@ -31,7 +34,7 @@ class DigestHandler(ocp.AsyncCheckpointHandler):
         for leaf in args.leaves.values():
             start_copy(leaf)
         parts = {path: (host_parts(leaf), leaf.shape) for path, leaf in args.leaves.items()}
-        return [ocp.future.CommitFutureAwaitingContractedSignals(_write(directory, parts), name="digests")]
+        return [future.CommitFutureAwaitingContractedSignals(_write(directory, parts), name="digests")]
 
     def save(self, directory: Any, args: Any) -> None:  # pyright: ignore
         """Orbax asks for it; the manager saves asynchronously."""
@@ -112,3 +115,25 @@ def read_leaves(folder: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[s
         arrays = jax.tree.leaves(restored)
         for i in group:
             yield names[i], np.asarray(arrays[i])
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, without TensorStore's specification of the file."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line.split(" [tensorstore_spec")[0].split(" [source locations")[0]
+
+
+def _drop_chatter(record: logging.LogRecord) -> bool:
+    return not (record.levelno < logging.ERROR and "orbax" in record.pathname)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps Orbax's log off the terminal: its notices always, and here what asyncio says of failures we raise."""
+    logging.getLogger("absl").addFilter(_drop_chatter)  # a second time adds nothing
+    asyncio, silence = logging.getLogger("asyncio"), lambda record: False
+    asyncio.addFilter(silence)
+    try:
+        yield
+    finally:
+        asyncio.removeFilter(silence)
