@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from diffjax import config as c, process as processes
+from diffjax.config._items import ITEMS
 from diffjax.config._names import construct
 from diffjax.samplers import DDIM
 
@@ -76,7 +77,7 @@ def test_differences_are_named_by_path():
         (c.WeightingConfig, c.WEIGHTINGS),
         (c.TimesConfig, c.TIMES),
         (c.SamplerConfig, c.STEPPERS),
-        (c.DataConfig, ("digits", *c.TOYS, "file")),
+        (c.DataConfig, ("digits", *c.TOYS, *ITEMS)),
     ],
 )
 def test_every_name_is_in_its_table(cls, table):
@@ -259,7 +260,7 @@ def test_a_file_of_ones_own(tmp_path):
         ({"x": np.ones((4, 1), complex)}, r"data\.path: x in .* floats in \[-1, 1\] or uint8, got complex128"),
         ({"x": np.ones((4, 1), int)}, r"data\.path: x in .* floats in \[-1, 1\] or uint8, got int64"),
         ({"x": np.array([["a"], ["b"]])}, r"data\.path: x in .* floats in \[-1, 1\] or uint8, got <U1"),
-        ({"x": np.ones((0, 2))}, r"data\.path: x in .* is empty, got shape \(0, 2\)"),
+        ({"x": np.ones((0, 2))}, r"data\.path: x in .* is empty .* got shape \(0, 2\)"),
         ({"x": np.array([[1.0], [-255.0]])}, r"data\.path: x in .* must be floats in \[-1, 1\], got -255"),
         ({"x": np.ones((1, 1))}, r"data\.holdout: 0\.2 leaves nothing"),
     ],
@@ -284,8 +285,15 @@ def test_a_file_that_was_cut_short_is_named(tmp_path, share):
     [
         (c.DataConfig(holdout_seed=-1), r"data\.holdout_seed: a whole number .* got -1"),
         (c.DataConfig(name="file", path="/absent.npz"), r"data\.path: no \.npz with an array x at /absent"),
-        (c.DataConfig(name="file"), r"data\.path: needed for data\.name file, and for that only, got None"),
-        (c.DataConfig(name="digits", path="a.npz"), r"data\.path: needed for data\.name file, .* got a\.npz"),
+        (c.DataConfig(name="file"), r"data\.path: file needs the place of its files, got None"),
+        (c.DataConfig(name="digits", path="a.npz"), r"data\.path: digits reads no file, got a\.npz"),
+        (c.DataConfig(name="digits", image_size=8), r"data\.image_size: digits has a size of its own, got 8"),
+        (c.DataConfig(name="mixture", flip=True), r"data\.flip: mixture has no images to flip"),
+        (c.DataConfig(workers=-1), r"data\.workers: at least 0, got -1"),
+        (c.DataConfig(name="mnist", path="/absent"), r"data\.path: no train-images-idx3-ubyte\[\.gz\] in /absent"),
+        (c.DataConfig(name="mnist", path="/absent", image_size=8), r"data\.image_size: .* image_folder only, got 8"),
+        (c.DataConfig(name="image_folder", path="/absent"), r"data\.path: /absent: no such folder or zip"),
+        (c.DataConfig(name="cifar10", path="/absent"), r"data\.path: /absent is no folder or tar"),
         (c.DataConfig(name="digits", holdout=0.0), r"data\.holdout: nothing is held out"),
     ],
 )

@@ -16,6 +16,8 @@ from diffjax.training import HEARTBEAT
 EVALUATED = 1800
 _ABOUT = {
     "digits": "Class-conditional 8x8 digits with a U-Net; minutes on two cores.",
+    "mnist": "Class-conditional 28x28 digits; --data.path is the folder of MNIST's files.",
+    "cifar10": "Class-conditional 32x32 pictures with DDPM's U-Net, for an accelerator; --data.path says where.",
     "toy2d": "Points in the plane with a perceptron; choose them by --data.name.",
 }
 if TYPE_CHECKING:
@@ -68,8 +70,16 @@ class Train:
     """How many devices, of each process. On CPU the cores are used as devices, as many as divide the batch, up to 8."""
     save_every: int = 500
     """Steps from one checkpoint to the next."""
+    save_seconds: float | None = None
+    """Save when so many seconds have passed, too."""
+    keep: int = 3
+    """How many of the newest checkpoints stay on the disk."""
     log_every: int = 50
     """Steps from one line of metrics.jsonl to the next."""
+    tensorboard: bool = False
+    """Write the same lines for TensorBoard, into RUN/tensorboard (extra "log")."""
+    profile: tuple[int, int] | None = None
+    """The first and the last of the steps of which RUN/profile gets a trace of JAX's profiler."""
     compile_cache: str | None = None
     """A private folder that keeps compiled programs, so that the next start is faster; none by default."""
     hosts: HostOptions = Hosts()
@@ -98,8 +108,9 @@ class Sample:
     """Inpainting: a picture of a sample's size, or an .npz with x; --mask says which part of it is kept."""
     mask: str | None = None
     """The part that is kept: the light half of a picture, or what is not 0 in the array mask of an .npz."""
-    times: int = 10
-    """Inpainting: how often each step is taken (RePaint), so that the new part fits the old; 1 only replaces."""
+    times: int | None = None
+    """Inpainting: how often each step is taken (RePaint), so that the new part fits the old; 1 only replaces. 10 by
+    default."""
     steps: int | None = None
     """Sampling steps; the run's own by default."""
     ts: tuple[float, ...] | None = None

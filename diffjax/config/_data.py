@@ -1,114 +1,146 @@
 """From a configuration to data: what a run learns from, and what was held out to measure it against.
 
-digits | a density in the plane | a file --build_data--> source(seed, step, size) -> (x0, cond), train, held out
+digits | a density in the plane | files of your own --build_data--> source, train, held out
+
+    source(seed, step, size) -> (x0, cond)    all of the training items, read as they are used
+    train, held_out                           in memory, for measures: read when first asked for, 256 MiB at most
 """
 
-import zipfile
-import zlib
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from diffjax.config._check import check_seed
+from diffjax.config._items import ITEMS, Split, labels_of, read_some
 from diffjax.config._options import DataConfig
+from diffjax.data import checkerboard, digits, from_items, mixture, random_flip, swiss_roll, two_moons
+from diffjax.data._arrays_source import Arrays
 
-_UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
-_LARGEST = 10.0  # data in [-1, 1], with room for some that are only centred; 255 is an image that was not scaled
+TOYS = {"mixture": mixture, "two_moons": two_moons, "checkerboard": checkerboard, "swiss_roll": swiss_roll}
 
-TOYS = ("mixture", "two_moons", "checkerboard", "swiss_roll")
+Pair = tuple[Any, Any]
 
 
-class Data(NamedTuple):
-    """What a run learns from and is measured against."""
+class Data:
+    """What a run learns from and is measured against.
 
-    source: Callable[..., tuple[Any, Any]]
-    """`(seed, step, size, *, part=(0, 1)) -> (x0, cond)`."""
-    train: tuple[Any, Any]
-    """x [n, *d] and labels [n] or None: all of the training items, or fresh draws of a toy."""
-    held_out: tuple[Any, Any]
-    """The same, never trained on."""
-    classes: int | None
-    """How many the network is told of; None where it is told nothing."""
-    log_prob: Callable[[Any], Any] | None
-    """The exact log density in nats, where there is one."""
+    Attributes:
+      source: `(seed, step, size, *, part=(0, 1)) -> (x0, cond)`.
+      classes: how many the network is told of; None where it is told nothing.
+      log_prob: the exact log density in nats, where there is one.
+      digest: of files that `train` does not stand for; None where their contents are their digest.
+    """
+
+    def __init__(
+        self,
+        source: Callable[..., Pair],
+        train: Pair | Callable[[], Pair],
+        held_out: Pair | Callable[[], Pair],
+        classes: int | None,
+        log_prob: Callable[[Any], Any] | None,
+        *,
+        shape: tuple[int, ...] | None = None,
+        digest: str | None = None,
+    ):
+        self.source, self.classes, self.log_prob, self.digest = source, classes, log_prob, digest
+        self._train, self._held_out, self._shape = train, held_out, shape
+
+    @cached_property
+    def train(self) -> Pair:
+        """x [n, *d] and labels [n] or None: the training items (where they are many, some), or fresh draws of a toy."""
+        return self._train() if callable(self._train) else self._train
+
+    @cached_property
+    def held_out(self) -> Pair:
+        """The same, never trained on."""
+        return self._held_out() if callable(self._held_out) else self._held_out
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample."""
-        return self.train[0].shape[1:]
+        return self.train[0].shape[1:] if self._shape is None else self._shape
 
 
 def build_data(config: DataConfig) -> Data:
     """The data of a configuration.
 
     Raises:
-      ValueError: the file cannot be read, or holds values that are not finite; or a number is out of range.
+      ValueError: a file cannot be read, or holds values that are not finite; or a number is out of range.
     """
-    if (config.path is None) == (config.name == "file"):
-        raise ValueError(f"data.path: needed for data.name file, and for that only, got {config.path}")
     check_seed("data.holdout_seed", config.holdout_seed)
-    if config.name in TOYS:
-        return _toy(config)
-    from diffjax.data import digits, from_arrays
+    if config.workers < 0:
+        raise ValueError(f"data.workers: at least 0, got {config.workers}")
+    if config.name in TOYS or config.name == "digits":
+        _check_without_files(config)
+        return _toy(config) if config.name in TOYS else _from_items(config, _digits(config))
+    if config.path is None:
+        raise ValueError(f"data.path: {config.name} needs the place of its files, got None")
+    if config.image_size is not None and (config.name != "image_folder" or config.image_size < 1):
+        raise ValueError(f"data.image_size: at least 1, and for image_folder only, got {config.image_size}")
+    try:
+        split = ITEMS[config.name](config)
+    except ValueError as error:
+        named = str(error).startswith("data.")
+        raise ValueError(str(error) if named else f"data.{error}") from None
+    return _from_items(config, split)
 
-    if config.name == "digits":
-        split = {"holdout": config.holdout, "seed": config.holdout_seed}
-        train, held_out = digits("train", **split), digits("test", **split)
-    else:
-        train, held_out = _file(config)
-    if not len(held_out[0]):
+
+def _check_without_files(config: DataConfig) -> None:
+    if config.path is not None:
+        raise ValueError(f"data.path: {config.name} reads no file, got {config.path}")
+    if config.image_size is not None:
+        raise ValueError(f"data.image_size: {config.name} has a size of its own, got {config.image_size}")
+    if config.flip and config.name in TOYS:
+        raise ValueError(f"data.flip: {config.name} has no images to flip")
+
+
+def _from_items(config: DataConfig, split: Split) -> Data:
+    train, held_out = split.train, split.held_out
+    if not len(held_out):
         raise ValueError(f"data.holdout: nothing is held out to measure against, got {config.holdout}")
-    if not config.conditional:
-        train, held_out = (train[0], None), (held_out[0], None)
-    return Data(from_arrays(*train), train, held_out, _classes(train[1], held_out[1]), None)
+    shape = np.shape(train[0][0])
+    if config.flip and len(shape) != 3:
+        raise ValueError(f"data.flip: images [h, w, c] are needed, {config.name} has items of shape {shape}")
+    source = from_items(train, augment=random_flip if config.flip else None)
+    told = config.conditional and labels_of(train) is not None
+    read = lambda items: lambda: read_some(items, told=told)
+    return Data(
+        source if told else _Untold(source),
+        read(train),
+        read(held_out),
+        _classes(labels_of(train), labels_of(held_out)) if told else None,
+        None,
+        shape=shape,
+        digest=split.digest,
+    )
 
 
-def _classes(*labels: Any) -> int | None:
-    """One more than the largest label; None where there are none."""
-    return None if labels[0] is None else max(int(part.max()) for part in labels) + 1
+class _Untold:
+    """A source without its conditions; it can be sent to another process."""
+
+    def __init__(self, source: Callable[..., Pair]):
+        self.source = source
+
+    def __call__(self, seed: int, step: int, size: int, *, part: tuple[int, int] = (0, 1)) -> Pair:
+        return self.source(seed, step, size, part=part)[0], None
+
+
+def _classes(*labels: Any) -> int:
+    """One more than the largest label."""
+    return max(int(part.max()) for part in labels) + 1
 
 
 def _toy(config: DataConfig) -> Data:
-    from diffjax import data
-
-    toy = {name: getattr(data, name) for name in TOYS}[config.name]()
-    source = toy if config.conditional else lambda *position, **part: (toy(*position, **part)[0], None)
+    toy = TOYS[config.name]()
+    source = toy if config.conditional else _Untold(toy)
     # Seeds that no run can have: what is measured against was not trained on.
     train, held_out = source(2**32, 0, 4000), source(2**32 + 1, 0, 4000)
-    return Data(source, train, held_out, _classes(train[1], held_out[1]), getattr(toy, "log_prob", None))
+    classes = None if train[1] is None else _classes(train[1], held_out[1])
+    return Data(source, train, held_out, classes, getattr(toy, "log_prob", None))
 
 
-def _file(config: DataConfig) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    """(x, y) to train on and (x, y) held out, from an .npz that is read without unpickling anything."""
-    path = Path(str(config.path))
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            x, y = arrays["x"], arrays.get("y")
-    except (*_UNREADABLE, KeyError, ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"data.path: no .npz with an array x at {path}: {error}") from None
-    x = _scaled(path, x)
-    if y is not None and (y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer) or y.min() < 0):
-        raise ValueError(f"data.path: y in {path} must be {len(x)} labels from 0, got {y.dtype}{list(y.shape)}")
-    if x.ndim < 2 or not 0 < config.holdout < 1 or not 0 < round(config.holdout * len(x)) < len(x):
-        raise ValueError(f"data.holdout: {config.holdout} leaves nothing of x {x.shape} to train on or to measure")
-    order = np.random.default_rng(config.holdout_seed).permutation(len(x))
-    cut = round(config.holdout * len(x))
-    pick = lambda items: (x[items], None if y is None else y[items].astype(np.int32))
-    return pick(np.sort(order[cut:])), pick(np.sort(order[:cut]))
-
-
-def _scaled(path: Path, x: Any) -> np.ndarray:
-    """x as float32: bytes are scaled to [-1, 1], floats are as they should be."""
-    if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
-        raise ValueError(f"data.path: x in {path} must be floats in [-1, 1] or uint8, got {x.dtype}")
-    if not x.size:
-        raise ValueError(f"data.path: x in {path} is empty, got shape {x.shape}")
-    if x.dtype == np.uint8:
-        return x / np.float32(127.5) - 1
-    if not np.isfinite(x).all():
-        raise ValueError(f"data.path: x in {path} holds {x[~np.isfinite(x)].flat[0]}; data must be finite")
-    if np.abs(x).max() > _LARGEST:
-        raise ValueError(f"data.path: x in {path} must be floats in [-1, 1], got {x.flat[np.abs(x).argmax()]}")
-    return x.astype(np.float32)
+def _digits(config: DataConfig) -> Split:
+    split = {"holdout": config.holdout, "seed": config.holdout_seed}
+    return Split(Arrays(*digits("train", **split)), Arrays(*digits("test", **split)))

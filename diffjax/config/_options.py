@@ -12,14 +12,33 @@ from typing import Literal
 class DataConfig:
     """What to learn from."""
 
-    name: Literal["digits", "mixture", "two_moons", "checkerboard", "swiss_roll", "file"] = "digits"
-    """8x8 handwritten digits; a density in the plane; or a file of your own."""
+    name: Literal[
+        "digits",
+        "mixture",
+        "two_moons",
+        "checkerboard",
+        "swiss_roll",
+        "file",
+        "image_folder",
+        "mnist",
+        "cifar10",
+    ] = "digits"
+    """8x8 handwritten digits; a density in the plane; or files of your own."""
     path: str | None = None
-    """For `file`: an .npz with x [n, ...] (floats in [-1, 1], or uint8) and, if there are classes, y [n] integers."""
+    """file: an .npz with x [n, ...] (floats in [-1, 1], or uint8) and, if there are classes, y [n] integers.
+    image_folder: a folder or zip with a folder of images for each class; train and test (or val) may stand above them.
+    mnist: the folder of its idx files. cifar10: the folder or .tar.gz of its binary version, or its images in folders.
+    """
     conditional: bool = True
-    """Whether the network is told the class (digits, mixture, two_moons, a file with y)."""
+    """Whether the network is told the class, where there is one."""
+    image_size: int | None = None
+    """image_folder: pixels a side; the shorter side is scaled to it and the middle cut out. None: as they are."""
+    flip: bool = False
+    """Whether images are mirrored at random, left to right."""
+    workers: int = 0
+    """Processes that read and decode; the batches are the same for any number. 0 is enough for arrays in memory."""
     holdout: float = 0.2
-    """Share of digits or of a file that is never trained on, but measured against."""
+    """Share that is never trained on, but measured against; of no use where the files have a test part."""
     holdout_seed: int = 0
     """Which items those are."""
 

@@ -34,6 +34,47 @@ PRESETS: Mapping[str, Config] = types.MappingProxyType(
             guidance=GuidanceConfig(dropout=0.1, scale=1.1),
             sampler=SamplerConfig(name="dpmpp2m", steps=20, grid="logsnr"),
         ),
+        # 60,000 images of 28x28 pixels (or the 10,000 of the test part alone); --data.path says where.
+        "mnist": Config(
+            name="mnist",
+            steps=4000,
+            batch_size=128,
+            ema_decay=0.999,
+            data=DataConfig(name="mnist"),
+            process=ProcessConfig(name="cosine"),
+            parameterisation=ParameterisationConfig(name="v"),
+            weighting=WeightingConfig(name="native"),
+            times=TimesConfig(name="stratified"),
+            network=NetworkConfig(name="unet", channels=32, multipliers=(1, 2, 2), blocks=1, attention=(2,)),
+            optimiser=OptimiserConfig(learning_rate=1e-3, warmup=200),
+            guidance=GuidanceConfig(dropout=0.1, scale=1.1),
+            sampler=SamplerConfig(name="dpmpp2m", steps=20, grid="logsnr"),
+        ),
+        # 50,000 colour images of 32x32 pixels; a network of the size of DDPM's (Ho et al. 2020, appendix B), for an
+        # accelerator; --data.path says where.
+        "cifar10": Config(
+            name="cifar10",
+            steps=200_000,
+            batch_size=128,
+            ema_decay=0.9999,
+            data=DataConfig(name="cifar10", flip=True),
+            process=ProcessConfig(name="cosine"),
+            parameterisation=ParameterisationConfig(name="v"),
+            weighting=WeightingConfig(name="native"),
+            times=TimesConfig(name="stratified"),
+            network=NetworkConfig(
+                name="unet",
+                channels=128,
+                multipliers=(1, 2, 2, 2),
+                blocks=2,
+                attention=(1,),
+                head_channels=64,
+                dropout=0.1,
+            ),
+            optimiser=OptimiserConfig(learning_rate=2e-4, warmup=5000),
+            guidance=GuidanceConfig(dropout=0.1, scale=1.1),
+            sampler=SamplerConfig(name="dpmpp2m", steps=25, grid="logsnr"),
+        ),
         # Points in the plane: any toy by --data.name; a minute on a laptop.
         "toy2d": Config(
             name="toy2d",

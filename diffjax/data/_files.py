@@ -63,26 +63,21 @@ class _Zip:
     """The members of a zip; each process opens it for itself."""
 
     def __init__(self, path: Path):
-        self.path = path
-        self._lock, self._opened = threading.Lock(), None
+        self.path, self._lock = path, threading.Lock()
         try:
-            with zipfile.ZipFile(path) as file:
-                members = file.infolist()
+            self._opened = (os.getpid(), zipfile.ZipFile(path))
         except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
             raise ValueError(f"path: {path} is no zip that can be read: {error}") from None
+        members = self._opened[1].infolist()
         if len(members) > MOST:
             raise ValueError(f"path: {path} has {len(members):,} members, more than {MOST:,}")
         for member in members:
             _check_member(path, member)
-        self.sizes = {
-            member.filename: member.file_size
-            for member in sorted(members, key=lambda m: m.filename)
-            if not member.is_dir()
-        }
+        self.sizes = {member.filename: member.file_size for member in members if not member.is_dir()}
 
     def read(self, name: str) -> bytes:
-        with self._lock:  # zipfile's own reading is not safe between threads in all that it does
-            if self._opened is None or self._opened[0] != os.getpid():
+        with self._lock:  # the file has one position, and a process that was forked shares it
+            if self._opened[0] != os.getpid():
                 self._opened = (os.getpid(), zipfile.ZipFile(self.path))
             return self._opened[1].read(name)
 
@@ -90,7 +85,7 @@ class _Zip:
         return {"path": self.path, "sizes": self.sizes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock(), _opened=None)
+        self.__dict__.update(state, _lock=threading.Lock(), _opened=(-1, None))
 
 
 def _check_member(path: Path, member: zipfile.ZipInfo) -> None:

@@ -6,7 +6,7 @@ Listed once, decoded when asked for. The order is that of the paths, so that it 
 import hashlib
 import zipfile
 import zlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -82,12 +82,12 @@ class ImageFolder:
 
 
 def _is_image(name: str) -> bool:
-    parts = PurePosixPath(name)
-    return parts.suffix.lower() in SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in parts.parts)
+    parts = name.lower().split("/")
+    return parts[-1].endswith(SUFFIXES) and not any(part.startswith((".", "__macosx")) for part in parts)
 
 
-def image_folders(files: Files, under: str = "") -> set[str]:
-    """The folders right under a folder within a folder or a zip that hold images, however deep."""
+def image_folders(files: Files, under: str = "") -> tuple[set[str], bool]:
+    """The folders right under a folder that hold images, however deep; and whether images lie right under it."""
     prefix = under + "/" if under else ""
-    inside = (name[len(prefix) :] for name in files.sizes if name.startswith(prefix) and _is_image(name))
-    return {name.split("/")[0] for name in inside if "/" in name}
+    inside = [name[len(prefix) :] for name in files.sizes if name.startswith(prefix) and _is_image(name)]
+    return {name.split("/")[0] for name in inside if "/" in name}, any("/" not in name for name in inside)

@@ -17,11 +17,11 @@ _LARGEST = 2**31  # bytes of one file, unpacked
 _BYTES = 0x0800
 
 
-def mnist(folder: str | Path, split: str = "train") -> tuple[UInt8[np.ndarray, "n h w 1"], Int32[np.ndarray, " n"]]:
+def mnist(path: str | Path, split: str = "train") -> tuple[UInt8[np.ndarray, "n h w 1"], Int32[np.ndarray, " n"]]:
     """The images and labels of one part, from the files as they are distributed, `train-*` and `t10k-*`.
 
     Args:
-      folder: holds (train|t10k)-images-idx3-ubyte and (train|t10k)-labels-idx1-ubyte, with or without .gz.
+      path: a folder that holds (train|t10k)-images-idx3-ubyte and (train|t10k)-labels-idx1-ubyte, with or without .gz.
       split: "train" or "test".
 
     Returns:
@@ -32,28 +32,28 @@ def mnist(folder: str | Path, split: str = "train") -> tuple[UInt8[np.ndarray, "
     """
     if split not in _PREFIX:
         raise ValueError(f"split: 'train' or 'test' is needed, got {split!r}")
-    images = _read_idx(_find(folder, f"{_PREFIX[split]}-images", "idx3-ubyte"), 3)
-    labels = _read_idx(_find(folder, f"{_PREFIX[split]}-labels", "idx1-ubyte"), 1)
+    images = _read_idx(_find(path, f"{_PREFIX[split]}-images", "idx3-ubyte"), 3)
+    labels = _read_idx(_find(path, f"{_PREFIX[split]}-labels", "idx1-ubyte"), 1)
     if len(images) != len(labels):
-        raise ValueError(f"folder: {folder} holds {len(images)} images but {len(labels)} labels for {split}")
+        raise ValueError(f"path: {path} holds {len(images)} images but {len(labels)} labels for {split}")
     return images[..., None], labels.astype(np.int32)
 
 
-def has_mnist(folder: str | Path, split: str) -> bool:
+def has_mnist(path: str | Path, split: str) -> bool:
     """Whether the images of a part are in a folder."""
     try:
-        _find(folder, f"{_PREFIX[split]}-images", "idx3-ubyte")
+        _find(path, f"{_PREFIX[split]}-images", "idx3-ubyte")
     except ValueError:
         return False
     return True
 
 
-def _find(folder: str | Path, name: str, kind: str) -> Path:
-    tried = [Path(folder, f"{name}{between}{kind}{end}") for between in "-." for end in ("", ".gz")]
-    for path in tried:
-        if path.is_file():
-            return path
-    raise ValueError(f"folder: no {tried[0].name}[.gz] in {folder}")
+def _find(path: str | Path, name: str, kind: str) -> Path:
+    tried = [Path(path, f"{name}{between}{kind}{end}") for between in "-." for end in ("", ".gz")]
+    for file in tried:
+        if file.is_file():
+            return file
+    raise ValueError(f"path: no {tried[0].name}[.gz] in {path}")
 
 
 def _read_idx(path: Path, rank: int) -> np.ndarray:
@@ -67,9 +67,9 @@ def _read_idx(path: Path, rank: int) -> np.ndarray:
                 raise ValueError(f"its header says type and rank {magic:#x}, shape {shape}")
             values = file.read(size + 1)
     except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
-        raise ValueError(f"folder: {path} is no idx file of rank {rank}: {error}") from None
+        raise ValueError(f"path: {path} is no idx file of rank {rank}: {error}") from None
     if len(values) != size:
         raise ValueError(
-            f"folder: {path} declares {size} bytes, but holds {'more' if len(values) > size else len(values)}"
+            f"path: {path} declares {size} bytes, but holds {'more' if len(values) > size else len(values)}"
         )
     return np.frombuffer(values, np.uint8).reshape(shape)
