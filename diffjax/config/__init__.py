@@ -18,7 +18,12 @@ from diffjax.config._build import (
 )
 from diffjax.config._check import check_config as check_config, check_seed as check_seed
 from diffjax.config._data import TOYS as TOYS, Data as Data, build_data as build_data
-from diffjax.config._json import differences as differences, from_json as from_json, to_json as to_json
+from diffjax.config._json import (
+    differences as differences,
+    essence as essence,
+    from_json as from_json,
+    to_json as to_json,
+)
 from diffjax.config._names import (
     GRIDS as GRIDS,
     PARAMETERISATIONS as PARAMETERISATIONS,

@@ -63,6 +63,11 @@ def _read_fields(cls: Any, values: Any, path: str) -> Any:
     return cls(**{key: _read(hint, values[key], f"{dot}{key}") for key, hint in hints.items()})
 
 
+def essence(config: Config) -> Config:
+    """A configuration without what changes nothing in what is learnt: the number of workers."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, workers=0))
+
+
 def differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
     """(path, value in a, value in b) wherever two configurations differ."""
     if not dataclasses.is_dataclass(a):
