@@ -99,13 +99,24 @@ def tensor_places(mesh: Mesh, rules: Rules, min_size: int) -> Places:
     return places
 
 
+def without_fsdp(specs: Any) -> Any:
+    """The same places with nothing split over fsdp."""
+    drop = lambda spec: _trimmed([None if name == FSDP else name for name in spec])
+    return jax.tree.map(drop, specs, is_leaf=_is_spec)
+
+
 def _along_longest(leaf: Any, parts: int, min_size: int, taken: tuple[Any, ...]) -> PartitionSpec:
     """`taken`, with the longest free axis that `parts` divides given to fsdp; of equal ones the last."""
     spec = [*taken, *[None] * (leaf.ndim - len(taken))]
     free = [(n, i) for i, n in enumerate(leaf.shape) if spec[i] is None and n and n % parts == 0]
     if parts > 1 and free and leaf.size >= min_size:
         spec[max(free)[1]] = FSDP
-    while spec and spec[-1] is None:  # as JAX writes it: a sharding spelt otherwise would compile the step again
+    return _trimmed(spec)
+
+
+def _trimmed(spec: list[Any]) -> PartitionSpec:
+    """Without None at the end, as JAX writes it: a sharding that is spelt otherwise would compile the step again."""
+    while spec and spec[-1] is None:
         spec.pop()
     return PartitionSpec(*spec)
 

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffjax.training._mesh import FSDP, TENSOR, batch_axes, batch_parts, check_divides, data_mesh, make_mesh
-from diffjax.training._rules import TENSOR_RULES, Places, Rules, everywhere, fsdp_places, tensor_places
+from diffjax.training._rules import TENSOR_RULES, Places, Rules, everywhere, fsdp_places, tensor_places, without_fsdp
 from diffjax.training._state import TrainState
 from diffjax.training._step import Step, batch_size_of
 
@@ -71,6 +71,8 @@ def jit_layout(step: Step, mesh: Mesh | None = None, *, steps: int = 1) -> Layou
 def fsdp_layout(step: Step, mesh: Mesh | None = None, *, min_size: int = MIN_SIZE, steps: int = 1) -> Layout:
     """Parameters, averages and optimiser state split over the axis "fsdp", the batch [b, ...] over "data" and "fsdp".
 
+    A device keeps its part of the state; while a step runs it has the whole parameters and gradient besides.
+
     Args:
       step: from `make_train_step` without an axis name.
       mesh: from `make_mesh(fsdp=n)`; all devices by default.
@@ -114,14 +116,26 @@ def _jit_layout(name: str, step: Step, mesh: Mesh, places: Places, steps: int) -
     split = NamedSharding(mesh, rows if steps == 1 else PartitionSpec(None, *rows))
     whole = NamedSharding(mesh, PartitionSpec())
 
-    def shardings(state: Any) -> Any:
-        return jax.tree.map(lambda spec: NamedSharding(mesh, spec), places(state))
+    def on_mesh(specs: Any) -> Any:
+        return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
-    def keep(state: TrainState) -> TrainState:
-        return jax.lax.with_sharding_constraint(state, shardings(state))
+    def shardings(state: Any) -> Any:
+        return on_mesh(places(state))
+
+    def one_step(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+        """The new state stays where the old one is. Parameters are brought together for the loss: left to itself, the
+        compiler may send the activations of each layer around instead, which are larger."""
+        there = places(state)
+        if mesh.shape.get(FSDP, 1) == 1:
+            state, metrics = step(state, batch)
+        else:
+            together = on_mesh(without_fsdp(there.params))
+            state, metrics = step(state, batch, lambda params: jax.lax.with_sharding_constraint(params, together))
+        return jax.lax.with_sharding_constraint(state, on_mesh(there)), metrics
 
     def placed_step(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
-        state, metrics = several(lambda s, b: _first(keep, step(s, b)), steps)(keep(state), batch)
+        state = jax.lax.with_sharding_constraint(state, shardings(state))
+        state, metrics = several(one_step, steps)(state, batch)
         return state, jax.lax.with_sharding_constraint(metrics, whole)
 
     def init(make_state: Callable[[], TrainState]) -> TrainState:
@@ -212,10 +226,6 @@ def check_steps(steps: int) -> None:
 def _check_axis(mesh: Mesh, axis: str) -> None:
     if axis not in mesh.shape:
         raise ValueError(f"mesh: it needs an axis {axis!r}, as of make_mesh; got {dict(mesh.shape)}")
-
-
-def _first(change: Callable[[Any], Any], pair: tuple[Any, Any]) -> tuple[Any, Any]:
-    return change(pair[0]), pair[1]
 
 
 def _is_key(leaf: Any) -> bool:

@@ -25,7 +25,7 @@ from diffjax._typing import Params
 from diffjax.training._state import TrainState
 
 LossFn = Callable[[Params, Any, Any, Any, int], tuple[Any, dict[str, Any]]]
-Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]
+Step = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 
 def make_train_step(
@@ -55,7 +55,8 @@ def make_train_step(
         `t [b]` and `per_sample [b]` for it, as that of `denoising_loss`. 0: not told.
 
     Returns:
-      A function of the state and a batch (a pytree whose leaves have a leading batch axis, normally `(x0, cond)`).
+      A function of the state and a batch (a pytree whose leaves have a leading batch axis, normally `(x0, cond)`), and
+      of `whole`, `(params) -> params`, by which a layout that splits parameters brings them together for the loss.
       Its metrics are scalars: `loss`, `grad_norm`, each scalar in aux, and `skipped`, 1 where nothing was updated;
       and, with levels, `loss_by_level [levels]` (means, 0 where there was no sample) and `count_by_level [levels]`.
 
@@ -67,14 +68,16 @@ def make_train_step(
         if value < least:
             raise ValueError(f"{name}: at least {least}, got {value}")
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+    def step(
+        state: TrainState, batch: Any, whole: Callable[[Params], Params] = lambda params: params
+    ) -> tuple[TrainState, dict[str, Array]]:
         index, total = _positions(batch_size_of(batch), axis_name)
         key = jax.random.fold_in(state.key, state.step)
 
         def part(batch: Any, index: Any) -> tuple[Any, Any]:
             """What is averaged over parts and devices, and what is summed."""
-            gradient = jax.value_and_grad(loss_fn, has_aux=True)
-            (loss, aux), grads = gradient(state.params, key, batch, index, total)
+            loss_of = lambda params: loss_fn(whole(params), key, batch, index, total)
+            (loss, aux), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
             scalars = {"loss": loss} | {name: value for name, value in aux.items() if jnp.ndim(value) == 0}
             return (grads, scalars), _by_level(aux, levels)
 
