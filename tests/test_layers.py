@@ -25,6 +25,7 @@ RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
 DOORS = {
     "flax": ("networks/",),
     "orbax": ("training/_checkpoint.py", "training/_orbax.py", "training/_reading.py"),
+    "safetensors": ("training/_export.py",),
     "diffrax": (
         "samplers/_diffrax.py",
         "samplers/_solver_checks.py",

@@ -7,6 +7,7 @@ loss_fn --make_train_step--> step --(jit | fsdp | tensor | pmap)_layout--> Layou
                                                                     metrics.jsonl <---+  +--- Checkpoints
 """
 
+from diffjax.training._about import Damaged as Damaged
 from diffjax.training._checkpoint import Checkpoints as Checkpoints
 from diffjax.training._distributed import (
     HEARTBEAT as HEARTBEAT,
@@ -24,6 +25,7 @@ from diffjax.training._distributed import (
     local_copy as local_copy,
 )
 from diffjax.training._ema import make_ema as make_ema
+from diffjax.training._export import load_weights as load_weights, save_weights as save_weights
 from diffjax.training._finite import NotFinite as NotFinite
 from diffjax.training._loop import train as train
 from diffjax.training._mesh import data_mesh as data_mesh, make_mesh as make_mesh
