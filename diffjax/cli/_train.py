@@ -2,30 +2,42 @@
 
 RUN/config.json  RUN/checkpoints/  RUN/metrics.jsonl  RUN/samples.png  RUN/results.json
 RUN/data.json, for a data file: its digest     RUN/lock, while it trains: the pid
+RUN/tensorboard/  RUN/profile/                 where they are asked for
 """
 
+import contextlib
+import functools
+import hashlib
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from diffjax.cli._devices import find_devices, name_devices, use_cores
+from diffjax.cli._devices import find_devices, name_devices
 from diffjax.cli._draw import Draw
 from diffjax.cli._folder import LOCK, check_data, keep_digest, lock_run
+from diffjax.cli._hosts import say, start_together
 from diffjax.cli._measure import measure, show
 from diffjax.cli._options import EVALUATED, Train
 from diffjax.cli._picture import has_picture, save_arrays, save_measured
 from diffjax.cli._run import fresh_state, read_config, write_file
-from diffjax.config import Config, Data, Parts, build, build_data, differences, to_json
+from diffjax.config import Config, Data, Parts, build, build_data, differences, essence, to_json
+from diffjax.data import prefetch
 from diffjax.training import (
     Checkpoints,
     Layout,
     TrainState,
+    agree,
+    agree_on_main,
     data_mesh,
+    is_main,
     jit_layout,
     make_ema,
     make_train_step,
     pmap_layout,
+    tensorboard,
     train,
 )
 
@@ -34,34 +46,46 @@ def run_train(options: Train, argv: list[str]) -> None:
     """Trains, or goes on where the run stopped; then draws samples and measures them."""
     config = options.config
     out = Path(options.out or f"runs/{config.name}")
+    start_together(options, config.batch_size, options.devices, preemption=True)
     for name, value in {"save-every": options.save_every, "log-every": options.log_every}.items():
         if value < 1:
             raise ValueError(f"{name}: at least 1, got {value}")
-    use_cores(config.batch_size, options.devices)
     if options.compile_cache:
         jax.config.update("jax_compilation_cache_dir", str(Path(options.compile_cache).absolute()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    data, parts = agree(lambda: _prepare(out, config))
+    layout = _layout(config, parts, options)
+    with contextlib.ExitStack() as held:
+        agree_on_main(lambda: _hold(held, out, config, data))
+        _train(options, out, data, parts, layout)
+
+
+def _prepare(out: Path, config: Config) -> tuple[Data, Parts]:
+    """The data and the objects of a run, for a folder that holds nothing else."""
     _check_folder(out, config)
     data = build_data(config.data)
-    parts = build(config, data.classes)
-    state = fresh_state(config, data, parts)
-    layout = _layout(config, parts, options)
     if config.data.path is not None:
         check_data(out, config.data.path, data, "out")
+    return data, build(config, data.classes)
+
+
+def _hold(held: contextlib.ExitStack, out: Path, config: Config, data: Data) -> None:
+    """Locks the folder and writes what a run is, so that from here on a run cut short can be continued."""
     out.mkdir(parents=True, exist_ok=True)
-    with lock_run(out):
-        _check_folder(out, config)  # again: now nobody else writes
-        _train(options, out, data, parts, state, layout)
-
-
-def _train(options: Train, out: Path, data: Data, parts: Parts, state: TrainState, layout: Layout) -> None:
-    config = options.config
-    if not (out / "config.json").exists():  # first of all, so that a run cut short from here on can be continued
+    held.enter_context(lock_run(out))
+    _check_folder(out, config)  # again: now nobody else writes
+    if not (out / "config.json").exists():
         write_file(out / "config.json", to_json(config))
     if config.data.path is not None:
         keep_digest(out, data)
-    with Checkpoints(out / "checkpoints") as checkpoints:
-        state = _resume(checkpoints, state, config, out, layout.devices)
+
+
+def _train(options: Train, out: Path, data: Data, parts: Parts, layout: Layout) -> None:
+    config = options.config
+    about = {"config": hashlib.sha256(to_json(essence(config)).encode()).hexdigest(), **layout.about}
+    watch = [tensorboard(out / "tensorboard")] if options.tensorboard and is_main() else []
+    with Checkpoints(out / "checkpoints", keep=options.keep, about=about) as checkpoints:
+        state = _begin(checkpoints, layout, config, out, data, parts)
         state = train(
             state,
             layout,
@@ -69,27 +93,43 @@ def _train(options: Train, out: Path, data: Data, parts: Parts, state: TrainStat
             steps=config.steps,
             batch_size=config.batch_size,
             seed=config.seed,
+            placed=True,
             checkpoints=checkpoints,
             save_every=options.save_every,
+            save_seconds=options.save_seconds,
             log=out / "metrics.jsonl",
             log_every=options.log_every,
+            progress=is_main(),
+            watch=watch,
+            profile=None if options.profile is None else (*options.profile, out / "profile"),
+            prefetch=functools.partial(prefetch, workers=config.data.workers) if config.data.workers else None,
         )
+    if jax.distributed.is_initialized():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is saved: from here on it ends at once again
     _finish(out, config, data, parts, state)
 
 
-def _resume(checkpoints: Checkpoints, state: TrainState, config: Config, out: Path, devices: int) -> TrainState:
-    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+def _begin(checkpoints: Checkpoints, layout: Layout, config: Config, out: Path, data: Data, parts: Parts) -> TrainState:
+    """The state to go on from: the newest checkpoint, read straight into place, or a fresh one made there."""
+    make_state = lambda: fresh_state(config, data, parts)
+    shapes = jax.eval_shape(make_state)
+    size = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     done = checkpoints.latest()
     where = "from the start" if done is None else f"from step {done}, saved before"
-    print(f"{out}: {config.steps} steps {where}; {size:,} parameters; {name_devices(devices)}", flush=True)
-    return state if done is None else checkpoints.restore(state)
+    say(f"{out}: {config.steps} steps {where}; {size:,} parameters; {name_devices(layout.devices)}")
+    checkpoints.check_space(shapes)
+    return layout.init(make_state) if done is None else layout.put_state(checkpoints.restore(layout.abstract(shapes)))
 
 
 def _finish(out: Path, config: Config, data: Data, parts: Parts, state: TrainState) -> None:
     """The measures, the picture (arrays, where there is none), and what to do next."""
-    print("drawing and measuring samples ...", flush=True)
+    say("drawing and measuring samples ...")
     draw = Draw(config, data, parts, state.ema)
     results, x, labels = measure(draw, data, n=EVALUATED, seed=config.seed)
+    agree_on_main(lambda: _write(out, data, results, x, labels))
+
+
+def _write(out: Path, data: Data, results: dict[str, float], x: Any, labels: Any) -> None:
     write_file(out / "results.json", json.dumps(results, indent=2) + "\n")
     show(results)
     picture = has_picture(data)
@@ -110,7 +150,7 @@ def _check_folder(out: Path, config: Config) -> None:
         raise ValueError(f"out: {out} is a file, not a folder")
     if not out.exists() or all(path.name.startswith(LOCK) for path in out.iterdir()):
         return
-    found = differences(read_config(out, "out"), config)
+    found = differences(essence(read_config(out, "out")), essence(config))
     if found:
         path, there, here = found[0]
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
