@@ -1,10 +1,15 @@
 """Training against closed forms, and over devices: the same gradients, the same noise, the same end after a cut."""
 
+import itertools
 import json
 import os
+import re
 import signal
+import struct
 import subprocess
 import sys
+import threading
+import types
 from pathlib import Path
 
 import jax
@@ -15,11 +20,13 @@ import pytest
 import training_toy as toy
 
 from diffjax._arrays import normal_like, sample_keys
+from diffjax.data import prefetch
 from diffjax.training import (
     Checkpoints,
     NotFinite,
     Stopped,
     TrainState,
+    _saves,
     data_mesh,
     jit_layout,
     make_ema,
@@ -29,6 +36,7 @@ from diffjax.training import (
     shard_batch,
     split_batch,
     state_from_params,
+    tensorboard,
     train,
     unreplicate,
 )
@@ -225,7 +233,11 @@ def test_loop_logs_means_and_saves(tmp_path):
         assert checkpoints.latest() == 20
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["16", "20"]
     assert [line["step"] for line in logged(tmp_path)] == [7, 8, 14, 16, 20]
-    assert set(logged(tmp_path)[0]) == {"step", "loss", "grad_norm", "noise", "skipped", "images_per_second"}
+    metrics, times = {"loss", "grad_norm", "noise", "skipped"}, {"step_seconds", "wait_seconds", "save_seconds"}
+    assert set(logged(tmp_path)[0]) == {"step", *metrics, *times, "images_per_second"}
+    for line in logged(tmp_path):
+        assert 0 <= line["wait_seconds"] + line["save_seconds"] <= line["step_seconds"]
+        assert line["images_per_second"] * line["step_seconds"] == pytest.approx(64, rel=1e-2)
     assert int(state.step) == 20
 
 
@@ -270,21 +282,79 @@ def test_nothing_is_left_to_do(tmp_path):
     assert toy.digest(run(tmp_path, 5, state=state)) == toy.digest(state)
 
 
-@pytest.mark.parametrize(("name", "value"), [("steps", 0), ("save_every", 0), ("log_every", -1), ("batch_size", 0)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0),
+        ("save_every", 0),
+        ("save_seconds", 0),
+        ("log_every", -1),
+        ("batch_size", 0),
+        ("skip_limit", 0),
+        ("profile", (4, 2, "trace")),
+    ],
+)
 def test_loop_refuses(tmp_path, name, value):
-    with pytest.raises(ValueError, match=rf"{name}: .*{value}"):
+    with pytest.raises(ValueError, match=rf"{name}: .*{re.escape(str(value))}"):
         run(tmp_path, **{"steps": 3, name: value})
     assert not list(tmp_path.iterdir())
 
 
-def test_nan_data_is_named_before_a_step_is_made(tmp_path):
+# What is not finite
+
+
+def spoilt(steps, row=5):
+    """The toy's source with a NaN in one row of some batches."""
+
     def source(seed, step, size):
         x, cond = toy.source(seed, step, size)
-        x[5, 2] = np.nan if step == 4 else x[5, 2]
+        x[row, 2] = np.nan if step in steps else x[row, 2]
         return x, cond
 
-    with pytest.raises(ValueError, match=r"batch\[0\] of step 4 holds nan"):
-        run(tmp_path, 20, source=source)
+    return source
+
+
+def test_one_bad_batch_is_skipped_and_counted(tmp_path):
+    # By hand: the same steps without the bad one, which only counts.
+    layout = toy.make_layout("jit")
+    placed = layout.put_state(toy.fresh_state())
+    for n in range(8):
+        if n == 4:
+            placed = placed._replace(step=placed.step + 1)
+        else:
+            placed, _ = layout.step(placed, layout.put_batch(toy.source(3, n, 64)))
+    lines = []
+    state = run(tmp_path, 8, source=spoilt({4}), log_every=2, watch=[lambda step, line: lines.append(line)])
+    assert toy.digest(state) == toy.digest(placed)
+    assert [line["skipped"] for line in logged(tmp_path)] == [0, 0, 1, 0]
+    assert all(line["loss"] > 0 for line in logged(tmp_path))
+    assert [line["skipped"] for line in lines] == [0, 0, 1, 0]
+
+
+def test_a_line_of_skipped_steps_has_no_loss(tmp_path):
+    lines = []
+    run(tmp_path, 4, source=spoilt({2, 3}), log_every=2, watch=[lambda step, line: lines.append(line)])
+    assert (logged(tmp_path)[1]["loss"], logged(tmp_path)[1]["skipped"]) == (None, 2)
+    assert np.isnan(lines[1]["loss"])
+
+
+@pytest.mark.parametrize("log_every", [3, 50])
+def test_ten_bad_batches_in_a_row_end_the_run(tmp_path, log_every):
+    source = spoilt({2, *range(12, 22)})  # steps 3 and 13 to 22
+    said = r"10 steps in a row, 13 to 22, .* positions 768 to 1407 of the data; .*positions 773, 837, .*, 1349;"
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        with pytest.raises(NotFinite, match=said):
+            run(tmp_path, 40, source=source, checkpoints=checkpoints, save_every=5, log_every=log_every)
+        assert checkpoints.latest() == 20  # nine in a row are no reason not to save
+        kept = checkpoints.restore(toy.fresh_state())
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((kept.params, kept.ema)))
+    assert toy.digest(kept._replace(step=jnp.int32(12))) == toy.digest(run(tmp_path, 12, source=spoilt({2}), log=None))
+    assert logged(tmp_path)[-1]["step"] == {3: 24, 50: 25}[log_every]
+
+
+def test_nine_bad_batches_in_a_row_do_not_end_the_run(tmp_path):
+    run(tmp_path, 24, source=spoilt({*range(2, 11), *range(12, 21)}))
+    assert sum(line["skipped"] for line in logged(tmp_path)) == 18
 
 
 def exploding(params, key, batch, index, total):
@@ -293,17 +363,11 @@ def exploding(params, key, batch, index, total):
     return value * batch[2].mean() ** 3, aux
 
 
-def test_loss_that_is_not_finite_stops_the_run_and_leaves_checkpoints(tmp_path):
-    factor = lambda step, size: np.full(size, 1e30 if step == 12 else 1.0, np.float32)
+def test_infinite_losses_of_finite_data_end_the_run(tmp_path):
+    factor = lambda step, size: np.full(size, 1e30 if step >= 12 else 1.0, np.float32)
     source = lambda seed, step, size: (*toy.source(seed, step, size), factor(step, size))
-    layout = toy.make_layout("jit", loss=exploding)
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        with pytest.raises(NotFinite, match="step 13: loss is inf"):
-            run(tmp_path, 40, layout=layout, source=source, checkpoints=checkpoints, save_every=5)
-        assert checkpoints.latest() == 10
-        kept = checkpoints.restore(toy.fresh_state())
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((kept.params, kept.ema)))
-    assert [line["step"] for line in logged(tmp_path)] == [5, 7, 10]
+    with pytest.raises(NotFinite, match=r"3 steps in a row, 13 to 15, .* these are finite"):
+        run(tmp_path, 40, layout=toy.make_layout("jit", loss=exploding), source=source, skip_limit=3)
 
 
 def test_parameter_that_is_not_finite_is_never_saved(tmp_path):
@@ -328,31 +392,191 @@ def test_signal_finishes_the_step_and_saves(tmp_path, number):
         return toy.source(seed, step, size)
 
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        with pytest.raises(Stopped, match="stopped at step 10") as caught:
+        with pytest.raises(Stopped, match="stopped at step") as caught:
             run(tmp_path, 40, source=source, checkpoints=checkpoints)
-        assert (caught.value.step, caught.value.signal) == (10, number)
+        step = caught.value.step
+        assert step in (9, 10)  # the batch of step 10 is read while step 9 runs
+        assert caught.value.signal == number
         kept = checkpoints.restore(toy.fresh_state())
-    assert toy.digest(kept) == toy.digest(run(tmp_path, 10))
+    assert toy.digest(kept) == toy.digest(run(tmp_path, step))
     assert signal.getsignal(number) is before
     assert isinstance(kept, TrainState)
 
 
 def test_signal_between_any_two_lines_is_not_lost(tmp_path, monkeypatch):
     # It comes while the log of step 4 is written, after the loop has looked for signals: step 5 is saved, then.
-    from diffjax.training import _loop
+    from diffjax.training._record import Record
 
-    write = _loop._Record.write
+    write = Record.write
 
     def interrupted(self, step):
-        write(self, step)
+        line = write(self, step)
         if step == 4:
             os.kill(os.getpid(), signal.SIGINT)
+        return line
 
-    monkeypatch.setattr(_loop._Record, "write", interrupted)
+    monkeypatch.setattr(Record, "write", interrupted)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         with pytest.raises(Stopped, match="stopped at step 5"):
             run(tmp_path, 40, checkpoints=checkpoints, log_every=1)
         assert checkpoints.latest() == 5
+
+
+def test_handlers_of_others_are_given_back_and_get_the_second_signal():
+    from diffjax.training._signals import hear_signals
+
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with hear_signals(lambda step: False) as asked:
+            assert asked([1]) is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (asked([2]), heard) == (signal.SIGTERM, [])
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert heard == [signal.SIGTERM]
+    finally:
+        assert signal.signal(signal.SIGTERM, before) is not before
+
+
+# Several steps a call, and batches ahead
+
+
+@pytest.fixture(scope="module")
+def four_a_call():
+    return jit_layout(make_train_step(toy.make_loss(toy.make_network()), toy.make_tx(), ema=make_ema(0.99)), steps=4)
+
+
+def test_several_steps_a_call(tmp_path, four_a_call):
+    one, four = tmp_path / "one", tmp_path / "four"
+    for folder in (one, four):
+        folder.mkdir()
+    expected = run(one, 24, source=spoilt({5}))
+    with Checkpoints(four / "checkpoints") as checkpoints:
+        whole = run(four, 24, layout=four_a_call, source=spoilt({5}), checkpoints=checkpoints, save_every=10)
+        assert checkpoints.steps() == [12, 20, 24]
+        half = checkpoints.restore(toy.fresh_state(), 12)
+    for a, b in zip(jax.tree.leaves(expected.params), jax.tree.leaves(whole.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert [line["step"] for line in logged(four)] == [8, 12, 16, 20, 24]
+    assert [line["skipped"] for line in logged(four)] == [1, 0, 0, 0, 0]
+    mean = np.mean([line["loss"] * n for line, n in zip(logged(four), (7, 4, 4, 4, 4), strict=True)]) * 5 / 23
+    steps = (6, 7, 7, 3)
+    assert mean == pytest.approx(np.dot([line["loss"] for line in logged(one)], steps) / sum(steps), rel=1e-5)
+    assert toy.digest(run(four, 24, layout=four_a_call, source=spoilt({5}), state=half)) == toy.digest(whole)
+    with pytest.raises(ValueError, match=r"steps: 12 more, up to 24|steps: 13 more, up to 25, .* of 4 each"):
+        run(four, 25, layout=four_a_call, state=half)
+
+
+def test_ten_skipped_steps_over_several_calls(tmp_path, four_a_call):
+    with pytest.raises(NotFinite, match="10 steps in a row, 7 to 16"):
+        run(tmp_path, 40, layout=four_a_call, source=spoilt(range(6, 16)))
+
+
+def test_what_a_source_raises_is_raised_as_it_is(tmp_path):
+    def source(seed, step, size):
+        if step == 5:
+            raise OSError("the cable")
+        return toy.source(seed, step, size)
+
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        with pytest.raises(OSError, match=r"^the cable$"):
+            run(tmp_path, 40, source=source, checkpoints=checkpoints, save_every=5)
+        assert checkpoints.latest() == 5
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("diffjax-batches")]
+
+
+def test_source_may_be_read_by_prefetch(tmp_path, four_a_call):
+    for layout in (toy.make_layout("jit"), four_a_call):
+        plain = run(tmp_path, 12, layout=layout, log=None)
+        assert toy.digest(run(tmp_path, 12, layout=layout, log=None, prefetch=prefetch)) == toy.digest(plain)
+
+
+def test_host_is_one_step_ahead_and_no_more():
+    from diffjax.training._record import Record
+
+    class Metric:
+        def __init__(self, step):
+            self.step = step
+
+        def block_until_ready(self):
+            waited.append(self.step)
+
+    waited = []
+    with Record(None, 0, 9, 1, each=1, skip_limit=10, progress=False, watch=()) as record:
+        for step in range(1, 5):
+            record.add({"loss": Metric(step)})
+            assert waited == [*range(1, step)]
+
+
+@pytest.mark.parametrize("kind", ["jit", pytest.param("pmap", marks=needs_devices)])
+def test_placed_state_is_used_up(tmp_path, kind):
+    layout = toy.make_layout(kind)
+    placed = layout.put_state(toy.fresh_state())
+    state = run(tmp_path, 3, layout=layout, state=placed, placed=True)
+    assert toy.digest(state) == toy.digest(run(tmp_path, 3, layout=layout))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(placed.params))
+
+
+# When to save, and watching
+
+
+def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
+    # The clock is asked once at the start, once a step and once a save, and ticks each time.
+    monkeypatch.setattr(_saves, "time", types.SimpleNamespace(monotonic=itertools.count().__next__))
+    with Checkpoints(tmp_path / "checkpoints", keep=9) as checkpoints:
+        run(tmp_path, 18, checkpoints=checkpoints, save_every=None, save_seconds=5)
+        assert checkpoints.steps() == [5, 10, 15, 18]
+        assert checkpoints.about(10)["metrics"]["loss"] == logged(tmp_path)[2]["loss"]
+    with Checkpoints(tmp_path / "last") as checkpoints:
+        run(tmp_path, 18, checkpoints=checkpoints, save_every=None)
+        assert checkpoints.steps() == [18]
+
+
+def by_level(params, key, batch, index, total):
+    """A loss with times and terms that are known: sample i, at time i/64, costs i."""
+    terms = index.astype(jnp.float32)
+    return params["w"] * terms.mean(), {"t": index / 64, "per_sample": terms}
+
+
+def test_loss_by_level_and_watchers(tmp_path):
+    state = state_from_params(jax.random.key(0), {"w": jnp.ones(())}, optax.sgd(0.0))
+    layout = jit_layout(make_train_step(by_level, optax.sgd(0.0), ema=frozen, levels=5), data_mesh(jax.devices()[:1]))
+    lines, board = [], tensorboard(tmp_path / "board")
+    watch = [lambda step, line: lines.append((step, line)), board]
+    # 64 samples of time 0 .. 63/64, then 16 of time 0 .. 15/64, which fill two of the fifths alone.
+    run(tmp_path, 1, layout=layout, state=state, watch=watch)
+    run(tmp_path, 1, layout=layout, state=state, watch=watch, batch_size=16)
+    board.close()
+    means = [[6, 19, 32, 45, 57.5], [6, 14, None, None, None]]
+    for (step, line), expected in zip(lines, means, strict=True):
+        found = [line[f"loss_by_level/{level:02}"] for level in range(5)]
+        np.testing.assert_allclose(found, [np.nan if mean is None else mean for mean in expected])
+        assert step == 1
+        assert all(isinstance(value, float) for value in line.values())
+    assert [logged(tmp_path)[0][f"loss_by_level/{level:02}"] for level in range(5)] == means[1]
+    assert ("loss", 31.5) in scalars(tmp_path / "board")
+    assert ("loss_by_level/01", 14.0) in scalars(tmp_path / "board")
+
+
+def scalars(folder):
+    """What TensorBoard files hold: records of length, checksum, event, checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in folder.iterdir():
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (size,) = struct.unpack_from("<Q", data, at)
+            event = Event.FromString(data[at + 12 : at + 12 + size])
+            found += [(value.tag, value.simple_value) for value in event.summary.value]
+            at += size + 16
+    return found
+
+
+@pytest.mark.slow
+def test_trace_of_some_steps(tmp_path):
+    run(tmp_path, 6, profile=(3, 4, tmp_path / "trace"))
+    assert [path for path in (tmp_path / "trace").rglob("*.xplane.pb") if path.stat().st_size > 0]
 
 
 # New processes
@@ -400,17 +624,18 @@ def test_the_same_on_eight_devices(tmp_path, kind):
 
 
 @pytest.mark.slow
-def test_interrupted_process_saves_and_resumes_bit_for_bit(tmp_path, uncut):
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.relative)])
+def test_interrupted_process_saves_and_resumes_bit_for_bit(tmp_path, uncut, number):
     process = start(tmp_path, 40, "--slow", 0.1)
     assert process.stdout is not None
     for line in process.stdout:
         if line.strip() == "step 5":
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     last, code = finish(process)
-    assert code == 130
+    assert code == 128 + number
     step = int(last.removeprefix("stopped "))
-    assert 6 <= step < 40
+    assert 4 <= step <= 7  # batch 5 is read while step 5 runs, and two steps are allowed
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(step)]
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         state = checkpoints.restore(toy.fresh_state())
@@ -419,3 +644,18 @@ def test_interrupted_process_saves_and_resumes_bit_for_bit(tmp_path, uncut):
         data_mesh(jax.devices()[:1]),
     )
     assert toy.digest(run(tmp_path, 40, layout=one, state=state)) == uncut
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_second_signal_ends_the_process_at_once(tmp_path, second):
+    # The source is stuck, so the step that the first signal waits for never ends.
+    process = start(tmp_path, 40, "--slow", 600)
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "step 0"
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    process.send_signal(second)
+    assert process.wait(timeout=5) == -second
+    process.communicate()

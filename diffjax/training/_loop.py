@@ -97,7 +97,7 @@ def train(
       NotFinite: too many steps were skipped (they and the items of their batches are named) or a parameter is NaN or
         infinite; checkpoints are as they were.
       Stopped: a signal came.
-      RuntimeError: a checkpoint could not be written.
+      RuntimeError: the disk has no room for the checkpoints, or one could not be written.
     """
     for name, value in {"steps": steps, "log_every": log_every, "skip_limit": skip_limit}.items():
         if value < 1:
@@ -105,6 +105,7 @@ def train(
     check_divides(batch_size, layout.devices)
     saves, trace = Saves(checkpoints, save_every, save_seconds), Trace(profile)
     done = _updates(state)
+    saves.check_space(layout.abstract(state))
     calls = _calls(done, steps, layout.steps)
     record = Record(
         log, done, steps, batch_size, each=layout.steps, skip_limit=skip_limit, progress=progress, watch=watch

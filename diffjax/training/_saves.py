@@ -30,6 +30,15 @@ class Saves:
         self._checkpoints, self._every, self._seconds = checkpoints, every, seconds
         self._since = time.monotonic()
 
+    def check_space(self, state: TrainState) -> None:
+        """Raises `RuntimeError` where the disk has no room for the checkpoints of a run.
+
+        Args:
+          state: arrays, or their `jax.ShapeDtypeStruct`s.
+        """
+        if self._checkpoints is not None:
+            self._checkpoints.check_space(state)
+
     def due(self, call: range, *, last: bool, fetch: bool) -> bool:
         """Whether to save after a call. Every process asks, and all get the same answer.
 
