@@ -1,6 +1,6 @@
-"""The command line: `diffjax train | sample | evaluate`.
+"""The command line: `diffjax train | sample | evaluate | checkpoint`.
 
-    argv --tyro--> Train | Sample | Evaluate --> config builds --> training, samplers, metrics, viz
+    argv --tyro--> Train | Sample | Evaluate | Checkpoint --> config builds --> training, samplers, metrics, viz
                                                                            |
     RUN/config.json  RUN/checkpoints/  RUN/metrics.jsonl  RUN/samples.png  RUN/results.json
 
@@ -28,6 +28,7 @@ import jax
 import tyro
 
 from diffjax import __version__
+from diffjax.cli._checkpoint import Checkpoint as Checkpoint, run_checkpoint
 from diffjax.cli._evaluate import run_evaluate
 from diffjax.cli._options import Evaluate as Evaluate, Sample as Sample, Train as Train
 from diffjax.cli._sample import run_sample
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             Train: run_train,
             Sample: run_sample,
             Evaluate: run_evaluate,
+            Checkpoint: run_checkpoint,
         }
         commands[type(command)](command, argv)
     except SystemExit as stop:  # --help
@@ -77,10 +79,11 @@ def _leave(code: int) -> int:
     return code
 
 
-def _parse(argv: list[str]) -> Train | Sample | Evaluate:
+def _parse(argv: list[str]) -> Train | Sample | Evaluate | Checkpoint:
     """The command, by tyro; what it says of a mistake, in a box of several lines, becomes one `ValueError`."""
+    every = (Train, Sample, Evaluate, Checkpoint)
     commands: Any = functools.reduce(
-        operator.or_, (Annotated[c, tyro.conf.subcommand(c.__name__.lower())] for c in (Train, Sample, Evaluate))
+        operator.or_, (Annotated[c, tyro.conf.subcommand(c.__name__.lower())] for c in every)
     )
     complaint = io.StringIO()
     try:

@@ -1,0 +1,112 @@
+"""`diffjax checkpoint`: what a run has saved, looked at and put in order without its network or data.
+
+RUN/checkpoints --> list | verify | rollback (RUN/checkpoints/aside) | export (weights.safetensors)
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from diffjax.cli._folder import lock_run
+from diffjax.training import Checkpoints, Damaged, save_weights
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """List a run's checkpoints, verify them, go back to an older one, or export averaged parameters.
+
+    diffjax checkpoint list runs/digits
+    diffjax checkpoint verify runs/digits
+    diffjax checkpoint rollback runs/digits --step 2000
+    diffjax checkpoint export runs/digits --out digits.safetensors
+    """
+
+    action: tyro.conf.Positional[Literal["list", "verify", "rollback", "export"]]
+    """verify reads every byte; rollback moves newer steps to RUN/checkpoints/aside; export writes the averages."""
+    run: tyro.conf.Positional[str]
+    """Folder of the run."""
+    step: int | None = None
+    """Which one: verify takes all of them by default, export the newest; rollback has to be told."""
+    out: str | None = None
+    """export: the .safetensors file; RUN/ema-STEP.safetensors by default."""
+
+
+def run_checkpoint(options: Checkpoint, argv: list[str]) -> None:
+    """Does what was asked; raises `RuntimeError` where a checkpoint was found damaged."""
+    run = Path(options.run)
+    if not run.is_dir():
+        raise ValueError(f"run: {run}: no such folder")
+    folder = run / "checkpoints"
+    if options.out is not None and options.action != "export":
+        raise ValueError(f"out: {options.action} writes no file, got {options.out}")
+    if options.action == "rollback":
+        _rollback(run, folder, options.step)
+        return
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        if not checkpoints.steps():
+            raise FileNotFoundError(f"{folder}: no checkpoint")
+        if options.step is not None and options.step not in checkpoints.steps():
+            raise ValueError(f"step: {folder} holds {_listed(checkpoints.steps())}, got {options.step}")
+        {"list": _list, "verify": _verify, "export": _export}[options.action](checkpoints, run, options)
+
+
+def _list(checkpoints: Checkpoints, run: Path, options: Checkpoint) -> None:
+    print(f"{'step':>10}  {'saved':25}  {'MiB':>9}  {'saved on':16}  metrics")
+    for step in checkpoints.steps() if options.step is None else [options.step]:
+        try:
+            about = checkpoints.about(step)
+        except ValueError as error:
+            print(f"{step:>10}  {str(error).removeprefix(f'{checkpoints.folder / str(step)}: ')}")
+            continue
+        files = (checkpoints.folder / str(step)).rglob("*")
+        size = sum(path.stat().st_size for path in files if path.is_file()) / 2**20
+        mesh = " ".join(f"{axis} {n}" for axis, n in about.get("mesh", {}).items() if n > 1) or "one device"
+        metrics = "  ".join(f"{name} {value:.4g}" for name, value in about.get("metrics", {}).items())
+        print(f"{step:>10}  {about.get('time', ''):25}  {size:>9.2f}  {mesh:16}  {metrics}".rstrip())
+
+
+def _verify(checkpoints: Checkpoints, run: Path, options: Checkpoint) -> None:
+    steps = checkpoints.steps() if options.step is None else [options.step]
+    damaged = []
+    for step in steps:
+        try:
+            checkpoints.verify(step)
+        except Damaged as error:
+            damaged.append(step)
+            print(f"{step:>10}  {str(error).removeprefix(f'{checkpoints.folder / str(step)}: ')}", flush=True)
+        else:
+            print(f"{step:>10}  ok", flush=True)
+    if damaged:
+        raise RuntimeError(
+            f"{checkpoints.folder}: damaged: {_listed(damaged)}; training goes on from the last good one"
+        )
+
+
+def _rollback(run: Path, folder: Path, step: int | None) -> None:
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        steps = checkpoints.steps()
+    if step is None or step not in steps:
+        raise ValueError(f"step: rollback goes to one of {_listed(steps)}, got {'none' if step is None else step}")
+    with lock_run(run), Checkpoints(folder) as checkpoints:
+        moved = checkpoints.rollback(step)
+    print(f"{folder}: the newest is now step {step}; moved to {folder / 'aside'}: {_listed(moved)}")
+
+
+def _export(checkpoints: Checkpoints, run: Path, options: Checkpoint) -> None:
+    step = checkpoints.steps()[-1] if options.step is None else options.step
+    out = Path(options.out or run / f"ema-{step}.safetensors")
+    if out.suffix != ".safetensors":
+        raise ValueError(f"out: weights are written as .safetensors, got {out}")
+    if not out.parent.is_dir():
+        raise ValueError(f"out: {out.parent}: no such folder")
+    weights = {path.removeprefix("ema/"): array for path, array in checkpoints.leaves(step, "ema/")}
+    config = run / "config.json"
+    about = {"step": str(step)} | ({"config": config.read_text(encoding="utf-8")} if config.is_file() else {})
+    save_weights(out, weights, about)
+    print(f"{out}: {len(weights)} arrays, {sum(array.size for array in weights.values()):,} numbers, of step {step}")
+
+
+def _listed(steps: list[int]) -> str:
+    return ", ".join(map(str, steps)) or "nothing"

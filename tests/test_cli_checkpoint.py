@@ -1,0 +1,95 @@
+"""`diffjax checkpoint` as a user has it: no network and no data are needed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_checkpoint import array_file, flip
+
+from diffjax.cli import main
+from diffjax.cli._folder import lock_run
+from diffjax.training import Checkpoints, load_weights
+
+
+def call(capfd, *argv):
+    """Exit code, stdout and stderr of a command line."""
+    capfd.readouterr()
+    code = main(["checkpoint", *map(str, argv)])
+    return (code, *capfd.readouterr())
+
+
+def state(step):
+    """What a run saves, in small."""
+    return {
+        "params": {"w": jnp.full(20_000, -1.0)},
+        "ema": {"dense": {"w": jax.random.normal(jax.random.key(step), (20_000,)), "b": jnp.zeros(3)}},
+        "key": jax.random.key(step),
+    }
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with three checkpoints."""
+    with Checkpoints(tmp_path / "run" / "checkpoints", keep=5) as checkpoints:
+        for step in (100, 200, 300):
+            checkpoints.save(step, state(step), metrics={"loss": step / 1000})
+    (tmp_path / "run" / "config.json").write_text('{"name": "x"}')
+    return tmp_path / "run"
+
+
+def test_list_verify_rollback_export(run, capfd):
+    code, out, err = call(capfd, "list", run)
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines()]
+    assert [(row[0], row[-2:]) for row in rows[1:]] == [(str(s), ["loss", str(s / 1000)]) for s in (100, 200, 300)]
+
+    code, out, _ = call(capfd, "export", run)
+    assert code == 0
+    ema = state(300)["ema"]
+    back = load_weights(run / "ema-300.safetensors", ema)
+    np.testing.assert_array_equal(back["dense"]["w"], ema["dense"]["w"])
+
+    flip(array_file(run / "checkpoints" / "200"))
+    code, out, err = call(capfd, "verify", run)
+    assert code == 1
+    assert [line.split()[:2] for line in out.splitlines()] == [["100", "ok"], ["200", "damaged"], ["300", "ok"]]
+    assert "damaged: 200" in err
+    assert err.count("\n") == 1
+    assert call(capfd, "verify", run, "--step", 300)[0] == 0
+
+    flip(run / "checkpoints" / "300" / "about" / "metadata")
+    code, out, _ = call(capfd, "list", run)
+    assert code == 0
+    assert "300  damaged on disk: about" in out
+
+    code, out, err = call(capfd, "rollback", run, "--step", 100)
+    assert (code, err) == (0, "")
+    assert "the newest is now step 100; moved to" in out
+    with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps() == [100]
+    assert sorted(path.name for path in (run / "checkpoints" / "aside").iterdir()) == ["200", "300"]
+
+
+def test_what_is_refused_is_named(run, tmp_path, capfd):
+    for argv, message in {
+        ("list", tmp_path / "absent"): "absent: no such folder",
+        ("rollback", run): "step: rollback goes to one of 100, 200, 300, got none",
+        ("rollback", run, "--step", 150): "got 150",
+        ("verify", run, "--step", 150): "holds 100, 200, 300, got 150",
+        ("verify", run, "--out", "x"): "out: verify writes no file, got x",
+        ("export", run, "--out", tmp_path / "x.pt"): "out: weights are written as .safetensors",
+        ("export", run, "--out", tmp_path / "no" / "x.safetensors"): "no: no such folder",
+        ("mend", run): "mend",
+    }.items():
+        code, _, err = call(capfd, *argv)
+        assert code == 2
+        assert message in err
+        assert err.count("\n") == 1
+    with lock_run(run):
+        (run / "lock").write_text("1\n")  # the pid of a process that is alive
+        code, _, err = call(capfd, "rollback", run, "--step", 100)
+    assert code == 2
+    assert "in use" in err
+    (run / "lock").unlink()
+    with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps() == [100, 200, 300]
