@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffjax.training._mesh import DATA, Devices, batch_parts, check_divides, data_mesh
-from diffjax.training._sharding import Layout, abstract, check_steps, place, put_rows, several, stack
+from diffjax.training._sharding import Layout, abstract, check_steps, made_on_host, place, put_rows, several, stack
 from diffjax.training._step import Step, batch_size_of
 
 
@@ -35,6 +35,9 @@ def pmap_layout(step: Step, devices: Devices | None = None, *, steps: int = 1) -
     )
     whole = lambda tree: jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree)
 
+    def put_state(state: Any) -> Any:
+        return _spread(place(state, whole(state)), mesh)
+
     def put_batch(batch: Any) -> Any:
         pieces = _cut(stack(batch, steps, parts), parts // jax.process_count(), axis=int(steps > 1))
         return put_rows(pieces, split)
@@ -47,10 +50,10 @@ def pmap_layout(step: Step, devices: Devices | None = None, *, steps: int = 1) -
     return Layout(
         devices=parts,
         step=compiled,
-        put_state=lambda state: _spread(place(state, whole(state)), mesh),
+        put_state=put_state,
         put_batch=put_batch,
         get_state=lambda state: _gather(state, mesh),
-        init=lambda make_state: _spread(jax.jit(make_state, out_shardings=whole(jax.eval_shape(make_state)))(), mesh),
+        init=lambda make_state: put_state(made_on_host(make_state)),
         abstract=lambda state: abstract(one(state), whole(state)),
         steps=steps,
         about={"layout": "pmap", DATA: parts},

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from diffjax._arrays import on_host
 from diffjax.training._mesh import FSDP, TENSOR, batch_axes, batch_parts, check_divides, data_mesh, make_mesh
 from diffjax.training._rules import TENSOR_RULES, Places, Rules, everywhere, fsdp_places, tensor_places, without_fsdp
 from diffjax.training._state import TrainState
@@ -39,7 +40,8 @@ class Layout(NamedTuple):
       put_batch: splits a batch of leaves [b, ...] over the devices; ValueError where b does not divide. With k steps a
         call it takes a list of k batches. On several processes each gives its own part of the global batch.
       get_state: one ordinary state from a placed one, its arrays still where they are.
-      init: `(make_state) -> placed state`: `make_state()` run under jit, each device making its own part.
+      init: `(make_state) -> placed state`: what `make_state()` makes on the host's CPU, so that a state which is too
+        large for one device is never on one.
       abstract: of a placed state, or one from `jax.eval_shape`, the `ShapeDtypeStruct`s with shardings that a
         checkpoint is restored into; what comes of that goes through `put_state`.
       steps: how many optimiser steps a call of `step` makes.
@@ -138,16 +140,16 @@ def _jit_layout(name: str, step: Step, mesh: Mesh, places: Places, steps: int) -
         state, metrics = several(one_step, steps)(state, batch)
         return state, jax.lax.with_sharding_constraint(metrics, whole)
 
-    def init(make_state: Callable[[], TrainState]) -> TrainState:
-        return jax.jit(make_state, out_shardings=shardings(jax.eval_shape(make_state)))()
+    def put_state(state: TrainState) -> TrainState:
+        return place(state, shardings(state))
 
     return Layout(
         devices=parts,
         step=jax.jit(placed_step, donate_argnums=0),
-        put_state=lambda state: place(state, shardings(state)),
+        put_state=put_state,
         put_batch=lambda batch: put_rows(stack(batch, steps, parts), split),
         get_state=lambda state: state,
-        init=init,
+        init=lambda make_state: put_state(made_on_host(make_state)),
         abstract=lambda state: abstract(state, shardings(state)),
         steps=steps,
         about={"layout": name, **{axis: int(size) for axis, size in mesh.shape.items()}},
@@ -187,6 +189,13 @@ def place(tree: Any, shardings: Any) -> Any:
     back = lambda value, kind: value if kind is None else jax.random.wrap_key_data(value, impl=kind)
     whole = lambda plain: jax.tree.map(back, plain, kinds, is_leaf=lambda node: node is None)
     return jax.jit(whole, out_shardings=shardings)(plain)
+
+
+def made_on_host(make_state: Callable[[], TrainState]) -> TrainState:
+    """The state, made where there is room for all of it. Under jit each device could make its own part, but compiling
+    every random draw takes minutes, and one draw for all of them is whole on every device."""
+    with on_host():
+        return make_state()
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
