@@ -282,6 +282,7 @@ def test_nan_in_the_data(tmp_path, capfd):
         (["--guidance", "-1"], ["guidance", "-1.0"]),
         (["--interval", "2", "1"], ["interval", "2.0 1.0"]),
         (["--known", "x.npz"], ["mask", "--known"]),
+        (["--times", "3"], ["times", "--known", "3"]),
         (["--known", "no.npz", "--mask", "no.npz"], ["mask", "no.npz", "cannot be read"]),
         (["--ts", "1", "0.5", "0.7", "0"], ["ts", "descend", "0.7"]),
         (["--ts", "1.5", "0.5"], ["ts", "1.5"]),

@@ -36,6 +36,8 @@ def run_sample(options: Sample, argv: list[str]) -> None:
     if (options.known is None) != (options.mask is None):
         given, missing = ("mask", "known") if options.known is None else ("known", "mask")
         raise ValueError(f"{missing}: inpainting needs --known and --mask, got only --{given}")
+    if options.times is not None and options.known is None:
+        raise ValueError(f"times: is for inpainting, with --known and --mask, got {options.times} without them")
     config, data, parts, params = open_run(options.run, options.chunk)
     _check_label(options.label, data.classes)
     if out.suffix == ".png" and not has_picture(data):
@@ -45,7 +47,7 @@ def run_sample(options: Sample, argv: list[str]) -> None:
         paths = options.mask, options.known
         kept = agree(lambda: (read_mask(paths[0], data.shape), read_known(paths[1], data.shape)))
         mask, known = (jnp.asarray(array) for array in kept)
-        parts = parts._replace(stepper=RePaint(mask, known, options.times))
+        parts = parts._replace(stepper=RePaint(mask, known, 10 if options.times is None else options.times))
     draw = Draw(
         config,
         data,

@@ -82,7 +82,7 @@ def twisted_smc(
       key: for proposals and resampling.
       process: the forward process.
       denoiser: `(xt, t) -> x0_hat`; all particles have one condition.
-      xt: the particles at ts[0], [k, *d], `prior(key, process, shape)`.
+      xt: the particles at ts[0], [k, *d], `prior(key, process, shape)`; bfloat16 ones become float32.
       ts: a descending grid [n + 1] of times, the last with sigma > 0.
       operator: A, x [b, *d] -> [b, *m].
       y: what was observed, [1, *m].
@@ -98,6 +98,7 @@ def twisted_smc(
     Source: Wu et al. 2023, algorithm 1.
     """
     dtype = time_dtype(xt)
+    xt = xt.astype(dtype)
     y, std, data_std = jnp.asarray(y), positive("std", std), positive("data_std", data_std)
     if y.shape[:1] != (1,):
         raise ValueError(f"y: one observation, of shape (1, *m), is needed, got shape {y.shape}")

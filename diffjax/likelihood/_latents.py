@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from diffjax._arrays import check, check_times, expand, is_concrete, sum_features, time_dtype
+from diffjax._arrays import check, check_times, expand, is_concrete, mean_features, sum_features, time_dtype
 from diffjax._typing import Denoiser, Sample, Scalar, Time
 from diffjax.likelihood._flow import flow_ends
 from diffjax.process import AbstractGaussianProcess
@@ -62,7 +62,7 @@ def encode(
       x0: data [b, *d], taken to lie at t0.
       t0: a scalar; default as in `log_likelihood`.
       solver: any diffrax ODE solver; default `Tsit5()`.
-      controller: step sizes; default `PIDController(1e-5, 1e-5)`.
+      controller: step sizes; default a tolerance of 1e-5, relative and absolute, of the worst sample's root mean square
       max_steps: a solve that needs more has failed.
 
     Returns:
@@ -111,7 +111,8 @@ def decode(
 
 def _defaults(solver, controller):
     solver = diffrax.Tsit5() if solver is None else solver
-    return solver, diffrax.PIDController(1e-5, 1e-5) if controller is None else controller
+    worst = lambda x: jnp.sqrt(jnp.max(mean_features(x**2)))  # no sample's error hides among the rest of its batch
+    return solver, diffrax.PIDController(1e-5, 1e-5, norm=worst) if controller is None else controller
 
 
 @eqx.filter_jit

@@ -26,7 +26,8 @@ class LangevinCorrected(AbstractCorrected):
     """A predictor, then `corrections` Langevin steps of size tau = step_size sigma_s^2; none at sigma = 0.
 
     The number of steps and corrections decides how far the walk mixes, step_size how biased its law is. A product of k
-    densities is up to k times as peaked as one: step_size < 2/k, and 0.1 or less to be near its law.
+    densities is up to k times as peaked as one: step_size < 2/k, and 0.1 or less to be near its law. A product inside
+    another guide (an interval, a threshold) is followed by the predictor as it is, not by its normalised weights.
 
     Attributes:
       predictor: any stepper, with or without noise.
