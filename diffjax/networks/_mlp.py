@@ -36,6 +36,7 @@ class MLP(nn.Module):
         guidance. None: cond is a float vector [b, k], or None.
       dropout: the probability of dropping a hidden feature in training.
       dtype: of the computation; parameters are float32.
+      remat: keep only what enters each block for the backward pass, and compute the rest again: less memory, more time.
 
     Raises:
       ValueError: a width that is odd, a dropout outside [0, 1), or a cond that does not fit `num_classes`.
@@ -46,6 +47,7 @@ class MLP(nn.Module):
     num_classes: int | None = None
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    remat: bool = False
 
     def __post_init__(self):
         if self.width < 2 or self.width % 2:
@@ -61,8 +63,10 @@ class MLP(nn.Module):
         flat = x.reshape(x.shape[0], -1)
         told = Conditioning(self.width, self.num_classes, name="conditioning")(broadcast_noise(c_noise, x), cond)
         h = dense(self.width, self.dtype, name="in")(flat)
+        again = self.remat and not self.is_initializing()  # it would hide the parameters from the draw that makes them
+        branch = nn.remat(MLP._branch, static_argnums=(3, 4)) if again else MLP._branch
         for i in range(self.depth):
-            h = h + self._branch(h, told, i, deterministic)
+            h = h + branch(self, h, told, i, deterministic)
         h = nn.silu(nn.LayerNorm(use_scale=False, use_bias=False, dtype=self.dtype, name="norm")(h))
         y = dense(flat.shape[1], self.dtype, name="out", zero=True)(h)
         return y.astype(jnp.float32).reshape(x.shape)
