@@ -9,6 +9,7 @@ Imported when a folder of checkpoints is opened, for Orbax takes seconds.
 import dataclasses
 import json
 import logging
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,13 +125,21 @@ def first_line(error: Exception) -> str:
 
 
 def _drop_chatter(record: logging.LogRecord) -> bool:
-    return not (record.levelno < logging.ERROR and "orbax" in record.pathname)
+    return "orbax" not in record.pathname
+
+
+def _drop_echo(record: logging.LogRecord) -> bool:
+    """asyncio says at some later time what Orbax's other tasks had failed of."""
+    trace = record.exc_info[2] if record.exc_info else None
+    names = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace))
+    return not any("orbax" in name for name in names)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps Orbax's log off the terminal: its notices always, and here what asyncio says of failures we raise."""
+    """Keeps Orbax's log off the terminal, and what asyncio says of its tasks: what fails is raised, and said once."""
     logging.getLogger("absl").addFilter(_drop_chatter)  # a second time adds nothing
+    logging.getLogger("asyncio").addFilter(_drop_echo)
     asyncio, silence = logging.getLogger("asyncio"), lambda record: False
     asyncio.addFilter(silence)
     try:
