@@ -4,7 +4,8 @@
     batch  [b, ...]     --put_batch-->  [devices, b/devices, ...]
 
 Copies are made and taken under `jax.shard_map`, where each device gives its own array a first axis or drops it:
-nothing is computed, nothing is sent, and a process sees its own devices alone.
+nothing is computed, and nothing is sent. Of several processes each gives `jax.pmap` the copies and pieces of its own
+devices, and gets theirs back; what comes out of `get_state`, for a checkpoint, is one array of all processes again.
 """
 
 import functools
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffjax.training._mesh import DATA, Devices, batch_parts, check_divides, data_mesh
-from diffjax.training._sharding import Layout, abstract, check_steps, made_on_host, place, put_rows, several, stack
+from diffjax.training._sharding import Layout, abstract, check_steps, is_key, made_on_host, place, several, stack
 from diffjax.training._step import Step, batch_size_of
 
 
@@ -29,18 +30,18 @@ def pmap_layout(step: Step, devices: Devices | None = None, *, steps: int = 1) -
     """
     check_steps(steps)
     mesh = data_mesh(devices)
-    parts, split = batch_parts(mesh), NamedSharding(mesh, PartitionSpec(DATA))
+    here = data_mesh([device for device in mesh.devices.flat if device.process_index == jax.process_index()])
+    parts, split = batch_parts(mesh), NamedSharding(here, PartitionSpec(DATA))
     compiled: Any = jax.pmap(
         several(step, steps), axis_name=DATA, devices=list(mesh.devices), out_axes=(0, None), donate_argnums=0
     )
     whole = lambda tree: jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree)
 
     def put_state(state: Any) -> Any:
-        return _spread(place(state, whole(state)), mesh)
+        return _spread(_on_mesh(place(state, whole(state)), here), here)
 
     def put_batch(batch: Any) -> Any:
-        pieces = _cut(stack(batch, steps, parts), parts // jax.process_count(), axis=int(steps > 1))
-        return put_rows(pieces, split)
+        return jax.device_put(_cut(stack(batch, steps, parts), here.size, axis=int(steps > 1)), split)
 
     def one(state: Any) -> Any:
         """The shapes of one copy, whether the state was placed or not."""
@@ -52,12 +53,30 @@ def pmap_layout(step: Step, devices: Devices | None = None, *, steps: int = 1) -
         step=compiled,
         put_state=put_state,
         put_batch=put_batch,
-        get_state=lambda state: _gather(state, mesh),
+        get_state=lambda state: _on_mesh(_gather(state, here), mesh),
         init=lambda make_state: put_state(made_on_host(make_state)),
         abstract=lambda state: abstract(one(state), whole(state)),
         steps=steps,
         about={"layout": "pmap", DATA: parts},
     )
+
+
+def _on_mesh(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that are whole on each device, said to be so on another mesh: of all processes, or of this one's devices.
+
+    No number moves: each device of this process has its copy before and after.
+    """
+    if jax.process_count() == 1:
+        return tree
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def one(leaf: Any) -> Any:
+        if is_key(leaf):
+            return jax.random.wrap_key_data(one(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        copies = [shard.data for shard in leaf.addressable_shards]
+        return jax.make_array_from_single_device_arrays(leaf.shape, whole, copies)
+
+    return jax.tree.map(one, tree)
 
 
 def replicate(tree: Any, devices: Devices | None = None) -> Any:

@@ -184,8 +184,8 @@ def place(tree: Any, shardings: Any) -> Any:
     if all(isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in jax.tree.leaves(tree)):
         return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)(tree)
     # The same values on each process: NumPy arguments of jit, keys as their data, which it may not see otherwise.
-    plain = jax.tree.map(lambda leaf: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf), tree)
-    kinds = jax.tree.map(lambda leaf: jax.random.key_impl(leaf) if _is_key(leaf) else None, tree)
+    plain = jax.tree.map(lambda leaf: np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf), tree)
+    kinds = jax.tree.map(lambda leaf: jax.random.key_impl(leaf) if is_key(leaf) else None, tree)
     back = lambda value, kind: value if kind is None else jax.random.wrap_key_data(value, impl=kind)
     whole = lambda plain: jax.tree.map(back, plain, kinds, is_leaf=lambda node: node is None)
     return jax.jit(whole, out_shardings=shardings)(plain)
@@ -237,5 +237,6 @@ def _check_axis(mesh: Mesh, axis: str) -> None:
         raise ValueError(f"mesh: it needs an axis {axis!r}, as of make_mesh; got {dict(mesh.shape)}")
 
 
-def _is_key(leaf: Any) -> bool:
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of typed keys."""
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

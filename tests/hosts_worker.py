@@ -1,0 +1,188 @@
+"""One of several processes of a run, for `test_hosts.py`: does what must be done together, and writes down what it saw.
+
+    python scripts/launch.py --processes 2 --program tests/hosts_worker.py FOLDER short|long|again
+
+short: meets, disagrees, reads its share, takes two steps and draws samples. long: trains in three layouts and saves.
+again: new processes go on from the middle. Process i writes FOLDER/PART_i.json, and process 0 arrays beside it.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import training_toy as toy
+
+LAYOUTS = ("jit", "pmap", "fsdp")
+BATCH, STEPS, HALF, SEED = 16, 6, 3, 3
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("part", choices=["short", "long", "again"])
+    parser.add_argument("--coordinator")
+    parser.add_argument("--num-processes", type=int)
+    parser.add_argument("--process-id", type=int)
+    args = parser.parse_args()
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    from diffjax.training import is_main, join
+
+    join(args.coordinator, args.num_processes, args.process_id, heartbeat=10)
+    seen, arrays = globals()[args.part](args.folder)
+    (args.folder / f"{args.part}_{args.process_id}.json").write_text(json.dumps(seen))
+    if is_main():
+        np.savez(args.folder / f"{args.part}.npz", **arrays)
+
+
+def short(folder):
+    import jax
+
+    from diffjax import data
+    from diffjax.training import fetch
+
+    index, count = jax.process_index(), jax.process_count()
+    items = data.from_arrays(np.arange(40, dtype=np.float32)[:, None] / 40)
+    shares = [items(SEED, step, 8, part=(index, count))[0].ravel().tolist() for step in range(5)]
+    layout = make_layout("jit")
+    state, losses = layout.init(toy.fresh_state), []
+    for n in range(2):
+        rows = source(SEED, n, BATCH, part=(index, count))
+        state, metrics = layout.step(state, layout.put_batch(rows))
+        losses.append(float(metrics["loss"]))
+    seen = {"devices": [jax.device_count(), jax.local_device_count()], "main": index == 0, "shares": shares}
+    return seen | disagreements(index) | {"losses": losses}, {"x0": fetch(draw(whole_mesh()))}
+
+
+def disagreements(index):
+    """What each process is told when one of them is not as the others, or fails."""
+    from diffjax.training import agree, agree_on_main, check_same
+
+    def fail(error):
+        if index == 1:
+            raise error
+        return index
+
+    told = {}
+    check_same({"seed": 3, "network.width": 16})
+    for name, action in {
+        "seed": lambda: check_same({"steps": 5, "seed": 3 + index, "network.width": 16 * (index + 1)}),
+        "missing": lambda: agree(lambda: fail(FileNotFoundError("data.path: x.npz: no such file"))),
+        "broken": lambda: agree(lambda: fail(OSError("a disk"))),
+        "main": lambda: agree_on_main(lambda: fail(OSError("not asked"))),
+    }.items():
+        try:
+            action()
+            told[name] = None
+        except Exception as error:
+            told[name] = f"{type(error).__name__}: {error}"
+    return {"told": told, "agreed": agree(lambda: index)}
+
+
+def long(folder):
+    from diffjax.training import Checkpoints, train
+
+    losses, arrays = {}, {}
+    for name in LAYOUTS:
+        layout = make_layout(name)
+        with Checkpoints(folder / name) as checkpoints:
+            state = layout.init(toy.fresh_state)
+            state = train(
+                state,
+                layout,
+                source,
+                steps=STEPS,
+                batch_size=BATCH,
+                seed=SEED,
+                placed=True,
+                checkpoints=checkpoints,
+                save_every=HALF,
+                log=folder / name / "log.jsonl",
+                log_every=1,
+                progress=False,
+            )
+        arrays |= leaves(name, state)
+    return {}, arrays
+
+
+def again(folder):
+    """Rolls each run back to its middle, and goes on: the arrays are to be those of `long`."""
+    from diffjax.training import Checkpoints, train
+
+    arrays = {}
+    for name in LAYOUTS:
+        layout = make_layout(name)
+        with Checkpoints(folder / name) as checkpoints:
+            checkpoints.rollback(HALF)
+            state = layout.put_state(checkpoints.restore(layout.abstract(layout.init(toy.fresh_state))))
+            state = train(
+                state,
+                layout,
+                source,
+                steps=STEPS,
+                batch_size=BATCH,
+                seed=SEED,
+                placed=True,
+                checkpoints=checkpoints,
+                progress=False,
+            )
+        arrays |= leaves(name, state)
+    return {}, arrays
+
+
+def source(seed, step, size, part=(0, 1)):
+    """The toy's rows of one part."""
+    from diffjax.data import whole
+
+    return whole(toy.source)(seed, step, size, part=part)
+
+
+def make_layout(name):
+    """The toy's step over all devices of all processes."""
+    from diffjax import training
+
+    make_step = lambda **more: training.make_train_step(
+        toy.make_loss(toy.make_network()), toy.make_tx(), ema=training.make_ema(0.99), **more
+    )
+    if name == "pmap":
+        return training.pmap_layout(make_step(axis_name="data"))
+    return (training.fsdp_layout if name == "fsdp" else training.jit_layout)(make_step())
+
+
+def whole_mesh():
+    from diffjax.training import data_mesh
+
+    return data_mesh()
+
+
+def draw(mesh):
+    """Samples [10, 3] of a shrinking denoiser, by a stochastic method."""
+    import jax
+
+    from diffjax.process import VariancePreserving
+    from diffjax.samplers import DDIM, sample_n
+
+    ts, method = np.linspace(1, 0.01, 4), DDIM(eta=1.0)
+    key, process = jax.random.key(5), VariancePreserving()
+    return sample_n(key, process, shrink, (3,), 10, ts=ts, stepper=method, chunk=8, mesh=mesh)
+
+
+def shrink(xt, t):
+    return 0.5 * xt
+
+
+def leaves(name, state):
+    """name/path -> array, whole, keys as their data."""
+    import jax
+
+    from diffjax.training import fetch
+
+    state = state._replace(key=jax.jit(jax.random.key_data)(state.key))
+    paths = jax.tree_util.tree_leaves_with_path(fetch(state))
+    return {f"{name}{jax.tree_util.keystr(path)}": leaf for path, leaf in paths}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
