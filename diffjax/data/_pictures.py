@@ -51,7 +51,7 @@ def prepare_image(image: Image.Image, *, size: int | None, channels: int) -> UIn
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
-    """Scaled and cut in one go: the largest square in the middle, to size x size (pixels beside it count at its rim)."""
+    """Scaled and cut in one go: the largest square in the middle, to size x size; pixels beside it count at its rim."""
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
