@@ -2,7 +2,7 @@
 
     python scripts/launch.py --processes 2 --program tests/hosts_worker.py FOLDER short|long|again
 
-short: meets, disagrees, reads its share, takes two steps and draws samples. long: trains in three layouts and saves.
+short: meets, disagrees, reads its share, takes two steps. long: trains in three layouts, saves, and draws samples.
 again: new processes go on from the middle. Process i writes FOLDER/PART_i.json, and process 0 arrays beside it.
 """
 
@@ -41,7 +41,6 @@ def short(folder):
     import jax
 
     from diffjax import data
-    from diffjax.training import fetch
 
     index, count = jax.process_index(), jax.process_count()
     items = data.from_arrays(np.arange(40, dtype=np.float32)[:, None] / 40)
@@ -53,7 +52,7 @@ def short(folder):
         state, metrics = layout.step(state, layout.put_batch(rows))
         losses.append(float(metrics["loss"]))
     seen = {"devices": [jax.device_count(), jax.local_device_count()], "main": index == 0, "shares": shares}
-    return seen | disagreements(index) | {"losses": losses}, {"x0": fetch(draw(whole_mesh()))}
+    return seen | disagreements(index) | {"losses": losses}, {}
 
 
 def disagreements(index):
@@ -82,9 +81,9 @@ def disagreements(index):
 
 
 def long(folder):
-    from diffjax.training import Checkpoints, train
+    from diffjax.training import Checkpoints, data_mesh, fetch, train
 
-    losses, arrays = {}, {}
+    arrays = {"x0": fetch(draw(data_mesh()))}
     for name in LAYOUTS:
         layout = make_layout(name)
         with Checkpoints(folder / name) as checkpoints:
@@ -149,12 +148,6 @@ def make_layout(name):
     if name == "pmap":
         return training.pmap_layout(make_step(axis_name="data"))
     return (training.fsdp_layout if name == "fsdp" else training.jit_layout)(make_step())
-
-
-def whole_mesh():
-    from diffjax.training import data_mesh
-
-    return data_mesh()
 
 
 def draw(mesh):

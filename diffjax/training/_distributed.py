@@ -43,7 +43,7 @@ def join(
     heartbeat: int = HEARTBEAT,
     timeout: int = 300,
     preemption: bool = True,
-) -> int:
+) -> bool:
     """Joins the processes of a run; before any JAX computation. One process alone stays as it is.
 
     With no coordinator given, JAX looks for a cluster it knows (SLURM, Kubernetes, Cloud TPU, Open MPI) and takes all
@@ -59,7 +59,7 @@ def join(
         it kills, as ever.)
 
     Returns:
-      How many processes there are, 1 for one alone.
+      Whether it joined anything. JAX's devices are not started: what they shall be can still be said.
 
     Raises:
       ValueError: the three do not go together.
@@ -67,7 +67,7 @@ def join(
     """
     _check(coordinator, num_processes, process_id, heartbeat)
     if num_processes == 1 or jax.distributed.is_initialized():
-        return num_processes or jax.process_count()
+        return jax.distributed.is_initialized()
     jax.config.update("jax_enable_preemption_service", preemption)
     bind = coordinator if coordinator is not None and _is_loopback(coordinator) else None
     try:
@@ -85,10 +85,10 @@ def join(
         raise Unreachable(f"coordinator: {coordinator or 'the cluster'}: no run of {num_processes}: {reason}") from None
     except Exception as error:
         if coordinator is None and "coordinator_address should be defined" in str(error):
-            return 1  # no cluster that JAX knows
+            return False  # no cluster that JAX knows
         reason = " ".join(str(error).split())
         raise ValueError(f"coordinator: cannot join: {reason} (--num-processes 1 runs alone)") from error
-    return jax.process_count()
+    return True
 
 
 def _check(coordinator: str | None, num_processes: int | None, process_id: int | None, heartbeat: int) -> None:

@@ -1,0 +1,253 @@
+"""Several processes: what one would have done, by two over loopback; refusals that reach all; and peers that die."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import hosts_worker as worker
+import jax
+import numpy as np
+import pytest
+import training_toy as toy
+
+from diffjax import data
+from diffjax.cli import main
+from diffjax.training import Checkpoints, data_mesh, join
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts" / "chaos"))
+import launch  # noqa: E402
+import peer  # noqa: E402
+
+OURS = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+OURS.pop("XLA_FLAGS", None)
+PATIENCE = 400
+
+
+def launched(*argv, code=0, **more):
+    """What two processes of the launcher say; `more` are its own options."""
+    own = [str(word) for name, value in more.items() for word in (f"--{name}", value)]
+    command = [sys.executable, ROOT / "scripts" / "launch.py", *own, *map(str, argv)]
+    done = subprocess.run(command, env=OURS, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout, done.stderr
+
+
+def work(folder, part):
+    """What both processes saw, and the arrays of process 0."""
+    launched(folder, part, program=ROOT / "tests" / "hosts_worker.py")
+    seen = [json.loads((folder / f"{part}_{i}.json").read_text()) for i in range(2)]
+    return seen, np.load(folder / f"{part}.npz")
+
+
+def steps_of_one(count):
+    """Losses of the toy on one device of this process."""
+    from diffjax.training import jit_layout, make_ema, make_train_step
+
+    step = make_train_step(toy.make_loss(toy.make_network()), toy.make_tx(), ema=make_ema(0.99))
+    layout = jit_layout(step, data_mesh(jax.devices()[:1]))
+    state, losses = layout.put_state(toy.fresh_state()), []
+    for n in range(count):
+        state, metrics = layout.step(state, layout.put_batch(toy.source(worker.SEED, n, worker.BATCH)))
+        losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+# Two processes
+
+
+def test_two_processes_share_a_batch_and_a_step_and_are_refused_together(tmp_path):
+    (first, second), _ = work(tmp_path, "short")
+    assert first["devices"] == second["devices"] == [4, 2]
+    assert (first["main"], second["main"]) == (True, False)
+    # Shares: disjoint, and together the batches of one process; five of eight are each of the forty items once.
+    ours = data.from_arrays(np.arange(40, dtype=np.float32)[:, None] / 40)
+    for step, (a, b) in enumerate(zip(first["shares"], second["shares"], strict=True)):
+        assert len(a) == len(b) == 4
+        np.testing.assert_array_equal(np.float32(a + b), ours(worker.SEED, step, 8)[0].ravel())
+    items = np.sort(np.ravel([first["shares"], second["shares"]]))
+    np.testing.assert_allclose(items, np.arange(40) / 40, rtol=1e-6)
+    # The step: both see the loss of the whole batch.
+    assert first["losses"] == second["losses"]
+    np.testing.assert_allclose(first["losses"], steps_of_one(2)[0], rtol=1e-6)
+    # One of them is otherwise, or fails: both are told the same.
+    assert first["told"] == second["told"]
+    assert first["told"] == {
+        "seed": "Refused: seed: 3 in process 0, 4 in process 1 (and 1 more); start all with the same",
+        "missing": "Refused: data.path: x.npz: no such file (process 1)",
+        "broken": "Failed: a disk (process 1)",
+        "main": None,
+    }
+    assert (first["agreed"], second["agreed"]) == (0, 1)
+
+
+@pytest.mark.slow
+def test_two_processes_train_save_and_resume_bitwise_in_every_layout(tmp_path):
+    _, arrays = work(tmp_path, "long")
+    losses, state = steps_of_one(worker.STEPS)
+    truth = {path: np.asarray(leaf) for path, leaf in worker.leaves("", state).items()}
+    for name in worker.LAYOUTS:
+        lines = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]  # written once, by one of them
+        np.testing.assert_allclose([line["loss"] for line in lines], losses, rtol=1e-5)
+        for path, leaf in truth.items():
+            np.testing.assert_allclose(arrays[name + path], leaf, rtol=1e-3, atol=1e-5)
+    # One process on eight devices reads what two have written, to the bit.
+    like = worker.make_layout("fsdp")
+    with Checkpoints(tmp_path / "fsdp", read_only=True) as checkpoints:
+        read = worker.leaves("fsdp", checkpoints.restore(like.abstract(like.init(toy.fresh_state))))
+    for path, leaf in read.items():
+        assert leaf.tobytes() == arrays[path].tobytes(), path
+    # Samples are those of one device, and of no process's own.
+    np.testing.assert_allclose(arrays["x0"], np.asarray(worker.draw(None)), rtol=1e-6)
+    assert len(np.unique(arrays["x0"])) == arrays["x0"].size
+    # New processes, from the middle.
+    _, again = work(tmp_path, "again")
+    assert len(again.files) == len(arrays.files) - 1 == len(worker.LAYOUTS) * len(truth)
+    for path in again.files:
+        assert again[path].tobytes() == arrays[path].tobytes(), path
+
+
+@pytest.mark.slow
+@pytest.mark.relative
+def test_a_peer_dies_and_the_same_command_goes_on_and_draws_as_one(tmp_path, monkeypatch):
+    """All are gone soon after the heartbeat; both begin again from the newest checkpoint; samples are one process's."""
+    monkeypatch.setattr(os, "environ", OURS)
+    run, steps = tmp_path / "run", 1000
+    seconds, codes, saved = peer.trial(run, victim=1, heartbeat=5, steps=steps)
+    assert seconds < 30  # not a timing: without JAX's heartbeat the other hangs for ever
+    assert codes[1] == -signal.SIGKILL
+    assert codes[0] in (-signal.SIGABRT, launch.TEMPORARY)
+    out, _ = launched(*peer.command(run, 5, steps, 500)[3:])
+    assert f"from step {saved}, saved before" in out
+    assert [path.name for path in run.iterdir() if path.name == "lock"] == []
+    out, _ = launched("sample", run, "--n", 11, "--chunk", 4, "--out", tmp_path / "two.npz")
+    assert "2 cpu devices of 2 processes" in out
+    assert main(["sample", str(run), "--n", "11", "--out", str(tmp_path / "one.npz")]) == 0
+    x, y = (np.load(tmp_path / f"{name}.npz")["x"] for name in ("one", "two"))
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.relative
+def test_evaluation_by_two_is_that_by_one(tmp_path, capfd):
+    run = tmp_path / "run"
+    assert main([*peer.command(run, 5, 2, 2)[3:], "--batch-size", "16"]) == 0
+    evaluate = ["evaluate", str(run), "--n", "50", "--likelihood", "3"]
+    numbers = lambda text: {line[:95]: float(line[95:].split()[-1]) for line in text.splitlines() if "distance" in line}
+    there = numbers(launched(*evaluate)[0])
+    capfd.readouterr()
+    assert main(evaluate) == 0
+    here = numbers(capfd.readouterr().out)
+    assert here.keys() == there.keys()
+    for name, value in here.items():
+        assert there[name] == pytest.approx(value, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_slurm_is_found_and_configurations_that_differ_are_refused_by_all(tmp_path):
+    """As SLURM starts them: nothing is said of the others on the command line. They have different seeds."""
+    job = os.getpid()
+    address = f"127.0.0.1:{job % 4096 + 61440}"
+    slurm = {"SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": 2, "SLURM_STEP_NUM_NODES": 1}
+    peers = []
+    for i in range(2):
+        own = {"SLURM_PROCID": i, "SLURM_LOCALID": i, "JAX_COORDINATOR_BIND_ADDRESS": address}
+        environment = OURS | {name: str(value) for name, value in (slurm | own).items()}
+        command = [sys.executable, "-m", "diffjax.cli", "train", "toy2d", "--seed", str(i), "--steps", str(5 + i)]
+        command += ["--out", str(tmp_path / "run")]
+        peers.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT))
+    try:
+        said = [process.communicate(timeout=PATIENCE)[1] for process in peers]
+    finally:
+        for process in peers:
+            process.kill()
+    assert [process.returncode for process in peers] == [2, 2]
+    for text in said:
+        line = next(line for line in text.splitlines() if line.startswith("diffjax"))
+        assert line == "diffjax: steps: 5 in process 0, 6 in process 1 (and 1 more); start all with the same"
+    assert not (tmp_path / "run").exists()
+
+
+# What can be refused without another process
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("127.0.0.1:1234",), "num-processes: coordinator, num-processes and process-id go together"),
+        (("127.0.0.1:1234", 2, 2), "process-id: from 0 to num-processes - 1, got 2 of 2"),
+        (("127.0.0.1", 2, 0), "coordinator: host:port is needed, got 127.0.0.1"),
+        (("127.0.0.1:70000", 2, 0), "coordinator: host:port is needed, got 127.0.0.1:70000"),
+        ((None, 0), "num-processes: at least 1, got 0"),
+    ],
+)
+def test_hosts_that_do_not_go_together_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        join(*arguments)
+
+
+def test_one_process_stays_alone():
+    assert not join()
+    assert not join(num_processes=1)
+    assert not jax.distributed.is_initialized()
+
+
+# The launcher, without JAX
+
+
+def stub(folder, text):
+    """A program that knows its number `i` and how often it was started, `times`."""
+    path = folder / "program.py"
+    path.write_text(
+        "import os, pathlib, signal, sys, time\ni = int(sys.argv[-1])\n"
+        f"count = pathlib.Path({str(folder)!r}, f'count{{i}}')\n"
+        "times = len(count.read_text()) if count.exists() else 0\ncount.write_text('x' * (times + 1))\n" + text
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "starts"),
+    [
+        ("", 0, 1),
+        ("sys.exit(2 if i else 0)", 2, 1),
+        ("sys.exit(1)", 1, 1),
+        ("sys.exit(75 if times < 2 else 0)", 0, 3),
+        ("os.kill(os.getpid(), signal.SIGKILL) if i and times == 0 else time.sleep(0 if times else 60)", 0, 2),
+        ("os.abort()", 75, 4),
+    ],
+)
+def test_launcher_starts_again_where_it_may_help(tmp_path, text, code, starts):
+    launched("go", program=stub(tmp_path, text), restarts=3, grace=0.3, code=code)
+    assert [len((tmp_path / f"count{i}").read_text()) for i in range(2)] == [starts, starts]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); count.write_text('ready'); time.sleep(60)", 143),
+        ("signal.signal(signal.SIGTERM, signal.SIG_IGN); count.write_text('ready'); time.sleep(60)", 75),
+    ],
+)
+def test_launcher_passes_sigterm_on_and_then_ends_what_does_not_end(tmp_path, text, code):
+    command = [
+        sys.executable,
+        "launch.py",
+        "--grace",
+        "0.5",
+        "--restarts",
+        "3",
+        "--program",
+        stub(tmp_path, text),
+        "go",
+    ]
+    launcher = subprocess.Popen(command, cwd=ROOT / "scripts")
+    counts = [tmp_path / f"count{i}" for i in range(2)]
+    peer.wait_for(lambda: all(path.exists() and path.read_text() == "ready" for path in counts), [launcher], 60)
+    launcher.terminate()
+    assert launcher.wait(timeout=60) == code
