@@ -64,8 +64,15 @@ class Train:
     """Where to start from; every option can be changed."""
     out: str | None = None
     """Folder of the run, made if absent; runs/NAME by default."""
-    layout: Literal["jit", "pmap"] = "jit"
-    """How the batch is spread over devices; the results agree."""
+    layout: Literal["jit", "fsdp", "tensor", "pmap"] = "jit"
+    """How a run is spread over devices; the results agree. jit and pmap split the batch, fsdp the parameters, averages
+    and optimiser state as well, tensor the layers (attention and residual blocks)."""
+    split: int | None = None
+    """fsdp, tensor: over how many devices arrays are split; all by default. The rest split the batch alone."""
+    accumulate: int = 1
+    """How many parts a batch is taken in, one after the other, for less memory; the gradient is the same."""
+    dry_run: bool = False
+    """Only tell the number of parameters, the memory of each layout and the FLOPs of a step; write nothing."""
     devices: int | None = None
     """How many devices, of each process. On CPU the cores are used as devices, as many as divide the batch, up to 8."""
     save_every: int = 500

@@ -15,10 +15,12 @@ from typing import Any
 
 import jax
 
-from diffjax.cli._devices import find_devices, name_devices
+from diffjax.cli._devices import name_devices
 from diffjax.cli._draw import Draw
+from diffjax.cli._dry_run import dry_run
 from diffjax.cli._folder import LOCK, check_data, keep_digest, lock_run
 from diffjax.cli._hosts import say, start_together
+from diffjax.cli._layout import make_layout
 from diffjax.cli._measure import measure, show
 from diffjax.cli._options import EVALUATED, Train
 from diffjax.cli._picture import has_picture, save_arrays, save_measured
@@ -31,12 +33,8 @@ from diffjax.training import (
     TrainState,
     agree,
     agree_on_main,
-    data_mesh,
     is_main,
-    jit_layout,
     make_ema,
-    make_train_step,
-    pmap_layout,
     tensorboard,
     train,
 )
@@ -54,7 +52,11 @@ def run_train(options: Train, argv: list[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(options.compile_cache).absolute()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     data, parts = agree(lambda: _prepare(out, config))
-    layout = _layout(config, parts, options)
+    ema = make_ema(config.ema_decay)
+    layout = make_layout(options, parts, ema)
+    if options.dry_run:
+        dry_run(options, data, parts, ema, jax.eval_shape(lambda: fresh_state(config, data, parts)))
+        return
     with contextlib.ExitStack() as held:
         agree_on_main(lambda: _hold(held, out, config, data))
         _train(options, out, data, parts, layout)
@@ -155,13 +157,3 @@ def _check_folder(out: Path, config: Config) -> None:
         path, there, here = found[0]
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise ValueError(f"out: {out} holds a run with {path} {there}, not {here}{more}; name another folder")
-
-
-def _layout(config: Config, parts: Parts, options: Train) -> Layout:
-    devices = find_devices(options.devices)
-    if config.batch_size % len(devices):
-        raise ValueError(f"batch_size: {config.batch_size} cannot be split evenly over {len(devices)} devices")
-    ema = make_ema(config.ema_decay)
-    if options.layout == "pmap":
-        return pmap_layout(make_train_step(parts.loss, parts.tx, ema=ema, axis_name="data"), devices)
-    return jit_layout(make_train_step(parts.loss, parts.tx, ema=ema), data_mesh(devices))

@@ -68,6 +68,7 @@ def build(config: Config, classes: int | None) -> Parts:
 def build_network(config: NetworkConfig, classes: int | None) -> Network:
     """The network of a configuration, told of `classes` classes, or of nothing where None."""
     shared = {"num_classes": classes, "dropout": config.dropout, "dtype": jnp.dtype(config.dtype)}
+    shared["remat"] = config.remat
     if config.name == "mlp":
         return from_linen(MLP(width=config.width, depth=config.depth, **shared))
     names = ("channels", "multipliers", "blocks", "attention", "head_channels")

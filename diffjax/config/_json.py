@@ -64,8 +64,9 @@ def _read_fields(cls: Any, values: Any, path: str) -> Any:
 
 
 def essence(config: Config) -> Config:
-    """A configuration without what changes nothing in what is learnt: the number of workers."""
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, workers=0))
+    """A configuration without what changes nothing in what is learnt: the number of workers, rematerialisation."""
+    data = dataclasses.replace(config.data, workers=0)
+    return dataclasses.replace(config, data=data, network=dataclasses.replace(config.network, remat=False))
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:

@@ -1,0 +1,81 @@
+"""`diffjax train --dry-run`: what a run would take, from its shapes and its compiled step; nothing is written.
+
+parameters | state a device, in each layout, from the shardings | memory and FLOPs of a step, from XLA
+"""
+
+import math
+from typing import Any
+
+import jax
+
+from diffjax.cli._devices import name_devices
+from diffjax.cli._hosts import say
+from diffjax.cli._layout import LAYOUTS, make_layout
+from diffjax.cli._options import Train
+from diffjax.config import Data, Parts
+from diffjax.training import Layout, TrainState
+
+
+def dry_run(options: Train, data: Data, parts: Parts, ema: Any, shapes: TrainState) -> None:
+    """Prints it.
+
+    Args:
+      options: of the run.
+      data: for one batch.
+      parts: of the run.
+      ema: of the run.
+      shapes: of a fresh state, from `jax.eval_shape`.
+    """
+    config, layout = options.config, make_layout(options, parts, ema)
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+    sizes = ", ".join(f"{axis} {size}" for axis, size in layout.about.items() if axis != "layout")
+    say(f"{config.name}: {count:,} parameters; batch {config.batch_size}; {name_devices(_devices(layout))}")
+    say(f"\n{'layout':10}state on a device (parameters, averages, optimiser)")
+    for name in LAYOUTS:
+        try:
+            other = layout if name == options.layout else make_layout(options, parts, ema, name)
+            said = size_in_words(state_bytes(other, shapes))
+        except ValueError as error:
+            said = f"- ({error})"
+        say(f"{name:10}{said}")
+    say(f"\ncompiling the step under {layout.about['layout']} ({sizes}) ...")
+    flops, memory = measure_step(layout, shapes, data.source(config.seed, 0, config.batch_size))
+    # What is inside the loop of accumulation is counted once.
+    flops *= options.accumulate
+    say(f"FLOPs of a step     {flops:.3g} on a device, {flops * _devices(layout):.3g} in all")
+    say("memory of a step    " + ", ".join(f"{size_in_words(size)} {what}" for what, size in memory.items()))
+
+
+def state_bytes(layout: Layout, shapes: TrainState) -> int:
+    """How many bytes of a state one device holds, by the shardings of the layout."""
+    leaves = jax.tree.leaves(layout.abstract(shapes))
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def measure_step(layout: Layout, shapes: TrainState, batch: Any) -> tuple[float, dict[str, int]]:
+    """FLOPs of the compiled step on one device, and its bytes by use."""
+    state = layout.abstract(shapes)
+    if layout.about["layout"] == "pmap":
+        add = lambda leaf: jax.ShapeDtypeStruct((layout.devices, *leaf.shape), leaf.dtype)
+        state = jax.tree.map(add, state)
+    compiled: Any = layout.step.lower(state, layout.put_batch(batch)).compile()  # pyright: ignore
+    found = compiled.memory_analysis()
+    memory = {
+        "of arguments": found.argument_size_in_bytes,
+        "given back in their place": found.alias_size_in_bytes,
+        "for a time": found.temp_size_in_bytes,
+    }
+    return compiled.cost_analysis()["flops"], memory
+
+
+def size_in_words(size: float) -> str:
+    """Bytes, as a person says it."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError
+
+
+def _devices(layout: Layout) -> int:
+    return math.prod(size for axis, size in layout.about.items() if axis != "layout")

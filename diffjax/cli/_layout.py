@@ -1,0 +1,64 @@
+"""How a run is spread over devices: the words of the command line become a layout.
+
+--devices, --layout, --split, --accumulate --> devices, mesh, step --> Layout
+"""
+
+from typing import Any
+
+import jax
+
+from diffjax.cli._devices import find_devices
+from diffjax.cli._options import Train
+from diffjax.config import Parts
+from diffjax.training import (
+    Layout,
+    data_mesh,
+    fsdp_layout,
+    jit_layout,
+    make_mesh,
+    make_train_step,
+    pmap_layout,
+    tensor_layout,
+)
+
+LAYOUTS = ("jit", "fsdp", "tensor", "pmap")
+_LEVELS = 10
+"""Parts of time that the log tells the loss of."""
+
+
+def make_layout(options: Train, parts: Parts, ema: Any, name: str | None = None) -> Layout:
+    """The layout that the options name, or another of the same devices.
+
+    Raises:
+      ValueError: the batch does not divide over devices and parts, or `split` does not divide the devices.
+    """
+    name = options.layout if name is None else name
+    devices = find_devices(options.devices)
+    axis = "data" if name == "pmap" else None
+    mesh = None if name in ("jit", "pmap") else make_mesh(**{name: _split(options, devices, name)}, devices=devices)
+    _check_batch(options, len(devices) if name != "tensor" or mesh is None else len(devices) // mesh.shape["tensor"])
+    step = make_train_step(parts.loss, parts.tx, ema=ema, axis_name=axis, accumulate=options.accumulate, levels=_LEVELS)
+    if name == "pmap":
+        return pmap_layout(step, devices)
+    if name == "jit":
+        return jit_layout(step, data_mesh(devices))
+    return (fsdp_layout if name == "fsdp" else tensor_layout)(step, mesh)
+
+
+def _split(options: Train, devices: list[Any], name: str) -> int:
+    """Over how many devices arrays are split; with several processes each splits them among its own by default."""
+    split = len(devices) // (jax.process_count() if name == "tensor" else 1)
+    split = split if options.split is None else options.split
+    if split < 1 or len(devices) % split:
+        raise ValueError(f"split: {split} does not divide the {len(devices)} devices")
+    return split
+
+
+def _check_batch(options: Train, devices: int) -> None:
+    size, accumulate = options.config.batch_size, options.accumulate
+    if accumulate < 1:
+        raise ValueError(f"accumulate: at least 1, got {accumulate}")
+    if size % devices:
+        raise ValueError(f"batch_size: {size} cannot be split evenly over {devices} devices")
+    if size % (devices * accumulate):
+        raise ValueError(f"accumulate: {size // devices} samples a device cannot be taken in {accumulate} equal parts")
