@@ -454,6 +454,7 @@ def test_rows_of_a_table_are_items():
 def test_array_records_are_read_and_checked(tmp_path):
     pytest.importorskip("array_record", reason="the extra `data` is not installed")
     from diffjax.data import ArrayRecords, write_records
+    from diffjax.data._records import decode_record, encode_record
 
     path = tmp_path / "a.array_record"
     write_records(path, zip(IMAGES, LABELS, strict=True))
@@ -467,6 +468,11 @@ def test_array_records_are_read_and_checked(tmp_path):
     np.testing.assert_array_equal(both[13][0], IMAGES[1])
     own = ArrayRecords(path, decode=lambda record: (np.array([len(record)], np.float32), None))
     assert own[0][0].shape == (1,)
+    for record in (b"", b"x" * 200, np.array([{}]).dumps()):
+        with pytest.raises(ValueError, match=r".+"):
+            decode_record(record)
+    fortran = np.asfortranarray(IMAGES[0])
+    np.testing.assert_array_equal(decode_record(encode_record(fortran))[0], IMAGES[0])
     whole = path.read_bytes()
     at = whole.index(IMAGES[7].tobytes()[:20]) if IMAGES[7].tobytes()[:20] in whole else len(whole) // 2
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])

@@ -73,4 +73,6 @@ def _block(seed: int, block: int, stream: int) -> np.ndarray:
 def random_flip(x: np.ndarray, seed: int, positions: Int64[np.ndarray, " k"]) -> np.ndarray:
     """Images [k, h, w, c] of which each is mirrored, left to right, with probability one half."""
     flip = uniforms(seed, positions) < 0.5
-    return np.where(flip[:, None, None, None], x[:, :, ::-1], x)
+    found = x.copy()
+    found[flip] = x[flip, :, ::-1]
+    return found
