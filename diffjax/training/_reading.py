@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from diffjax.training._about import Damaged, check_format, check_same_tree, describe, is_sealed, leaves_by_path
-from diffjax.training._digest import crc32, digest_parts, host_parts, raw
+from diffjax.training._digest import Parts, crc32, digest_parts, host_parts, raw
 from diffjax.training._distributed import gather_texts
 from diffjax.training._orbax import add_digests, first_line, quiet, read_digests, read_leaves
 
@@ -54,7 +54,9 @@ def read_state(folder: Path, like: Any) -> Any:
         said = str(_damaged(folder, f"step {folder.name} could not be read: {first_line(error)}"))
     if reasons := [text for text in gather_texts(said) if text]:
         raise Damaged(reasons[0])
-    found: Mapping[str, Any] = {path: _digest(about, leaf) for path, leaf in leaves_by_path(state).items()}
+    found: Mapping[str, Any] = {
+        path: _digest(about, host_parts(raw(leaf)), raw(leaf).shape) for path, leaf in leaves_by_path(state).items()
+    }
     if about["format"] > 1:
         found = add_digests([json.loads(text) for text in gather_texts(json.dumps(found))])
     _compare(folder, digests, found)
@@ -76,7 +78,8 @@ def read_arrays(folder: Path, prefix: str = "") -> Iterator[tuple[str, np.ndarra
             break
         except Exception as error:
             raise _damaged(folder, f"step {folder.name} could not be read: {first_line(error)}") from error
-        _compare(folder, digests, {path: _digest(about, array)})
+        whole = [((0,) * array.ndim, array)]
+        _compare(folder, digests, {path: _digest(about, whole, array.shape)})
         seen.add(path)
         yield path, array
     if wanted - seen:
@@ -96,9 +99,8 @@ def _read_digests(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
         raise _damaged(folder, f"digests could not be read: {first_line(error)}") from error
 
 
-def _digest(about: Mapping[str, Any], leaf: Any) -> int | None:
-    leaf = raw(leaf)
-    return crc32(host_parts(leaf)) if about["format"] == 1 else digest_parts(host_parts(leaf), leaf.shape)
+def _digest(about: Mapping[str, Any], parts: Parts, shape: tuple[int, ...]) -> int | None:
+    return crc32(parts) if about["format"] == 1 else digest_parts(parts, shape)
 
 
 def _compare(folder: Path, saved: Mapping[str, Any], found: Mapping[str, Any]) -> None:
