@@ -397,14 +397,16 @@ def test_signal_finishes_the_step_and_saves(tmp_path, number):
         step = caught.value.step
         assert step in (9, 10)  # the batch of step 10 is read while step 9 runs
         assert caught.value.signal == number
+        assert (tmp_path / "checkpoints" / str(step)).is_dir()
         kept = checkpoints.restore(toy.fresh_state())
     assert toy.digest(kept) == toy.digest(run(tmp_path, step))
     assert signal.getsignal(number) is before
     assert isinstance(kept, TrainState)
 
 
-def test_signal_between_any_two_lines_is_not_lost(tmp_path, monkeypatch):
-    # It comes while the log of step 4 is written, after the loop has looked for signals: step 5 is saved, then.
+@pytest.mark.parametrize(("steps", "stopped"), [(40, 5), (4, 4)])
+def test_signal_between_any_two_lines_is_not_lost(tmp_path, monkeypatch, steps, stopped):
+    # It comes while the log of step 4 is written, after the loop has looked for signals: step 5 is saved, if any.
     from diffjax.training._record import Record
 
     write = Record.write
@@ -417,9 +419,9 @@ def test_signal_between_any_two_lines_is_not_lost(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Record, "write", interrupted)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        with pytest.raises(Stopped, match="stopped at step 5"):
-            run(tmp_path, 40, checkpoints=checkpoints, log_every=1)
-        assert checkpoints.latest() == 5
+        with pytest.raises(Stopped, match=f"stopped at step {stopped}"):
+            run(tmp_path, steps, checkpoints=checkpoints, log_every=1)
+        assert checkpoints.latest() == stopped
 
 
 def test_handlers_of_others_are_given_back_and_get_the_second_signal():
