@@ -277,6 +277,11 @@ def test_log_whose_first_line_was_cut_short_goes_on(tmp_path, text):
     assert [line["step"] for line in logged(tmp_path)] == [3]
 
 
+def test_log_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(RuntimeError, match=r"log: .*gone/metrics\.jsonl could not be written: No such file"):
+        run(tmp_path, 3, log=tmp_path / "gone" / "metrics.jsonl")
+
+
 def test_nothing_is_left_to_do(tmp_path):
     state = run(tmp_path, 5)
     assert toy.digest(run(tmp_path, 5, state=state)) == toy.digest(state)

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from diffjax.training._distributed import agree_on_main, is_main
 from diffjax.training._watch import Watch, peak_bytes
 
 
@@ -51,10 +52,10 @@ class Record:
           progress: whether to draw a bar.
           watch: called with each line.
         """
-        self._main = jax.process_index() == 0
+        self._main = is_main()
         self._path = Path(log) if log is not None and self._main else None
-        if self._path is not None:
-            truncate_log(self._path, done)
+        if log is not None:
+            agree_on_main(lambda: truncate_log(log, done))
         self._watch = watch if self._main else ()
         self._batch_size, self._each, self._skip_limit = batch_size, each, skip_limit
         self._pending: list[dict[str, Any]] = []
@@ -116,8 +117,11 @@ class Record:
     def _tell(self, step: int, count: int, line: dict[str, float]) -> None:
         if self._path is not None:
             known = {name: value if math.isfinite(value) else None for name, value in line.items()}
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **known}, allow_nan=False) + "\n")
+            try:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": step, **known}, allow_nan=False) + "\n")
+            except OSError as error:  # which names no file where the disk is full
+                raise RuntimeError(f"log: {self._path} could not be written: {error.strerror}") from error
         for watch in self._watch:
             watch(step, dict(line))
         self._skipped_in_all += int(line["skipped"])

@@ -55,7 +55,7 @@ def hear_signals(reached: Callable[[int], bool]) -> Iterator[Asked]:
             yield asked
         return
     received: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
 
     def handle(number, frame):
         received.append(number)
@@ -73,7 +73,7 @@ def hear_signals(reached: Callable[[int], bool]) -> Iterator[Asked]:
 
 @contextmanager
 def _several(reached: Callable[[int], bool]) -> Iterator[Asked]:
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
 
     def handle(number, frame):
         signal.signal(signal.SIGINT, signal.SIG_DFL)

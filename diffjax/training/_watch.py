@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from diffjax.training._distributed import is_main
+
 Watch = Callable[[int, dict[str, float]], None]
 
 
@@ -74,7 +76,7 @@ class Trace:
 
     def before(self, steps: range) -> None:
         """Begins, where the steps to be made are among those asked for."""
-        if not self._on and jax.process_index() == 0 and steps[-1] >= self._first and steps[0] <= self._last:
+        if not self._on and is_main() and steps[-1] >= self._first and steps[0] <= self._last:
             jax.profiler.start_trace(str(self._folder))
             self._on = True
 
