@@ -61,8 +61,8 @@ def run(command, processes, grace, received):
     peers = start(command, processes)
     verdict, deadline, forwarded = None, None, 0
     try:
-        while any(peer.poll() is None for peer in peers):
-            codes = [peer.returncode for peer in peers if peer.returncode]
+        while None in (states := [peer.poll() for peer in peers]):
+            codes = [code for code in states if code]
             if codes and verdict is None:  # what failed first is the reason; the others fail because of it
                 verdict, deadline = judge(codes), time.monotonic() + grace
             if len(received) > forwarded:

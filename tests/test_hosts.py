@@ -118,10 +118,9 @@ def test_a_peer_dies_and_the_same_command_goes_on_and_draws_as_one(tmp_path, mon
     """All are gone soon after the heartbeat; both begin again from the newest checkpoint; samples are one process's."""
     monkeypatch.setattr(os, "environ", OURS)
     run, steps = tmp_path / "run", 1000
-    seconds, codes, saved = peer.trial(run, victim=1, heartbeat=5, steps=steps)
-    assert seconds < 30  # not a timing: without JAX's heartbeat the other hangs for ever
-    assert codes[1] == -signal.SIGKILL
-    assert codes[0] in (-signal.SIGABRT, launch.TEMPORARY)
+    seconds, code, saved = peer.trial(run, 1, 5, signal.SIGSTOP, steps=steps)  # a machine without power
+    assert seconds < 60  # not a timing: without JAX's heartbeat the other hangs for ever
+    assert code in (-signal.SIGABRT, launch.TEMPORARY)
     out, _ = launched(*peer.command(run, 5, steps, 500)[3:])
     assert f"from step {saved}, saved before" in out
     assert [path.name for path in run.iterdir() if path.name == "lock"] == []

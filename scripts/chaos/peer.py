@@ -1,10 +1,11 @@
-"""Kills one of two processes of a run, and looks how long the other hangs, how it ends, and where a new start goes on.
+"""Takes one of two processes of a run away, and looks how long the other hangs and how it ends.
 
-    python scripts/chaos/peer.py --trials 3         about ten minutes on two idle cores; writes runs/chaos_peer/
+    python scripts/chaos/peer.py --trials 3         ten minutes on two idle cores; writes runs/chaos_peer/
 
-Each trial trains a toy by two processes on this machine, waits for a checkpoint, and ends process 0 (it holds JAX's
-coordination service) or 1 by SIGKILL. The other is left alone, no launcher ends it: only JAX does, which misses a dead
-process `heartbeat` seconds after its last sign of life. Then both are started again with the same command.
+Each trial trains a toy by two processes on this machine, waits for a checkpoint, and takes process 0 (it holds JAX's
+coordination service) or 1 away: by SIGKILL, when its connections break and the other sees it at once, or by SIGSTOP,
+which is what a machine without power or network looks like: its connections stay, and it says nothing. The other is
+left alone; no launcher ends it. Everyone must be gone within 60 s.
 
 FIGURES
 """
@@ -26,31 +27,34 @@ LIMIT = 60  # seconds in which everyone must be gone, with a heartbeat of 30
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=1, help="for each process and heartbeat")
-    parser.add_argument("--heartbeats", type=int, nargs="+", default=[30, 10])
+    parser.add_argument("--trials", type=int, default=1, help="for each process and signal")
+    parser.add_argument("--heartbeat", type=int, default=30)
+    parser.add_argument("--signals", nargs="+", default=["SIGKILL", "SIGSTOP"])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/chaos_peer"))
     options = parser.parse_args(argv)
     rows = []
-    for heartbeat in options.heartbeats:
+    for name in options.signals:
         for victim in (1, 0):
             for number in range(options.trials):
-                folder = options.out / f"{heartbeat}_{victim}_{number}"
+                folder = options.out / f"{name}_{victim}_{number}"
                 shutil.rmtree(folder, ignore_errors=True)
-                rows.append((heartbeat, victim, *trial(folder, victim, heartbeat)))
-                print("heartbeat {}, process {} killed: all gone after {:.1f} s, codes {}, saved {}".format(*rows[-1]))
+                rows.append((name, victim, *trial(folder, victim, options.heartbeat, signal.Signals[name])))
+                print(
+                    "{} to process {}: the other gone after {:.1f} s, code {}, saved {}".format(*rows[-1]), flush=True
+                )
+    assert all(row[2] < LIMIT for row in rows)
     return rows
 
 
-def trial(folder, victim, heartbeat, steps=10**6, save_every=100):
-    """Seconds from the kill to the end of the last process, the exit codes, and the newest step on the disk."""
+def trial(folder, victim, heartbeat, number=signal.SIGKILL, steps=10**6, save_every=100):
+    """Seconds from the signal to the end of the other process, its exit code, and the newest step on the disk."""
     peers = launch.start(command(folder, heartbeat, steps, save_every), 2)
     try:
         wait_for(lambda: saved(folder) >= save_every, peers)
-        os.kill(peers[victim].pid, signal.SIGKILL)
-        killed = time.monotonic()
-        for peer in peers:
-            peer.wait(timeout=4 * LIMIT)
-        return time.monotonic() - killed, [peer.returncode for peer in peers], saved(folder)
+        os.kill(peers[victim].pid, number)
+        taken = time.monotonic()
+        code = peers[1 - victim].wait(timeout=4 * LIMIT)
+        return time.monotonic() - taken, code, saved(folder)
     finally:
         launch.signal_all(peers, signal.SIGKILL)
 
