@@ -46,7 +46,7 @@ def state_from_params(key: Key, params: Params, tx: optax.GradientTransformation
     """
     # Strongly typed, as a step returns them: a process's weakly typed numbers would compile the step twice.
     copy = lambda tree: jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), tree)
-    return TrainState(jnp.zeros((), jnp.int32), copy(params), copy(params), tx.init(params), key)
+    return TrainState(jnp.zeros((), jnp.int32), copy(params), copy(params), tx.init(copy(params)), key)
 
 
 def init_state(
