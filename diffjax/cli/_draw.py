@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffjax.config import Config, Data, Parts, build_grid
 from diffjax.guidance import classifier_free, within_interval
@@ -32,13 +32,14 @@ class Draw:
         interval: tuple[float, float] | None = None,
         ts: Any = None,
         chunk: int = 256,
+        mesh: Mesh | None = None,
     ):
         self.parts, self.shape, self.chunk = parts, data.shape, chunk
         self.scale = config.guidance.scale if scale is None else scale
         self.interval = check_interval(interval, data.classes)
         self.ts = parts.ts if ts is None else ts
-        self.mesh = data_mesh()
-        self.params = jax.jit(lambda tree: tree, out_shardings=NamedSharding(self.mesh, PartitionSpec()))(params)
+        self.mesh = data_mesh() if mesh is None else mesh
+        self.params = _on_every_device(params, self.mesh)
 
     def __call__(self, n: int, labels: Any, seed: int) -> np.ndarray:
         """n samples [n, *d] for labels [n] or None."""
@@ -66,6 +67,14 @@ class Draw:
             return plain
         guiding = classifier_free(plain, parts.null, self.scale)
         return guiding if self.interval is None else within_interval(parts.process, guiding, plain, *self.interval)
+
+
+def _on_every_device(params: Any, mesh: Mesh) -> Any:
+    """Whole on each device of a mesh, wherever they were; of several processes they are on these devices already."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    if jax.process_count() == 1:
+        return jax.device_put(params, whole)
+    return jax.jit(lambda tree: tree, out_shardings=whole)(params)
 
 
 def grid(config: Config, parts: Parts, steps: int | None) -> Any:

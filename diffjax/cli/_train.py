@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from diffjax.cli._devices import name_devices
+from diffjax.cli._devices import find_devices, name_devices
 from diffjax.cli._draw import Draw
 from diffjax.cli._dry_run import dry_run
 from diffjax.cli._folder import LOCK, check_data, keep_digest, lock_run
@@ -33,6 +33,7 @@ from diffjax.training import (
     TrainState,
     agree,
     agree_on_main,
+    data_mesh,
     is_main,
     make_ema,
     tensorboard,
@@ -108,7 +109,7 @@ def _train(options: Train, out: Path, data: Data, parts: Parts, layout: Layout) 
         )
     if jax.distributed.is_initialized():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is saved: from here on it ends at once again
-    _finish(out, config, data, parts, state)
+    _finish(out, options, data, parts, state)
 
 
 def _begin(checkpoints: Checkpoints, layout: Layout, config: Config, out: Path, data: Data, parts: Parts) -> TrainState:
@@ -123,10 +124,11 @@ def _begin(checkpoints: Checkpoints, layout: Layout, config: Config, out: Path, 
     return layout.init(make_state) if done is None else layout.put_state(checkpoints.restore(layout.abstract(shapes)))
 
 
-def _finish(out: Path, config: Config, data: Data, parts: Parts, state: TrainState) -> None:
+def _finish(out: Path, options: Train, data: Data, parts: Parts, state: TrainState) -> None:
     """The measures, the picture (arrays, where there is none), and what to do next."""
+    config, mesh = options.config, data_mesh(find_devices(options.devices))
     say("drawing and measuring samples ...")
-    draw = Draw(config, data, parts, state.ema)
+    draw = Draw(config, data, parts, state.ema, mesh=mesh)
     results, x, labels = measure(draw, data, n=EVALUATED, seed=config.seed)
     agree_on_main(lambda: _write(out, data, results, x, labels))
 
