@@ -445,6 +445,18 @@ def test_a_reader_touches_nothing(tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
+def test_what_cannot_be_saved_is_named(tmp_path):
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        with pytest.raises(ValueError, match=r"state: only arrays .* and a/rate is 0\.1"):
+            checkpoints.save(1, {"a": {"rate": 0.1}})
+        with pytest.raises(ValueError, match=r"state: only arrays .* and a is of shape \[0, 3\]"):
+            checkpoints.save(1, {"a": jnp.zeros((0, 3))})
+        checkpoints.save(1, {"a": jnp.zeros(3)})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="file: it is a file"):
+        Checkpoints(tmp_path / "file")
+
+
 def test_keep_must_be_positive(tmp_path):
     with pytest.raises(ValueError, match=r"keep: .* got 0"):
         Checkpoints(tmp_path / "new", keep=0)

@@ -63,6 +63,7 @@ class Checkpoints:
         Raises:
           ValueError: `keep` is less than 1, or `about` is no JSON.
           FileNotFoundError: `read_only`, and there is no such folder.
+          NotADirectoryError: it is a file.
         """
         if keep < 1:
             raise ValueError(f"keep: at least one checkpoint must be kept, got {keep}")
@@ -73,6 +74,8 @@ class Checkpoints:
         self.folder, self.keep, self.best_metric, self.read_only = Path(folder).absolute(), keep, best, read_only
         if read_only and not self.folder.is_dir():
             raise FileNotFoundError(f"{self.folder}: no such folder")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise NotADirectoryError(f"{self.folder}: it is a file, not a folder of checkpoints")
         import orbax.checkpoint as ocp
 
         from diffjax.training import _orbax, _reading
@@ -143,14 +146,20 @@ class Checkpoints:
           metrics: name -> number, kept in `about`; without the metric `best` a step is never the best.
 
         Raises:
+          ValueError: a leaf is no array, or has no elements.
           RuntimeError: an earlier save failed in the background (a full disk), or this one was refused.
         """
+        leaves = leaves_by_path(state)
+        for path, leaf in leaves.items():
+            if not isinstance(leaf, jax.Array | np.ndarray) or leaf.size == 0:
+                shown = f"of shape {list(leaf.shape)}" if isinstance(leaf, jax.Array | np.ndarray) else repr(leaf)
+                raise ValueError(f"state: only arrays with elements in them are saved, and {path} is {shown}")
         self.wait()
         if step == self.latest():
             return
         args = self._ocp.args
         about = make_about(step, state, metrics, self._extra)
-        leaves = {path: raw(leaf) for path, leaf in leaves_by_path(state).items()}
+        leaves = {path: raw(leaf) for path, leaf in leaves.items()}
         digests: Any = self._orbax.DigestSave(leaves)
         items = args.Composite(state=args.StandardSave(state), about=args.JsonSave(about), digests=digests)
         self._scores[step] = about["metrics"].get(self.best_metric)
