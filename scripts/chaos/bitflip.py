@@ -6,6 +6,11 @@ Two steps are saved. In each trial one bit of the newer is flipped, then the new
 array files, any bit as likely as any other; in the array files, any file as likely as any other, so that the small ones
 with trees and headers are hit too; in the other files. Found: the older step comes, bit for bit, with one warning.
 Harmless: the newer comes, bit for bit, for nothing refers to that bit. Missed: anything else.
+
+Found with 100 trials each, in 669 s on two cores shared with other programs (load 13): array files, any bit: found 100
+of 100. Array files, any file: found 43, harmless 57, all in files of a few hundred bytes below ocdbt.process_0, which
+Orbax merges into others before a step is there. Other files: found 42, harmless 58 (Orbax's marks and notes). Missed:
+none. (In some trials asyncio prints that its event loop is closed: Orbax leaves its other reads behind when one fails.)
 """
 
 import argparse
