@@ -101,7 +101,8 @@ def _export(checkpoints: Checkpoints, run: Path, options: Checkpoint) -> None:
         raise ValueError(f"out: weights are written as .safetensors, got {out}")
     if not out.parent.is_dir():
         raise ValueError(f"out: {out.parent}: no such folder")
-    weights = {path.removeprefix("ema/"): array for path, array in checkpoints.leaves(step, "ema/")}
+    several = {path.removeprefix("ema/decay/"): array for path, array in checkpoints.leaves(step, "ema/decay/")}
+    weights = several or {path.removeprefix("ema/"): array for path, array in checkpoints.leaves(step, "ema/")}
     config = run / "config.json"
     about = {"step": str(step)} | ({"config": config.read_text(encoding="utf-8")} if config.is_file() else {})
     save_weights(out, weights, about)

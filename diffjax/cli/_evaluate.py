@@ -21,7 +21,7 @@ def run_evaluate(options: Evaluate, argv: list[str]) -> None:
     check_seed("seed", options.seed)
     if options.likelihood == 1:
         raise ValueError("likelihood: 0, or at least 2 for a standard error, got 1")
-    config, data, parts, params = open_run(options.run, options.chunk)
+    config, data, parts, params = open_run(options.run, options.chunk, options.ema_width)
     if config.data.path is not None:
         folder, path = Path(options.run), config.data.path
         agree(lambda: check_data(folder, path, data, "run"))

@@ -122,6 +122,8 @@ class Sample:
     """Sampling steps; the run's own by default."""
     ts: tuple[float, ...] | None = None
     """Instead of --steps: times to go through, from noise (1) down to data (0); cut to where the process is finite."""
+    ema_width: float | None = None
+    """Width of another average of the parameters than the run's own, made of its snapshots (train --ema-widths)."""
     seed: int = 0
     """The same seed draws the same samples, whatever --n and --chunk are."""
     chunk: int = 256
@@ -144,6 +146,8 @@ class Evaluate:
     """Scale of classifier-free guidance: 1 is none. The run's own by default."""
     steps: int | None = None
     """Sampling steps; the run's own by default."""
+    ema_width: float | None = None
+    """Width of another average of the parameters than the run's own, made of its snapshots (train --ema-widths)."""
     seed: int = 0
     """Of the samples."""
     chunk: int = 256

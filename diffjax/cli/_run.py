@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from diffjax.cli._averages import averaged, names, reconstructed
 from diffjax.cli._devices import name_devices
 from diffjax.cli._hosts import say
 from diffjax.config import Config, Data, Parts, build, build_data, from_json
@@ -35,8 +36,11 @@ def check_run(run: str) -> None:
         raise ValueError(f"run: {run}: no such folder")
 
 
-def open_run(run: str, chunk: int) -> tuple[Config, Data, Parts, Any]:
-    """A run's configuration, data, objects and averaged parameters, from its newest checkpoint; whole everywhere."""
+def open_run(run: str, chunk: int, width: float | None = None) -> tuple[Config, Data, Parts, Any]:
+    """A run's configuration, data, objects and averaged parameters, from its newest checkpoint; whole everywhere.
+
+    `width` asks for another average, made of its snapshots.
+    """
     if chunk < 1:
         raise ValueError(f"chunk: at least 1, got {chunk}")
 
@@ -53,14 +57,19 @@ def open_run(run: str, chunk: int) -> tuple[Config, Data, Parts, Any]:
     with Checkpoints(Path(run) / "checkpoints", read_only=True) as checkpoints:
         state = checkpoints.restore(like)
     say(f"{run}: step {int(state.step)} of {config.steps}; {name_devices(len(jax.devices()))}")
-    return config, data, parts, state.ema
+    params = averaged(config, state.ema)
+    if width is not None:
+        found = agree(lambda: reconstructed(config, Path(run), jax.eval_shape(lambda: params), width))
+        params = jax.device_put(found, everywhere)
+    return config, data, parts, params
 
 
 def fresh_state(config: Config, data: Data, parts: Parts) -> TrainState:
     """The state before the first step, of the shapes that a checkpoint is read into."""
     x0, cond = data.source(config.seed, 0, 1)
     cond = None if parts.null is None else jnp.asarray(cond)
-    return init_state(jax.random.key(config.seed), parts.network, parts.tx, jnp.asarray(x0), cond)
+    key, averages = jax.random.key(config.seed), names(config)
+    return init_state(key, parts.network, parts.tx, jnp.asarray(x0), cond, averages=averages)
 
 
 def write_file(path: Path, text: str) -> None:

@@ -38,7 +38,7 @@ def run_sample(options: Sample, argv: list[str]) -> None:
         raise ValueError(f"{missing}: inpainting needs --known and --mask, got only --{given}")
     if options.times is not None and options.known is None:
         raise ValueError(f"times: is for inpainting, with --known and --mask, got {options.times} without them")
-    config, data, parts, params = open_run(options.run, options.chunk)
+    config, data, parts, params = open_run(options.run, options.chunk, options.ema_width)
     _check_label(options.label, data.classes)
     if out.suffix == ".png" and not has_picture(data):
         raise ValueError(f"out: samples of shape {data.shape} make no picture; name an .npz, got {out}")

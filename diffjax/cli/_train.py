@@ -2,7 +2,7 @@
 
 RUN/config.json  RUN/checkpoints/  RUN/metrics.jsonl  RUN/samples.png  RUN/results.json
 RUN/data.json, for a data file: its digest     RUN/lock, while it trains: the pid
-RUN/tensorboard/  RUN/profile/                 where they are asked for
+RUN/tensorboard/  RUN/profile/  RUN/averages/  where they are asked for
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from diffjax.cli._averages import averaged, make_average, snapshots
 from diffjax.cli._devices import find_devices, name_devices
 from diffjax.cli._draw import Draw
 from diffjax.cli._dry_run import dry_run
@@ -35,7 +36,6 @@ from diffjax.training import (
     agree_on_main,
     data_mesh,
     is_main,
-    make_ema,
     tensorboard,
     train,
 )
@@ -53,7 +53,7 @@ def run_train(options: Train, argv: list[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(options.compile_cache).absolute()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     data, parts = agree(lambda: _prepare(out, config))
-    ema = make_ema(config.ema_decay)
+    ema = make_average(config)
     layout = make_layout(options, parts, ema)
     if options.dry_run:
         dry_run(options, data, parts, ema, jax.eval_shape(lambda: fresh_state(config, data, parts)))
@@ -100,6 +100,7 @@ def _train(options: Train, out: Path, data: Data, parts: Parts, layout: Layout) 
             checkpoints=checkpoints,
             save_every=options.save_every,
             save_seconds=options.save_seconds,
+            snapshots=snapshots(config, out),
             log=out / "metrics.jsonl",
             log_every=options.log_every,
             progress=is_main(),
@@ -128,7 +129,7 @@ def _finish(out: Path, options: Train, data: Data, parts: Parts, state: TrainSta
     """The measures, the picture (arrays, where there is none), and what to do next."""
     config, mesh = options.config, data_mesh(find_devices(options.devices))
     say("drawing and measuring samples ...")
-    draw = Draw(config, data, parts, state.ema, mesh=mesh)
+    draw = Draw(config, data, parts, averaged(config, state.ema), mesh=mesh)
     results, x, labels = measure(draw, data, n=EVALUATED, seed=config.seed)
     agree_on_main(lambda: _write(out, data, results, x, labels))
 

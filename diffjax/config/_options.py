@@ -243,6 +243,9 @@ class Config:
     """Of the initial parameters, the order of the data and the noise."""
     ema_decay: float = 0.999
     """Of the moving average of parameters that samples are drawn with."""
+    ema_widths: tuple[float, ...] = ()
+    """Of averages by power functions beside it, such as 0.05 0.1 (shares of the run): their snapshots make an average
+    of any width afterwards, for sample and evaluate --ema-width."""
     data: DataConfig = field(default_factory=DataConfig)
     """What to learn from."""
     process: ProcessConfig = field(default_factory=ProcessConfig)

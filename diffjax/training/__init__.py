@@ -35,6 +35,13 @@ from diffjax.training._pmap import (
     split_batch as split_batch,
     unreplicate as unreplicate,
 )
+from diffjax.training._power_ema import (
+    combine as combine,
+    make_emas as make_emas,
+    make_power_ema as make_power_ema,
+    power_exponent as power_exponent,
+    reconstruction_weights as reconstruction_weights,
+)
 from diffjax.training._rules import TENSOR_RULES as TENSOR_RULES
 from diffjax.training._sharding import (
     Layout as Layout,
@@ -44,6 +51,7 @@ from diffjax.training._sharding import (
     tensor_layout as tensor_layout,
 )
 from diffjax.training._signals import Stopped as Stopped
+from diffjax.training._snapshots import Snapshots as Snapshots
 from diffjax.training._state import (
     TrainState as TrainState,
     init_state as init_state,

@@ -23,6 +23,7 @@ from diffjax.training._record import Record
 from diffjax.training._saves import Saves, passes
 from diffjax.training._sharding import Layout
 from diffjax.training._signals import Stopped, hear_signals
+from diffjax.training._snapshots import Snapshots
 from diffjax.training._state import TrainState
 from diffjax.training._watch import Trace, Watch
 
@@ -39,6 +40,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     save_every: int | None = 1000,
     save_seconds: float | None = None,
+    snapshots: Snapshots | None = None,
     log: str | Path | None = None,
     log_every: int = 50,
     progress: bool = True,
@@ -75,6 +77,7 @@ def train(
       save_every: steps from one checkpoint to the next; None for none but by time. The last step is always saved.
       save_seconds: seconds from one checkpoint to the next. Process 0 looks at its clock: after each step, or of
         several processes at each line of the log.
+      snapshots: takes the averages of the state with every checkpoint.
       log: a JSONL file: a line every `log_every` steps with step, the mean of each metric since the line before over
         the steps not skipped, how many were `skipped`, `loss_by_level/00`, ... where the step tells it,
         images_per_second, step_seconds, of which wait_seconds for data and save_seconds for checkpoints (all three
@@ -103,7 +106,7 @@ def train(
         if value < 1:
             raise ValueError(f"{name}: at least 1, got {value}")
     check_divides(batch_size, layout.devices)
-    saves, trace = Saves(checkpoints, save_every, save_seconds), Trace(profile)
+    saves, trace = Saves(checkpoints, save_every, save_seconds, snapshots), Trace(profile)
     done = _updates(state)
     saves.check_space(layout.abstract(state))
     calls = _calls(done, steps, layout.steps)

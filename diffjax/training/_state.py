@@ -8,6 +8,7 @@ Every random number of step n is drawn from `fold_in(state.key, n)`, and batch n
 state is all there is to save, and the step is the position in the data.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ class TrainState(NamedTuple):
     Attributes:
       step: how many updates were made, int32 [].
       params: what the optimiser moves; any pytree.
-      ema: a moving average of params, of the same structure.
+      ema: a moving average of params, of the same structure; or several, a dict name -> average.
       opt_state: the optimiser's.
       key: a typed key; step n draws from `fold_in(key, n)`.
     """
@@ -36,21 +37,31 @@ class TrainState(NamedTuple):
     key: Key
 
 
-def state_from_params(key: Key, params: Params, tx: optax.GradientTransformation) -> TrainState:
+def state_from_params(
+    key: Key, params: Params, tx: optax.GradientTransformation, *, averages: Sequence[str] = ()
+) -> TrainState:
     """A run at step 0 from parameters of any structure, such as a network's beside a learned process.
 
     Args:
       key: the key that the steps will draw from.
       params: any pytree of arrays; not aliased, so that the state may be donated.
       tx: the optimiser.
+      averages: names of several averages, for `make_emas`; by default ema is one, a tree like params.
     """
     # Strongly typed, as a step returns them: a process's weakly typed numbers would compile the step twice.
     copy = lambda tree: jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), tree)
-    return TrainState(jnp.zeros((), jnp.int32), copy(params), copy(params), tx.init(copy(params)), key)
+    ema = {name: copy(params) for name in averages} if averages else copy(params)
+    return TrainState(jnp.zeros((), jnp.int32), copy(params), ema, tx.init(copy(params)), key)
 
 
 def init_state(
-    key: Key, network: Network, tx: optax.GradientTransformation, x0: Float[Array, "b *d"], cond: Cond = None
+    key: Key,
+    network: Network,
+    tx: optax.GradientTransformation,
+    x0: Float[Array, "b *d"],
+    cond: Cond = None,
+    *,
+    averages: Sequence[str] = (),
 ) -> TrainState:
     """A run at step 0: fresh parameters for samples and conditions like those given.
 
@@ -60,7 +71,8 @@ def init_state(
       tx: the optimiser.
       x0: samples [b, *d] of the shape and dtype to come; b = 1 will do.
       cond: conditions for them, leaves [b, ...], or None.
+      averages: as `state_from_params`'s.
     """
     init_key, step_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
     params = network.init(init_key, x0, jnp.zeros(x0.shape[0], x0.dtype), cond)
-    return state_from_params(step_key, params, tx)
+    return state_from_params(step_key, params, tx, averages=averages)

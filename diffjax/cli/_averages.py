@@ -1,0 +1,54 @@
+"""The averages of parameters that a run keeps: the one samples are drawn with, and those for any width afterwards.
+
+ema_widths ()          state.ema = the average by ema_decay
+ema_widths (w, ...)    state.ema = {"decay": that, w: a power function's, ...},   snapshots in RUN/averages
+"""
+
+from pathlib import Path
+from typing import Any
+
+from diffjax._typing import Params
+from diffjax.config import Config
+from diffjax.training import Snapshots, make_ema, make_emas, make_power_ema
+
+DECAY = "decay"
+
+
+def names(config: Config) -> tuple[str, ...]:
+    """What the averages of a run's state are called; none where there is but one."""
+    return (DECAY, *map(Snapshots.name, config.ema_widths)) if config.ema_widths else ()
+
+
+def make_average(config: Config) -> Any:
+    """`(step, params, ema) -> ema` of a configuration.
+
+    Raises:
+      ValueError: the decay or a width is out of range.
+    """
+    decay = make_ema(config.ema_decay)
+    if not config.ema_widths:
+        return decay
+    return make_emas({DECAY: decay} | {Snapshots.name(width): make_power_ema(width) for width in config.ema_widths})
+
+
+def averaged(config: Config, ema: Any) -> Params:
+    """The parameters that samples are drawn with, of a state's `ema`."""
+    return ema[DECAY] if config.ema_widths else ema
+
+
+def snapshots(config: Config, run: Path) -> Snapshots | None:
+    """Where a run's snapshots are; None where it takes none."""
+    return Snapshots(run / "averages", config.ema_widths) if config.ema_widths else None
+
+
+def reconstructed(config: Config, run: Path, like: Params, width: float) -> Params:
+    """The average of any width, at the newest snapshot of a run.
+
+    Raises:
+      ValueError: the run takes none, or the width is out of range.
+      FileNotFoundError: there are none yet.
+    """
+    found = snapshots(config, run)
+    if found is None:
+        raise ValueError(f"ema-width: {run} was trained without --ema-widths, so that it has one average, got {width}")
+    return found.reconstruct(like, width)
