@@ -5,6 +5,7 @@ One small network with the names of ours, by hand in NumPy too; a step of each l
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -120,8 +121,9 @@ def digest(state):
 
 
 KINDS = ["jit", "fsdp", "tensor", "pmap"]
-PARALLEL = [f"{kind} {n}" for kind in KINDS for n in (2, 8)]
-ALL = ["jit 1", *PARALLEL, "mixed 8", "jit 8 4", "fsdp 8 2", "pmap 8 4"]
+slow = lambda *names: [pytest.param(name, marks=pytest.mark.slow) for name in names]
+EIGHT = [f"{kind} 8" for kind in KINDS]
+ALL = ["jit 1", "jit 2", *EIGHT, "jit 8 4", *slow("fsdp 2", "tensor 2", "pmap 2", "mixed 8", "fsdp 8 2", "pmap 8 4")]
 
 
 # Gradients and noise
@@ -142,7 +144,7 @@ def test_gradient_and_noise_are_those_of_the_formula(name):
     assert metrics["skipped"] == 0
 
 
-@pytest.mark.parametrize("name", [*PARALLEL[1:], "mixed 8"])
+@pytest.mark.parametrize("name", [*EIGHT, *slow("fsdp 2", "tensor 2", "pmap 2", "mixed 8")])
 def test_gradients_of_all_layouts_agree(name):
     kind, devices = name.split()
     assert distance(first_step(name)[0], first_step("jit 1")[0]) <= 1e-5
@@ -152,7 +154,7 @@ def test_gradients_of_all_layouts_agree(name):
 # The state
 
 
-@pytest.mark.parametrize("name", ["jit 1", *[f"{kind} 8" for kind in KINDS], "mixed 8"])
+@pytest.mark.parametrize("name", ["jit 1", *EIGHT, *slow("mixed 8")])
 def test_state_is_donated_stays_in_place_and_the_step_is_compiled_once(name):
     its = layout(name)
     first_step(name)
@@ -170,7 +172,7 @@ def test_state_is_donated_stays_in_place_and_the_step_is_compiled_once(name):
         assert (leaf.shape, leaf.dtype, leaf.sharding) == (now.shape, now.dtype, now.sharding)
 
 
-@pytest.mark.parametrize("name", [f"{kind} {n}" for kind in ("jit", "fsdp", "pmap") for n in (1, 8)])
+@pytest.mark.parametrize("name", ["jit 1", "jit 8", "fsdp 8", "pmap 8", *slow("fsdp 1", "pmap 1")])
 def test_steps_are_half_of_them_and_a_restart_and_the_rest(name):
     its = layout(name)
 
@@ -191,7 +193,7 @@ def test_steps_are_half_of_them_and_a_restart_and_the_rest(name):
     assert digest(rest) != digest(half)
 
 
-@pytest.mark.parametrize("name", ["jit 1", *[f"{kind} 8" for kind in KINDS], "jit 8 4"])
+@pytest.mark.parametrize("name", ["jit 1", *EIGHT, "jit 8 4"])
 def test_batch_that_is_not_finite_changes_nothing_but_the_step(name):
     its, bad = layout(name), batch_of(1)
     bad[5, 2] = np.nan
@@ -217,7 +219,7 @@ def test_gradient_that_is_not_finite_is_skipped_though_the_loss_is_finite():
     assert digest(after) == digest(state)
 
 
-@pytest.mark.parametrize("kind", ["jit", "pmap"])
+@pytest.mark.parametrize("kind", ["jit", *slow("pmap")])
 def test_several_steps_a_call(kind):
     one = layout(f"{kind} 8")
     if kind == "jit":
@@ -255,6 +257,7 @@ NETWORKS = {
 }
 
 
+@functools.cache
 def abstract_state(name, **options):
     """The shapes of a fresh state of a network, under Adam."""
     make, shape, cond = NETWORKS[name]
@@ -296,12 +299,8 @@ def test_tensor_rules_name_layers_of_our_networks_in_every_part_of_the_state():
         assert unet[f"{part}/in/kernel"] == unet[f"{part}/out/kernel"] == P()
         assert mlp[f"{part}/hidden_2/kernel"] == P(None, "tensor")
         assert mlp[f"{part}/close_2/kernel"] == P("tensor")
-    patterns = {**unet, **mlp}
-    for ending, _ in TENSOR_RULES:  # each rule is of use
-        alone = tensor_layout(lambda state, batch: (state, {}), make_mesh(tensor=4), [(ending, P(*[None] * 0))])
-        with pytest.raises(ValueError, match="rules: none of"):
-            alone.abstract(abstract_state("mlp")[1])
-    assert any("tensor" in str(spec) for spec in patterns.values())
+    for pattern, _ in TENSOR_RULES:
+        assert any(re.search(f"{pattern}$", path) for path in {*unet, *mlp}), pattern
 
 
 # Bad input, before anything is compiled
@@ -316,7 +315,7 @@ def errors():
     yield "3 of 8", lambda: make_mesh(fsdp=3), "fsdp, tensor: 3 x 1 does not divide the 8 devices"
     yield "none", lambda: make_mesh(tensor=0), "tensor: at least 1, got 0"
     yield "fewer", lambda: make_mesh(fsdp=4, data=1, devices=eight[:2]), "needs 4 devices, there are 2"
-    for its in (layout("jit 8"), layout("fsdp 8"), layout("pmap 8"), layout("mixed 8")):
+    for its in (layout("jit 8"), layout("fsdp 8"), layout("pmap 8"), layout("mixed 8")):  # nothing is compiled here
         yield "batch", lambda its=its: its.put_batch(batch_of(0, 13)), r"batch_size: 13 samples .* over \d devices"
     yield "no fsdp axis", lambda: fsdp_layout(step, data_mesh()), "mesh: it needs an axis 'fsdp'"
     yield "no tensor axis", lambda: tensor_layout(step, data_mesh()), "mesh: it needs an axis 'tensor'"
@@ -352,7 +351,7 @@ def kept(function, params):
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(back))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["mlp", *slow("unet")])
 def test_rematerialisation_keeps_less_and_names_parameters_the_same(name):
     (network, state), (again, other) = abstract_state(name, dropout=0.1), abstract_state(name, dropout=0.1, remat=True)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == jax.tree.map(
@@ -365,7 +364,7 @@ def test_rematerialisation_keeps_less_and_names_parameters_the_same(name):
     assert less < 0.5 * plain
 
 
-@pytest.mark.parametrize("name", ["mlp", pytest.param("unet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", slow("mlp", "unet"))
 def test_rematerialisation_leaves_the_gradient(name):
     small = MLP if name == "mlp" else UNet
     options = {"width": 8, "depth": 1} if name == "mlp" else {"channels": 8, "multipliers": (1,), "attention": (0,)}
@@ -384,7 +383,7 @@ def test_rematerialisation_leaves_the_gradient(name):
         assert float(jnp.linalg.norm(x - y)) <= 1e-5 * top
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["mlp", *slow("unet")])
 def test_bfloat16_computes_and_the_state_stays_float32(name):
     network, state = abstract_state(name, dtype=jnp.bfloat16)
     cond = None if name == "mlp" else jnp.zeros(4, int)
