@@ -41,18 +41,47 @@ def short(folder):
     import jax
 
     from diffjax import data
+    from diffjax.training import fetch, jit_layout, make_train_step
 
     index, count = jax.process_index(), jax.process_count()
     items = data.from_arrays(np.arange(40, dtype=np.float32)[:, None] / 40)
     shares = [items(SEED, step, 8, part=(index, count))[0].ravel().tolist() for step in range(5)]
-    layout = make_layout("jit")
-    state, losses = layout.init(toy.fresh_state), []
+    state, losses, tx = *telling_state(), telling_tx()
+    layout = jit_layout(make_train_step(telling_loss, tx, ema=lambda step, params, ema: ema))
+    state = layout.put_state(state)
     for n in range(2):
-        rows = source(SEED, n, BATCH, part=(index, count))
-        state, metrics = layout.step(state, layout.put_batch(rows))
+        state, metrics = layout.step(state, layout.put_batch(source(SEED, n, BATCH, part=(index, count))[0]))
         losses.append(float(metrics["loss"]))
     seen = {"devices": [jax.device_count(), jax.local_device_count()], "main": index == 0, "shares": shares}
-    return seen | disagreements(index) | {"losses": losses}, {}
+    return seen | disagreements(index) | {"losses": losses}, fetch(state.params)
+
+
+def telling_loss(params, key, batch, index, total):
+    """mean_i |w - x_i|^2/2 + <n[index_i], eps_i>: steps of gradient descent leave the mean of x in w, each eps in n."""
+    import jax.numpy as jnp
+
+    from diffjax._arrays import normal_like, sample_keys
+
+    eps = normal_like(sample_keys(key, index), batch)
+    each = 0.5 * (params["w"] - batch) ** 2 + params["n"][index] * eps
+    return jnp.sum(each) / len(index), {}
+
+
+def telling_state():
+    """The state before the first step, and no losses."""
+    import jax
+    import jax.numpy as jnp
+
+    from diffjax.training import state_from_params
+
+    params = {"w": jnp.zeros(8), "n": jnp.zeros((BATCH, 8))}
+    return state_from_params(jax.random.key(SEED), params, telling_tx()), []
+
+
+def telling_tx():
+    import optax
+
+    return optax.sgd(0.5)
 
 
 def disagreements(index):

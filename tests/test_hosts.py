@@ -9,11 +9,13 @@ import sys
 
 import hosts_worker as worker
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import training_toy as toy
 
 from diffjax import data
+from diffjax._arrays import normal_like, sample_keys
 from diffjax.cli import main
 from diffjax.training import Checkpoints, data_mesh, join
 
@@ -61,7 +63,7 @@ def steps_of_one(count):
 
 
 def test_two_processes_share_a_batch_and_a_step_and_are_refused_together(tmp_path):
-    (first, second), _ = work(tmp_path, "short")
+    (first, second), params = work(tmp_path, "short")
     assert first["devices"] == second["devices"] == [4, 2]
     assert (first["main"], second["main"]) == (True, False)
     # Shares: disjoint, and together the batches of one process; five of eight are each of the forty items once.
@@ -71,9 +73,18 @@ def test_two_processes_share_a_batch_and_a_step_and_are_refused_together(tmp_pat
         np.testing.assert_array_equal(np.float32(a + b), ours(worker.SEED, step, 8)[0].ravel())
     items = np.sort(np.ravel([first["shares"], second["shares"]]))
     np.testing.assert_allclose(items, np.arange(40) / 40, rtol=1e-6)
-    # The step: both see the loss of the whole batch.
+    # The step: both see the loss of the whole batch, and each sample has its own noise, that of its global index.
     assert first["losses"] == second["losses"]
-    np.testing.assert_allclose(first["losses"], steps_of_one(2)[0], rtol=1e-6)
+    w, n = np.zeros(8), np.zeros((worker.BATCH, 8))
+    for step, loss in enumerate(first["losses"]):
+        x = toy.source(worker.SEED, step, worker.BATCH)[0].astype(float)
+        keys = sample_keys(jax.random.fold_in(worker.telling_state()[0].key, step), jnp.arange(worker.BATCH))
+        eps = np.asarray(normal_like(keys, jnp.asarray(x)))
+        assert loss == pytest.approx(np.mean(np.sum(0.5 * (w - x) ** 2 + n * eps, 1)), rel=1e-5)
+        w, n = w - 0.5 * (w - x.mean(0)), n - 0.5 * eps / worker.BATCH
+    np.testing.assert_allclose(params["w"], w, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(params["n"], n, rtol=1e-5, atol=1e-7)
+    assert len(np.unique(params["n"])) == params["n"].size
     # One of them is otherwise, or fails: both are told the same.
     assert first["told"] == second["told"]
     assert first["told"] == {
