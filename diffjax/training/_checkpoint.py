@@ -337,7 +337,7 @@ class Checkpoints:
             yield
         except Exception as error:
             reason = self._orbax.first_line(error)
-            if "No space left" in str(error):
+            if any("No space left" in str(cause) for cause in self._orbax.causes(error)):
                 free = _bytes(shutil.disk_usage(self.folder).free)
                 reason = f"No space left on device ({free} free); the checkpoints before are whole"
             raise RuntimeError(f"{self.folder}: {what}: {reason}") from error

@@ -118,9 +118,17 @@ def read_leaves(folder: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[s
             yield names[i], np.asarray(arrays[i])
 
 
-def first_line(error: Exception) -> str:
-    """The first line of what an error says, without TensorStore's specification of the file."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from, the last first."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error came from, without TensorStore's specification of the file."""
+    *_, first = causes(error)
+    line = (str(first).strip() or type(first).__name__).splitlines()[0]
     return line.split(" [tensorstore_spec")[0].split(" [source locations")[0]
 
 

@@ -20,7 +20,7 @@ from etils import epath
 from diffjax.training._about import Damaged, check_format, check_same_tree, describe, is_sealed, leaves_by_path
 from diffjax.training._digest import Parts, crc32, digest_parts, host_parts, raw
 from diffjax.training._distributed import gather_texts
-from diffjax.training._orbax import add_digests, first_line, quiet, read_digests, read_leaves
+from diffjax.training._orbax import add_digests, causes, first_line, quiet, read_digests, read_leaves
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -48,9 +48,9 @@ def read_state(folder: Path, like: Any) -> Any:
         with quiet():  # by its handler and not by the manager, which would wait for a process that failed
             wanted = ocp.args.StandardRestore(jax.tree.map(_abstract, like))  # pyright: ignore[reportCallIssue]
             state = ocp.StandardCheckpointHandler().restore(epath.Path(folder / "state"), args=wanted)
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        raise  # this machine, not the disk
     except Exception as error:
+        if any(isinstance(cause, MemoryError | jax.errors.JaxRuntimeError) for cause in causes(error)):
+            raise  # this machine, not the disk
         said = str(_damaged(folder, f"step {folder.name} could not be read: {first_line(error)}"))
     if reasons := [text for text in gather_texts(said) if text]:
         raise Damaged(reasons[0])
