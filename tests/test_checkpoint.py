@@ -21,13 +21,13 @@ from diffjax.training._about import Damaged
 from diffjax.training._digest import digest_part, digest_parts
 
 
-def trained(steps=3):
-    """A state whose parts all differ from a fresh one's."""
-    layout = toy.make_layout("jit")
-    state = layout.put_state(toy.fresh_state())
-    for n in range(steps):
-        state, _ = layout.step(state, layout.put_batch(toy.source(0, n, 16)))
-    return state
+def trained():
+    """A state on all devices, every leaf of which differs from a fresh one's."""
+    rng, fresh = np.random.default_rng(0), toy.fresh_state()
+    noise = lambda leaf: (10 * rng.normal(size=leaf.shape)).astype(leaf.dtype)
+    changed = jax.tree.map(lambda leaf: leaf + 1 + noise(leaf), fresh._replace(key=np.zeros(())))
+    changed = changed._replace(key=jax.random.fold_in(fresh.key, 3))
+    return jax.device_put(changed, jax.NamedSharding(data_mesh(), jax.P()))
 
 
 def test_round_trip_is_bitwise_and_typed(tmp_path):
