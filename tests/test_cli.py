@@ -102,11 +102,32 @@ def test_the_same_command_again_trains_no_further(run, capfd):
 
 
 @pytest.mark.slow
-def test_pmap_agrees_with_jit(run, tmp_path, capfd):
-    assert call(capfd, *TRAIN, "--layout", "pmap", "--out", tmp_path / "pmap")[0] == 0
-    a, b = (json.loads((folder / "results.json").read_text()) for folder in (run, tmp_path / "pmap"))
+@pytest.mark.parametrize("options", [["pmap"], ["fsdp", "--accumulate", "2"], ["tensor", "--split", "2"]])
+def test_layouts_agree(run, tmp_path, capfd, options):
+    assert call(capfd, *TRAIN, "--layout", *options, "--out", tmp_path / "other")[0] == 0
+    a, b = (json.loads((folder / "results.json").read_text()) for folder in (run, tmp_path / "other"))
     name = "sliced Wasserstein distance to held out: samples"
-    assert a[name] == pytest.approx(b[name], rel=1e-4)
+    assert a[name] == pytest.approx(b[name], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_dry_run_tells_sizes_and_writes_nothing(run, tmp_path, capfd):
+    code, out, _ = call(capfd, *TRAIN, "--layout", "fsdp", "--dry-run", "--out", tmp_path / "none")
+    assert code == 0
+    assert not list(tmp_path.iterdir())
+    with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
+        config = from_json((run / "config.json").read_text())
+        data = build_data(config.data)
+        parts = build(config, data.classes)
+        x0, cond = data.source(0, 0, 1)
+        state = checkpoints.restore(init_state(jax.random.key(0), parts.network, parts.tx, x0, cond))
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert f"{count:,} parameters" in out
+    size = {line.split()[0]: float(line.split()[1]) for line in out.splitlines() if line.endswith("KiB")}
+    assert size["jit"] == size["pmap"] == pytest.approx(4 * 4 * count / 1024, rel=0.01)  # params, ema, two moments
+    assert size["fsdp"] < 0.2 * size["jit"]
+    assert size["fsdp"] < size["tensor"] < size["jit"]
+    assert "FLOPs of a step" in out
 
 
 def test_samples_depend_on_neither_number_nor_chunk(run, tmp_path, capfd):
@@ -229,6 +250,10 @@ def test_vectors_that_make_no_picture_are_saved_as_arrays(tmp_path, capfd):
         (["train", "toy2d", "--batch-size", "12"], ["batch_size", "12", "8 devices"]),
         (["train", "toy2d", "--devices", "99"], ["devices", "99"]),
         (["train", "toy2d", "--devices", "0"], ["devices", "0"]),
+        (["train", "toy2d", "--layout", "fsdp", "--split", "3"], ["split", "3", "8 devices"]),
+        (["train", "toy2d", "--layout", "tensor", "--split", "0"], ["split", "0"]),
+        (["train", "toy2d", "--accumulate", "0"], ["accumulate", "0"]),
+        (["train", "toy2d", "--accumulate", "3"], ["accumulate", "64 samples a device", "3"]),
         (["train", "toy2d", "--save-every", "0"], ["save-every", "0"]),
         (["train", "toy2d", "--ema-decay", "1.0"], ["decay", "1.0"]),
         (["train", "toy2d", "--process.beta-min", "0.1"], ["process.beta_min", "0.1"]),

@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from diffjax._arrays import normal_like, sample_keys
+from diffjax.cli._dry_run import measure_step, state_bytes as bytes_a_device
 from diffjax.networks import MLP, UNet, from_linen
 from diffjax.training import (
     TENSOR_RULES,
@@ -246,11 +247,6 @@ def test_several_steps_a_call(kind):
 # What lies where
 
 
-def bytes_a_device(its, state):
-    leaves = jax.tree.leaves(its.abstract(state))
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
-
-
 NETWORKS = {
     "unet": (lambda **o: UNet(32, (1, 2), 1, (1,), 32, num_classes=10, **o), (1, 8, 8, 1), jnp.zeros(1, int)),
     "mlp": (lambda **o: MLP(width=128, depth=3, **o), (1, 2), None),
@@ -281,6 +277,18 @@ def test_arrays_of_a_placed_state_are_as_large_as_said():
         held = sum(leaf.addressable_shards[3].data.nbytes for leaf in jax.tree.leaves(placed))
         assert held == bytes_a_device(layout(name), placed)
     assert layout("fsdp 8").init(fresh_state).params["rows"].addressable_shards[3].data.shape == (8, 8)
+
+
+@pytest.mark.parametrize("name", ["jit 1", *slow("pmap 8")])
+def test_step_is_measured_by_its_program(name):
+    its = layout(name)
+    flops, memory = measure_step(its, jax.eval_shape(fresh_state), batch_of(0))
+    products = 2 * B * D * WIDTH * (2 + 3)  # x W, h V; and back: dV, dh, dW
+    devices = its.devices
+    assert products < devices * flops < 3 * products + devices * 40_000
+    state = bytes_a_device(its, jax.eval_shape(fresh_state))
+    assert memory["given back in their place"] == pytest.approx(state, rel=0.01)  # all of the state is donated
+    assert memory["of arguments"] == pytest.approx(state + batch_of(0).nbytes / devices, rel=0.01)
 
 
 def specs(its, state):
