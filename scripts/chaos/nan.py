@@ -5,6 +5,8 @@
 A small network learns on eight CPU devices; one item of a tenth of the batches has one value replaced by nan, inf, -inf
 or 3e38. Checked: the steps skipped are exactly those; at the end, params, ema and opt_state are bitwise those of a run
 made by hand that leaves those steps out; every checkpoint is finite. Then ten bad batches in a row end the run.
+
+Found, in 100 s on two cores: in jit, fsdp and pmap, 32 of 300 steps skipped, all as said; 30 checkpoints finite.
 """
 
 import argparse
