@@ -7,8 +7,8 @@ copied); `work`, the processor time of a save until it is on the disk, by all th
 meanwhile do not get. The last columns are their shares of a run that saves each minute, and the least seconds between
 saves for which both cost at most one percent of the time.
 
-Found with 30 steps, on two cores shared with other programs (load 13, which stretches the first two columns of times by
-about six, and the processor time somewhat), medians of two runs:
+Found with 30 steps, on two cores shared with other programs (load 13, which stretches step and standing, and the work
+less; on idle cores they are shorter), in two runs:
 
     toy2d     3.5 MiB   step  67 to  90 ms   standing 103 to 231 ms   work 281 to  445 ms   28 to 45 s for 1%
     digits   11.7 MiB   step 478 to 637 ms   standing 572 to 730 ms   work 1.6 to 2.1 s     163 to 213 s for 1%
