@@ -7,14 +7,15 @@ copied); `work`, the processor time of a save until it is on the disk, by all th
 meanwhile do not get. The last columns are their shares of a run that saves each minute, and the least seconds between
 saves for which both cost at most one percent of the time.
 
-Found with 30 steps, on two cores shared with other programs (load 13, which stretches step and standing, and the work
-less; on idle cores they are shorter), in two runs:
+Found on two cores shared with other programs (load 13: all of it is longer than on idle ones, and the shares are rough),
+from the least to the most of three runs, two for digits; the shares are of a run that saves each 500 steps:
 
-    toy2d     3.5 MiB   step  67 to  90 ms   standing 103 to 231 ms   work 281 to  445 ms   28 to 45 s for 1%
-    digits   11.7 MiB   step 478 to 637 ms   standing 572 to 730 ms   work 1.6 to 2.1 s     163 to 213 s for 1%
+                        step         standing         work            standing        work
+    toy2d     3.5 MiB    24 to  90 ms    85 to 231 ms   0.28 to 0.45 s   0.3 to 0.7%     0.8 to 2.8%
+    digits   11.7 MiB   478 to 637 ms   572 to 730 ms   1.6  to 2.1  s   0.2%            0.5 to 0.9%
 
 The work is Orbax's, some 3 ms an array whatever its size: so an interval in seconds is the one to choose, 180 or more
-where the processor trains, and a save for each 500 steps of a small network costs more than one percent.
+where the processor trains.
 """
 
 import argparse
