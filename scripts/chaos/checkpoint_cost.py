@@ -7,7 +7,7 @@ copied); `work`, the processor time of a save until it is on the disk, by all th
 meanwhile do not get. The last columns are their shares of a run that saves each minute, and the least seconds between
 saves for which both cost at most one percent of the time.
 
-Found on two cores shared with other programs (load 13: all of it is longer than on idle ones, and the shares are rough),
+Found on two cores shared with other programs (load 13: all is longer than on idle ones, and the shares are rough),
 from the least to the most of three runs, two for digits; the shares are of a run that saves each 500 steps:
 
                         step         standing         work            standing        work
