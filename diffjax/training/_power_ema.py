@@ -68,7 +68,7 @@ def make_power_ema(width: float) -> Average:
 
 
 def make_emas(averages: Mapping[str, Average]) -> Average:
-    """Several averages at once: `(step, params, ema) -> ema` where ema is a dict, name -> tree like params.
+    """Several averages at once: `(step, params, ema) -> ema` where ema is a dict, name -> pytree like params.
 
     Args:
       averages: name -> one of `make_ema` or `make_power_ema`.
