@@ -160,12 +160,14 @@ class Checkpoints:
         args = self._ocp.args
         about = make_about(step, state, metrics, self._extra)
         leaves = {path: raw(leaf) for path, leaf in leaves.items()}
-        digests: Any = self._orbax.DigestSave(leaves)
+        returned = threading.Event()
+        digests: Any = self._orbax.DigestSave(leaves, returned)
         items = args.Composite(state=args.StandardSave(state), about=args.JsonSave(about), digests=digests)
         self._scores[step] = about["metrics"].get(self.best_metric)
         with self._orbax.quiet(), self._named(f"step {step} could not be saved"):
             if self._manager.save(int(step), args=items) is not True:
                 raise RuntimeError(f"it already holds step {self.latest()}")
+        returned.set()
         self._sweeper = threading.Thread(target=self._sweep, name="sweeper", daemon=True)
         self._sweeper.start()
 

@@ -9,6 +9,7 @@ Imported when a folder of checkpoints is opened, for Orbax takes seconds.
 import dataclasses
 import json
 import logging
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ class DigestHandler(ocp.AsyncCheckpointHandler):
         for leaf in args.leaves.values():
             start_copy(leaf)
         parts = {path: (host_parts(leaf), leaf.shape) for path, leaf in args.leaves.items()}
-        return [future.CommitFutureAwaitingContractedSignals(_write(directory, parts), name="digests")]
+        return [future.CommitFutureAwaitingContractedSignals(_write(directory, parts, args.returned), name="digests")]
 
     def save(self, directory: Any, args: Any) -> None:  # pyright: ignore
         """Orbax asks for it; the manager saves asynchronously."""
@@ -49,12 +50,14 @@ class DigestHandler(ocp.AsyncCheckpointHandler):
 @ocp.args.register_with_handler(DigestHandler, for_save=True, for_restore=True)
 @dataclasses.dataclass
 class DigestSave(ocp.args.CheckpointArgs):
-    """The leaves to digest, by path."""
+    """The leaves to digest, by path; and when to begin: the training waits for what comes before."""
 
     leaves: Mapping[str, Any]
+    returned: threading.Event
 
 
-async def _write(directory: Any, parts: Mapping[str, tuple[Parts, tuple[int, ...]]]) -> None:
+async def _write(directory: Any, parts: Mapping[str, tuple[Parts, tuple[int, ...]]], returned: threading.Event) -> None:
+    returned.wait(1)
     digests = {path: digest_parts(own, shape) for path, (own, shape) in parts.items()}
     record = seal({"processes": jax.process_count(), "digests": digests})
     (directory / f"process_{jax.process_index()}.json").write_text(json.dumps(record))
