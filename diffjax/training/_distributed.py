@@ -20,6 +20,8 @@ from jax.experimental import multihost_utils
 
 HEARTBEAT = 30
 _PATIENCE = 1800  # seconds to wait at the end for process 0, which may still be measuring; the dead are missed earlier
+_ALONE = ("coordinator_address should be defined", "must be called before any JAX calls")
+"""What JAX says where it knows no cluster, and where it was started before: by a notebook, or by a test."""
 T = TypeVar("T")
 
 
@@ -84,8 +86,8 @@ def join(
         reason = str(error).splitlines()[0]
         raise Unreachable(f"coordinator: {coordinator or 'the cluster'}: no run of {num_processes}: {reason}") from None
     except Exception as error:
-        if coordinator is None and "coordinator_address should be defined" in str(error):
-            return False  # no cluster that JAX knows
+        if coordinator is None and any(known in str(error) for known in _ALONE):
+            return False
         reason = " ".join(str(error).split())
         raise ValueError(f"coordinator: cannot join: {reason} (--num-processes 1 runs alone)") from error
     return True
