@@ -5,7 +5,7 @@
 The state is donated to a step right after save() returns, as training does.
 
 Found on two cores shared with other programs (load 14), 64 leaves, folder in memory: save() returned after 0.04 s at
-best and 0.07 to 0.11 s in the middle (Orbax alone, in turns: 0.02, and 0.05 to 0.09), of which its thread worked 0.02 s;
+best, 0.07 to 0.11 s in the middle (Orbax alone, in turns: 0.02, and 0.05 to 0.09), of which its thread worked 0.02 s;
 digests 0.5 to 0.6 s of processor time a GiB. Not yet measured: an idle machine, and a GPU.
 """
 
