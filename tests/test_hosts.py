@@ -146,14 +146,16 @@ def test_a_peer_dies_and_the_same_command_goes_on_and_draws_as_one(tmp_path, mon
 @pytest.mark.relative
 def test_evaluation_by_two_is_that_by_one(tmp_path, capfd):
     run = tmp_path / "run"
-    assert main([*peer.command(run, 5, 2, 2)[3:], "--batch-size", "16"]) == 0
+    assert main(peer.command(run, 5, 2, 2)[3:]) == 0
     evaluate = ["evaluate", str(run), "--n", "50", "--likelihood", "3"]
-    numbers = lambda text: {line[:95]: float(line[95:].split()[-1]) for line in text.splitlines() if "distance" in line}
+    told = lambda text: (line.rsplit(maxsplit=1) for line in text.splitlines() if "distance" in line or "nats" in line)
+    numbers = lambda text: {name.strip(): float(value) for name, value in told(text)}
     there = numbers(launched(*evaluate)[0])
     capfd.readouterr()
     assert main(evaluate) == 0
     here = numbers(capfd.readouterr().out)
     assert here.keys() == there.keys()
+    assert len(here) == 6
     for name, value in here.items():
         assert there[name] == pytest.approx(value, rel=1e-3)
 
