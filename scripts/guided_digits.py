@@ -24,9 +24,9 @@ that precision falls too. The interval keeps a little more of both up to scale 4
 (0.02), and less precision from scale 6 on. These are one network's and one seed's.
 
 In the picture (another 6.5 minutes) the fill-ins of RePaint, TMPD and PiGDM and the answers to 4 x 4 pixels are digits.
-TMPD takes the network's derivative for a covariance, which it is not quite: by plain conjugate gradients (10 iterations)
-half of its fill-ins fell apart, by `TruncatedCG` (up to 50) none of 20 did, and what was seen comes back to 0.046, where
-0.05 is the noise allowed for. The picture was last drawn of the network of `likelihood_digits.py`.
+TMPD takes the network's derivative for a covariance, which it is not quite: by plain conjugate gradients (10
+iterations) half of its fill-ins fell apart, by `TruncatedCG` (up to 50) none of 20 did, and what was seen comes back to
+0.046, where 0.05 is the noise allowed for. The picture was last drawn of the network of `likelihood_digits.py`.
 """
 
 import argparse

@@ -21,8 +21,17 @@ unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY
 
 # --kill-on-bad-exit: where one process fails the others are ended at once, not after the heartbeat (30 s).
 # --wait: processes may end some time after the first one has, for process 0 measures and writes.
-srun --kill-on-bad-exit=1 --wait=600 diffjax train "$@" --out "${RUN:-runs/$SLURM_JOB_NAME}"
+# A process that ends with 1 or 2 says so in a file, for the code of those that are ended for it, 137, is what srun tells.
+export FAILED="$PWD/failed-$SLURM_JOB_ID"
+rm -f "$FAILED"
+srun --kill-on-bad-exit=1 --wait=600 bash -c \
+  'diffjax train "$@"; code=$?; case "$code" in 1 | 2) echo "$code" > "$FAILED" ;; esac; exit "$code"' \
+  diffjax "$@" --out "${RUN:-runs/$SLURM_JOB_NAME}"
 code=$?
+if [ -s "$FAILED" ]; then
+  code=$(cat "$FAILED")
+  rm -f "$FAILED"
+fi
 
 # What may be mended by starting again: 75, a peer is gone; 134 and 137, JAX or SLURM ended it for that; 143, it was told
 # to stop and has saved: time is up. The same command goes on from the newest good checkpoint. 1 and 2 need a reader.

@@ -417,21 +417,22 @@ def test_a_data_file_that_changed(tmp_path, capfd):
 def test_one_process_at_a_time_trains_in_a_folder(run, tmp_path, capfd):
     shutil.copytree(run, tmp_path / "run")
     lock = tmp_path / "run" / "lock"
-    lock.write_text(f"{os.getppid()}\n")
     before = contents(tmp_path / "run")
-    err = refused(capfd, *TRAIN, "--out", tmp_path / "run")
-    assert f"out: {tmp_path / 'run'} is in use: process {os.getppid()}" in err
+    with lock_run(tmp_path / "run"):
+        assert lock.read_text().startswith(f"process {os.getpid()} of ")
+        err = refused(capfd, *TRAIN, "--out", tmp_path / "run")
+        assert f"out: {tmp_path / 'run'} is in use: process {os.getpid()}" in err
     assert contents(tmp_path / "run") == before
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    for stale in (f"{gone.pid}\n", "", "x"):
-        lock.write_text(stale)
-        with lock_run(tmp_path / "run"):
-            assert lock.read_text() == f"{os.getpid()}\n"
-        assert not lock.exists()
-    lock.write_text(f"{gone.pid}\n")
+    hold = "import sys, time, pathlib; from diffjax.cli._folder import lock_run\n"
+    hold += "with lock_run(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "run")], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert f"in use: process {other.pid} of " in refused(capfd, *TRAIN, "--out", tmp_path / "run")
+        other.kill()  # what it leaves behind does not lock
+    assert lock.exists()
     assert call(capfd, *TRAIN, "--out", tmp_path / "run")[0] == 0
-    assert set(before) - set(contents(tmp_path / "run")) == {Path("lock")}
+    assert not lock.exists()
 
 
 @pytest.mark.parametrize(
@@ -457,7 +458,7 @@ def test_a_run_that_diverges_is_one_line_and_code_1(tmp_path, capfd):
     argv = ["train", "toy2d", *TINY, "--steps", "30", "--optimiser.learning-rate", "1e38", "--out", tmp_path]
     code, _, err = call(capfd, *argv)
     assert code == 1
-    assert "diffjax: step " in err.splitlines()[-1]
+    assert "diffjax: 10 steps in a row, 3 to 12, had a loss or gradients that are not finite" in err.splitlines()[-1]
     assert not list((tmp_path / "checkpoints").iterdir())
 
 

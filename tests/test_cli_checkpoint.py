@@ -86,10 +86,8 @@ def test_what_is_refused_is_named(run, tmp_path, capfd):
         assert message in err
         assert err.count("\n") == 1
     with lock_run(run):
-        (run / "lock").write_text("1\n")  # the pid of a process that is alive
         code, _, err = call(capfd, "rollback", run, "--step", 100)
     assert code == 2
     assert "in use" in err
-    (run / "lock").unlink()
     with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.steps() == [100, 200, 300]

@@ -37,12 +37,14 @@ def averaged(config: Config, ema: Any) -> Params:
 
 
 def snapshots(config: Config, run: Path) -> Snapshots | None:
-    """Where a run's snapshots are; None where it takes none."""
-    return Snapshots(run / "averages", config.ema_widths) if config.ema_widths else None
+    """Where a run's snapshots are, some thirty of each width; None where it takes none."""
+    if not config.ema_widths:
+        return None
+    return Snapshots(run / "averages", config.ema_widths, every=max(1, config.steps // 32))
 
 
-def reconstructed(config: Config, run: Path, like: Params, width: float) -> Params:
-    """The average of any width, at the newest snapshot of a run.
+def reconstructed(config: Config, run: Path, like: Params, width: float, step: int) -> Params:
+    """The average of any width, at the newest snapshot of a run up to a step.
 
     Raises:
       ValueError: the run takes none, or the width is out of range.
@@ -51,4 +53,4 @@ def reconstructed(config: Config, run: Path, like: Params, width: float) -> Para
     found = snapshots(config, run)
     if found is None:
         raise ValueError(f"ema-width: {run} was trained without --ema-widths, so that it has one average, got {width}")
-    return found.reconstruct(like, width)
+    return found.reconstruct(like, width, step)

@@ -1,13 +1,14 @@
 """What keeps a run's folder whole: one process trains in it at a time, and on the same data as before.
 
-RUN/lock        the pid of the process that trains here, while it does
+RUN/lock        locked (flock) by the process that trains here, while it does; its pid and machine
 RUN/data.json   SHA-256 over the bytes of x and y of a data file, training items and held out
 """
 
+import fcntl
 import hashlib
 import json
 import os
-import time
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,63 +23,32 @@ LOCK = "lock"
 
 @contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
-    """Holds a run's folder, which exists; a lock whose process is not alive on this machine is taken over.
+    """Holds a run's folder, which exists. The system frees it when the process ends, however, on whatever machine.
 
     Raises:
-      ValueError: another process that is alive holds it.
+      ValueError: another process holds it.
     """
     path = folder / LOCK
     while True:
+        file = path.open("a+", encoding="utf-8")
         try:
-            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "a process"
+            file.close()
+            raise ValueError(f"out: {folder} is in use: {holder} trains there (it holds {path})") from None
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break
-        except FileExistsError:
-            _remove_stale(path)
-    with os.fdopen(file, "w", encoding="utf-8") as opened:
-        opened.write(f"{os.getpid()}\n")
-    try:
-        yield
-    finally:
-        if _holder(path) == os.getpid():
+        file.close()  # its holder has just removed it
+    with file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} of {socket.gethostname()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
             path.unlink(missing_ok=True)
-
-
-def _remove_stale(path: Path) -> None:
-    """Removes a lock whose process is gone; moved aside first, so that a newer lock is not removed in its place."""
-    pid = _holder(path)
-    if pid is None:  # it may be about to be written
-        time.sleep(0.2)
-        pid = _holder(path)
-    if pid is not None and pid != os.getpid() and _alive(pid):
-        raise ValueError(f"out: {path.parent} is in use: process {pid} trains there (it holds {path})")
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        os.rename(path, aside)
-    except FileNotFoundError:
-        return
-    if _holder(aside) != pid:
-        os.rename(aside, path)
-        return
-    aside.unlink()
-
-
-def _holder(path: Path) -> int | None:
-    """The pid in a lock; None where there is none."""
-    try:
-        pid = int(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return pid if pid > 0 else None
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def digest_data(data: Data) -> str:

@@ -75,10 +75,10 @@ class Train:
     """Only tell the number of parameters, the memory of each layout and the FLOPs of a step; write nothing."""
     devices: int | None = None
     """How many devices, of each process. On CPU the cores are used as devices, as many as divide the batch, up to 8."""
-    save_every: int = 500
-    """Steps from one checkpoint to the next."""
-    save_seconds: float | None = None
-    """Save when so many seconds have passed, too."""
+    save_every: int | None = None
+    """Steps from one checkpoint to the next, beside those by time."""
+    save_seconds: float = 180.0
+    """Seconds from one checkpoint to the next."""
     keep: int = 3
     """How many of the newest checkpoints stay on the disk."""
     log_every: int = 50

@@ -59,7 +59,7 @@ def open_run(run: str, chunk: int, width: float | None = None) -> tuple[Config, 
     say(f"{run}: step {int(state.step)} of {config.steps}; {name_devices(len(jax.devices()))}")
     params = averaged(config, state.ema)
     if width is not None:
-        found = agree(lambda: reconstructed(config, Path(run), jax.eval_shape(lambda: params), width))
+        found = agree(lambda: reconstructed(config, Path(run), jax.eval_shape(lambda: params), width, int(state.step)))
         params = jax.device_put(found, everywhere)
     return config, data, parts, params
 

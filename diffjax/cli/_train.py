@@ -1,7 +1,7 @@
 """`diffjax train`: a preset becomes a run, which the same command continues.
 
 RUN/config.json  RUN/checkpoints/  RUN/metrics.jsonl  RUN/samples.png  RUN/results.json
-RUN/data.json, for a data file: its digest     RUN/lock, while it trains: the pid
+RUN/data.json, for a data file: its digest     RUN/lock, while it trains
 RUN/tensorboard/  RUN/profile/  RUN/averages/  where they are asked for
 """
 
@@ -34,6 +34,7 @@ from diffjax.training import (
     TrainState,
     agree,
     agree_on_main,
+    check_same,
     data_mesh,
     is_main,
     tensorboard,
@@ -46,17 +47,26 @@ def run_train(options: Train, argv: list[str]) -> None:
     config = options.config
     out = Path(options.out or f"runs/{config.name}")
     start_together(options, config.batch_size, options.devices, preemption=True)
-    for name, value in {"save-every": options.save_every, "log-every": options.log_every}.items():
-        if value < 1:
-            raise ValueError(f"{name}: at least 1, got {value}")
+    for name in ("save_every", "log_every", "keep"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name.replace('_', '-')}: at least 1, got {value}")
+    if not options.save_seconds > 0:
+        raise ValueError(f"save-seconds: more than 0, got {options.save_seconds}")
+    if options.profile is not None and not 1 <= options.profile[0] <= options.profile[1]:
+        raise ValueError(f"profile: the first and the last step are needed, got {options.profile}")
+    if options.dry_run and jax.process_count() > 1:
+        raise ValueError(f"dry-run: is for one process, got {jax.process_count()}")
     if options.compile_cache:
         jax.config.update("jax_compilation_cache_dir", str(Path(options.compile_cache).absolute()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     data, parts = agree(lambda: _prepare(out, config))
     ema = make_average(config)
     layout = make_layout(options, parts, ema)
+    shapes = agree(lambda: jax.eval_shape(lambda: fresh_state(config, data, parts)))
+    layout.abstract(shapes)  # what does not fit is named before anything is written
     if options.dry_run:
-        dry_run(options, data, parts, ema, jax.eval_shape(lambda: fresh_state(config, data, parts)))
+        dry_run(options, data, parts, ema, shapes)
         return
     with contextlib.ExitStack() as held:
         agree_on_main(lambda: _hold(held, out, config, data))
@@ -119,6 +129,7 @@ def _begin(checkpoints: Checkpoints, layout: Layout, config: Config, out: Path, 
     shapes = jax.eval_shape(make_state)
     size = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     done = checkpoints.latest()
+    check_same({"newest checkpoint": done})
     where = "from the start" if done is None else f"from step {done}, saved before"
     say(f"{out}: {config.steps} steps {where}; {size:,} parameters; {name_devices(layout.devices)}")
     checkpoints.check_space(shapes)

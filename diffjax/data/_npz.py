@@ -5,6 +5,7 @@ is read as it is used, and worker processes share it. np.savez_compressed cannot
 unpickled. zip's checksums are looked at only where an array is read whole.
 """
 
+import math
 import struct
 import zipfile
 import zlib
@@ -73,6 +74,9 @@ def map_array(path: str | Path, name: str) -> np.ndarray:
             member = archive.getinfo(f"{name}.npy")
             if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
                 with archive.open(member) as file:
+                    shape, _, dtype = _header(file)
+                    _check_size(shape, dtype, member.file_size - file.tell())
+                with archive.open(member) as file:
                     return np.lib.format.read_array(file, allow_pickle=False)
         with open(path, "rb") as file:
             file.seek(member.header_offset)
@@ -81,16 +85,26 @@ def map_array(path: str | Path, name: str) -> np.ndarray:
                 raise ValueError("the place of the array is not where the zip says")
             file.seek(sum(lengths), 1)
             start = file.tell()
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(file)
-            if dtype.hasobject:
-                raise ValueError("it holds Python objects")
+            shape, fortran, dtype = _header(file)
             at = file.tell()
-            if at - start + int(np.prod(shape, dtype=np.float64)) * dtype.itemsize != member.file_size:
-                raise ValueError(f"its header says {dtype}{list(shape)}, but it holds {member.file_size} bytes")
+            _check_size(shape, dtype, member.file_size - (at - start))
         if 0 in shape:
             return np.empty(shape, dtype)
         return np.memmap(path, dtype, "r", at, shape, "F" if fortran else "C")
     except _UNREADABLE as error:
         raise ValueError(f"path: no .npz with an array {name} at {path}: {error}") from None
+
+
+def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether it is in Fortran's order, and dtype, at the beginning of an .npy."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)
+
+
+def _check_size(shape: tuple[int, ...], dtype: np.dtype, size: int) -> None:
+    """Raises `ValueError` where an array is not of the bytes that its header says, before there is room made for it."""
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    if math.prod(shape) * dtype.itemsize != size:
+        raise ValueError(f"its header says {dtype}{list(shape)}, but it holds {size} bytes")

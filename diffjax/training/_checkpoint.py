@@ -27,7 +27,7 @@ import numpy as np
 
 from diffjax.training._about import Damaged, leaves_by_path, make_about
 from diffjax.training._digest import raw
-from diffjax.training._distributed import agree, agree_on_main, is_main
+from diffjax.training._distributed import agree, agree_on_main, gather_texts, is_main
 
 
 class Checkpoints:
@@ -279,9 +279,11 @@ class Checkpoints:
     def _newest_first(self) -> list[int]:
         if self.read_only:  # the run goes on
             self._reload()
-        if not self.steps():
+        # Process 0's list: while a run goes on, others may see a newer one.
+        steps = [int(step) for step in gather_texts(" ".join(map(str, self.steps())))[0].split()]
+        if not steps:
             raise FileNotFoundError(f"{self.folder}: no checkpoint")
-        return self.steps()[::-1]
+        return steps[::-1]
 
     def _there(self, step: int) -> Path:
         """The folder of a step, which exists."""

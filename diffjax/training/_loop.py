@@ -17,7 +17,7 @@ import numpy as np
 
 from diffjax.training._batches import Prefetch, Source, placed_batches, reader
 from diffjax.training._checkpoint import Checkpoints
-from diffjax.training._finite import too_many_skipped
+from diffjax.training._finite import check_parameters, too_many_skipped
 from diffjax.training._mesh import check_divides
 from diffjax.training._record import Record
 from diffjax.training._saves import Saves, passes
@@ -77,7 +77,7 @@ def train(
       save_every: steps from one checkpoint to the next; None for none but by time. The last step is always saved.
       save_seconds: seconds from one checkpoint to the next. Process 0 looks at its clock: after each step, or of
         several processes at each line of the log.
-      snapshots: takes the averages of the state with every checkpoint.
+      snapshots: takes averages of the state every `snapshots.every` steps; their folder is not cleared.
       log: a JSONL file: a line every `log_every` steps with step, the mean of each metric since the line before over
         the steps not skipped, how many were `skipped`, `loss_by_level/00`, ... where the step tells it,
         images_per_second, step_seconds, of which wait_seconds for data and save_seconds for checkpoints (all three
@@ -106,7 +106,7 @@ def train(
         if value < 1:
             raise ValueError(f"{name}: at least 1, got {value}")
     check_divides(batch_size, layout.devices)
-    saves, trace = Saves(checkpoints, save_every, save_seconds, snapshots), Trace(profile)
+    saves, trace = Saves(checkpoints, save_every, save_seconds), Trace(profile)
     done = _updates(state)
     saves.check_space(layout.abstract(state))
     calls = _calls(done, steps, layout.steps)
@@ -138,10 +138,17 @@ def train(
             if save:
                 with record.spends("save_seconds"):
                     saves.save(call[-1], layout.get_state(state), line)
+            if snapshots is not None and passes(call, snapshots.every):
+                check_parameters(call[-1], state)
+                snapshots.take(call[-1], layout.get_state(state))
             if stop is not None:
                 saves.wait()
+                if snapshots is not None:
+                    snapshots.wait()
                 raise Stopped(call[-1], stop)
         saves.wait()
+        if snapshots is not None:
+            snapshots.wait()
         late = asked(())
         if late is not None:  # it came while the last step was being written
             raise Stopped(steps, late)

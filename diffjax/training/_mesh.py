@@ -31,7 +31,7 @@ def make_mesh(*, data: int | None = None, fsdp: int = 1, tensor: int = 1, device
     Raises:
       ValueError: a number is below 1, or the mesh is larger than the devices or, without `data`, does not divide them.
     """
-    devices = jax.devices() if devices is None else list(devices)
+    devices = all_devices() if devices is None else list(devices)
     for name, value in {"data": 1 if data is None else data, "fsdp": fsdp, "tensor": tensor}.items():
         if value < 1:
             raise ValueError(f"{name}: at least 1, got {value}")
@@ -41,13 +41,20 @@ def make_mesh(*, data: int | None = None, fsdp: int = 1, tensor: int = 1, device
     size = shape[0] * fsdp * tensor
     if size > len(devices):
         raise ValueError(f"data, fsdp, tensor: a mesh of {shape} needs {size} devices, there are {len(devices)}")
-    return jax.make_mesh(shape, (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3, devices=devices[:size])
+    grid = np.asarray(devices[:size], object).reshape(shape)
+    return Mesh(grid, (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3)
 
 
 def data_mesh(devices: Devices | None = None) -> Mesh:
     """A mesh of shape [devices] with the one axis "data", over the devices given, all by default."""
-    devices = jax.devices() if devices is None else list(devices)
-    return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
+    devices = all_devices() if devices is None else list(devices)
+    return Mesh(np.asarray(devices, object), (DATA,), axis_types=(AxisType.Auto,))
+
+
+def all_devices() -> list[Any]:
+    """The devices of all processes, those of process 0 first: `jax.make_mesh` would mix them, and with them whose rows
+    of a batch are whose."""
+    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
 
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:
@@ -68,10 +75,11 @@ def batch_parts(mesh: Mesh) -> int:
         places = NamedSharding(mesh, PartitionSpec(batch_axes(mesh))).devices_indices_map((parts,))
         for device, (row,) in places.items():
             rows[device.process_index].add(row.start or 0)
-        if any(len(mine) * processes != parts for mine in rows.values()) or len(set().union(*rows.values())) != parts:
+        each = parts // processes
+        if parts % processes or any(mine != set(range(i * each, (i + 1) * each)) for i, mine in rows.items()):
             raise ValueError(
                 f"mesh: {dict(mesh.shape)} splits a batch into {parts} parts, of which {processes} processes cannot "
-                "have equally many each to themselves; let data x fsdp be a multiple of the processes"
+                "have equally many each to themselves, in their order; let data x fsdp be a multiple of the processes"
             )
     return parts
 

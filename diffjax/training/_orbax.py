@@ -125,7 +125,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error and what it came from, the last first."""
     while error is not None:
         yield error
-        error = error.__cause__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,6 +1,6 @@
 """When to save, and what never to: the loop's side of checkpoints.
 
-every so many steps, every so many seconds, and at the end --> all finite? --> Checkpoints.save, Snapshots.take
+every so many steps, every so many seconds, and at the end --> all finite? --> Checkpoints.save
 """
 
 import time
@@ -11,20 +11,13 @@ from jax.experimental import multihost_utils
 
 from diffjax.training._checkpoint import Checkpoints
 from diffjax.training._finite import check_parameters
-from diffjax.training._snapshots import Snapshots
 from diffjax.training._state import TrainState
 
 
 class Saves:
     """The checkpoints of a run; none at all where there is no folder for them."""
 
-    def __init__(
-        self,
-        checkpoints: Checkpoints | None,
-        every: int | None,
-        seconds: float | None,
-        snapshots: Snapshots | None = None,
-    ):
+    def __init__(self, checkpoints: Checkpoints | None, every: int | None, seconds: float | None):
         """Takes steps and seconds from one checkpoint to the next, None for never.
 
         Raises:
@@ -34,9 +27,7 @@ class Saves:
             raise ValueError(f"save_every: at least 1, got {every}")
         if seconds is not None and not seconds > 0:
             raise ValueError(f"save_seconds: more than 0, got {seconds}")
-        if snapshots is not None and checkpoints is None:
-            raise ValueError("snapshots: they are taken with checkpoints, and there are none")
-        self._checkpoints, self._every, self._seconds, self._snapshots = checkpoints, every, seconds, snapshots
+        self._checkpoints, self._every, self._seconds = checkpoints, every, seconds
         self._since = time.monotonic()
 
     def check_space(self, state: TrainState) -> None:
@@ -72,16 +63,12 @@ class Saves:
         if self._checkpoints is not None:
             check_parameters(step, state)
             self._checkpoints.save(step, state, metrics=metrics)
-            if self._snapshots is not None:
-                self._snapshots.take(step, state)
             self._since = time.monotonic()
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises `RuntimeError` where it could not be written."""
         if self._checkpoints is not None:
             self._checkpoints.wait()
-        if self._snapshots is not None:
-            self._snapshots.wait()
 
     def reached_preemption(self, step: int) -> bool:
         """Whether all processes agreed to stop at this step."""

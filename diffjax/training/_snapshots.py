@@ -1,9 +1,8 @@
 """Snapshots of averages on disk, from which an average of any width is made after training.
 
-    state.ema[width] --every checkpoint--> folder/WIDTH-STEP.safetensors --reconstruct(width)--> parameters
+    state.ema[width] --every so often--> folder/WIDTH-STEP.safetensors --reconstruct(width)--> parameters
 
-Unlike checkpoints all of them are kept. A folder with fewer than it could have (a run that was killed between its
-checkpoint and its snapshot) serves, a little less exactly.
+Unlike checkpoints all are kept. A run that was cut and goes on takes those after its checkpoint again, the same.
 """
 
 from collections.abc import Sequence
@@ -25,20 +24,23 @@ class Snapshots:
 
     Attributes:
       folder: made with the first snapshot.
+      every: steps from one to the next.
       widths: scalars in (0, 0.2886); `state.ema` has an average for each under its `name(width)`.
     """
 
-    def __init__(self, folder: str | Path, widths: Sequence[float]):
+    def __init__(self, folder: str | Path, widths: Sequence[float], *, every: int = 1000):
         """Takes a folder and one width or more.
 
         Raises:
-          ValueError: there is none, or no profile of such a width.
+          ValueError: there is none, or no profile of such a width; or `every` is less than 1.
         """
+        if every < 1:
+            raise ValueError(f"every: at least 1, got {every}")
         if not widths:
             raise ValueError("widths: at least one is needed, got none")
         for width in widths:
             power_exponent(width)
-        self.folder, self.widths = Path(folder), tuple(widths)
+        self.folder, self.widths, self.every = Path(folder), tuple(widths), every
         self._thread, self._writing = ThreadPoolExecutor(1), Future()
         self._writing.set_result(None)
 
@@ -55,7 +57,7 @@ class Snapshots:
           state: its `ema` is a dict.
 
         Raises:
-          OSError: the snapshot before this one could not be written.
+          RuntimeError: the snapshot before this one could not be written.
         """
         averages = fetch({self.name(width): state.ema[self.name(width)] for width in self.widths})
         if is_main():
@@ -64,8 +66,11 @@ class Snapshots:
             self._writing = self._thread.submit(self._write, step, copied)
 
     def wait(self) -> None:
-        """Returns when all is on disk; raises `OSError` where it could not be written."""
-        self._writing.result()
+        """Returns when all is on disk; raises `RuntimeError` where it could not be written."""
+        try:
+            self._writing.result()
+        except Exception as error:
+            raise RuntimeError(f"{self.folder}: a snapshot could not be written: {error}") from error
 
     def found(self) -> list[tuple[int, float]]:
         """(step, width) of each snapshot in the folder, of the widths asked for, in order of step."""
@@ -73,28 +78,29 @@ class Snapshots:
         return sorted((int(step), width) for width in self.widths for step in steps(width) if step.isdigit())
 
     def reconstruct(self, like: Params, width: float, step: int | None = None) -> Params:
-        """The average of a width at a step, from the snapshots up to that step.
+        """The average of a width at the last snapshot up to a step, from the snapshots up to there.
 
         Args:
           like: parameters, a tree of arrays [...] or `jax.ShapeDtypeStruct`s; values are not used.
           width: of the average, a scalar; near or between the widths of the snapshots it is the average itself to
             about 1e-3 with ten snapshots of each, and better with more.
-          step: the last one by default.
+          step: the last snapshot of all by default; a scalar.
 
         Returns:
           NumPy arrays [...] like `like`.
 
         Raises:
-          FileNotFoundError: there are no snapshots up to that step.
+          FileNotFoundError: there is no snapshot up to that step.
           ValueError: a width or a file is no good.
         """
         self.wait()
         found = self.found()
-        step = max((at for at, _ in found), default=0) if step is None else step
-        used = [(at, of) for at, of in found if at <= step]
-        if not used or used[-1][0] != step:
-            raise FileNotFoundError(f"{self.folder}: no snapshot of step {step}" if found else f"{self.folder}: empty")
-        weights = reconstruction_weights([at for at, _ in used], [of for _, of in used], step, width)
+        used = [(at, of) for at, of in found if step is None or at <= step]
+        if not used:
+            raise FileNotFoundError(
+                f"{self.folder}: no snapshot up to step {step}" if found else f"{self.folder}: empty"
+            )
+        weights = reconstruction_weights([at for at, _ in used], [of for _, of in used], used[-1][0], width)
         return combine((load_weights(self._path(*snapshot), like) for snapshot in used), weights)
 
     def _path(self, step: int, width: float) -> Path:
