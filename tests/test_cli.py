@@ -130,6 +130,7 @@ def test_dry_run_tells_sizes_and_writes_nothing(run, tmp_path, capfd):
     assert "FLOPs of a step" in out
 
 
+@pytest.mark.slow
 def test_samples_depend_on_neither_number_nor_chunk(run, tmp_path, capfd):
     draw = ["sample", run, "--label", 3, "--out"]
     assert call(capfd, *draw, tmp_path / "a.npz", "--n", 20, "--chunk", 8)[0] == 0

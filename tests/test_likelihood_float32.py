@@ -2,11 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from registry import mixture
 
 import diffjax as dj
 
 
+@pytest.mark.slow
 def test_the_default_lower_end_bears_float32():
     """The closed form at the default t0 to 1e-3 nats. At the interval's own end, float32 would miss it by 1e-2."""
     process, data = dj.VariancePreserving(), mixture()

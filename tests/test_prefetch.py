@@ -113,6 +113,7 @@ def test_numbers_that_are_wrong_are_named(options, message):
     assert not ours()
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_same_stream_and_a_killed_one_is_named():
     """The same in order, each in a process of its own; then one is killed, and that is said within seconds."""
     needs_grain()

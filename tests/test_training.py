@@ -64,6 +64,7 @@ def one_step(layout, state, batch):
 
 @needs_devices
 @pytest.mark.parametrize("name", ["jit", "pmap"])
+@pytest.mark.slow
 def test_gradients_do_not_depend_on_the_layout(name):
     tx = optax.sgd(1.0)  # params - new params is the gradient; Adam would hide its scale
     state = toy.fresh_state()._replace(opt_state=tx.init(toy.fresh_state().params))
@@ -81,6 +82,7 @@ def test_gradients_do_not_depend_on_the_layout(name):
 
 
 @needs_devices
+@pytest.mark.slow
 def test_noise_of_each_sample_is_bitwise_the_same_in_every_layout():
     # The gradient of sum_i <params[index_i], eps_i>/b is eps/b, row by row: the step itself shows its noise, and
     # dividing by powers of two loses nothing.
@@ -621,6 +623,7 @@ def test_forty_steps_are_twenty_and_a_restart_and_twenty(tmp_path, uncut):
 
 @needs_devices
 @pytest.mark.parametrize("kind", [pytest.param("jit", marks=pytest.mark.slow), "pmap"])
+@pytest.mark.slow
 def test_the_same_on_eight_devices(tmp_path, kind):
     # The uncut run and the first half are in this process, the second half in another one.
     layout = toy.make_layout(kind)

@@ -119,6 +119,7 @@ def test_parts_of_the_continuous_bound(name):
     assert wrong > nats + 0.1
 
 
+@pytest.mark.slow
 def test_the_bound_of_k_steps_falls_to_the_continuous_one():
     """Closed form: 1/2 sum expm1(lambda_s - lambda_t) v e^lambda_t/(1 + v e^lambda_t), v the data's variance."""
     process, x0 = SCHEDULES["cosine"](), data()

@@ -63,6 +63,7 @@ def by_network(cond, gain=0.8):
 
 
 @pytest.mark.parametrize("make", [pytest.param(dj.DDIM, marks=SLOW), pytest.param(dj.Heun, marks=SLOW), dj.DPMpp2M])
+@pytest.mark.slow
 def test_between_steps_the_state_is_alpha_d_plus_sigma_e(make):
     """With x0 known every path is alpha x0 + sigma eps: dense output meets it anywhere, from alpha = 0 to sigma = 0."""
     process, stepper = dj.Rectified(), make()
@@ -159,6 +160,7 @@ def test_step_doubling_controls_any_one_step_method():
 
 
 @pytest.mark.parametrize("engine", ["sample", "integrate", "noisy"])
+@pytest.mark.slow
 def test_memory_does_not_grow_with_steps(engine):
     """Temporary memory of 50 and 200 steps: equal but for a few numbers a step, less than one state in all."""
     process, xt = dj.VariancePreserving(), jnp.zeros((64, 32))
@@ -333,6 +335,7 @@ def solve_over(mesh, xt):
     return samplers.integrate_each(flow, xt, ts, solver=diffrax.Heun(), controller=controller, mesh=mesh)
 
 
+@pytest.mark.slow
 def test_eight_devices_do_not_wait_for_each_other():
     """Adaptive, each sample by itself: no collective in the compiled loop, one device's answer."""
     xt = dj.prior(KEY(0), dj.Cosine(), (16, 2))

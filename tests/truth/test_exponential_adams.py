@@ -132,6 +132,7 @@ def bh2_by_hand(h):
     return 1 - np.exp(-h)
 
 
+@pytest.mark.slow
 def test_named_methods_are_settings_of_one():
     """Where DDIM, the heun 2M, corrected 3M and UniPC coincide with an exponential Adams method, they are equal."""
     process, ts, sigmas, denoiser, x = variance_exploding()

@@ -100,6 +100,7 @@ def acceptance_of_hmc(e, leaps, inverse_mass, n=100_000):
     return np.minimum(1, np.exp(energy(x, p) - energy(y, q))).mean()
 
 
+@pytest.mark.slow
 def test_metropolis_reaches_the_density_with_any_score_at_the_published_acceptance():
     """A score that is 40 % too weak, and steps so long that the unadjusted chain would be far off; started from the
     density itself, so that it must be kept and the mean acceptance is that of the stationary chain."""

@@ -42,11 +42,13 @@ def exact_terminal(data, process):
 NAMED = ("vp", "ve", "karras", "rectified")
 CASES = [("vp", "images"), *((name, data) for name in ALL_PROCESSES for data in ("gaussian", "mixture"))]
 CASES += [(name, data) for name in NAMED for data in ("gaussian64", "mixture64")]
-QUICK = {"vp", "karras", "rectified"}  # the others have a close relative among these
+QUICK = {"vp", "rectified"}  # the others have a close relative among these
 
 
 def marks(name, data):
     if not data.endswith("64"):
+        if name == "karras":
+            return [pytest.mark.slow]
         return [] if name in QUICK else [pytest.mark.slow, pytest.mark.relative]
     return [pytest.mark.slow] if (name, data) == ("vp", "mixture64") else [pytest.mark.slow, pytest.mark.relative]
 
@@ -129,6 +131,7 @@ def estimates(divergence, field, x, n):
     return [np.asarray(part) for part in jax.jit(jax.vmap(one))(jax.random.split(KEY(1), n))]
 
 
+@pytest.mark.slow
 def test_hutch_plus_plus_is_unbiased_with_an_honest_error():
     field, x, divergence = tanh_field(8)
     found, error = estimates(HutchPlusPlus(6), field, x, 4000)

@@ -176,6 +176,7 @@ class KnownData(eqx.Module):
 
 
 @pytest.mark.parametrize("name", ["vp", *(pytest.param(p, marks=pytest.mark.slow) for p in ("karras", "rectified"))])
+@pytest.mark.slow
 def test_marginals_of_the_eta_family(name):
     """From the exact p_1, the eta family carries the exact marginal: mean and variance at t = 0.3, eta = 0.5, 1."""
     process, data, n = ALL_PROCESSES[name](), gaussian(), 20_000
@@ -214,6 +215,7 @@ def test_reverse_sde_variance(solver):
     assert abs(float(x0.var()) / 0.25 - 1) < 0.02
 
 
+@pytest.mark.slow
 def test_stochastic_runge_kutta_runs_with_the_right_sign():
     """The quick form of the above: 60 steps, 5,000 samples, 10 %."""
     process, n = dj.VariancePreserving(), 5_000

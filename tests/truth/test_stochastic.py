@@ -431,6 +431,7 @@ GRADIENTS = ("ddim-ancestral", "dpm-2-ancestral", "dpmpp-sde", "predictor-correc
         for name in (*FIGURES, "predictor-corrector", "dpm-solver-2", "dpmpp-2s")
     ],
 )
+@pytest.mark.slow
 def test_gradients_from_alpha_0_to_sigma_0(name):
     """By the grid, xt and the stepper's numbers: finite, of a denoiser that has no answer at sigma = 0; and by the
     times inside the grid, and by xt, equal to differences (by t = 1 too, where the step's weights are smooth)."""
