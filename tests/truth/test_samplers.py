@@ -95,7 +95,7 @@ def test_declared_evaluations_are_counted(name):
     assert len(calls) == 7 * stepper.evaluations_per_step + 1
 
 
-@pytest.mark.parametrize("name", each_stepper(("ddim", "sa-solver")))
+@pytest.mark.parametrize("name", each_stepper(("sa-solver",)))
 def test_as_diffrax_solver_takes_the_same_steps(name):
     """`sample`, the loop that other tests use, and diffrax: one result; nfe as declared. diffrax's path has keys of its
     own, by which the steps are then taken by hand."""
