@@ -125,7 +125,7 @@ def test_dry_run_tells_sizes_and_writes_nothing(run, tmp_path, capfd):
     assert f"{count:,} parameters" in out
     size = {line.split()[0]: float(line.split()[1]) for line in out.splitlines() if line.endswith("KiB")}
     assert size["jit"] == size["pmap"] == pytest.approx(4 * 4 * count / 1024, rel=0.01)  # params, ema, two moments
-    assert size["fsdp"] < 0.2 * size["jit"]
+    assert size["fsdp"] < 0.25 * size["jit"]  # an eighth, and the small arrays whole
     assert size["fsdp"] < size["tensor"] < size["jit"]
     assert "FLOPs of a step" in out
 
