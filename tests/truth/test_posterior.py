@@ -271,10 +271,11 @@ def test_truncated_conjugate_gradients_solve_for_a_covariance():
     np.testing.assert_allclose(truncated(spread, rhs, rtol=1e-12, atol=1e-12), exact, rtol=1e-8)
 
 
-@pytest.mark.parametrize("fault", ["negative", "skew"])
+@pytest.mark.parametrize("fault", ["negative", "below", "skew"])
 def test_truncated_conjugate_gradients_stop_where_there_is_no_covariance(fault):
     """The first direction is sound, the second is not: what is left is the first step, by hand."""
-    spread = np.array({"negative": [[3.0, 0.0], [0.0, -1.5]], "skew": [[3.0, 8.0], [0.0, 1.0]]}[fault])
+    faults = {"negative": [[3.0, 0.0], [0.0, -1.5]], "below": [[3.0, 0.0], [0.0, -0.5]], "skew": [[3.0, 8.0], [0.0, 1.0]]}
+    spread = np.array(faults[fault])
     rhs = np.array([[1.0, 0.5]])
     image = rhs @ (np.eye(2) + spread).T
     first = rhs * (rhs @ rhs.T) / (rhs @ image.T)
