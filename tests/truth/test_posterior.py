@@ -274,7 +274,11 @@ def test_truncated_conjugate_gradients_solve_for_a_covariance():
 @pytest.mark.parametrize("fault", ["negative", "below", "skew"])
 def test_truncated_conjugate_gradients_stop_where_there_is_no_covariance(fault):
     """The first direction is sound, the second is not: what is left is the first step, by hand."""
-    faults = {"negative": [[3.0, 0.0], [0.0, -1.5]], "below": [[3.0, 0.0], [0.0, -0.5]], "skew": [[3.0, 8.0], [0.0, 1.0]]}
+    faults = {
+        "negative": [[3.0, 0.0], [0.0, -1.5]],
+        "below": [[3.0, 0.0], [0.0, -0.5]],
+        "skew": [[3.0, 8.0], [0.0, 1.0]],
+    }
     spread = np.array(faults[fault])
     rhs = np.array([[1.0, 0.5]])
     image = rhs @ (np.eye(2) + spread).T
