@@ -1,6 +1,9 @@
 """Configurations as JSON: there and back, equal, and every mistake named by its path.
 
 Config --to_json--> text --from_json--> Config        differences(a, b) = [(path, in a, in b), ...]
+
+A key that is not there takes its default, for a run was written before the field was: a new field's default is
+therefore what earlier versions did. A key that is unknown is a mistake, or of a later version.
 """
 
 import dataclasses
@@ -20,7 +23,7 @@ def from_json(text: str) -> Config:
     """A configuration from JSON text.
 
     Raises:
-      ValueError: it is not JSON, a key is unknown or missing, or a value has the wrong type; named by its path.
+      ValueError: it is not JSON, a key is unknown, or a value has the wrong type; named by its path.
     """
     try:
         values = json.loads(text)
@@ -57,10 +60,7 @@ def _read_fields(cls: Any, values: Any, path: str) -> Any:
     for key in values:
         if key not in hints:
             raise ValueError(f"{dot}{key}: unknown key, with value {values[key]!r}")
-    for key in hints:
-        if key not in values:
-            raise ValueError(f"{dot}{key}: missing")
-    return cls(**{key: _read(hint, values[key], f"{dot}{key}") for key, hint in hints.items()})
+    return cls(**{key: _read(hints[key], value, f"{dot}{key}") for key, value in values.items()})
 
 
 def essence(config: Config) -> Config:

@@ -64,6 +64,28 @@ def _make(key, shape, dtype, mean, std):
     return notes[-1].leaf
 
 
+def stacked(init: Callable[[Any], Any], length: int) -> Callable[[Any], Any]:
+    """An initialiser of `length` trees in one, every leaf [length, ...], from that of one, `(key) -> tree`."""
+
+    def initialise(key):
+        notes = _NOTES.get()
+        if notes is None:
+            return jax.vmap(init)(jax.random.split(key, length))
+        tree = init(key)
+        known = {id(note.leaf): note for note in notes}
+        return jax.tree.map(lambda leaf: _stacked_leaf(notes, leaf, known.get(id(leaf)), length), tree)
+
+    return initialise
+
+
+def _stacked_leaf(notes, leaf, law, length):
+    """Zeros, noted if the leaf was; a leaf without a note has none in the stack, and `draw_together` will see that."""
+    whole = jnp.zeros((length, *leaf.shape), leaf.dtype)
+    if law is not None:
+        notes.append(_Note(whole, law.mean, law.std))
+    return whole
+
+
 def draw_together(init: Callable[..., Any], key: Any, *args: Any) -> Any:
     """`init(key, *args)` in law, by one draw; where a leaf comes from another initialiser, `init` itself, compiled."""
     laws: list[_Note | None] = []

@@ -1,0 +1,57 @@
+"""The same block many times: written out, or one block under `lax.scan` over stacked parameters.
+
+    written out    params[name__0], params[name__1], ...          compiles each block, may fuse across them
+    scan           params[name__], every leaf [depth, ...]        compiles one block, whatever the depth
+
+Either way `remat` keeps only what enters each block for the backward pass.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from diffjax.networks._init import stacked
+
+
+def repeat(
+    module: nn.Module,
+    block: type[nn.Module],
+    fields: Mapping[str, Any],
+    name: str,
+    depth: int,
+    h: Any,
+    *args: Any,
+    scan: bool = False,
+    remat: bool = False,
+) -> Any:
+    """h after `depth` blocks `block(**fields)(h, *args) -> h`; to be called inside a compact method.
+
+    Args:
+      module: whose parameters the blocks' are; `self`.
+      block: a Linen class; what is static (deterministic, dtype) is among its fields.
+      fields: of every block.
+      name: of the list of blocks.
+      depth: how many.
+      h: what goes through them, arrays of shapes that stay.
+      args: arrays given to each.
+      scan: one block under `lax.scan`.
+      remat: compute blocks again in the backward pass.
+    """
+    if not scan:
+        # Not at initialisation, where remat would hide the parameters from the one draw that makes them.
+        block = nn.remat(block) if remat and not module.is_initializing() else block
+        for i in range(depth):
+            h = block(**fields, name=f"{name}__{i}")(h, *args)  # pyright: ignore[reportCallIssue]
+        return h
+
+    one = block(**fields, parent=None)  # pyright: ignore[reportCallIssue]
+    params = module.param(f"{name}__", stacked(lambda key: one.init(key, h, *args)["params"], depth))
+    keys = jax.random.split(module.make_rng("dropout"), depth) if module.has_rng("dropout") else None
+
+    def body(h, inputs):
+        params, key = inputs
+        return one.apply({"params": params}, h, *args, rngs={} if key is None else {"dropout": key}), None
+
+    return jax.lax.scan(jax.checkpoint(body) if remat else body, h, (params, keys))[0]
