@@ -39,7 +39,6 @@ def test_presets_survive_json(name):
     [
         (lambda d: d | {"stpes": 3}, "stpes: unknown key, with value 3"),
         (lambda d: d | {"process": d["process"] | {"beta": 1}}, r"process\.beta: unknown key, with value 1"),
-        (lambda d: {k: v for k, v in d.items() if k != "seed"}, "seed: missing"),
         (lambda d: d | {"steps": 3.5}, r"steps: int is needed, got 3\.5"),
         (lambda d: d | {"steps": True}, "steps: int is needed, got True"),
         (lambda d: d | {"ema_decay": "0.9"}, r"ema_decay: float is needed, got '0\.9'"),
@@ -55,6 +54,15 @@ def test_json_that_is_wrong_is_named(edit, message):
         c.from_json(text)
     with pytest.raises(ValueError, match="config: not JSON"):
         c.from_json(text[:-5])
+
+
+def test_a_run_from_before_a_field_was_has_its_default():
+    config = changed(c.PRESETS["digits"], seed=7, network__channels=48, data__holdout=0.3)
+    values = json.loads(c.to_json(config))
+    del values["ema_widths"], values["network"]["remat"], values["data"]["workers"], values["times"]
+    assert c.from_json(json.dumps(values)) == config
+    later = changed(config, network__dropout=0.5)
+    assert c.differences(c.essence(c.from_json(json.dumps(values))), c.essence(later)) == [("network.dropout", 0.0, 0.5)]
 
 
 def test_whole_numbers_are_numbers():
