@@ -9,6 +9,7 @@ from diffjax.metrics import (
     Moments,
     density_coverage,
     frechet_distance,
+    kernel_distance,
     merge,
     moments,
     nearest_distances,
@@ -212,3 +213,44 @@ def test_precision_recall_refuse():
         precision_recall(np.ones((3, 2)), np.ones((9, 2)))
     with pytest.raises(ValueError, match=r"x: more than 0 rows .* got 0"):
         density_coverage(np.ones((0, 2)), np.ones((9, 2)))
+
+
+# --- kernel distance --------------------------------------------------------------------------------------------------
+
+
+def polynomial(x, y, degree):
+    return (x @ y / len(x) + 1) ** degree
+
+
+@pytest.mark.parametrize(("degree", "block"), [(1, 1024), (3, 2)])
+def test_kernel_distance_is_its_definition(degree, block):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(5, 3)), 0.5 + rng.normal(size=(7, 3))
+    within = sum(polynomial(x[i], x[j], degree) for i in range(5) for j in range(5) if i != j) / 20
+    within += sum(polynomial(y[i], y[j], degree) for i in range(7) for j in range(7) if i != j) / 42
+    between = sum(polynomial(a, b, degree) for a in x for b in y) / 35
+    found = kernel_distance(x, y, degree=degree, block=block)
+    np.testing.assert_allclose(found, within - 2 * between, rtol=1e-12)
+
+
+def test_kernel_distance_has_no_bias():
+    """Averaged over every sample of two points from three atoms, by its probability, it is the population's."""
+    atoms, p, q = np.array([[0.0, 1.0], [1.0, -1.0], [2.0, 0.5]]), np.array([0.2, 0.3, 0.5]), np.array([0.6, 0.3, 0.1])
+    gram = np.array([[polynomial(a, b, 3) for b in atoms] for a in atoms])
+    pairs = [(i, j) for i in range(3) for j in range(3)]
+    expected = sum(
+        p[i] * p[j] * q[k] * q[m] * kernel_distance(atoms[[i, j]], atoms[[k, m]]) for i, j in pairs for k, m in pairs
+    )
+    np.testing.assert_allclose(expected, (p - q) @ gram @ (p - q), rtol=1e-12)
+
+
+def test_kernel_distance_refuses():
+    for x, y, match in [
+        (np.ones((1, 2)), np.ones((3, 2)), r"x: .* \(1, 2\)"),
+        (np.ones((3, 2)), np.ones((3, 4)), "reference: 2 features"),
+        (np.full((3, 2), np.nan), np.ones((3, 2)), "x: 6 values"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            kernel_distance(x, y)
+    with pytest.raises(ValueError, match="degree: .* 0"):
+        kernel_distance(np.ones((3, 2)), np.ones((3, 2)), degree=0)

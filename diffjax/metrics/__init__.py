@@ -1,10 +1,14 @@
 """Metrics: how far samples are from data. All act on arrays; features are whatever function you choose.
 
 features [n, d] -> moments -> merge ... -> frechet_distance        |mu_a - mu_b|^2 + tr(...), as FID
-features x [n, d], reference [m, d] -----> precision_recall        fidelity and coverage apart, by k-nearest neighbours
+features x [n, d], reference [m, d] -----> kernel_distance         the same question without bias at any n, as KID
+                                     |---> precision_recall        fidelity and coverage apart, by k-nearest neighbours
                                      '---> density_coverage        the same, not led by outliers
 x [n, d], y [m, d] ----------------------> sliced_wasserstein      exact along each direction
 x [n, d], reference [m, d] --------------> nearest_distances       is a sample a copy?
+
+Features come from any function of images: `networks.inception_features` for the published distances (FID, KID), or a
+`networks.Classifier` of the data at hand.
 """
 
 from diffjax.metrics._frechet import (
@@ -13,6 +17,7 @@ from diffjax.metrics._frechet import (
     merge as merge,
     moments as moments,
 )
+from diffjax.metrics._kernel_distance import kernel_distance as kernel_distance
 from diffjax.metrics._nearest import nearest_distances as nearest_distances
 from diffjax.metrics._precision_recall import (
     DensityCoverage as DensityCoverage,
