@@ -252,5 +252,5 @@ def test_kernel_distance_refuses():
     ]:
         with pytest.raises(ValueError, match=match):
             kernel_distance(x, y)
-    with pytest.raises(ValueError, match="degree: .* 0"):
+    with pytest.raises(ValueError, match=r"degree: .* 0"):
         kernel_distance(np.ones((3, 2)), np.ones((3, 2)), degree=0)

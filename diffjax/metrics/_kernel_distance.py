@@ -19,7 +19,7 @@ from jaxtyping import Shaped
 
 
 def kernel_distance(
-    x: Shaped[Any, "n d"], reference: Shaped[Any, "m d"], *, degree: int = 3, block: int = 1024
+    x: Shaped[Any, "n *d"], reference: Shaped[Any, "m *e"], *, degree: int = 3, block: int = 1024
 ) -> float:
     """d^2 as above, a scalar without units.
 
