@@ -10,4 +10,5 @@ can be written as two pure functions is a network as well: `Network(init, apply)
 
 from diffjax.networks._adapters import from_equinox as from_equinox, from_linen as from_linen, from_nnx as from_nnx
 from diffjax.networks._mlp import MLP as MLP
+from diffjax.networks._text import Text as Text
 from diffjax.networks._unet import UNet as UNet

@@ -12,6 +12,7 @@ The last row of the table, label num_classes, is the null label: "no condition" 
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -22,15 +23,37 @@ from diffjax.networks._init import constant, normal
 def fourier_features(
     c_noise: Float[Array, " b"], features: int, *, low: float = 1 / 16, high: float = 4.0
 ) -> Float[Array, "b features"]:
-    """[cos(2 pi f c), sin(2 pi f c)] for features/2 frequencies f, geometric from `low` to `high`, in float32.
+    """[cos(2 pi f c), sin(2 pi f c)] for features/2 frequencies f, geometric from `low` to `high`.
 
     The default range is for c_noise of order one (-logsnr/8, within [-4, 4]): the slowest wave is longer than that
     range, so no two levels look alike, and the fastest has a period of 2 in logsnr, so the network stays smooth in t.
-    Source: Tancik et al. 2020, eq. 3, with fixed frequencies.
+    float32, or float64 for a float64 c_noise. Source: Tancik et al. 2020, eq. 3, with fixed frequencies.
     """
-    frequencies = jnp.geomspace(low, high, features // 2, dtype=jnp.float32)
-    angle = 2 * jnp.pi * c_noise.astype(jnp.float32)[:, None] * frequencies
+    dtype = jnp.promote_types(c_noise.dtype, jnp.float32)
+    frequencies = jnp.geomspace(low, high, features // 2, dtype=dtype)
+    angle = 2 * jnp.pi * c_noise.astype(dtype)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def timestep_features(
+    c_noise: Float[Array, " b"], features: int, *, shift: float = 0.0, sine_first: bool = False
+) -> Float[Array, "b features"]:
+    """[cos(f_i c), sin(f_i c)] with f_i = 10000^(-i / (features/2 - shift)): for a c_noise that counts steps to 1000.
+
+    Args:
+      c_noise: [b], such as 0 .. 999.
+      features: how many; a zero fills up an odd number.
+      shift: 0, or 1 where the slowest frequency is 1/10000 itself.
+      sine_first: the sines before the cosines.
+
+    float32, or float64 for a float64 c_noise. Source: Ho et al. 2020, appendix B; Vaswani et al. 2017, section 3.5.
+    """
+    dtype = jnp.promote_types(c_noise.dtype, jnp.float32)
+    half = features // 2
+    frequencies = jnp.asarray(10000.0 ** (-np.arange(half) / (half - shift)), dtype)
+    angle = c_noise.astype(dtype)[:, None] * frequencies
+    waves = [jnp.sin(angle), jnp.cos(angle)] if sine_first else [jnp.cos(angle), jnp.sin(angle)]
+    return jnp.pad(jnp.concatenate(waves, axis=-1), ((0, 0), (0, features % 2)))
 
 
 def dense(features: int, dtype: Any = jnp.float32, *, name: str, zero: bool = False) -> nn.Dense:

@@ -1,0 +1,68 @@
+"""A text as a condition: what a text encoder says of each token, and which tokens there are.
+
+    embedding [b, n, k] --> [null, token 1, ..., token n]  [b, n + 1, k]
+    mask      [b, n]    --> [no token at all, mask]        [b, n + 1]       at least one is always there
+
+The null token is learned; a prompt without tokens (its mask all False) is "no condition" in classifier-free guidance
+(Ho & Salimans 2022), and the network attends to the null token in its place.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from diffjax.networks._init import normal
+
+
+class Text(NamedTuple):
+    """A condition: the encoded tokens of each sample's prompt.
+
+    No condition is a mask that is all False, so the null of `classifier_free` is `Text(0.0, False)`.
+
+    Attributes:
+      embedding: [b, n, k], such as a T5 encoder's answer.
+      mask: [b, n], True where there is a token, False where there is padding.
+    """
+
+    embedding: Any
+    mask: Any
+
+
+class TextTokens(nn.Module):
+    """`(cond) -> Text` of n + 1 tokens, of which at least one is there: the first is the learned null token.
+
+    Attributes:
+      width: k, the features of the embedding.
+
+    Raises:
+      ValueError: a cond that is not a Text of that width.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, cond: Any) -> Text:
+        embedding, mask = _as_text(cond, self.width)
+        null = self.param("null", normal(1.0), (self.width,), jnp.float32).astype(embedding.dtype)
+        first = jnp.broadcast_to(null, (embedding.shape[0], 1, self.width))
+        empty = ~jnp.any(mask, axis=1, keepdims=True)
+        return Text(jnp.concatenate([first, embedding], axis=1), jnp.concatenate([empty, mask], axis=1))
+
+
+def pooled(text: Text) -> Float[Array, "b k"]:
+    """The mean [b, k] of the tokens that are there; at least one must be."""
+    there = text.mask.astype(text.embedding.dtype)
+    return jnp.einsum("bn,bnk->bk", there, text.embedding) / jnp.sum(there, axis=1, keepdims=True)
+
+
+def _as_text(cond, width) -> tuple[Float[Array, "b n k"], Bool[Array, "b n"]]:
+    if not isinstance(cond, Text):
+        raise ValueError(f"cond: a Text(embedding [b, n, {width}], mask [b, n]) is needed, got {type(cond).__name__}")
+    embedding, mask = jnp.asarray(cond.embedding), jnp.asarray(cond.mask)
+    if not jnp.issubdtype(embedding.dtype, jnp.floating) or embedding.ndim != 3 or embedding.shape[-1] != width:
+        raise ValueError(f"cond: embedding is a float array [b, n, {width}], got {embedding.dtype} {embedding.shape}")
+    if mask.dtype != jnp.bool_ or mask.shape != embedding.shape[:2]:
+        raise ValueError(f"cond: mask is a boolean array {embedding.shape[:2]}, got {mask.dtype} {mask.shape}")
+    return embedding, mask
