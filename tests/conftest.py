@@ -6,6 +6,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # tests neither read nor fill the user's cache
 
 from jaxtyping import install_import_hook
 

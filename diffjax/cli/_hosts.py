@@ -1,6 +1,6 @@
 """A command on several processes: they meet, check that they were told the same, and process 0 speaks and writes.
 
-meet --> use_cores --> check_together --> the command        one process alone: none of it does anything
+keep_compiled --> meet --> use_cores --> check_together --> the command        one process alone: none of it does anything
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 import diffjax
+from diffjax.cli._compiled import keep_compiled
 from diffjax.cli._devices import use_cores
 from diffjax.cli._options import Hosts
 from diffjax.training import Refused, check_same, is_main, join
@@ -20,7 +21,8 @@ _OWN = ("hosts", "compile_cache")
 
 
 def start_together(options: Any, batch_size: int, devices: int | None = None, *, preemption: bool = False) -> None:
-    """What every command begins with: `meet`, `use_cores`, `check_together`."""
+    """What every command begins with: `keep_compiled`, `meet`, `use_cores`, `check_together`."""
+    keep_compiled(options.compile_cache)
     meet(options.hosts, preemption=preemption)
     use_cores(batch_size, devices)
     check_together(options)

@@ -88,7 +88,8 @@ class Train:
     profile: tuple[int, int] | None = None
     """The first and the last of the steps of which RUN/profile gets a trace of JAX's profiler."""
     compile_cache: str | None = None
-    """A private folder that keeps compiled programs, so that the next start is faster; none by default."""
+    """Folder of compiled programs, so that the next start is faster; one of your own under ~/.cache by default, "none"
+    keeps nothing."""
     hosts: HostOptions = Hosts()
     """Several processes."""
 
@@ -130,6 +131,9 @@ class Sample:
     """How many at a time."""
     out: str | None = None
     """Where to: .png is a picture, .npz holds x and labels; RUN/drawn.png by default."""
+    compile_cache: str | None = None
+    """Folder of compiled programs, so that the next start is faster; one of your own under ~/.cache by default, "none"
+    keeps nothing."""
     hosts: HostOptions = Hosts()
     """Several processes."""
 
@@ -154,5 +158,8 @@ class Evaluate:
     """How many at a time."""
     likelihood: int = 0
     """Held-out items whose log density is computed too, in nats per dimension; a minute for tens of images."""
+    compile_cache: str | None = None
+    """Folder of compiled programs, so that the next start is faster; one of your own under ~/.cache by default, "none"
+    keeps nothing."""
     hosts: HostOptions = Hosts()
     """Several processes."""

@@ -57,9 +57,6 @@ def run_train(options: Train, argv: list[str]) -> None:
         raise ValueError(f"profile: the first and the last step are needed, got {options.profile}")
     if options.dry_run and jax.process_count() > 1:
         raise ValueError(f"dry-run: is for one process, got {jax.process_count()}")
-    if options.compile_cache:
-        jax.config.update("jax_compilation_cache_dir", str(Path(options.compile_cache).absolute()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     data, parts = agree(lambda: _prepare(out, config))
     ema = make_average(config)
     layout = make_layout(options, parts, ema)
@@ -133,7 +130,7 @@ def _begin(checkpoints: Checkpoints, layout: Layout, config: Config, out: Path, 
     where = "from the start" if done is None else f"from step {done}, saved before"
     say(f"{out}: {config.steps} steps {where}; {size:,} parameters; {name_devices(layout.devices)}")
     checkpoints.check_space(shapes)
-    return layout.init(make_state) if done is None else layout.put_state(checkpoints.restore(layout.abstract(shapes)))
+    return layout.init(make_state) if done is None else layout.move_state(checkpoints.restore(layout.abstract(shapes)))
 
 
 def _finish(out: Path, options: Train, data: Data, parts: Parts, state: TrainState) -> None:

@@ -1,0 +1,65 @@
+"""Compiled programs are kept from one command to the next, so that a start takes seconds rather than a minute.
+
+$XDG_CACHE_HOME/diffjax/compiled-MACHINE   (~/.cache where that is not set), or the folder of --compile-cache
+
+A compiled program is code that is run, so the folder must be the user's own: it is made for nobody else to read or
+write, and one that others may write in is not used. What was written a month ago is deleted.
+"""
+
+import os
+import platform
+import time
+import zlib
+from pathlib import Path
+
+import jax
+
+_DAYS = 30
+
+
+def keep_compiled(choice: str | None) -> None:
+    """Has JAX keep what it compiles; where JAX was told a folder by its own options, that stands.
+
+    Args:
+      choice: a folder, "none" for no cache, or None for the user's own.
+
+    Raises:
+      ValueError: the folder that was named is not the user's own.
+    """
+    if choice == "none" or (choice is None and jax.config.jax_compilation_cache_dir):  # pyright: ignore
+        return
+    folder = _own_folder() if choice is None else Path(choice).absolute()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_private(folder):
+            raise PermissionError(f"{folder} can be written by others than you")
+        _clear(folder)
+    except OSError as error:
+        if choice is None:
+            return  # a home that cannot be written to: nothing is kept
+        raise ValueError(f"compile-cache: {error}") from None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _own_folder() -> Path:
+    """One for each kind of processor: a home may be shared by machines that cannot run each other's programs."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        kind = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        kind = platform.processor()
+    machine = f"{platform.machine()}-{zlib.crc32(kind.encode()):08x}"
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "diffjax" / f"compiled-{machine}"
+
+
+def _is_private(folder: Path) -> bool:
+    about = folder.stat()
+    return not hasattr(os, "getuid") or (about.st_uid == os.getuid() and not about.st_mode & 0o022)
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_file() and time.time() - path.stat().st_mtime > _DAYS * 86400:
+            path.unlink(missing_ok=True)

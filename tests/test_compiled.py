@@ -1,0 +1,73 @@
+"""Compiled programs are kept in a folder of the user's own, and in no other."""
+
+import os
+import stat
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from diffjax.cli._compiled import keep_compiled
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    """What JAX was told, by name; the cache of the user is a temporary folder."""
+    told = {}
+    monkeypatch.setattr(jax.config, "update", told.__setitem__)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return told
+
+
+def test_by_default_a_private_folder_of_the_users(kept, tmp_path):
+    keep_compiled(None)
+    folder = kept["jax_compilation_cache_dir"]
+    assert folder.startswith(str(tmp_path / "cache" / "diffjax" / "compiled-"))
+    assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+
+
+def test_none_keeps_nothing(kept, tmp_path):
+    keep_compiled("none")
+    assert not kept
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_that_others_may_write_in_is_refused(kept, tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    with pytest.raises(ValueError, match=r"compile-cache: .*shared can be written by others"):
+        keep_compiled(str(shared))
+    shared.chmod(0o755)
+    keep_compiled(str(shared))
+    assert kept["jax_compilation_cache_dir"] == str(shared)
+
+
+def test_a_cache_of_the_users_that_others_may_write_in_is_not_used(kept):
+    keep_compiled(None)
+    os.chmod(kept.pop("jax_compilation_cache_dir"), 0o770)
+    kept.clear()
+    keep_compiled(None)
+    assert not kept
+
+
+def test_what_is_a_month_old_is_deleted(kept, tmp_path):
+    old, new = tmp_path / "own" / "old", tmp_path / "own" / "new"
+    (tmp_path / "own").mkdir(mode=0o700)
+    old.touch()
+    new.touch()
+    os.utime(old, (0, time.time() - 31 * 86400))
+    keep_compiled(str(tmp_path / "own"))
+    assert new.exists()
+    assert not old.exists()
+
+
+@pytest.mark.slow
+def test_a_command_leaves_its_programs_there(tmp_path):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "JAX_ENABLE_COMPILATION_CACHE": "true"}
+    command = "train toy2d --steps 2 --batch-size 8 --network.width 8 --network.depth 1 --sampler.steps 2".split()
+    command = [sys.executable, "-m", "diffjax", *command, "--out", str(tmp_path / "run")]
+    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)
+    assert len(list(tmp_path.glob("diffjax/compiled-*/*"))) > 1
