@@ -144,7 +144,7 @@ def again(folder):
         layout = make_layout(name)
         with Checkpoints(folder / name) as checkpoints:
             checkpoints.rollback(HALF)
-            state = layout.put_state(checkpoints.restore(layout.abstract(layout.init(toy.fresh_state))))
+            state = layout.move_state(checkpoints.restore(layout.abstract(layout.init(toy.fresh_state))))
             state = train(
                 state,
                 layout,

@@ -47,7 +47,7 @@ def go(folder, name, steps, devices=None):
     shapes, log = jax.eval_shape(toy.fresh_state), Path(folder) / "log.jsonl"
     with Checkpoints(Path(folder) / "checkpoints") as checkpoints:
         new = checkpoints.latest() is None
-        state = layout.init(toy.fresh_state) if new else layout.put_state(checkpoints.restore(layout.abstract(shapes)))
+        state = layout.init(toy.fresh_state) if new else layout.move_state(checkpoints.restore(layout.abstract(shapes)))
         options = {"steps": steps, "batch_size": SIZE, "seed": 0, "placed": True, "progress": False}
         state = train(state, layout, toy.source, checkpoints=checkpoints, log=log, log_every=1, **options)
     losses = [json.loads(line)["loss"] for line in log.read_text().splitlines()]

@@ -189,7 +189,8 @@ def test_steps_are_half_of_them_and_a_restart_and_the_rest(name):
         host._replace(key=jax.random.wrap_key_data(host.key)),
         jax.tree.map(lambda leaf: leaf.sharding, its.abstract(jax.eval_shape(fresh_state))),
     )
-    rest = go(its.put_state(read), 3, 6)
+    rest = go(its.move_state(read), 3, 6)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(read))
     assert digest(rest) == digest(whole)
     assert digest(rest) != digest(half)
 

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ def run_train(options: Train, argv: list[str]) -> None:
     """Trains, or goes on where the run stopped; then draws samples and measures them."""
     config = options.config
     out = Path(options.out or f"runs/{config.name}")
-    start_together(options, config.batch_size, options.devices, preemption=True)
+    start_together(options, config.batch_size, options.devices)
     for name in ("save_every", "log_every", "keep"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -115,8 +114,6 @@ def _train(options: Train, out: Path, data: Data, parts: Parts, layout: Layout) 
             profile=None if options.profile is None else (*options.profile, out / "profile"),
             prefetch=functools.partial(prefetch, workers=config.data.workers) if config.data.workers else None,
         )
-    if jax.distributed.is_initialized():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is saved: from here on it ends at once again
     _finish(out, options, data, parts, state)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffjax.training._mesh import DATA, Devices, batch_parts, check_divides, data_mesh
-from diffjax.training._sharding import Layout, abstract, check_steps, is_key, made_on_host, place, several, stack
+from diffjax.training._sharding import Layout, abstract, check_steps, is_key, made_on_host, place, move, several, stack
 from diffjax.training._step import Step, batch_size_of
 
 
@@ -52,6 +52,7 @@ def pmap_layout(step: Step, devices: Devices | None = None, *, steps: int = 1) -
         devices=parts,
         step=compiled,
         put_state=put_state,
+        move_state=lambda state: move(put_state, state),
         put_batch=put_batch,
         get_state=lambda state: _on_mesh(_gather(state, here), mesh),
         init=lambda make_state: put_state(made_on_host(make_state)),

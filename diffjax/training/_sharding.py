@@ -37,13 +37,15 @@ class Layout(NamedTuple):
       step: `(state, batch) -> (state, metrics)` on placed arguments; compiled; the state is donated. Metrics are whole
         on every device: scalars, or [k] with k steps a call.
       put_state: places a state on the devices, a copy; an `init_state` or one that was restored.
+      move_state: the same for a state that nothing else refers to, such as one just restored into `abstract`: each
+        array is deleted when its copy is there, so that there are never two states at a time.
       put_batch: splits a batch of leaves [b, ...] over the devices; ValueError where b does not divide. With k steps a
         call it takes a list of k batches. On several processes each gives its own part of the global batch.
       get_state: one ordinary state from a placed one, its arrays still where they are.
       init: `(make_state) -> placed state`: what `make_state()` makes on the host's CPU, so that a state which is too
         large for one device is never on one.
       abstract: of a placed state, or one from `jax.eval_shape`, the `ShapeDtypeStruct`s with shardings that a
-        checkpoint is restored into; what comes of that goes through `put_state`.
+        checkpoint is restored into; what comes of that goes through `move_state`.
       steps: how many optimiser steps a call of `step` makes.
       about: in words, for a log or a checkpoint: the layout's name and the size of each axis.
     """
@@ -51,6 +53,7 @@ class Layout(NamedTuple):
     devices: int
     step: Step
     put_state: Callable[[TrainState], TrainState]
+    move_state: Callable[[TrainState], TrainState]
     put_batch: Callable[[Any], Any]
     get_state: Callable[[TrainState], TrainState]
     init: Callable[[Callable[[], TrainState]], TrainState]
@@ -147,6 +150,7 @@ def _jit_layout(name: str, step: Step, mesh: Mesh, places: Places, steps: int) -
         devices=parts,
         step=jax.jit(placed_step, donate_argnums=0),
         put_state=put_state,
+        move_state=lambda state: move(place, state, shardings(state)),
         put_batch=lambda batch: put_rows(stack(batch, steps, parts), split),
         get_state=lambda state: state,
         init=lambda make_state: put_state(made_on_host(make_state)),
@@ -189,6 +193,17 @@ def place(tree: Any, shardings: Any) -> Any:
     back = lambda value, kind: value if kind is None else jax.random.wrap_key_data(value, impl=kind)
     whole = lambda plain: jax.tree.map(back, plain, kinds, is_leaf=lambda node: node is None)
     return jax.jit(whole, out_shardings=shardings)(plain)
+
+
+def move(put: Callable[..., Any], tree: Any, *more: Any) -> Any:
+    """`put(leaf, ...)` of each leaf, which is deleted when its copy is there."""
+
+    def one(leaf: Any, *its: Any) -> Any:
+        moved = jax.block_until_ready(put(leaf, *its))
+        leaf.delete()
+        return moved
+
+    return jax.tree.map(one, tree, *more)
 
 
 def made_on_host(make_state: Callable[[], TrainState]) -> TrainState:
