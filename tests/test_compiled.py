@@ -67,7 +67,7 @@ def test_what_is_a_month_old_is_deleted(kept, tmp_path):
 @pytest.mark.slow
 def test_a_command_leaves_its_programs_there(tmp_path):
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "JAX_ENABLE_COMPILATION_CACHE": "true"}
-    command = "train toy2d --steps 2 --batch-size 8 --network.width 8 --network.depth 1 --sampler.steps 2".split()
-    command = [sys.executable, "-m", "diffjax", *command, "--out", str(tmp_path / "run")]
+    size = ["--steps", "2", "--batch-size", "8", "--network.width", "8", "--network.depth", "1"]
+    command = [sys.executable, "-m", "diffjax.cli", "train", "toy2d", *size, "--out", str(tmp_path / "run")]
     subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)
     assert len(list(tmp_path.glob("diffjax/compiled-*/*"))) > 1

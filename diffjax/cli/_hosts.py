@@ -1,6 +1,6 @@
 """A command on several processes: they meet, check that they were told the same, and process 0 speaks and writes.
 
-keep_compiled --> meet --> use_cores --> check_together --> the command        one process alone: none of it does anything
+keep_compiled --> meet --> use_cores --> check_together --> the command        one process alone meets nobody
 """
 
 import dataclasses
@@ -20,22 +20,17 @@ _OWN = ("hosts", "compile_cache")
 """What each process may have for itself."""
 
 
-def start_together(options: Any, batch_size: int, devices: int | None = None, *, preemption: bool = False) -> None:
+def start_together(options: Any, batch_size: int, devices: int | None = None) -> None:
     """What every command begins with: `keep_compiled`, `meet`, `use_cores`, `check_together`."""
     keep_compiled(options.compile_cache)
-    meet(options.hosts, preemption=preemption)
+    meet(options.hosts)
     use_cores(batch_size, devices)
     check_together(options)
 
 
-def meet(hosts: Hosts, *, preemption: bool = False) -> None:
-    """Joins the other processes, where there are any; before JAX starts.
-
-    Args:
-      hosts: as given on the command line.
-      preemption: whether SIGTERM is left to the training loop, which saves; otherwise it ends the process.
-    """
-    join(hosts.coordinator, hosts.num_processes, hosts.process_id, heartbeat=hosts.heartbeat, preemption=preemption)
+def meet(hosts: Hosts) -> None:
+    """Joins the other processes, where there are any; before JAX starts."""
+    join(hosts.coordinator, hosts.num_processes, hosts.process_id, heartbeat=hosts.heartbeat)
 
 
 def check_together(options: Any) -> None:
