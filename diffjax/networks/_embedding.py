@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from diffjax._arrays import check
 from diffjax.networks._init import constant, normal
@@ -56,39 +56,46 @@ def timestep_features(
     return jnp.pad(jnp.concatenate(waves, axis=-1), ((0, 0), (0, features % 2)))
 
 
-def dense(features: int, dtype: Any = jnp.float32, *, name: str, zero: bool = False) -> nn.Dense:
+def dense(
+    features: int, dtype: Any = jnp.float32, *, name: str, zero: bool = False, bias: bool = True
+) -> nn.Dense:
     """A linear layer, drawn with variance 1/fan_in, or starting at zero."""
     init = constant(0.0) if zero else normal()
-    return nn.Dense(features, kernel_init=init, bias_init=constant(0.0), dtype=dtype, name=name)
+    return nn.Dense(
+        features, kernel_init=init, bias_init=constant(0.0), use_bias=bias, dtype=dtype, name=name
+    )
 
 
 class Conditioning(nn.Module):
-    """`(c_noise [b], cond) -> [b, width]`, float32.
+    """`(c_noise [b], cond) -> [b, width]`.
 
     Attributes:
       width: even number of features.
       num_classes: cond is then an integer label [b] in 0 .. num_classes, the last being the null label. A label out
         of range is an error where it can be seen, and gives NaN under jit. None: cond is a vector [b, k] or None.
+      dtype: of the computation; float32 at least is meant, as it is little work.
     """
 
     width: int
     num_classes: int | None = None
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, c_noise: Float[Array, " b"], cond: Any = None) -> Float[Array, "b width"]:
-        h = fourier_features(c_noise, self.width)
-        h = dense(self.width, name="noise_in")(h)
-        h = dense(self.width, name="noise_out")(nn.silu(h))
+        h = fourier_features(c_noise, self.width).astype(self.dtype)
+        h = dense(self.width, self.dtype, name="noise_in")(h)
+        h = dense(self.width, self.dtype, name="noise_out")(nn.silu(h))
         if self.num_classes is not None:
-            labels = _as_labels(cond, self.num_classes, c_noise.shape)
+            labels = as_labels(cond, self.num_classes, c_noise.shape)
             table = self.param("classes", normal(1.0), (self.num_classes + 1, self.width), jnp.float32)
-            h = h + table.at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+            h = h + table.at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False).astype(h.dtype)
         elif cond is not None:
-            h = h + dense(self.width, name="cond")(_as_vector(cond))
+            h = h + dense(self.width, self.dtype, name="cond")(as_vector(cond))
         return nn.silu(h)
 
 
-def _as_labels(cond, num_classes, shape):
+def as_labels(cond: Any, num_classes: int, shape: tuple[int, ...]) -> Int[Array, " b"]:
+    """A condition as labels [b] in 0 .. num_classes, or ValueError."""
     if cond is None:
         raise ValueError(f"cond: labels are needed with num_classes={num_classes}; {num_classes} is the null label")
     labels = jnp.asarray(cond)
@@ -99,7 +106,8 @@ def _as_labels(cond, num_classes, shape):
     return labels
 
 
-def _as_vector(cond):
+def as_vector(cond: Any) -> Float[Array, "b k"]:
+    """A condition as a vector [b, k], or ValueError."""
     vector = jnp.asarray(cond)
     if not jnp.issubdtype(vector.dtype, jnp.floating) or vector.ndim != 2:
         raise ValueError(
