@@ -9,6 +9,12 @@ can be written as two pure functions is a network as well: `Network(init, apply)
 """
 
 from diffjax.networks._adapters import from_equinox as from_equinox, from_linen as from_linen, from_nnx as from_nnx
+from diffjax.networks._autoencoder import AutoencoderKL as AutoencoderKL
+from diffjax.networks._dit import DiT as DiT
+from diffjax.networks._dit_presets import dit_b as dit_b, dit_l as dit_l, dit_s as dit_s, dit_xl as dit_xl
+from diffjax.networks._edm2 import EDM2UNet as EDM2UNet
+from diffjax.networks._latents import LatentSpace as LatentSpace
+from diffjax.networks._magnitude import normalise_weights as normalise_weights
 from diffjax.networks._mlp import MLP as MLP
 from diffjax.networks._text import Text as Text
 from diffjax.networks._unet import UNet as UNet

@@ -56,14 +56,10 @@ def timestep_features(
     return jnp.pad(jnp.concatenate(waves, axis=-1), ((0, 0), (0, features % 2)))
 
 
-def dense(
-    features: int, dtype: Any = jnp.float32, *, name: str, zero: bool = False, bias: bool = True
-) -> nn.Dense:
+def dense(features: int, dtype: Any = jnp.float32, *, name: str, zero: bool = False, bias: bool = True) -> nn.Dense:
     """A linear layer, drawn with variance 1/fan_in, or starting at zero."""
     init = constant(0.0) if zero else normal()
-    return nn.Dense(
-        features, kernel_init=init, bias_init=constant(0.0), use_bias=bias, dtype=dtype, name=name
-    )
+    return nn.Dense(features, kernel_init=init, bias_init=constant(0.0), use_bias=bias, dtype=dtype, name=name)
 
 
 class Conditioning(nn.Module):

@@ -1,0 +1,236 @@
+"""Diffusion transformers: DiT, and its two-stream sibling for text.
+
+    x [b, h, w, c] --> patches --> Dense + positions --> n x block --> norm (1 + s) + u --> Dense* --> pixels --> y
+                                                            ^              ^
+    c_noise --> waves --> Dense, SiLU, Dense --+--> told ---+--------------+
+    label, vector or pooled text --------------+            |
+    text tokens --------------------------------------------+   by cross-attention, or as a second stream (`joint`)
+
+Layers marked * start at zero, as do the modulations and the gates of the blocks (`_transformer`): the network starts
+at zero.
+
+Source: Peebles & Xie 2023 (DiT, adaLN-zero); Chen et al. 2024 (cross-attention); Esser et al. 2024 (two streams).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from diffjax.networks._embedding import broadcast_noise, dense, fourier_features
+from diffjax.networks._init import constant, normal
+from diffjax.networks._positions import rotation_angles, wave_positions
+from diffjax.networks._repeat import repeat
+from diffjax.networks._text import TextTokens, pooled
+from diffjax.networks._transformer import Block, JointBlock, Told, TwoLayers, layer_norm, modulate
+
+
+class DiT(nn.Module):
+    """A transformer over patches `(x [b, h, w, c], c_noise [b], cond) -> y [b, h, w, out_channels]`, y in float32.
+
+    cond is a label [b], a `Text`, a float vector [b, k], or None, as `num_classes` and `text_width` say.
+
+    Attributes:
+      width: features of a token, a multiple of 4 and of `heads`.
+      depth: number of blocks.
+      heads: of attention.
+      patch: pixels along a side of a patch, a divisor of height and width.
+      out_channels: channels of y, those of x where None; twice those of x where the variance is learned too.
+      num_classes: cond is an integer label [b] in 0 .. num_classes, the last being the null label.
+      text_width: cond is a `Text` with so many features.
+      joint: the text is a second stream with weights of its own, and its mean is told as well; else it is attended to.
+      qk_norm: normalise queries and keys, which keeps large networks stable in half precision.
+      rope: rotate queries and keys by their place, with this base (100, say), instead of adding positions.
+      learned_positions: positions are learned, for one size of image; else they are waves, for any.
+      spread: the waves run over 0 .. spread whatever the image's size; None: a patch is 1.
+      noise_features: what is seen of c_noise, `(c_noise [b], features) -> [b, features]`.
+      mlp_ratio: hidden features of the feed-forward layer are this times width.
+      activation, gated: of the feed-forward layer, f(Wx) or where gated (Wx) f(Vx).
+      attention_bias: of queries, keys and values.
+      norm_epsilon, norm_affine: of the norms before the feed-forward layers.
+      told_per_block: every block embeds noise level and label by itself, as diffusers' DiT does.
+      dropout: the probability of dropping a feature in training.
+      dtype: of the computation (`jnp.bfloat16`); parameters and the output are float32.
+      remat: keep only what enters each block for the backward pass, and compute the rest again.
+      scan: one block under `lax.scan`, which compiles once whatever the depth.
+
+    Raises:
+      ValueError: a field that does not fit, an x that is not [b, h, w, c] in whole patches, or a cond of another kind.
+    """
+
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+    patch: int = 2
+    out_channels: int | None = None
+    num_classes: int | None = None
+    text_width: int | None = None
+    joint: bool = False
+    qk_norm: bool = False
+    rope: float | None = None
+    learned_positions: bool = False
+    spread: int | None = None
+    noise_features: Callable[[Any, int], Any] = fourier_features
+    mlp_ratio: float = 4.0
+    activation: Callable[[Any], Any] = nn.gelu
+    gated: bool = False
+    attention_bias: bool = True
+    norm_epsilon: float = 1e-6
+    norm_affine: bool = False
+    told_per_block: bool = False
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    remat: bool = False
+    scan: bool = False
+
+    def __post_init__(self):
+        if self.heads < 1 or self.width < 4 or self.width % 4 or self.width % self.heads:
+            raise ValueError(f"width: a multiple of 4 and of heads={self.heads} is needed, got {self.width}")
+        for name in ("depth", "patch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: at least 1 is needed, got {getattr(self, name)}")
+        if self.rope is not None and (self.rope <= 1 or self.width // self.heads % 4):
+            raise ValueError(
+                f"rope: a base above 1, and heads of 4n features; got {self.rope}, {self.width}/{self.heads}"
+            )
+        if self.num_classes is not None and self.text_width is not None:
+            raise ValueError(f"num_classes={self.num_classes}: there is a text_width too; cond is one of both")
+        if self.joint and self.text_width is None:
+            raise ValueError("joint: two streams need a text_width")
+        if self.joint and (self.told_per_block or self.norm_affine or not self.attention_bias):
+            raise ValueError("joint: its blocks have neither told_per_block nor norm_affine, and an attention_bias")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: a probability in [0, 1) is needed, got {self.dropout}")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, x: Any, c_noise: Any, cond: Any = None, *, deterministic: bool = True
+    ) -> Float[Array, "b h w k"]:
+        rows, columns = _patches(x, self.patch)
+        c_noise = broadcast_noise(c_noise, x)
+        positions = wave_positions(rows, columns, self.width, self.spread)
+        added = None if self.rope is not None else jnp.asarray(positions, self._wide())
+        h = PatchEmbed(self.width, self.patch, self.dtype, self.learned_positions, name="pos_embed")(x, added)
+        angles = None
+        if self.rope is not None:
+            angles = rotation_angles(rows, columns, self.width // self.heads, self.rope)
+            angles = jnp.asarray(angles, self._wide())
+        h, told = self._blocks(h, c_noise, cond, angles, deterministic)
+        shift, scale = jnp.split(dense(2 * self.width, self.dtype, name="proj_out_1", zero=True)(nn.silu(told)), 2, -1)
+        h = modulate(layer_norm(self.dtype, name="norm_out")(h), shift[:, None], scale[:, None])
+        out = x.shape[-1] if self.out_channels is None else self.out_channels
+        h = dense(self.patch**2 * out, self.dtype, name="proj_out_2", zero=True)(h)
+        return _unpatched(h, rows, columns, self.patch).astype(self._wide())
+
+    def _blocks(self, h, c_noise, cond, angles, deterministic):
+        """The tokens [b, n, width] after all blocks, and what the way out is told."""
+        own = {
+            "width": self.width,
+            "num_classes": self.num_classes,
+            "noise_features": self.noise_features,
+            "dtype": self._wide(),
+        }
+        feed_forward = {
+            "hidden": int(self.mlp_ratio * self.width),
+            "function": self.activation,
+            "gated": self.gated,
+        }
+        shared = {"dropout": self.dropout, "dtype": self.dtype, "deterministic": deterministic}
+        fields = {
+            "feed_forward": feed_forward | shared,
+            "attention": {"heads": self.heads, "qk_norm": self.qk_norm, "bias": self.attention_bias} | shared,
+            "dtype": self.dtype,
+        }
+        text = None if self.text_width is None else TextTokens(self.text_width, name="text")(cond)
+        if not self.joint:
+            fields |= {"norm_epsilon": self.norm_epsilon, "norm_affine": self.norm_affine, "cross": text is not None}
+            if self.told_per_block:
+                start = (h, jnp.zeros((h.shape[0], self.width), self._wide()), jnp.ones((), bool))
+                told = (c_noise, None if text is not None else cond)
+                h, told, _ = self._repeat(Block, fields | {"own": own}, self.depth, start, told, angles, text)
+                return h, told
+            told = Told(**own, name="emb")(c_noise, None if text is not None else cond)
+            (h,) = self._repeat(Block, fields, self.depth, (h,), told, angles, text)
+            return h, told
+
+        told = Told(**own, name="emb")(c_noise)
+        told = told + TwoLayers(self.width, self._wide(), name="text_embedder")(pooled(text))
+        tokens = dense(self.width, self.dtype, name="context_embedder")(text.embedding)
+        args = (told, text.mask, angles)
+        both = self._repeat(JointBlock, fields, self.depth - 1, (h, tokens), *args) if self.depth > 1 else (h, tokens)
+        last = nn.remat(JointBlock) if self.remat and not self.is_initializing() else JointBlock
+        h, _ = last(**fields, last=True, name=f"transformer_blocks__{self.depth - 1}")(both, *args)
+        return h, told
+
+    def _repeat(self, block, fields, depth, h, *args):
+        return repeat(self, block, fields, "transformer_blocks", depth, h, *args, scan=self.scan, remat=self.remat)
+
+    def _wide(self):
+        return jnp.promote_types(self.dtype, jnp.float32)
+
+
+class PatchEmbed(nn.Module):
+    """`(x [b, h, w, c], positions [n, width] or None) -> [b, n, width]`; one linear layer for every patch.
+
+    Attributes:
+      width: features.
+      patch: pixels along a side.
+      learned: add learned positions in place of the given.
+    """
+
+    width: int
+    patch: int
+    dtype: Any
+    learned: bool
+
+    @nn.compact
+    def __call__(self, x: Any, positions: Any) -> Float[Array, "b n width"]:
+        h = PatchProjection(self.width, self.patch, self.dtype, name="proj")(x)
+        if self.learned:
+            positions = learned_positions(self, "pos_embed", h.shape[1], self.width)
+        return h if positions is None else h + positions.astype(self.dtype)
+
+
+class PatchProjection(nn.Module):
+    """A convolution whose stride is its size, `x [b, h, w, c] -> [b, n, width]`: one product of matrices."""
+
+    width: int
+    patch: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Any) -> Float[Array, "b n width"]:
+        b, height, width, c = x.shape
+        p = self.patch
+        kernel = self.param("kernel", normal(), (p, p, c, self.width), jnp.float32)
+        bias = self.param("bias", constant(0.0), (self.width,), jnp.float32)
+        x = x.reshape(b, height // p, p, width // p, p, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * p * c)
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        return x @ kernel.reshape(-1, self.width) + bias
+
+
+def learned_positions(module: nn.Module, name: str, n: int, width: int) -> Float[Array, "1 n width"]:
+    """The module's table of positions [1, n, width].
+
+    Raises:
+      ValueError: the table is there, for another n.
+    """
+    if module.has_variable("params", name) and (known := module.get_variable("params", name).shape[1]) != n:
+        raise ValueError(f"x: {n} tokens, but the learned positions are for {known}; use waves or rope for any size")
+    return module.param(name, normal(0.02), (1, n, width), jnp.float32)
+
+
+def _patches(x, patch):
+    if x.ndim != 4:
+        raise ValueError(f"x: images [b, height, width, channels] are needed, got shape {x.shape}")
+    if x.shape[1] % patch or x.shape[2] % patch:
+        raise ValueError(f"x: height and width must be multiples of patch={patch}, got shape {x.shape}")
+    return x.shape[1] // patch, x.shape[2] // patch
+
+
+def _unpatched(h, rows, columns, patch):
+    h = h.reshape(h.shape[0], rows, columns, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
+    return h.reshape(h.shape[0], rows * patch, columns * patch, -1)
