@@ -4,7 +4,7 @@
 
 Source: Vaswani et al. 2017, eq. 1. On a GPU, half-precision heads of at most 128 features (a multiple of 8) go to
 cuDNN's flash attention, which never writes the [n, m] weights; elsewhere XLA compiles the formula, its softmax in
-float32 at least.
+float32, or all of it in float64 for float64 arrays.
 """
 
 from typing import Any
@@ -32,8 +32,17 @@ def attention(
       scale: of q k'; 1/sqrt(k) where None.
     """
     there = None if mask is None else mask[:, None, None, :]
+    if q.dtype == jnp.float64:
+        return _written_out(q, k, v, there, bias, scale)
     implementation = "cudnn" if bias is None and _flash(q) else None
     return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=there, scale=scale, implementation=implementation)
+
+
+def _written_out(q, k, v, mask, bias, scale):
+    """The formula in the arrays' own dtype: JAX's function has a softmax in float32."""
+    logits = jnp.einsum("bnhk,bmhk->bhnm", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    logits = logits if bias is None else logits + bias
+    return jnp.einsum("bhnm,bmhk->bnhk", jax.nn.softmax(logits, where=mask), v)
 
 
 def _flash(q: Any) -> bool:
