@@ -56,7 +56,7 @@ def to_tensors(params: Any) -> dict[str, np.ndarray]:
     found = {}
     for key, (path, layer, _) in key_table(params).items():
         value = np.asarray(leaves[path])
-        found[key] = np.ascontiguousarray(_to_torch(value if layer is None else value[layer], path[-1]))
+        found[key] = np.asarray(_to_torch(value if layer is None else value[layer], path[-1]), order="C")
     return found
 
 
