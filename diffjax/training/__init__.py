@@ -42,6 +42,7 @@ from diffjax.training._power_ema import (
     power_exponent as power_exponent,
     reconstruction_weights as reconstruction_weights,
 )
+from diffjax.training._projected import projected as projected
 from diffjax.training._rules import TENSOR_RULES as TENSOR_RULES
 from diffjax.training._sharding import (
     Layout as Layout,
