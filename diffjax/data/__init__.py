@@ -14,6 +14,7 @@ of n equal parts of that batch, for processes that each hold a share; only its o
 from diffjax.data._arrays_source import from_arrays as from_arrays, from_images as from_images
 from diffjax.data._cifar10 import cifar10 as cifar10
 from diffjax.data._digits import digits as digits
+from diffjax.data._encoded import encoded as encoded
 from diffjax.data._hugging_face import HuggingFace as HuggingFace
 from diffjax.data._image_folder import ImageFolder as ImageFolder
 from diffjax.data._items import Items as Items, Subset as Subset, from_items as from_items

@@ -1,0 +1,51 @@
+"""A source in an autoencoder's latent space: each batch is encoded as it is drawn."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax.data._source import Part, Source, part_rows
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Made by `encoded`."""
+
+    source: Source
+    encode: Callable[..., Any]
+
+    def __call__(self, seed: int, step: int, size: int, *, part: Part = (0, 1)) -> tuple[np.ndarray, Any]:
+        rows = part_rows(size, part)
+        x0, cond = self.source(seed, step, size, part=part)
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        z = _draw(self.encode, key, jnp.asarray(x0), jnp.arange(rows.start, rows.stop))
+        return np.asarray(z, np.float32), cond
+
+
+def encoded(source: Source, encode: Callable[..., Any]) -> Source:
+    """A source of latents from a source of images; conditions stay.
+
+        source = encoded(from_images(images), latents.encode)
+
+    The noise of the encoding depends on seed, step and the item's place in the batch, so that it is drawn anew in each
+    epoch, and a part of a batch is a part of the same latents. Where encoding costs more than training, encode the
+    images once, with `LatentSpace.moments`, and keep the result in an .npz.
+
+    Args:
+      source: of images x0 [size, *d].
+      encode: `(key, x0 [b, *d], *, index [b]) -> z [b, *k]`, such as `LatentSpace.encode`; compiled here.
+
+    Returns:
+      `(seed, step, size, *, part) -> (z [size, *k], cond)`.
+    """
+    return Encoded(source, encode)
+
+
+@eqx.filter_jit
+def _draw(encode, key, x0, index):
+    return encode(key, x0, index=index)

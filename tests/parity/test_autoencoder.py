@@ -1,0 +1,83 @@
+"""AutoencoderKL is diffusers' AutoencoderKL: mean, logvar, decoded images, on random weights."""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch_autoencoder as torch_side
+from tools import assert_close, load_fixture, weights
+
+from diffjax.interop._attention_names import new_attention_names
+from diffjax.interop._autoencoder import autoencoder
+from diffjax.interop._keys import to_params, to_tensors
+
+CASES = list(torch_side.CASES)
+OFTEN = ("autoencoder-flux", "autoencoder-odd")
+
+
+def ours(config, tensors, dtype):
+    """(our answers, our parameters), in a dtype."""
+    module = autoencoder({key: value for key, value in config.items() if key != "image"}, "config").clone(dtype=dtype)
+    x = jnp.asarray(torch_side.images(config), dtype)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), to_params(tensors, shapes))
+
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # runs once
+    def both(params, x):
+        mean, logvar = module.apply({"params": params}, x, method="encode")
+        return {"mean": mean, "logvar": logvar, "decoded": module.apply({"params": params}, mean, method="decode")}
+
+    return both(params, x), params
+
+
+@pytest.mark.parametrize("name", [c if c in OFTEN else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
+def test_frozen(name):
+    config, shapes, expected = load_fixture(name)
+    assert config == json.loads(json.dumps(torch_side.CASES[name]))
+    for dtype in (jnp.float64, jnp.float32) if name == OFTEN[0] else (jnp.float64,):
+        found, params = ours(config, weights(shapes), dtype)
+        for key, value in expected.items():
+            assert found[key].dtype == dtype
+            assert_close(found[key], value, dtype)
+    assert {key: value.shape for key, value in to_tensors(params).items()} == shapes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CASES if name != OFTEN[0]])
+def test_frozen_float32(name):
+    config, shapes, expected = load_fixture(name)
+    found, _ = ours(config, weights(shapes), jnp.float32)
+    for key, value in expected.items():
+        assert_close(found[key], value, jnp.float32)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", CASES)
+def test_live(name):
+    """Against diffusers itself, and back: exported, and with old attention names, it answers the same."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    config = torch_side.CASES[name]
+    network, shapes = torch_side.build(config)
+    found, params = ours(config, weights(shapes), jnp.float64)
+    for key, value in torch_side.answers(network, config).items():
+        assert_close(found[key], value, np.float64)
+    network.load_state_dict({key: torch.zeros(shape) for key, shape in shapes.items()})
+    network.load_state_dict({key: torch.from_numpy(value) for key, value in to_tensors(params).items()})
+    for key, value in torch_side.answers(network, config).items():
+        assert_close(found[key], value, np.float64)
+
+
+def test_old_attention_names():
+    shapes = load_fixture(OFTEN[0])[1]
+    old = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
+    aged = {}
+    for key, shape in shapes.items():
+        for new, before in old.items():
+            key = key.replace(new, before) if ".attentions." in key else key
+        aged[key] = shape
+    assert aged != shapes
+    assert new_attention_names(aged) == shapes
