@@ -379,11 +379,6 @@ def test_space_is_asked_for_before_a_run(tmp_path, monkeypatch):
         checkpoints.check_space(state)  # what is there already need not fit again
 
 
-def test_no_preemption_without_other_processes(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.reached_preemption(3) is False
-
-
 def test_an_unreadable_checkpoint_is_one_line(tmp_path, capfd):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"w": jnp.zeros(2)})

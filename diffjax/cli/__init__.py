@@ -19,7 +19,6 @@ import re
 import shlex
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -33,7 +32,7 @@ from diffjax.cli._evaluate import run_evaluate
 from diffjax.cli._options import Evaluate as Evaluate, Sample as Sample, Train as Train
 from diffjax.cli._sample import run_sample
 from diffjax.cli._train import run_train
-from diffjax.training import Failed, NotFinite, Refused, Stopped, Unreachable, is_bad_input, is_main
+from diffjax.training import Failed, NotFinite, Refused, Stopped, Unreachable, is_bad_input, leave
 
 _TEMPORARY = 75  # EX_TEMPFAIL
 
@@ -57,26 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     except KeyboardInterrupt as stop:
         code = _interrupted(stop, argv)
-        return code if isinstance(stop, Stopped) else _leave(code)
+        if not isinstance(stop, Stopped):
+            leave(code)
+        return code
     except Exception as error:
         if os.environ.get("DIFFJAX_TRACEBACK"):
             traceback.print_exc()
         code = _failed(error)
-        return code if isinstance(error, Refused | Failed) else _leave(code)
+        if not isinstance(error, Refused | Failed):
+            leave(code)
+        return code
     return 0
-
-
-def _leave(code: int) -> int:
-    """Ends at once where there are other processes, which may not end with this one: JAX would wait for them.
-
-    Process 0, on whose service the others hang, goes last: they may have something to say too.
-    """
-    if jax.distributed.is_initialized():
-        time.sleep(2 if is_main() else 0)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
 
 
 def _parse(argv: list[str]) -> Train | Sample | Evaluate | Checkpoint:

@@ -22,6 +22,7 @@ from diffjax.training._distributed import (
     is_bad_input as is_bad_input,
     is_main as is_main,
     join as join,
+    leave as leave,
     local_copy as local_copy,
 )
 from diffjax.training._ema import make_ema as make_ema

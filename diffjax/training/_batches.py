@@ -8,7 +8,7 @@ of its own (`prefetch`).
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -29,7 +29,7 @@ def reader(source: Source, seed: int, size: int) -> Callable[[int], Any]:
 
 @contextmanager
 def placed_batches(
-    source: Source, seed: int, size: int, calls: Sequence[range], layout: Layout, prefetch: Prefetch | None
+    source: Source, seed: int, size: int, firsts: range, layout: Layout, prefetch: Prefetch | None
 ) -> Iterator[Iterator[Any]]:
     """Yields an iterator over the placed batches of calls, each begun when the one before it is asked for.
 
@@ -37,25 +37,26 @@ def placed_batches(
       source: called in another thread, never twice at a time; what it raises is raised where its batch is asked for.
       seed: given to it.
       size: samples a step.
-      calls: the numbers of the steps of each call; step s is made from batch s - 1.
+      firsts: the number of the first step of each call; step s is made from batch s - 1.
       layout: whose `put_batch` takes them.
       prefetch: as `diffjax.data.prefetch`, to read the source by; None reads it in the thread.
     """
-    first, end = (calls[0][0] - 1, calls[-1][-1]) if calls else (0, 0)
+    first, end = (firsts[0] - 1, firsts[-1] - 1 + layout.steps) if firsts else (0, 0)
     if prefetch is None:
         opened = nullcontext(map(reader(source, seed, size), range(first, end)))
     else:
         opened = prefetch(source, seed, first, size, stop=end, **_part())
     # The thread ends before what it reads from is closed.
     with opened as rows, ThreadPoolExecutor(1, thread_name_prefix="diffjax-batches") as pool:
-        put = lambda call: layout.put_batch([next(rows) for _ in call] if layout.steps > 1 else next(rows))
-        yield _ahead(pool, put, calls)
+        each = layout.steps
+        put = lambda: layout.put_batch([next(rows) for _ in range(each)] if each > 1 else next(rows))
+        yield _ahead(pool, put, len(firsts))
 
 
-def _ahead(pool: ThreadPoolExecutor, make: Callable[[range], Any], calls: Sequence[range]) -> Iterator[Any]:
+def _ahead(pool: ThreadPoolExecutor, make: Callable[[], Any], count: int) -> Iterator[Any]:
     coming: deque[Future] = deque()
-    for call in calls:
-        coming.append(pool.submit(make, call))
+    for _ in range(count):
+        coming.append(pool.submit(make))
         if len(coming) > 1:
             yield coming.popleft().result()
     while coming:

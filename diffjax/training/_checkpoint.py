@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import threading
-import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -82,13 +81,18 @@ class Checkpoints:
 
         self._ocp, self._orbax, self._reading = ocp, _orbax, _reading
         self._sweeper: threading.Thread | None = None
+        self._over = threading.Event()
+        self._barrier = _orbax.Barrier()
         self._scores: dict[int, float | None] = {}
         if read_only:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
         else:
             policy: Any = _orbax.Keep(keep, self._score)
             options = ocp.CheckpointManagerOptions(
-                preservation_policy=policy, todelete_subdir="trash", cleanup_tmp_directories=True
+                preservation_policy=policy,
+                todelete_subdir="trash",
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(barrier_sync_fn=self._barrier),
             )
         with self._orbax.quiet():
             self._empty_trash()
@@ -164,10 +168,12 @@ class Checkpoints:
         digests: Any = self._orbax.DigestSave(leaves, returned)
         items = args.Composite(state=args.StandardSave(state), about=args.JsonSave(about), digests=digests)
         self._scores[step] = about["metrics"].get(self.best_metric)
+        self._barrier.begin()
         with self._orbax.quiet(), self._named(f"step {step} could not be saved"):
             if self._manager.save(int(step), args=items) is not True:
                 raise RuntimeError(f"it already holds step {self.latest()}")
         returned.set()
+        self._over.clear()
         self._sweeper = threading.Thread(target=self._sweep, name="sweeper", daemon=True)
         self._sweeper.start()
 
@@ -238,15 +244,12 @@ class Checkpoints:
         self._reload()
         return newer
 
-    def reached_preemption(self, step: int) -> bool:
-        """Whether all processes shall stop after this step, for one was told to; False where there is but one.
-
-        It is Orbax's and JAX's sync point: every process asks at every step, and all hear yes at the same.
-        """
-        return jax.distributed.is_initialized() and bool(self._manager.reached_preemption(int(step)))
-
     def wait(self) -> None:
-        """Returns when every save is on disk; raises `RuntimeError` where one failed, and what it left is removed."""
+        """Returns when every save is on disk; raises `RuntimeError` where one failed, and what it left is removed.
+
+        Of several processes it is raised in the one that could not write, which should then end (`leave`): the others
+        wait for it in vain, and are ended when it is gone.
+        """
         try:
             with self._orbax.quiet(), self._named("a save did not reach the disk"):
                 self._manager.wait_until_finished()
@@ -258,6 +261,7 @@ class Checkpoints:
             raise
         finally:
             if self._sweeper is not None:
+                self._over.set()
                 self._sweeper.join()
                 self._sweeper = None
 
@@ -326,8 +330,8 @@ class Checkpoints:
 
     def _sweep(self) -> None:
         """Empties the trash as soon as the save is through, so that one checkpoint more than are kept must fit."""
-        while self._manager.is_saving_in_progress():
-            time.sleep(0.01)
+        while self._manager.is_saving_in_progress() and not self._over.wait(0.01):
+            pass
         self._empty_trash()
 
     def _empty_trash(self) -> None:

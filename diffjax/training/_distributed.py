@@ -10,13 +10,19 @@ The service is neither encrypted nor authenticated: keep its port inside the clu
 to loopback alone.
 """
 
+import functools
 import ipaddress
+import os
+import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from diffjax.training._signals import Stopped
 
 HEARTBEAT = 30
 _PATIENCE = 1800  # seconds to wait at the end for process 0, which may still be measuring; the dead are missed earlier
@@ -44,12 +50,11 @@ def join(
     *,
     heartbeat: int = HEARTBEAT,
     timeout: int = 300,
-    preemption: bool = True,
 ) -> bool:
     """Joins the processes of a run; before any JAX computation. One process alone stays as it is.
 
     With no coordinator given, JAX looks for a cluster it knows (SLURM, Kubernetes, Cloud TPU, Open MPI) and takes all
-    three from there.
+    three from there. From here on an error that nobody catches ends this process at once, by `leave`.
 
     Args:
       coordinator: `host:port` of process 0.
@@ -57,8 +62,6 @@ def join(
       process_id: which one this is, from 0.
       heartbeat: seconds after which a process that is not heard of counts as dead.
       timeout: seconds to wait for the others at the start.
-      preemption: whether SIGTERM is left to JAX, which ends nothing by itself: a training loop asks for it. (`False`:
-        it kills, as ever.)
 
     Returns:
       Whether it joined anything. JAX's devices are not started: what they shall be can still be said.
@@ -70,7 +73,7 @@ def join(
     _check(coordinator, num_processes, process_id, heartbeat)
     if num_processes == 1 or jax.distributed.is_initialized():
         return jax.distributed.is_initialized()
-    jax.config.update("jax_enable_preemption_service", preemption)
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away: `train` hears it itself
     bind = coordinator if coordinator is not None and _is_loopback(coordinator) else None
     try:
         jax.distributed.initialize(
@@ -90,7 +93,31 @@ def join(
             return False
         reason = " ".join(str(error).split())
         raise ValueError(f"coordinator: cannot join: {reason} (--num-processes 1 runs alone)") from error
+    sys.excepthook = functools.partial(_end, sys.excepthook)
     return True
+
+
+def leave(code: int) -> None:
+    """Ends this process at once where it is one of several; one alone goes on.
+
+    For what went wrong in it: at its ordinary end JAX waits for the others, which wait for this one in a computation.
+    So they are ended within `heartbeat` seconds. Process 0, on which all hang, lets others say why first.
+
+    Args:
+      code: the exit code, a scalar.
+    """
+    if jax.distributed.is_initialized():
+        time.sleep(2 if is_main() else 0)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _end(show: Callable[..., Any], kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """What Python does with an error that nobody caught; those that all processes raise leave them to end together."""
+    show(kind, error, trace)
+    if not isinstance(error, Refused | Failed | Stopped):
+        leave(130 if isinstance(error, KeyboardInterrupt) else 1)
 
 
 def _check(coordinator: str | None, num_processes: int | None, process_id: int | None, heartbeat: int) -> None:

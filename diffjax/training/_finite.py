@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffjax.training._distributed import agree, gather_texts
 from diffjax.training._state import TrainState
 
 
@@ -42,7 +43,7 @@ def _all_finite(tree: Any) -> jax.Array:
 
 
 def too_many_skipped(steps: Sequence[int], read: Callable[[int], Any], batch_size: int) -> NotFinite:
-    """The error for steps that were skipped one after the other.
+    """The error for steps that were skipped one after the other; every process calls it, and gets the same.
 
     Args:
       steps: their numbers, ascending; step s was made from batch s - 1, that is from the positions (s - 1) batch_size
@@ -50,9 +51,10 @@ def too_many_skipped(steps: Sequence[int], read: Callable[[int], Any], batch_siz
       read: batch number -> this process's rows of it, leaves [rows, ...]; read again, to find what is wrong in it.
       batch_size: of the whole batch.
     """
-    first_row = jax.process_index() * batch_size // jax.process_count()
+    own = jax.process_index() * batch_size // jax.process_count()
     first, last = (steps[0] - 1) * batch_size, steps[-1] * batch_size - 1
-    bad = [(s - 1) * batch_size + first_row + row for s in steps for row in _rows_not_finite(read(s - 1))]
+    found = agree(lambda: [(s - 1) * batch_size + own + row for s in steps for row in _rows_not_finite(read(s - 1))])
+    bad = sorted(int(word) for text in gather_texts(" ".join(map(str, found))) for word in text.split())
     shown = ", ".join(map(str, bad[:20])) + (f" and {len(bad) - 20} more" if len(bad) > 20 else "")
     why = f"not finite in the data: positions {shown}" if bad else "these are finite, it is the loss or its gradients"
     return NotFinite(

@@ -56,9 +56,8 @@ def train(
     batch ahead. Of several processes each asks for its rows, by `part=(process, processes)`.
 
     Ctrl-C and SIGTERM save within two steps (two calls, of a layout that makes several a call) and raise `Stopped`; a
-    second one ends the process at once. Several processes stop together, at the step that JAX's preemption service
-    names, about half a second later. (Only where this is called from the main thread, which is where Python hears
-    signals.)
+    second one ends the process at once. Several processes stop together, whichever of them got it. (Only where this is
+    called from the main thread, which is where Python hears signals.)
 
     A step whose loss or gradients are not finite leaves the state as it was and is counted as `skipped`. After
     `skip_limit` of them in a row the run ends. That is seen when metrics are fetched, so up to `log_every` - 1 steps
@@ -109,32 +108,33 @@ def train(
     saves, trace = Saves(checkpoints, save_every, save_seconds), Trace(profile)
     done = _updates(state)
     saves.check_space(layout.abstract(state))
-    calls = _calls(done, steps, layout.steps)
+    firsts = _firsts(done, steps, layout.steps)
     record = Record(
         log, done, steps, batch_size, each=layout.steps, skip_limit=skip_limit, progress=progress, watch=watch
     )
     state = state if placed else layout.put_state(state)
     with (
-        hear_signals(saves.reached_preemption) as asked,
+        hear_signals() as asked,
         record,
         trace,
-        placed_batches(source, seed, batch_size, calls, layout, prefetch) as batches,
+        placed_batches(source, seed, batch_size, firsts, layout, prefetch) as batches,
     ):
-        for call in calls:
+        for first in firsts:
+            call = range(first, first + layout.steps)  # the numbers of its steps
             trace.before(call)
             with record.spends("wait_seconds"):
                 batch = next(batches)
             state, metrics = layout.step(state, batch)
             record.add(metrics)
             trace.after(call, metrics)
-            stop = asked(call)  # once: a signal may come between any two lines
-            last = stop is not None or call is calls[-1]
+            stop = asked()  # once: a signal may come between any two lines
+            last = stop is not None or call[-1] == steps
             fetch = last or passes(call, log_every)
             save = saves.due(call, last=last, fetch=fetch)
             if fetch or save:
                 line = record.write(call[-1])
                 if len(record.skipped) == skip_limit:
-                    raise too_many_skipped(record.skipped, reader(source, seed, batch_size), batch_size)
+                    break
             if save:
                 with record.spends("save_seconds"):
                     saves.save(call[-1], layout.get_state(state), line)
@@ -146,12 +146,15 @@ def train(
                 if snapshots is not None:
                     snapshots.wait()
                 raise Stopped(call[-1], stop)
-        saves.wait()
-        if snapshots is not None:
-            snapshots.wait()
-        late = asked(())
-        if late is not None:  # it came while the last step was being written
-            raise Stopped(steps, late)
+        else:
+            saves.wait()
+            if snapshots is not None:
+                snapshots.wait()
+            late = asked(now=True)
+            if late is not None:  # it came while the last step was being written
+                raise Stopped(steps, late)
+    if len(record.skipped) == skip_limit:  # now that nobody else reads the source
+        raise too_many_skipped(record.skipped, reader(source, seed, batch_size), batch_size)
     return layout.get_state(state)
 
 
@@ -161,8 +164,8 @@ def _updates(state: TrainState) -> int:
     return int(np.ravel(here)[0])
 
 
-def _calls(done: int, steps: int, each: int) -> list[range]:
-    """The numbers of the steps that each call makes."""
+def _firsts(done: int, steps: int, each: int) -> range:
+    """The number of the first step of each call."""
     if steps > done and (steps - done) % each:
         raise ValueError(f"steps: {steps - done} more, up to {steps}, do not make whole calls of {each} each")
-    return [range(n + 1, n + each + 1) for n in range(done, steps, each)]
+    return range(done + 1, steps + 1, each)

@@ -63,6 +63,29 @@ async def _write(directory: Any, parts: Mapping[str, tuple[Parts, tuple[int, ...
     (directory / f"process_{jax.process_index()}.json").write_text(json.dumps(record))
 
 
+class Barrier:
+    """Where processes meet in a save, as Orbax's own; but one that could not write does not wait: nobody will come.
+
+    each process     async_write_complete, async_commit_complete, set_value ...     in threads of Orbax's
+    one that fails                                                set_value: raises
+    """
+
+    def __init__(self) -> None:
+        self._meet = ocp.multihost.get_barrier_sync_fn()
+        self.begin()
+
+    def begin(self) -> None:
+        """A save begins in this thread."""
+        self._saver, self._whole = threading.current_thread(), jax.process_count() == 1
+
+    def __call__(self, *, key: str, timeout_ms: int) -> None:
+        """Waits for all; raises `RuntimeError` where this process's part of the save has failed."""
+        if "set_value" in key and not self._whole and threading.current_thread() is not self._saver:
+            raise RuntimeError("a save failed, and is not waited for")
+        self._meet(key=key, timeout_ms=timeout_ms)
+        self._whole = self._whole or "async_commit_complete" in key
+
+
 def read_digests(folder: Path) -> dict[str, int]:
     """The digests of a step: the sums over what each process wrote.
 

@@ -70,12 +70,6 @@ class Saves:
         if self._checkpoints is not None:
             self._checkpoints.wait()
 
-    def reached_preemption(self, step: int) -> bool:
-        """Whether all processes agreed to stop at this step."""
-        if self._checkpoints is None:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._checkpoints.reached_preemption(step)
-
 
 def passes(call: range, every: int) -> bool:
     """Whether a multiple of `every` is among some numbers."""

@@ -4,13 +4,12 @@
 
 One run is continued from trial to trial, each in new processes that get a signal at a random moment from their first
 batch on: in a step, while the log is written, while a checkpoint is. Of several processes one gets it. Each trial
-checks the code (128 + signal, of every process), that the step saved is at most two on from the batch that was being
-read (of several: that all stopped at the same one), and at the end that the state is bitwise that of an uncut run.
+checks the code (128 + signal, of every process), that all stopped at the same step, at most two on from the batch that
+was being read (three of several), and at the end that the state is bitwise that of an uncut run.
 
 Found on two cores shared with other programs (load 13): one process, 20 of 20 saved, 2 steps later at most, gone 7.6 s
-after the signal at most, the end of 946 steps bitwise, in 11 min. Two processes (--processes 2 --trials 4): 4 of 4
-saved, both at the same step, up to 28 later (JAX's service takes its half second), gone after 6.4 s at most, the end of
-183 steps bitwise, in 5 min.
+after the signal at most, the end of 946 steps bitwise, in 11 min. Two processes (--processes 2 --trials 6): 6 of 6
+saved, both at the same step, 2 later at most, gone after 7.7 s at most, the end of 172 steps bitwise, in 9 min.
 """
 
 import argparse
@@ -68,16 +67,19 @@ def interrupt(folder, processes, number, rng):
     rng.choice(peers).send_signal(number)
     said = [peer.communicate(timeout=120) for peer in peers]
     seconds = time.monotonic() - begun
-    # JAX's service hears SIGTERM; a SIGINT is passed on to it.
-    expected = number if processes == 1 else signal.SIGTERM
     codes, steps = [peer.returncode for peer in peers], {out.splitlines()[-1] for out, _ in said}
-    if codes != [128 + expected] * processes or len(steps) != 1:
+    if codes != [128 + number] * processes or len(steps) != 1:
         raise SystemExit(f"codes {codes}, stopped at {steps}: {said}")
     step = int(steps.pop().removeprefix("stopped "))
     late = step - batch
-    if (processes == 1 and late > 2) or not (folder / "checkpoints" / str(step)).is_dir():
+    if late > allowed(processes) or not (folder / "checkpoints" / str(step)).is_dir():
         raise SystemExit(f"saved {late} steps after the signal")
     return step, late, seconds
+
+
+def allowed(processes):
+    """Steps after the batch that was being read; one more may have been read before the signal came."""
+    return 2 if processes == 1 else 3
 
 
 def run_to(folder, steps, processes):
