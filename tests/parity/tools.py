@@ -28,12 +28,20 @@ def _weight(key, shape):
     z = noise(shape, key)
     if len(shape) > 1:
         return z / np.sqrt(np.prod(shape[1:]))
+    if key.endswith("running_var"):
+        return 0.5 * np.exp(0.1 * z)
     return 1 + 0.1 * z if key.endswith("weight") else 0.1 * z
 
 
 def noise(shape, seed):
     """Standard normals [shape], float64, decided by a word; NumPy promises to keep RandomState's stream."""
     return np.asarray(np.random.RandomState(zlib.crc32(str(seed).encode())).standard_normal(shape))
+
+
+def pick(array, seed, count):
+    """`count` values of an array, at places decided by a word: what a small fixture holds of a large output."""
+    places = np.random.RandomState(zlib.crc32(str(seed).encode())).choice(np.size(array), count, replace=False)
+    return np.asarray(array).reshape(-1)[places]
 
 
 def save_fixture(name, config, shapes, outputs):
