@@ -22,6 +22,7 @@ from diffjax.cli._folder import LOCK, check_data, keep_digest, lock_run
 from diffjax.cli._hosts import say, start_together
 from diffjax.cli._layout import make_layout
 from diffjax.cli._measure import measure, show
+from diffjax.cli._memory import keep_memory
 from diffjax.cli._options import EVALUATED, Train
 from diffjax.cli._picture import has_picture, save_arrays, save_measured
 from diffjax.cli._run import fresh_state, read_config, write_file
@@ -56,6 +57,7 @@ def run_train(options: Train, argv: list[str]) -> None:
         raise ValueError(f"profile: the first and the last step are needed, got {options.profile}")
     if options.dry_run and jax.process_count() > 1:
         raise ValueError(f"dry-run: is for one process, got {jax.process_count()}")
+    keep_memory()
     data, parts = agree(lambda: _prepare(out, config))
     ema = make_average(config)
     layout = make_layout(options, parts, ema)
