@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 import threading
+import warnings
 import zlib
 from pathlib import Path
 
@@ -227,6 +228,21 @@ def test_another_format_version_is_refused_and_not_damage(tmp_path):
         assert checkpoints.steps() == [1, 2]
 
 
+def test_a_format_that_is_sealed_otherwise_is_named(tmp_path):
+    states = save_steps(tmp_path, 1, 2)
+    about = tmp_path / "2" / "about" / "metadata"
+    for record, kind, message in (
+        ({"format": 9, "seal": "x"}, ValueError, "/2: a checkpoint of format 9"),
+        ({"format": 9, "crc32": 1}, Damaged, r"/2: damaged on disk: about .*\(or it is of another format: 9\)"),
+        ({"format": 2, "crc32": 1}, Damaged, "/2: damaged on disk: about does not match its checksum$"),
+        ([9], Damaged, "/2: damaged on disk: about"),
+    ):
+        about.write_text(json.dumps(record))
+        with Checkpoints(tmp_path, read_only=True) as reader, pytest.raises(ValueError, match=message) as caught:
+            reader.restore(states[1], 2)
+        assert type(caught.value) is kind
+
+
 def test_format_1_is_still_read_and_checked(tmp_path):
     state = save_steps(tmp_path, 4)[4]
     leaf = {"shape": [50_000], "dtype": "float32", "crc32": zlib.crc32(np.asarray(state["w"]).tobytes())}
@@ -439,6 +455,57 @@ def test_a_reader_touches_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder"):
         Checkpoints(tmp_path / "absent", read_only=True)
     assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize("moment", ["read_about", "_read_digests"])
+def test_a_step_that_the_run_deletes_while_it_is_read_is_not_damage(tmp_path, monkeypatch, moment):
+    states = save_steps(tmp_path, 1, 2, 3)
+    (tmp_path / "3").rename(tmp_path / "coming")
+    with Checkpoints(tmp_path, read_only=True) as reader:
+        read = getattr(reader._reading, moment)
+
+        def late(folder, *more):  # the run, which keeps one
+            if folder.name == "2":
+                (tmp_path / "2").rename(tmp_path / "gone")
+                (tmp_path / "coming").rename(tmp_path / "3")
+            return read(folder, *more)
+
+        monkeypatch.setattr(reader._reading, moment, late)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.testing.assert_array_equal(reader.restore(states[1])["w"], states[3]["w"])
+        assert reader.steps() == [1, 3]
+        (tmp_path / "gone").rename(tmp_path / "2")
+        reader.steps()
+        (tmp_path / "3").rename(tmp_path / "coming")
+        with pytest.raises(FileNotFoundError, match="no checkpoint of step 2: it was deleted while it was read"):
+            reader.verify(2)
+
+
+def test_some_leaves_are_read_alone(tmp_path):
+    mesh = data_mesh(jax.devices()[:4])
+    spread = jax.NamedSharding(mesh, jax.P("data"))
+    state = {
+        "step": jnp.int32(5),
+        "ema": {"w": jnp.arange(8.0)},
+        "params": {"w": jax.random.normal(jax.random.key(0), (2**16,))},
+    }
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(5, state)
+        checkpoints.save(6, state | {"step": jnp.int32(6)})
+    flip(array_file(tmp_path / "6"))  # not where they are
+    like = {"step": state["step"], "ema": {"w": jax.ShapeDtypeStruct((8,), jnp.float32, sharding=spread)}}
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        with pytest.raises(Damaged, match="params/w"):
+            checkpoints.restore(state, 6)
+        some = checkpoints.restore_some(like)
+        assert (int(some["step"]), list(some)) == (6, ["ema", "step"])
+        np.testing.assert_array_equal(some["ema"]["w"], np.arange(8.0))
+        assert some["ema"]["w"].sharding == spread
+        with pytest.raises(ValueError, match=r"ema/w is float32\[8\] in the checkpoint, float32\[9\] in this run"):
+            checkpoints.restore_some({"ema": {"w": jnp.zeros(9)}})
+        with pytest.raises(ValueError, match="ema/v is absent in the checkpoint"):
+            checkpoints.restore_some({"ema": {"v": jnp.zeros(9)}})
 
 
 def test_what_cannot_be_saved_is_named(tmp_path):

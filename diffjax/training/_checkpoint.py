@@ -16,7 +16,7 @@ import os
 import shutil
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps there are, ascending; one that is on its way to the disk counts."""
+        if self.read_only:  # the run goes on
+            self._reload()
         return sorted(self._manager.all_steps())
 
     def latest(self) -> int | None:
@@ -192,18 +194,39 @@ class Checkpoints:
           ValueError: its tree is another one (first difference named), or it is of another format version.
           Damaged: it is damaged, and so are all before it.
         """
+        return self._newest_good(lambda folder: self._reading.read_state(folder, like), step)
+
+    def restore_some(self, like: Any, step: int | None = None) -> Any:
+        """Some leaves of a state, as `restore`; the others are not read.
+
+        Args:
+          like: those leaves under the same names, such as {"ema": params}; no typed keys.
+          step: which one.
+        """
+        return self._newest_good(lambda folder: self._reading.read_some(folder, like), step)
+
+    def _newest_good(self, read: Callable[[Path], Any], step: int | None) -> Any:
+        """What `read` finds in a step, or in the newest where it finds no damage."""
         self.wait()
-        failed: list[Damaged] = []
-        for candidate in [step] if step is not None else self._newest_first():
+        if step is not None:
+            return read(self._there(step))
+        failed: dict[int, Damaged] = {}
+        candidates = self._newest_first()
+        while candidates:
             try:
-                state = self._reading.read_state(self._there(candidate), like)
+                state = read(self.folder / str(candidates[0]))
             except Damaged as error:
-                failed.append(error)
+                failed[candidates.pop(0)] = error
+                continue
+            except FileNotFoundError:
+                if not self.read_only:
+                    raise
+                candidates = [newer for newer in self._newest_first() if newer not in failed]
                 continue
             if failed:
-                self._fall_back(candidate, failed)
+                self._fall_back(candidates[0], list(failed.values()))
             return state
-        raise failed[0]
+        raise next(iter(failed.values()))
 
     def verify(self, step: int | None = None) -> None:
         """Reads a step (the newest by default) on the host, 256 MiB at a time, and checks all of it.
@@ -281,8 +304,6 @@ class Checkpoints:
         self.close()
 
     def _newest_first(self) -> list[int]:
-        if self.read_only:  # the run goes on
-            self._reload()
         # Process 0's list: while a run goes on, others may see a newer one.
         steps = [int(step) for step in gather_texts(" ".join(map(str, self.steps())))[0].split()]
         if not steps:
