@@ -83,19 +83,17 @@ def conv(
     name: str,
     stride: int = 1,
     padding: Any = "SAME",
-    dilation: int = 1,
     zero: bool = False,
 ) -> nn.Conv:
     """A square convolution, padded to keep the size (halved, rounded up, at stride 2) unless said.
 
-    `padding` (p, q) is that many zeros before and after, along both axes; `dilation` 2 puts zeros between the pixels.
+    `padding` (p, q) is that many zeros before and after, along both axes.
     """
     return nn.Conv(
         features,
         (size, size),
         strides=stride,
         padding=padding if isinstance(padding, str) else (padding, padding),
-        input_dilation=dilation,
         kernel_init=constant(0.0) if zero else normal(),
         bias_init=constant(0.0),
         dtype=dtype,

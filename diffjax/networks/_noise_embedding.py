@@ -9,14 +9,12 @@ Source: Vaswani et al. 2017, section 3.5 and Ho et al. 2020, appendix B (positio
 Tancik et al. 2020, eq. 3 (Fourier). All `(c_noise [b], features) -> [b, k]`, in the dtype of c_noise.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from diffjax.networks._embedding import fourier_features
+from diffjax.networks._embedding import fourier_features, timestep_features
 from diffjax.networks._init import normal
 
 
@@ -28,7 +26,7 @@ class Waves(nn.Module):
 
     @nn.compact
     def __call__(self, c_noise: Float[Array, " b"], features: int) -> Float[Array, "b k"]:
-        return fourier_features(c_noise, features, low=self.low, high=self.high).astype(c_noise.dtype)
+        return fourier_features(c_noise, features, low=self.low, high=self.high)
 
 
 class Positional(nn.Module):
@@ -44,12 +42,7 @@ class Positional(nn.Module):
 
     @nn.compact
     def __call__(self, c_noise: Float[Array, " b"], features: int) -> Float[Array, "b k"]:
-        half = features // 2
-        exponent = -math.log(10_000) * jnp.arange(half, dtype=c_noise.dtype) / (half - self.shift)
-        angle = c_noise[:, None] * jnp.exp(exponent)
-        waves = (jnp.cos(angle), jnp.sin(angle)) if self.cosine_first else (jnp.sin(angle), jnp.cos(angle))
-        rest = jnp.zeros((c_noise.shape[0], features % 2), c_noise.dtype)
-        return jnp.concatenate([*waves, rest], axis=-1)
+        return timestep_features(c_noise, features, shift=self.shift, sine_first=not self.cosine_first)
 
 
 class Fourier(nn.Module):

@@ -35,9 +35,7 @@ def blur(
         padded = jnp.pad(x, widths) if any(pad) else x
         count = (padded.shape[axis] - len(taps)) // stride + 1
         last = stride * (count - 1) + 1
-        x = sum(
-            (tap / total) * jax.lax.slice_in_dim(padded, j, j + last, stride, axis) for j, tap in enumerate(taps)
-        )
+        x = sum((tap / total) * jax.lax.slice_in_dim(padded, j, j + last, stride, axis) for j, tap in enumerate(taps))
     return x
 
 

@@ -13,10 +13,10 @@
 2021, section 3; division by r, FIR filters, shrinking input and growing output: Song et al. 2021, appendix H.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 from diffjax.networks._attention import attention
 from diffjax.networks._blocks import GroupNorm, conv, enlarge
 from diffjax.networks._embedding import dense
+from diffjax.networks._init import constant, normal
 from diffjax.networks._resample import BOX, blur, double, halve
 
 
@@ -152,6 +153,29 @@ class Resample(nn.Module):
         return conv(channels, 3, s.dtype, name="conv", stride=2, padding=s.padding)(x)
 
 
+class FilteredDouble(nn.Module):
+    """A 3 x 3 convolution among pixels spread by zeros, then the filter: [b, h, w, c] -> [b, 2 h, 2 w, channels]."""
+
+    channels: int
+    taps: tuple[float, ...]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        kernel = self.param("kernel", normal(), (3, 3, x.shape[-1], self.channels), jnp.float32)
+        bias = self.param("bias", constant(0.0), (self.channels,), jnp.float32)
+        layout, edge = ("NHWC", "HWIO", "NHWC"), len(self.taps) // 2 - 1
+        spread = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            window_strides=(1, 1),
+            padding=((2, 2), (2, 2)),
+            lhs_dilation=(2, 2),
+            dimension_numbers=layout,
+        )
+        return 4 * blur(spread, self.taps, (edge, edge)) + bias.astype(self.dtype)
+
+
 class DownBlock(nn.Module):
     """`(h, told, image) -> (h, image, outputs)`; image is the shrinking input, outputs become skips."""
 
@@ -182,7 +206,7 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """`(h, told, image, skips) -> (h, image)`; takes its skips from the end of the list; image is the growing output."""
+    """`(h, told, image, skips) -> (h, image)`; pops its skips; image is the growing output."""
 
     stage: Stage
     settings: Settings
@@ -227,7 +251,7 @@ class MidBlock(nn.Module):
         return s.resnet(stage, channels=channels, name="resnets__1")(h, told)
 
 
-# --- the shrinking input and the growing output; each is called in the scope of its block ------------------------------
+# --- the shrinking input and the growing output; each is called in its block's scope ------------------------------
 
 
 def input_skip(stage: Stage, s: Settings, h: Any, image: Any) -> tuple[Any, Any]:
@@ -262,9 +286,7 @@ def output_residual(stage: Stage, s: Settings, h: Any, image: Any, channels: int
     if image is None:
         share = nn.silu(GroupNorm(s.epsilon, s.dtype, stage.groups, name="skip_norm")(h))
         return h, conv(h.shape[-1], 3, s.dtype, name="skip_conv")(share)
-    edge = len(stage.taps) // 2 - 1
-    spread = conv(h.shape[-1], 3, s.dtype, name="skip_conv", padding=(2, 2), dilation=2)(image)
-    h = _divide(4 * blur(spread, stage.taps, (edge, edge)) + h, stage.rescale)
+    h = _divide(FilteredDouble(h.shape[-1], stage.taps, s.dtype, name="skip_conv")(image) + h, stage.rescale)
     return h, None if last else h
 
 
