@@ -13,8 +13,16 @@ from diffjax.networks._autoencoder import AutoencoderKL as AutoencoderKL
 from diffjax.networks._dit import DiT as DiT
 from diffjax.networks._dit_presets import dit_b as dit_b, dit_l as dit_l, dit_s as dit_s, dit_xl as dit_xl
 from diffjax.networks._edm2 import EDM2UNet as EDM2UNet
+from diffjax.networks._efficient_unet import Cascade as Cascade, EfficientUNet as EfficientUNet
+from diffjax.networks._inception import (
+    InceptionFeatures as InceptionFeatures,
+    InceptionV3 as InceptionV3,
+    inception_features as inception_features,
+)
 from diffjax.networks._latents import LatentSpace as LatentSpace
 from diffjax.networks._magnitude import normalise_weights as normalise_weights
 from diffjax.networks._mlp import MLP as MLP
+from diffjax.networks._t5 import T5Encoder as T5Encoder
 from diffjax.networks._text import Text as Text
 from diffjax.networks._unet import UNet as UNet
+from diffjax.networks._uvit import UViT as UViT

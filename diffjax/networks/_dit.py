@@ -109,7 +109,7 @@ class DiT(nn.Module):
     def __call__(
         self, x: Any, c_noise: Any, cond: Any = None, *, deterministic: bool = True
     ) -> Float[Array, "b h w k"]:
-        rows, columns = _patches(x, self.patch)
+        rows, columns = patches(x, self.patch)
         c_noise = broadcast_noise(c_noise, x)
         positions = wave_positions(rows, columns, self.width, self.spread)
         added = None if self.rope is not None else jnp.asarray(positions, self._wide())
@@ -123,7 +123,7 @@ class DiT(nn.Module):
         h = modulate(layer_norm(self.dtype, name="norm_out")(h), shift[:, None], scale[:, None])
         out = x.shape[-1] if self.out_channels is None else self.out_channels
         h = dense(self.patch**2 * out, self.dtype, name="proj_out_2", zero=True)(h)
-        return _unpatched(h, rows, columns, self.patch).astype(self._wide())
+        return unpatched(h, rows, columns, self.patch).astype(self._wide())
 
     def _blocks(self, h, c_noise, cond, angles, deterministic):
         """The tokens [b, n, width] after all blocks, and what the way out is told."""
@@ -223,7 +223,8 @@ def learned_positions(module: nn.Module, name: str, n: int, width: int) -> Float
     return module.param(name, normal(0.02), (1, n, width), jnp.float32)
 
 
-def _patches(x, patch):
+def patches(x: Any, patch: int) -> tuple[int, int]:
+    """Rows and columns of the patches of x [b, h, w, c]."""
     if x.ndim != 4:
         raise ValueError(f"x: images [b, height, width, channels] are needed, got shape {x.shape}")
     if x.shape[1] % patch or x.shape[2] % patch:
@@ -231,6 +232,7 @@ def _patches(x, patch):
     return x.shape[1] // patch, x.shape[2] // patch
 
 
-def _unpatched(h, rows, columns, patch):
+def unpatched(h: Any, rows: int, columns: int, patch: int) -> Float[Array, "b h w c"]:
+    """Tokens [b, rows columns, patch patch c] as an image."""
     h = h.reshape(h.shape[0], rows, columns, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
     return h.reshape(h.shape[0], rows * patch, columns * patch, -1)

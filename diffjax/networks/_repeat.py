@@ -23,6 +23,8 @@ def repeat(
     depth: int,
     h: Any,
     *args: Any,
+    each: Any = None,
+    collect: bool = False,
     scan: bool = False,
     remat: bool = False,
 ) -> Any:
@@ -36,22 +38,31 @@ def repeat(
       depth: how many.
       h: what goes through them, arrays of shapes that stay.
       args: arrays given to each.
+      each: one more argument, `each[i]` to block i: a list of arrays, or an array [depth, ...], as it must be for scan.
+      collect: the answer is h and h after every block, a list or with scan an array [depth, ...].
       scan: one block under `lax.scan`.
       remat: compute blocks again in the backward pass.
     """
     if not scan:
         # Not at initialisation, where remat would hide the parameters from the one draw that makes them.
         block = nn.remat(block) if remat and not module.is_initializing() else block
+        after = []
         for i in range(depth):
-            h = block(**fields, name=f"{name}__{i}")(h, *args)  # pyright: ignore[reportCallIssue]
-        return h
+            own = () if each is None else (each[i],)
+            h = block(**fields, name=f"{name}__{i}")(h, *args, *own)  # pyright: ignore[reportCallIssue]
+            after.append(h)
+        return (h, after) if collect else h
 
     one = block(**fields, parent=None)  # pyright: ignore[reportCallIssue]
-    params = module.param(f"{name}__", stacked(lambda key: one.init(key, h, *args)["params"], depth))
+    first = () if each is None else (each[0],)
+    params = module.param(f"{name}__", stacked(lambda key: one.init(key, h, *args, *first)["params"], depth))
     keys = jax.random.split(module.make_rng("dropout"), depth) if module.has_rng("dropout") else None
 
     def body(h, inputs):
-        params, key = inputs
-        return one.apply({"params": params}, h, *args, rngs={} if key is None else {"dropout": key}), None
+        params, key, own = inputs
+        rngs = {} if key is None else {"dropout": key}
+        h = one.apply({"params": params}, h, *args, *(() if each is None else (own,)), rngs=rngs)
+        return h, h if collect else None
 
-    return jax.lax.scan(jax.checkpoint(body) if remat else body, h, (params, keys))[0]
+    h, after = jax.lax.scan(jax.checkpoint(body) if remat else body, h, (params, keys, each))
+    return (h, after) if collect else h

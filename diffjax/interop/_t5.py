@@ -1,0 +1,87 @@
+"""transformers' T5EncoderModel, and the encoder of a whole T5 -> `networks.T5Encoder`.
+
+The table of the tokens is in a file once or twice (`shared`, `encoder.embed_tokens`): tied, and one array here.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from flax import linen as nn
+
+from diffjax.interop._config import read_fields
+from diffjax.networks import T5Encoder
+
+DEFAULTS = {
+    "vocab_size": 32128,
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "num_layers": 6,
+    "num_heads": 8,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6,
+}
+FUNCTIONS = {
+    "relu": nn.relu,
+    "gelu": partial(nn.gelu, approximate=False),
+    "gelu_new": nn.gelu,
+    "silu": nn.silu,
+}
+# name -> (function, gated); T5's "gated-gelu" is the tangent's
+FEED_FORWARD = {name: (function, False) for name, function in FUNCTIONS.items()}
+FEED_FORWARD |= {f"gated-{name}": (function, True) for name, function in FUNCTIONS.items()} | {
+    "gated-gelu": (nn.gelu, True)
+}
+ONLY = {"feed_forward_proj": tuple(FEED_FORWARD), "model_type": ("t5",), "is_decoder": (False,)}
+NOT_NEEDED = (
+    # the decoder, training, generation, and notes
+    "architectures num_decoder_layers is_encoder_decoder decoder_start_token_id use_cache scale_decoder_outputs "
+    "tie_word_embeddings tie_encoder_decoder dropout_rate classifier_dropout initializer_factor gradient_checkpointing "
+    "pad_token_id eos_token_id bos_token_id n_positions output_past output_attentions output_hidden_states "
+    "return_dict task_specific_params transformers_version torch_dtype dtype chunk_size_feed_forward id2label label2id "
+    "problem_type dense_act_fn is_gated_act feed_forward_proj_type"
+)
+
+
+def t5_encoder(config: Mapping[str, Any], where: str) -> T5Encoder:
+    """The encoder of a config.json.
+
+    Raises:
+      ValueError: a key or a value that we do not have.
+    """
+    found = read_fields(config, DEFAULTS, where=where, only=ONLY, ignored=NOT_NEEDED.split())
+    activation, gated = FEED_FORWARD[found["feed_forward_proj"]]
+    return T5Encoder(
+        vocabulary=found["vocab_size"],
+        width=found["d_model"],
+        depth=found["num_layers"],
+        heads=found["num_heads"],
+        head_features=found["d_kv"],
+        hidden=found["d_ff"],
+        activation=activation,
+        gated=gated,
+        buckets=found["relative_attention_num_buckets"],
+        distance=found["relative_attention_max_distance"],
+        epsilon=found["layer_norm_epsilon"],
+    )
+
+
+def encoder_tensors(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+    """The encoder's tensors alone, the table of tokens under the name `shared.weight`.
+
+    Args:
+      tensors: name -> array, of an encoder or of a whole T5, whose decoder is left out.
+      where: the file, for messages.
+
+    Raises:
+      ValueError: two tables of tokens that differ.
+    """
+    tied = "encoder.embed_tokens.weight"
+    kept = {key: value for key, value in tensors.items() if not key.startswith(("decoder.", "lm_head."))}
+    table = kept.pop(tied, None)
+    if table is not None and not np.array_equal(kept.setdefault("shared.weight", table), table):
+        raise ValueError(f"{where}: shared.weight and {tied} differ, but they are one table")
+    return kept
