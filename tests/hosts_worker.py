@@ -1,14 +1,17 @@
 """One of several processes of a run, for `test_hosts.py`: does what must be done together, and writes down what it saw.
 
-    python scripts/launch.py --processes 2 --program tests/hosts_worker.py FOLDER short|long|again
+    python scripts/launch.py --processes 2 --program tests/hosts_worker.py FOLDER short|long|again|ends
 
 short: meets, disagrees, reads its share, takes two steps. long: trains in three layouts, saves, and draws samples.
-again: new processes go on from the middle. Process i writes FOLDER/PART_i.json, and process 0 arrays beside it.
+again: new processes go on from the middle. ends: each way in which training ends early; the last one ends the process.
+Process i writes FOLDER/PART_i.json, and process 0 arrays beside it.
 """
 
 import argparse
+import errno
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -22,7 +25,7 @@ BATCH, STEPS, HALF, SEED = 16, 6, 3, 3
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("part", choices=["short", "long", "again"])
+    parser.add_argument("part", choices=["short", "long", "again", "ends"])
     parser.add_argument("--coordinator")
     parser.add_argument("--num-processes", type=int)
     parser.add_argument("--process-id", type=int)
@@ -110,34 +113,21 @@ def disagreements(index):
 
 
 def long(folder):
-    from diffjax.training import Checkpoints, data_mesh, fetch, train
+    from diffjax.training import Checkpoints, data_mesh, fetch
 
     arrays = {"x0": fetch(draw(data_mesh()))}
     for name in LAYOUTS:
         layout = make_layout(name)
         with Checkpoints(folder / name) as checkpoints:
             state = layout.init(toy.fresh_state)
-            state = train(
-                state,
-                layout,
-                source,
-                steps=STEPS,
-                batch_size=BATCH,
-                seed=SEED,
-                placed=True,
-                checkpoints=checkpoints,
-                save_every=HALF,
-                log=folder / name / "log.jsonl",
-                log_every=1,
-                progress=False,
-            )
+            state = go(layout, state, checkpoints, save_every=HALF, log=folder / name / "log.jsonl", log_every=1)
         arrays |= leaves(name, state)
     return {}, arrays
 
 
 def again(folder):
     """Rolls each run back to its middle, and goes on: the arrays are to be those of `long`."""
-    from diffjax.training import Checkpoints, train
+    from diffjax.training import Checkpoints
 
     arrays = {}
     for name in LAYOUTS:
@@ -145,19 +135,60 @@ def again(folder):
         with Checkpoints(folder / name) as checkpoints:
             checkpoints.rollback(HALF)
             state = layout.move_state(checkpoints.restore(layout.abstract(layout.init(toy.fresh_state))))
-            state = train(
-                state,
-                layout,
-                source,
-                steps=STEPS,
-                batch_size=BATCH,
-                seed=SEED,
-                placed=True,
-                checkpoints=checkpoints,
-                progress=False,
-            )
+            state = go(layout, state, checkpoints)
         arrays |= leaves(name, state)
     return {}, arrays
+
+
+def go(layout, state, checkpoints, *, read=None, steps=STEPS, **more):
+    """Trains on, from a placed state."""
+    from diffjax.training import train
+
+    batches = {"batch_size": BATCH, "seed": SEED, "placed": True, "progress": False}
+    return train(state, layout, read or source, steps=steps, checkpoints=checkpoints, **batches, **more)
+
+
+def ends(folder):
+    """Rows that are not finite in both processes; two signals in process 1; and a disk of process 1 that is full."""
+    import jax
+
+    from diffjax.training import Checkpoints, NotFinite, Stopped, _orbax
+
+    second, layout, heard = jax.process_index() == 1, make_layout("jit"), []
+
+    def spoilt(seed, step, size, part):
+        x, cond = toy.source(seed, step, size)
+        if step in (2, 3):
+            x[[3, 12], 1] = np.nan
+        i, n = part
+        return x[i * size // n :][: size // n], cond[i * size // n :][: size // n]
+
+    def interrupted(seed, step, size, part):
+        if step == 3 and second:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)  # the second one is for whoever heard it before
+        return source(seed, step, size, part)
+
+    async def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with Checkpoints(folder / "ends") as checkpoints:
+        try:
+            go(layout, layout.init(toy.fresh_state), None, read=spoilt, skip_limit=2, log_every=1)
+        except NotFinite as error:
+            seen = {"not finite": str(error)}
+        try:
+            go(layout, layout.init(toy.fresh_state), checkpoints, read=interrupted, steps=30)
+        except Stopped as stop:
+            seen |= {"stopped": stop.step, "signal": stop.signal, "saved": checkpoints.steps(), "heard": heard}
+        seen["given back"] = all(signal.getsignal(number) is handler for number, handler in before.items())
+        (folder / f"ends_{jax.process_index()}.json").write_text(json.dumps(seen))
+        if second:
+            _orbax._write = full
+        state = layout.move_state(checkpoints.restore(layout.abstract(layout.init(toy.fresh_state))))
+        go(layout, state, checkpoints, steps=seen["stopped"] + 9, save_every=HALF)
 
 
 def source(seed, step, size, part=(0, 1)):

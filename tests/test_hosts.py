@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 
@@ -37,6 +38,12 @@ def launched(*argv, code=0, **more):
     done = subprocess.run(command, env=OURS, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout, done.stderr
+
+
+def is_free(port):
+    """Whether nobody listens on a port of 127.0.0.1 now."""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) != 0
 
 
 def work(folder, part):
@@ -124,6 +131,28 @@ def test_two_processes_train_save_and_resume_bitwise_in_every_layout(tmp_path):
 
 
 @pytest.mark.slow
+def test_training_that_ends_early_ends_in_both(tmp_path):
+    """An error that nobody catches ends its process, and so the other: no launcher does, which would be too late."""
+    program = ROOT / "tests" / "hosts_worker.py"
+    _, said = launched(tmp_path, "ends", program=program, grace=2 * PATIENCE, code=1)
+    first, second = (json.loads((tmp_path / f"ends_{i}.json").read_text()) for i in range(2))
+    # Rows 3 and 12 of 16 in batches 2 and 3: each process has one of them, and both name all.
+    assert first["not finite"] == second["not finite"]
+    assert "not finite in the data: positions 35, 44, 51, 60;" in first["not finite"]
+    # The signals came while batch 3 was read, to process 1: step 4 at the earliest, and two steps at most.
+    assert 4 <= first["stopped"] == second["stopped"] <= 6
+    assert [(seen["signal"], seen["saved"]) for seen in (first, second)] == 2 * [(signal.SIGINT, [first["stopped"]])]
+    assert (first["heard"], second["heard"]) == ([], [signal.SIGTERM])
+    assert first["given back"]
+    assert second["given back"]
+    # The disk of process 1 is full at the first of its saves, which it says at the second.
+    assert "RuntimeError: " in said
+    assert "a save did not reach the disk: No space left on device" in said
+    with Checkpoints(tmp_path / "ends", read_only=True) as checkpoints:
+        assert checkpoints.steps() == [first["stopped"]]
+
+
+@pytest.mark.slow
 @pytest.mark.relative
 def test_a_peer_dies_and_the_same_command_goes_on_and_draws_as_one(tmp_path, monkeypatch):
     """All are gone soon after the heartbeat; both begin again from the newest checkpoint; samples are one process's."""
@@ -163,8 +192,8 @@ def test_evaluation_by_two_is_that_by_one(tmp_path, capfd):
 @pytest.mark.slow
 def test_slurm_is_found_and_configurations_that_differ_are_refused_by_all(tmp_path):
     """As SLURM starts them: nothing is said of the others on the command line. They have different seeds."""
-    job = os.getpid()
-    address = f"127.0.0.1:{job % 4096 + 61440}"
+    port = next(filter(is_free, range(61440 + os.getpid() % 2048, 65536)))
+    job, address = port - 61440, f"127.0.0.1:{port}"  # JAX makes a port of the job's number
     slurm = {"SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": 2, "SLURM_STEP_NUM_NODES": 1}
     peers = []
     for i in range(2):
