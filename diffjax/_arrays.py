@@ -95,3 +95,12 @@ def sum_features(x: Float[Array, "b *d"]) -> Float[Array, " b"]:
 def mean_features(x: Float[Array, "b *d"]) -> Float[Array, " b"]:
     """The mean over everything but the batch axis: [b, *d] -> [b]."""
     return jnp.mean(x, axis=tuple(range(1, x.ndim)))
+
+
+def in_bytes(number: int | float) -> str:
+    """A number of bytes, as a person says it: 4 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.4g} {unit}"
+        number /= 1024
+    return f"{number:.4g} TiB"

@@ -30,6 +30,7 @@ from diffjax.training import (
     state_from_params,
     tensor_layout,
 )
+from diffjax.training._rules import tensor_places, without_fsdp
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
 B, D, WIDTH = 64, 8, 32
@@ -310,6 +311,18 @@ def test_tensor_rules_name_layers_of_our_networks_in_every_part_of_the_state():
         assert mlp[f"{part}/close_2/kernel"] == P("tensor")
     for pattern, _ in TENSOR_RULES:
         assert any(re.search(f"{pattern}$", path) for path in {*unet, *mlp}), pattern
+
+
+def test_a_rule_may_say_what_fsdp_splits():
+    mesh = make_mesh(fsdp=2, tensor=4)
+    rules = [(r"kernel", P("fsdp", "tensor")), (r"bias", P(("fsdp", "tensor"))), (r"rows", P(None, "tensor"))]
+    found = tensor_places(mesh, rules, 1)(fresh_state()).params
+    assert found["hidden_0"] == {"kernel": P("fsdp", "tensor"), "bias": P(("fsdp", "tensor"))}
+    assert found["rows"] == P("fsdp", "tensor")  # where no rule does, the longest axis
+    whole = without_fsdp(found)
+    assert whole["hidden_0"] == {"kernel": P(None, "tensor"), "bias": P("tensor")}
+    assert whole["rows"] == P(None, "tensor")
+    assert without_fsdp(P(("fsdp",), ("data", "fsdp", "tensor"), None)) == P(None, ("data", "tensor"))
 
 
 # Bad input, before anything is compiled

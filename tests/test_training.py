@@ -40,6 +40,7 @@ from diffjax.training import (
     train,
     unreplicate,
 )
+from diffjax.training._finite import check_parameters
 
 DEVICES = 8
 needs_devices = pytest.mark.skipif(jax.device_count() < DEVICES, reason="needs 8 devices")
@@ -384,9 +385,18 @@ def test_parameter_that_is_not_finite_is_never_saved(tmp_path):
     state = state_from_params(jax.random.key(0), {"w": jnp.ones(2)}, tx)
     layout = jit_layout(make_train_step(loss, tx, ema=make_ema(0.9)))
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(NotFinite, match="step 4: parameter w is not finite"):
+        with pytest.raises(NotFinite, match="step 4: params/w is not finite"):
             run(tmp_path, 4, layout=layout, state=state, checkpoints=checkpoints)
         assert checkpoints.latest() is None
+
+
+def test_an_optimiser_that_has_lost_its_numbers_is_never_saved():
+    state = state_from_params(jax.random.key(0), {"w": jnp.ones(2)}, optax.contrib.reduce_on_plateau())
+    assert any(np.isinf(leaf).any() for leaf in jax.tree.leaves(state.opt_state))  # which is a number there
+    check_parameters(4, state)
+    worse = state._replace(opt_state=jax.tree.map(lambda leaf: leaf * jnp.nan, state.opt_state))
+    with pytest.raises(NotFinite, match=r"step 4: opt_state/.* is not finite"):
+        check_parameters(4, worse)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

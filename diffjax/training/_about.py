@@ -28,8 +28,12 @@ def describe(tree: Any) -> dict[str, dict[str, Any]]:
 
 def leaves_by_path(tree: Any) -> dict[str, Any]:
     """Path, such as params/Dense_0/kernel, -> leaf, in the order of the tree."""
-    found = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
+    return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def path_of(path: Any) -> str:
+    """The name of a leaf by its path in a tree: "params/Dense_0/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def make_about(step: int, state: Any, metrics: Mapping[str, Any] | None, extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffjax._arrays import in_bytes
 from diffjax.training._about import Damaged, leaves_by_path, make_about
 from diffjax.training._digest import raw
 from diffjax.training._distributed import agree, agree_on_main, gather_texts, is_main
@@ -135,8 +136,8 @@ class Checkpoints:
             needed, free = max(kept * size - there, size), shutil.disk_usage(self.folder).free
             if free < needed:
                 raise RuntimeError(
-                    f"{self.folder}: no space for checkpoints: {kept} of {_bytes(size)} are needed at a time, "
-                    f"{_bytes(needed)} more than now, and {_bytes(free)} are free; keep fewer or make room"
+                    f"{self.folder}: no space for checkpoints: {kept} of {in_bytes(size)} are needed at a time, "
+                    f"{in_bytes(needed)} more than now, and {in_bytes(free)} are free; keep fewer or make room"
                 )
 
         agree_on_main(check)
@@ -367,18 +368,10 @@ class Checkpoints:
         except Exception as error:
             reason = self._orbax.first_line(error)
             if any("No space left" in str(cause) for cause in self._orbax.causes(error)):
-                free = _bytes(shutil.disk_usage(self.folder).free)
+                free = in_bytes(shutil.disk_usage(self.folder).free)
                 reason = f"No space left on device ({free} free); the checkpoints before are whole"
             raise RuntimeError(f"{self.folder}: {what}: {reason}") from error
 
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.4g} {unit}"
-        number /= 1024
-    return f"{number:.4g} TiB"

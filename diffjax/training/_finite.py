@@ -2,7 +2,9 @@
 
 A step whose loss or gradients are not finite changes nothing (`make_train_step`) and is counted; ten in a row end the
 run. An update can still leave a parameter infinite (an infinite learning rate), which the next loss would show one step
-too late for a checkpoint: so the parameters are looked at before they are saved, on the devices, and one bit is read.
+too late for a checkpoint: so the state is looked at before it is saved, on the devices, and one bit is read. In the
+optimiser's state only NaN counts: infinity is a number there (`optax.contrib.reduce_on_plateau` begins with it), and
+gradients whose norm is finite make none.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffjax.training._about import leaves_by_path
 from diffjax.training._distributed import agree, gather_texts
 from diffjax.training._state import TrainState
 
@@ -21,25 +24,26 @@ class NotFinite(ArithmeticError):
 
 
 def check_parameters(step: int, state: TrainState) -> None:
-    """Raises `NotFinite` naming the first leaf of params and ema that is NaN or infinite somewhere.
+    """Raises `NotFinite` naming the first leaf of params and ema that is NaN or infinite, of opt_state that is NaN.
 
     Args:
       step: how many updates it has had.
       state: placed, wherever: it is reduced there and not copied. It waits for the state.
     """
-    tree = (state.params, state.ema)
-    if bool(_all_finite(tree)):
+    if bool(_is_sound(state.params, state.ema, state.opt_state)):
         return
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not bool(_all_finite(leaf)):
-            name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
-            raise NotFinite(f"step {step}: parameter {name} is not finite; the checkpoints are as they were")
+    for part in ("params", "ema", "opt_state"):
+        for path, leaf in leaves_by_path(getattr(state, part)).items():
+            if not bool(_is_sound(leaf) if part != "opt_state" else _is_sound((), (), leaf)):
+                name = f"{part}/{path}".removesuffix("/")
+                raise NotFinite(f"step {step}: {name} is not finite; the checkpoints are as they were")
 
 
 @jax.jit
-def _all_finite(tree: Any) -> jax.Array:
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.all(jnp.asarray([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+def _is_sound(params: Any, ema: Any = (), opt_state: Any = ()) -> jax.Array:
+    numbers = lambda tree: [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    found = [jnp.all(jnp.isfinite(leaf)) for leaf in numbers((params, ema))]
+    return jnp.all(jnp.asarray(found + [~jnp.any(jnp.isnan(leaf)) for leaf in numbers(opt_state)]))
 
 
 def too_many_skipped(steps: Sequence[int], read: Callable[[int], Any], batch_size: int) -> NotFinite:

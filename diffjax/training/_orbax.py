@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import future
 
-from diffjax.training._about import is_sealed, seal
+from diffjax.training._about import is_sealed, path_of, seal
 from diffjax.training._digest import MODULUS, Parts, digest_parts, host_parts, start_copy
 
 _GROUP = 2**28
@@ -127,7 +127,7 @@ def read_leaves(folder: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[s
     """Path and array of each wanted leaf of a saved state, keys as their data; 256 MiB at a time."""
     handler = ocp.PyTreeCheckpointHandler()
     described, structure = jax.tree_util.tree_flatten_with_path(handler.metadata(epath.Path(folder)).tree)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in described]
+    names = [path_of(path) for path, _ in described]
     sizes = [int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for _, leaf in described]
     groups: list[list[int]] = [[]]
     for i in (i for i, name in enumerate(names) if wanted(name)):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffjax.training._mesh import DATA, Devices, batch_parts, check_divides, data_mesh
-from diffjax.training._sharding import Layout, abstract, check_steps, is_key, made_on_host, place, move, several, stack
+from diffjax.training._sharding import Layout, abstract, check_steps, is_key, made_on_host, move, place, several, stack
 from diffjax.training._step import Step, batch_size_of
 
 

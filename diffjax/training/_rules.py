@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
+from diffjax.training._about import path_of
 from diffjax.training._mesh import FSDP, TENSOR
 
 Rules: TypeAlias = Sequence[tuple[str, PartitionSpec]]
@@ -40,11 +41,6 @@ TENSOR_RULES: Rules = (
     (r"hidden_\d+/bias", PartitionSpec(TENSOR)),
     (r"close_\d+/kernel", PartitionSpec(TENSOR, None)),
 )
-
-
-def path_of(path: Any) -> str:
-    """The name of a leaf: "params/down_0_0/conv_1/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def everywhere(tree: Any) -> Any:
@@ -91,7 +87,9 @@ def tensor_places(mesh: Mesh, rules: Rules, min_size: int) -> Places:
 
     def places(tree: Any) -> Any:
         specs = jax.tree_util.tree_map_with_path(place, tree)
-        named = [spec for spec in jax.tree.leaves(specs, is_leaf=_is_spec) if _names(spec, TENSOR)]
+        named = [
+            spec for spec in jax.tree.leaves(specs, is_leaf=_is_spec) if any(TENSOR in _names(axis) for axis in spec)
+        ]
         if parts > 1 and not named:
             raise ValueError(f"rules: none of {[pattern for pattern, _ in rules]} fits an array; give rules that do")
         return specs
@@ -101,12 +99,18 @@ def tensor_places(mesh: Mesh, rules: Rules, min_size: int) -> Places:
 
 def without_fsdp(specs: Any) -> Any:
     """The same places with nothing split over fsdp."""
-    drop = lambda spec: _trimmed([None if name == FSDP else name for name in spec])
+
+    def drop(spec: PartitionSpec) -> PartitionSpec:
+        kept = [tuple(name for name in _names(axis) if name != FSDP) for axis in spec]
+        return _trimmed([names[0] if len(names) == 1 else names or None for names in kept])
+
     return jax.tree.map(drop, specs, is_leaf=_is_spec)
 
 
 def _along_longest(leaf: Any, parts: int, min_size: int, taken: tuple[Any, ...]) -> PartitionSpec:
-    """`taken`, with the longest free axis that `parts` divides given to fsdp; of equal ones the last."""
+    """`taken`, with the longest free axis that `parts` divides given to fsdp, where none is; of equal ones the last."""
+    if any(FSDP in _names(axis) for axis in taken):
+        return _trimmed([*taken])
     spec = [*taken, *[None] * (leaf.ndim - len(taken))]
     free = [(n, i) for i, n in enumerate(leaf.shape) if spec[i] is None and n and n % parts == 0]
     if parts > 1 and free and leaf.size >= min_size:
@@ -126,8 +130,7 @@ def _unfit(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> str:
     if len(spec) > len(shape):
         return f"it has {len(shape)} axes"
     for i, name in enumerate(spec):
-        names = () if name is None else (name,) if isinstance(name, str) else name
-        for each in names:
+        for each in _names(name):
             if each not in mesh.shape:
                 return f"the mesh has no axis {each!r}"
             if shape[i] % mesh.shape[each]:
@@ -135,8 +138,9 @@ def _unfit(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> str:
     return ""
 
 
-def _names(spec: PartitionSpec, axis: str) -> bool:
-    return any(name == axis or (isinstance(name, tuple) and axis in name) for name in spec)
+def _names(axis: Any) -> tuple[str, ...]:
+    """The axes of the mesh that one entry of a PartitionSpec names: none, one, or several."""
+    return () if axis is None else (axis,) if isinstance(axis, str) else tuple(axis)
 
 
 def _is_spec(node: Any) -> bool:
