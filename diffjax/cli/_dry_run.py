@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from diffjax._arrays import in_bytes
 from diffjax.cli._devices import name_devices
 from diffjax.cli._hosts import say
 from diffjax.cli._layout import LAYOUTS, make_layout
@@ -17,7 +18,7 @@ from diffjax.training import Layout, TrainState
 
 
 def dry_run(options: Train, data: Data, parts: Parts, ema: Any, shapes: TrainState) -> None:
-    """Prints it.
+    """Prints it, in process 0; all of a run compile.
 
     Args:
       options: of the run.
@@ -34,16 +35,17 @@ def dry_run(options: Train, data: Data, parts: Parts, ema: Any, shapes: TrainSta
     for name in LAYOUTS:
         try:
             other = layout if name == options.layout else make_layout(options, parts, ema, name)
-            said = size_in_words(state_bytes(other, shapes))
+            said = in_bytes(state_bytes(other, shapes))
         except ValueError as error:
             said = f"- ({error})"
         say(f"{name:10}{said}")
     say(f"\ncompiling the step under {layout.about['layout']} ({sizes}) ...")
-    flops, memory = measure_step(layout, shapes, data.source(config.seed, 0, config.batch_size))
+    part = (jax.process_index(), jax.process_count())
+    flops, memory = measure_step(layout, shapes, data.source(config.seed, 0, config.batch_size, part=part))
     # What is inside the loop of accumulation is counted once.
     flops *= options.accumulate
     say(f"FLOPs of a step     {flops:.3g} on a device, {flops * _devices(layout):.3g} in all")
-    say("memory of a step    " + ", ".join(f"{size_in_words(size)} {what}" for what, size in memory.items()))
+    say("memory of a step    " + ", ".join(f"{in_bytes(size)} {what}" for what, size in memory.items()))
 
 
 def state_bytes(layout: Layout, shapes: TrainState) -> int:
@@ -56,7 +58,8 @@ def measure_step(layout: Layout, shapes: TrainState, batch: Any) -> tuple[float,
     """FLOPs of the compiled step on one device, and its bytes by use."""
     state = layout.abstract(shapes)
     if layout.about["layout"] == "pmap":
-        add = lambda leaf: jax.ShapeDtypeStruct((layout.devices, *leaf.shape), leaf.dtype)
+        copies = layout.devices // jax.process_count()
+        add = lambda leaf: jax.ShapeDtypeStruct((copies, *leaf.shape), leaf.dtype)
         state = jax.tree.map(add, state)
     compiled: Any = layout.step.lower(state, layout.put_batch(batch)).compile()  # pyright: ignore
     found = compiled.memory_analysis()
@@ -66,15 +69,6 @@ def measure_step(layout: Layout, shapes: TrainState, batch: Any) -> tuple[float,
         "for a time": found.temp_size_in_bytes,
     }
     return compiled.cost_analysis()["flops"], memory
-
-
-def size_in_words(size: float) -> str:
-    """Bytes, as a person says it."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError
 
 
 def _devices(layout: Layout) -> int:
