@@ -25,7 +25,9 @@ RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
 DOORS = {
     "flax": ("networks/",),
     "orbax": ("training/_checkpoint.py", "training/_orbax.py", "training/_reading.py"),
-    "safetensors": ("training/_export.py",),
+    "safetensors": ("training/_export.py", "interop/_files.py"),
+    "huggingface_hub": ("interop/_hub.py",),
+    "tokenizers": ("interop/_tokenizer.py",),
     "diffrax": (
         "samplers/_diffrax.py",
         "samplers/_solver_checks.py",

@@ -1,5 +1,20 @@
 """Foreign weights <-> our trees, without torch.
 
-    config.json ----> a Linen module (networks/), named as the network it equals ----> shapes
-    *.safetensors --> tensors --- one mechanical rule of names and layouts, both ways (_keys) ---> params
+    config.json -----------> a Linen module (networks/), named as the network it equals ----> shapes
+    *.safetensors ---------> tensors --- one mechanical rule of names and layouts, both ways (_keys) ---> params
+    scheduler_config.json -> process, parameterisation, grid, method, thresholds
+
+`from_pretrained` reads all three, `load_module` the first two, and `save_pretrained` writes them.
 """
+
+from diffjax.interop._files import read_tensors as read_tensors, write_tensors as write_tensors
+from diffjax.interop._known import module_from_config as module_from_config
+from diffjax.interop._pretrained import (
+    Loaded as Loaded,
+    Pretrained as Pretrained,
+    denoiser_of as denoiser_of,
+    from_pretrained as from_pretrained,
+    load_module as load_module,
+    save_pretrained as save_pretrained,
+)
+from diffjax.interop._scheduler import Sampling as Sampling, read_scheduler as read_scheduler

@@ -343,6 +343,11 @@ def test_thresholds_are_imagens():
         np.testing.assert_allclose(got[i], np.clip(x0[i], -s, s) / s * bound, rtol=1e-12)
     assert np.max(np.abs(got)) <= 2.0
     np.testing.assert_array_equal(got[0], x0[0])
+    got = guidance.dynamic_threshold(denoiser, 0.9, largest=2.5)(xt, t)
+    largest = np.minimum(np.maximum(np.percentile(np.abs(x0).reshape(3, -1), 90.0, axis=1), 1.0), 2.5)
+    assert 1 < largest[1] < largest[2] == 2.5
+    for i, s in enumerate(largest):
+        np.testing.assert_allclose(got[i], np.clip(x0[i], -s, s) / s, rtol=1e-12)
 
 
 @pytest.mark.slow
@@ -487,6 +492,7 @@ BAD = {
     r"parallel: must be finite, got inf": lambda: guidance.Projected(float("inf")),
     r"quantile: must lie in \(0, 1\], got 99.5": lambda: guidance.dynamic_threshold(PLAIN, 99.5),
     r"bound: must be positive, got -1.0": lambda: guidance.dynamic_threshold(PLAIN, 0.9, -1.0),
+    r"largest: at least bound = 2.0 is needed, got 1.0": lambda: guidance.dynamic_threshold(PLAIN, bound=2, largest=1),
     r"low < high is needed, got 1.0 and -1.0": lambda: guidance.static_threshold(PLAIN, 1.0, -1.0),
     r"weights: below 0 .* got -1.0": lambda: guidance.product(PROCESS(), [PLAIN, PLAIN], [2.0, -1.0]),
     r"weights: a positive sum is needed, .* got -1.0": lambda: guidance.product(

@@ -1,0 +1,237 @@
+"""Everyone's weights: a folder (or repository) of diffusers -> what `sample` needs, and back.
+
+folder/model_index.json                        a pipeline: its parts are sub-folders (or lie in the folder itself)
+folder/unet or transformer/config.json ----> Linen module, shapes --+
+                           *.safetensors --> tensors ---------------+--> network, params
+folder/scheduler/scheduler_config.json ----> process, parameterisation, ts, stepper, thresholds
+folder/vae/ -------------------------------> LatentSpace
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from diffjax._typing import Cond, Denoiser, Network, Params
+from diffjax.interop._files import NAMES, read_json, read_tensors, weights_in, write_json, write_tensors
+from diffjax.interop._hub import local_folder
+from diffjax.interop._keys import to_params, to_tensors
+from diffjax.interop._known import kind_of, module_from_config, shapes_of
+from diffjax.interop._scheduler import read_scheduler
+from diffjax.networks import LatentSpace, from_linen
+from diffjax.parameterisation import AbstractParameterisation, make_denoiser
+from diffjax.process import AbstractGaussianProcess
+from diffjax.samplers import AbstractStepper
+
+
+class Pretrained(NamedTuple):
+    """A trained diffusion model; see `from_pretrained`.
+
+    Attributes:
+      network: `init` and `apply`; told the file's own clock.
+      params: its parameters, a tree of arrays.
+      process: the forward process.
+      parameterisation: what the network predicts.
+      denoiser_transforms: thresholds `(denoiser) -> denoiser`, to be applied in order, after any guidance.
+      ts: the grid, descending, shape [n] or [n + 1].
+      stepper: the scheduler's method.
+      denoise: for `sample`: whether the last evaluation gives x0.
+      shape: of one sample (h, w, c), or None where the file does not say.
+      latents: where the samples are an autoencoder's: `latents.decode` makes images of them.
+    """
+
+    network: Network
+    params: Params
+    process: AbstractGaussianProcess
+    parameterisation: AbstractParameterisation
+    denoiser_transforms: tuple[Callable[[Any], Any], ...]
+    ts: Float[np.ndarray, " points"]
+    stepper: AbstractStepper
+    denoise: bool
+    shape: tuple[int, int, int] | None
+    latents: LatentSpace | None
+
+
+class Loaded(NamedTuple):
+    """A network of others: `module` (Linen), `params` (a tree of arrays), and its `config` as the file has it."""
+
+    module: Any
+    params: Params
+    config: dict[str, Any]
+
+
+def from_pretrained(
+    source: str | Path, *, steps: int = 50, dtype: Any = jnp.float32, revision: str | None = None
+) -> Pretrained:
+    """A diffusion model from a folder that diffusers wrote, or a repository of the Hugging Face Hub.
+
+        p = from_pretrained("google/ddpm-cifar10-32", steps=50)
+        xt = prior(key, p.process, (16, *p.shape))
+        x0 = sample(key, p.process, denoiser_of(p), xt, p.ts, p.stepper, denoise=p.denoise)
+
+    Any other process, grid, stepper or guidance of diffjax may take the place of the file's. Of a network that
+    predicts its variance as well, the mean's half is kept.
+
+    Args:
+      source: the folder of a pipeline, or of a network with its scheduler_config.json; or "owner/name".
+      steps: evaluations of the network that the grid is for, at least 2.
+      dtype: of the computation; parameters are float32 at least.
+      revision: of a repository: branch, tag or commit.
+
+    Raises:
+      ValueError: there is no such folder, it holds pickled weights only, or something that we do not have; the file
+        and the key are named.
+    """
+    folder = local_folder(source, revision, lambda folder: [part for _, part in _pipeline(folder).values()])
+    parts = _pipeline(folder)
+    network = parts.get("unet") or parts.get("transformer")
+    if network is None:
+        raise ValueError(f"{folder}: there is no unet or transformer here")
+    where, scheduler = folder / network[1], folder / parts["scheduler"][1] / "scheduler_config.json"
+    if not scheduler.is_file():
+        raise ValueError(f"{scheduler}: there is none; `load_module` reads a network by itself")
+    sampling = read_scheduler(read_json(scheduler), steps, where=str(scheduler))
+    module, params, config = _load(where, dtype)
+    if not kind_of(config, str(where)).denoises:
+        raise ValueError(f"{where}: {type(module).__name__} is no diffusion's network; `load_module` reads it")
+    channels, size = config.get("in_channels", 3), config.get("sample_size")
+    latents = None
+    if "vae" in parts:
+        autoencoder = _load(folder / parts["vae"][1], dtype)
+        latents = LatentSpace(autoencoder.params, autoencoder.module)
+    return Pretrained(
+        network=_mean_alone(from_linen(module), channels),
+        params=params,
+        process=sampling.process,
+        parameterisation=sampling.parameterisation,
+        denoiser_transforms=sampling.denoiser_transforms,
+        ts=sampling.ts,
+        stepper=sampling.stepper,
+        denoise=sampling.denoise,
+        shape=None if size is None else (*((size, size) if isinstance(size, int) else size), channels),
+        latents=latents,
+    )
+
+
+def denoiser_of(
+    pretrained: Pretrained, cond: Cond = None, *, guide: Callable[[Denoiser], Denoiser] | None = None
+) -> Denoiser:
+    """`D(xt [b, *d], t) -> x0_hat [b, *d]` of a pretrained model.
+
+    Args:
+      pretrained: from `from_pretrained`.
+      cond: conditions, leaves [b, ...], or None.
+      guide: guidance `(denoiser) -> denoiser`, such as a partial `classifier_free`; the file's thresholds come after.
+    """
+    p = pretrained
+    denoiser: Denoiser = make_denoiser(
+        p.params, cond, network=p.network, process=p.process, parameterisation=p.parameterisation
+    )
+    denoiser = denoiser if guide is None else guide(denoiser)
+    for transform in p.denoiser_transforms:
+        denoiser = transform(denoiser)
+    return denoiser
+
+
+def load_module(source: str | Path, *, part: str = "", dtype: Any = jnp.float32, revision: str | None = None) -> Loaded:
+    """One network of a folder or repository by itself: a U-Net, a DiT, an autoencoder, a T5 encoder.
+
+        vae = load_module("stabilityai/sd-vae-ft-mse")
+        latents = LatentSpace(vae.params, vae.module)
+
+    Args:
+      source: a folder with config.json and .safetensors, or "owner/name".
+      part: a sub-folder of it ("vae").
+      dtype: of the computation; parameters are float32 at least.
+      revision: of a repository: branch, tag or commit.
+
+    Raises:
+      ValueError: as `from_pretrained`.
+    """
+    return _load(local_folder(source, revision, lambda folder: [part]) / part, dtype)
+
+
+def save_pretrained(
+    folder: str | Path,
+    params: Params,
+    config: Mapping[str, Any],
+    *,
+    scheduler: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a network so that diffusers or transformers, and `from_pretrained`, read it.
+
+    Args:
+      folder: is made; nothing else in it is touched.
+      params: the parameters, a tree of arrays, of the module that `module_from_config(config)` is.
+      config: what config.json is to say; `_class_name` (or `model_type`) says what the network is.
+      scheduler: what scheduler_config.json is to say, `_class_name` too. With it and a `UNet2DModel` the folder is
+        a pipeline (unet/, scheduler/, model_index.json); with another network it lies beside the weights.
+
+    Raises:
+      ValueError: the configuration is not the parameters', or one that we do not have; a value is not finite.
+    """
+    folder = Path(folder)
+    tensors = to_tensors(params)
+    where = str(folder / "config.json")
+    to_params(tensors, shapes_of(module_from_config(config, where=where), config, where), where=where)
+    if scheduler is not None:
+        read_scheduler(scheduler, 2, where=str(folder / "scheduler_config.json"))
+    name = config.get("_class_name", "t5")
+    is_pipeline = scheduler is not None and name == "UNet2DModel"
+    place = folder / "unet" if is_pipeline else folder
+    place.mkdir(parents=True, exist_ok=True)
+    write_json(place / "config.json", config)
+    write_tensors(place / NAMES[name == "t5"], tensors)
+    if scheduler is None:
+        return
+    place = folder / "scheduler" if is_pipeline else folder
+    place.mkdir(exist_ok=True)
+    write_json(place / "scheduler_config.json", scheduler)
+    if is_pipeline:
+        pipeline = "DDIMPipeline" if scheduler["_class_name"] == "DDIMScheduler" else "DDPMPipeline"
+        parts = {"unet": ["diffusers", name], "scheduler": ["diffusers", scheduler["_class_name"]]}
+        write_json(folder / "model_index.json", {"_class_name": pipeline, "_diffusers_version": "0.30.0", **parts})
+
+
+def _pipeline(folder):
+    """Part -> (class, sub-folder or ""), as model_index.json says; without one, the folder is the network's."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        name = read_json(folder / "config.json").get("_class_name")
+        return {"unet": (name, ""), "scheduler": (None, "")}
+    parts = {}
+    for key, value in read_json(index).items():
+        if key.startswith("_") or not (isinstance(value, list) and len(value) == 2) or value[1] is None:
+            continue
+        if key not in ("unet", "transformer", "scheduler", "vae"):
+            raise ValueError(
+                f"{index}: {key} is {value[1]!r}; diffjax has pipelines of unet or transformer, vae, scheduler"
+            )
+        parts[key] = (value[1], key if (folder / key).is_dir() else "")
+    if "scheduler" not in parts:
+        raise ValueError(f"{index}: there is no scheduler")
+    return parts
+
+
+def _load(folder, dtype):
+    where = str(folder / "config.json")
+    config = read_json(where)
+    module = module_from_config(config, where=where).clone(dtype=dtype)
+    file = str(weights_in(folder))
+    tensors = kind_of(config, where).tensors(read_tensors(file), file)
+    params = to_params(tensors, shapes_of(module, config, where), where=file)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return Loaded(module, jax.tree.map(lambda leaf: jnp.asarray(leaf, wide), params), config)
+
+
+def _mean_alone(network, channels):
+    """Of a network that answers 2 c channels, mean and variance, the first c."""
+
+    def apply(params, x, c_noise, cond=None, *, key=None):
+        return network.apply(params, x, c_noise, cond, key=key)[..., :channels]
+
+    return Network(network.init, apply)

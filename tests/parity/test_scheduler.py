@@ -1,0 +1,108 @@
+"""Schedulers: the file's own steps are told to the network, and ten of them end where diffusers' do."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch_scheduler as torch_side
+from tools import load_fixture
+
+from diffjax import make_denoiser, sample
+from diffjax._typing import Network
+from diffjax.interop import read_scheduler
+
+NAMES = list(torch_side.SCHEDULERS)
+# Where diffusers is not quite ours: it rounds the steps of Karras's grid, interpolates sigmas of fractional steps
+# otherwise, lowers the order of the last steps, and takes 2^-12 for no signal.
+ERROR = {"dpm-third": 1e-2, "dpm-zero-snr": 1e-3, "dpm-karras": 1e-3}
+TOLD = {"dpm-karras": 0.5, "euler-karras": 0.02}
+OFTEN = ("ddim", "ddim-clipped", "ddim-thresholded", "ddim-trailing", "dpm", "euler", "edm", "flow-shifted")
+
+
+def apply(params, x, c_noise, cond=None, *, key=None):
+    return torch_side.network(jnp, x, c_noise[:, None, None, None])
+
+
+NETWORK = Network(lambda key, x, c_noise, cond=None: {}, apply)
+
+
+def ours(config, start):
+    """(what the network is told [n], what ten steps end in)."""
+    sampling = read_scheduler({key: value for key, value in config.items() if key != "step"}, torch_side.STEPS)
+    told = sampling.parameterisation.noise_level(sampling.process, jnp.asarray(sampling.ts))
+    if start is None:
+        return told, None
+    denoiser = make_denoiser({}, network=NETWORK, process=sampling.process, parameterisation=sampling.parameterisation)
+    for transform in sampling.denoiser_transforms:
+        denoiser = transform(denoiser)
+    key, xt = jax.random.key(0), jnp.asarray(start)
+    end = sample(key, sampling.process, denoiser, xt, sampling.ts, sampling.stepper, denoise=sampling.denoise)
+    return told, end
+
+
+def compare(name, config, expected):
+    told, end = ours(config, expected.get("start"))
+    np.testing.assert_allclose(told[: torch_side.STEPS], expected["told"], atol=TOLD.get(name, 1e-3))
+    if end is not None:
+        error = np.max(np.abs(np.asarray(end) - expected["end"])) / np.max(np.abs(expected["end"]))
+        assert error < ERROR.get(name, 1e-4), f"{error:.1e} of the largest"
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
+def test_frozen(name):
+    config, _, outputs = load_fixture("schedulers")
+    assert config == json.loads(json.dumps(torch_side.SCHEDULERS))
+    expected = {key.rsplit(".", 1)[1]: value for key, value in outputs.items() if key.rsplit(".", 1)[0] == name}
+    compare(name, config[name], expected)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", NAMES)
+def test_live(name):
+    pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    _, outputs = torch_side.reference("schedulers", {name: torch_side.SCHEDULERS[name]})
+    compare(name, torch_side.SCHEDULERS[name], {key.rsplit(".", 1)[1]: value for key, value in outputs.items()})
+
+
+def test_the_network_is_told_whole_steps_in_float32():
+    with jax.enable_x64(False):
+        for k in (1000, 30, 4000):
+            sampling = read_scheduler({"_class_name": "DDIMScheduler", "num_train_timesteps": k}, k)
+            told = sampling.parameterisation.noise_level(sampling.process, jnp.asarray(sampling.ts, jnp.float32))
+            np.testing.assert_array_equal(told, np.arange(k)[::-1])
+            slope = jax.grad(lambda t, s=sampling: s.parameterisation.noise_level(s.process, t))(0.5)
+            assert slope == k
+
+
+@pytest.mark.parametrize(
+    ("config", "steps", "message"),
+    [
+        ({"_class_name": "KDPM2DiscreteScheduler"}, 10, "where: _class_name is 'KDPM2DiscreteScheduler'; diffjax has"),
+        ({"_class_name": "DDIMScheduler", "beta_schedule": "laplace"}, 10, "where: beta_schedule is 'laplace'"),
+        ({"_class_name": "DDIMScheduler", "unheard_of": 1}, 10, "where: unknown key unheard_of"),
+        ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, 10, "where: variance_type is"),
+        ({"_class_name": "DDIMScheduler"}, 1001, "steps: at least 2, at most 1000 in where is needed, got 1001"),
+        ({"_class_name": "DDIMScheduler"}, 1, "steps: at least 2 is needed, got 1"),
+        ({"_class_name": "DDIMScheduler", "beta_end": 2.0}, 10, "where: beta_start, beta_end"),
+        ({"_class_name": "DDIMScheduler", "trained_betas": [0.1]}, 10, "where: trained_betas has shape"),
+        ({"_class_name": "DDIMScheduler", "steps_offset": 1}, 1000, "where: with steps_offset 1, 1000 steps begin"),
+        (
+            {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+            10,
+            "where: rescale_betas_zero_snr leaves no signal",
+        ),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+            10,
+            "where: algorithm_type 'sde-dpmsolver\\+\\+' with solver_order 3 is not",
+        ),
+    ],
+)
+def test_what_we_lack_is_named(config, steps, message):
+    with pytest.raises(ValueError, match=message):
+        read_scheduler(config, steps, where="where")

@@ -1,0 +1,93 @@
+"""diffusers' schedulers: ten steps with a network that is a formula, and the steps it was told; all in one fixture."""
+
+import numpy as np
+from tools import noise
+
+STEPS = 10
+# _class_name and what differs from its defaults; "step": arguments of the scheduler's `step`.
+DDIM = {"_class_name": "DDIMScheduler", "clip_sample": False}
+CLIPPED = {"_class_name": "DDIMScheduler", "step": {"use_clipped_model_output": True}}
+DPM = {"_class_name": "DPMSolverMultistepScheduler"}
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+EULER = {"_class_name": "EulerDiscreteScheduler"}
+SCHEDULERS = {
+    "ddim": DDIM,
+    "ddim-clipped": CLIPPED,
+    "ddim-clipped-range": {**CLIPPED, "clip_sample_range": 2.5},
+    "ddim-thresholded": {**CLIPPED, "thresholding": True, "sample_max_value": 2.0},
+    "ddim-thresholded-one": {**CLIPPED, "thresholding": True},
+    "ddim-trailing": {**DDIM, "timestep_spacing": "trailing"},
+    "ddim-linspace-ends-noisy": {**DDIM, "set_alpha_to_one": False, "steps_offset": 1, **SD},
+    "ddim-cosine": {**DDIM, "beta_schedule": "squaredcos_cap_v2"},
+    "ddim-trained-betas": {**DDIM, "trained_betas": np.linspace(1e-3, 0.3, 30).tolist(), "num_train_timesteps": 30},
+    "ddim-v-zero-snr": {
+        **DDIM,
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    },
+    "ddim-sample": {**DDIM, "prediction_type": "sample"},
+    "ddpm": {"_class_name": "DDPMScheduler", "beta_schedule": "sigmoid", "clip_sample": False},
+    "ddpm-linspace": {"_class_name": "DDPMScheduler", "timestep_spacing": "linspace"},
+    "pndm": {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "steps_offset": 1, **SD},
+    "dpm": DPM,
+    "dpm-first": {**DPM, "solver_order": 1, "timestep_spacing": "leading", "steps_offset": 1},
+    "dpm-third": {**DPM, "solver_order": 3, "timestep_spacing": "trailing", **SD},
+    "dpm-heun": {**DPM, "solver_type": "heun"},
+    "dpm-ends-noisy": {**DPM, "solver_order": 1, "final_sigmas_type": "sigma_min"},
+    "dpm-zero-snr": {**DPM, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+    "dpm-karras": {**DPM, "use_karras_sigmas": True},
+    "unipc": {"_class_name": "UniPCMultistepScheduler"},
+    "unipc-bh1": {
+        "_class_name": "UniPCMultistepScheduler",
+        "solver_type": "bh1",
+        "solver_order": 1,
+        "final_sigmas_type": "sigma_min",
+    },
+    "euler": {**EULER, **SD, "timestep_spacing": "leading", "steps_offset": 1},
+    "euler-linspace": EULER,
+    "euler-ends-noisy": {**EULER, "final_sigmas_type": "sigma_min", "timestep_spacing": "trailing"},
+    "euler-karras": {**EULER, "use_karras_sigmas": True},
+    "edm": {"_class_name": "EDMEulerScheduler"},
+    "edm-exponential": {"_class_name": "EDMEulerScheduler", "sigma_schedule": "exponential", "sigma_data": 1.0},
+    "edm-dpm": {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 1.0},
+    "flow": {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+    "flow-shifted": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
+}
+CASES = {"schedulers": SCHEDULERS}
+# Those whose steps draw noise, and PNDM, which has no equal here: their steps alone are compared.
+STEPS_ALONE = ("ddpm", "ddpm-linspace", "pndm")
+
+
+def network(xp, x, told):
+    """What stands for a network, [b, ...], for x [b, ...] and what it is told, [] or [b, 1, ...]."""
+    return 0.6 * xp.tanh(x) * xp.cos(told / 400) + 0.2 * x
+
+
+def reference(name, config):
+    """({}, {name.told [10], name.start and name.end of ten steps [2, 2, 2, 1] in diffjax's scale})."""
+    found = {name: _ten_steps(name, one) for name, one in config.items()}
+    return {}, {f"{name}.{key}": value for name, one in found.items() for key, value in one.items()}
+
+
+def _ten_steps(name, config):
+    import diffusers
+    import torch
+
+    options = {key: value for key, value in config.items() if key not in ("_class_name", "step")}
+    scheduler = getattr(diffusers, config["_class_name"])(**options)
+    scheduler.set_timesteps(STEPS)
+    told = scheduler.timesteps.numpy().astype(np.float64)
+    if name == "pndm":  # its first step is taken twice
+        told = np.delete(told, 1)
+    if name in STEPS_ALONE:
+        return {"told": told}
+    z = noise((2, 2, 2, 1), "start")
+    x = torch.from_numpy(z) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    first = float(scheduler.sigmas[0]) if hasattr(scheduler, "sigmas") else 0.0
+    in_sigma = config["_class_name"].startswith("Euler")  # its state is xt/alpha
+    start = x.numpy() / np.sqrt(1 + first**2) if in_sigma else x.numpy()
+    for step in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(x, step) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(network(torch, scaled, step.double()), step, x, **config.get("step", {})).prev_sample
+    return {"told": told, "start": start, "end": x.double().numpy()}
