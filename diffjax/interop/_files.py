@@ -71,7 +71,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: weights are written as .safetensors")
-    arrays = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+    arrays = {key: np.asarray(value, order="C") for key, value in tensors.items()}
     for key, value in arrays.items():
         if not np.all(np.isfinite(value.astype(np.float32))):
             raise ValueError(f"{path}: {key} has values that are not finite")
