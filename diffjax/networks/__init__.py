@@ -10,6 +10,7 @@ can be written as two pure functions is a network as well: `Network(init, apply)
 
 from diffjax.networks._adapters import from_equinox as from_equinox, from_linen as from_linen, from_nnx as from_nnx
 from diffjax.networks._autoencoder import AutoencoderKL as AutoencoderKL
+from diffjax.networks._classifier import Classifier as Classifier, classifier_features as classifier_features
 from diffjax.networks._dit import DiT as DiT
 from diffjax.networks._dit_presets import dit_b as dit_b, dit_l as dit_l, dit_s as dit_s, dit_xl as dit_xl
 from diffjax.networks._edm2 import EDM2UNet as EDM2UNet
