@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -19,6 +20,20 @@ def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def test_who_could_not_write_does_not_wait_for_the_others():
+    from diffjax.training._orbax import Barrier
+
+    barrier = Barrier()
+    barrier._whole = False  # as of several processes while they write
+    meet = lambda key: ThreadPoolExecutor(1).submit(barrier, key=key, timeout_ms=1).result()
+    barrier(key="set_value_start", timeout_ms=1)  # where the save begins
+    meet("async_write_complete")
+    with pytest.raises(RuntimeError, match="a save failed"):
+        meet("set_value_start")
+    meet("async_commit_complete")
+    meet("set_value_start")
 
 
 @pytest.mark.slow

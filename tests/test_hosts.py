@@ -18,7 +18,7 @@ import training_toy as toy
 from diffjax import data
 from diffjax._arrays import normal_like, sample_keys
 from diffjax.cli import main
-from diffjax.training import Checkpoints, data_mesh, join
+from diffjax.training import Checkpoints, data_mesh, join, leave
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -236,6 +236,7 @@ def test_one_process_stays_alone():
     assert jax.device_count() > 0  # JAX has started, as in a notebook
     assert not join()
     assert not join(num_processes=1)
+    leave(3)  # alone, it ends nothing
     assert not jax.distributed.is_initialized()
 
 

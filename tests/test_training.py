@@ -457,6 +457,14 @@ def test_handlers_of_others_are_given_back_and_get_the_second_signal():
         assert signal.signal(signal.SIGTERM, before) is not before
 
 
+def test_several_processes_hear_the_answer_to_the_question_before():
+    from diffjax.training._signals import _Largest
+
+    largest = _Largest()
+    assert [largest(number, now=False) for number in (0, 2, 15, 0)] == [0, 0, 2, 15]
+    assert largest(2, now=True) == 2
+
+
 # Several steps a call, and batches ahead
 
 
