@@ -36,11 +36,7 @@ def local_folder(source: str | Path, revision: str | None, parts: Callable[[Path
                     source, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(ignored)
                 )
             )
-        except (
-            huggingface_hub.errors.HfHubHTTPError,
-            huggingface_hub.errors.LocalEntryNotFoundError,
-            OSError,
-        ) as error:
+        except (OSError, ValueError) as error:  # the hub's own errors are such
             raise ValueError(f"source: {source} is no folder, and cannot be fetched: {_line(error)}") from None
 
     folder = fetch(["*.json"])

@@ -208,9 +208,7 @@ def _pipeline(folder):
         if key.startswith("_") or not (isinstance(value, list) and len(value) == 2) or value[1] is None:
             continue
         if key not in ("unet", "transformer", "scheduler", "vae"):
-            raise ValueError(
-                f"{index}: {key} is {value[1]!r}; diffjax has pipelines of unet or transformer, vae, scheduler"
-            )
+            raise ValueError(f"{index}: {key} is {value[1]!r}; diffjax has unet, transformer, vae and scheduler")
         parts[key] = (value[1], key if (folder / key).is_dir() else "")
     if "scheduler" not in parts:
         raise ValueError(f"{index}: there is no scheduler")

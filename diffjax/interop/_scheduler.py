@@ -7,7 +7,8 @@
 The file's steps n_1 > ... > n_m are the grid. Its last update, to no noise at all, is `sample`'s last denoise; where
 the file ends at its first noise level instead, the grid does, and `denoise` is False. Between two steps of the grid
 diffusers sometimes goes K // m steps where the grid's are K/m apart: equal where m divides K, and here always the
-grid's. Its third-order methods lower their order in the last steps, ours do not. Source: Ho et al. 2020; Lin et al. 2023, table 2 (spacings); Karras et al. 2022, eq. 5; Esser et al. 2024.
+grid's. Its third-order methods lower their order in the last steps, ours do not. Source: Ho et al. 2020; Lin et al.
+2023, table 2 (spacings); Karras et al. 2022, eq. 5; Esser et al. 2024.
 """
 
 from collections.abc import Callable, Mapping
@@ -99,10 +100,11 @@ def read_scheduler(config: Mapping[str, Any], steps: int = 50, *, where: str = "
     reader, defaults, only = SCHEDULERS[name]
     foreign = _KEYS - set(defaults) - set(only)  # left over from another scheduler's configuration: not this one's
     found = read_fields(config, defaults, where=where, only=only, ignored=foreign)
-    if not 2 <= steps <= (last := found.get("num_train_timesteps", steps)):
-        raise ValueError(
-            f"steps: at least 2{f', at most {last} in {where}' if steps > 1 else ''} is needed, got {steps}"
-        )
+    last = found.get("num_train_timesteps", steps)
+    if steps < 2:
+        raise ValueError(f"steps: at least 2 are needed, got {steps}")
+    if steps > last:
+        raise ValueError(f"steps: {where} has {last}, got {steps}")
     return reader(found, steps, where)
 
 

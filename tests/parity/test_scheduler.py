@@ -50,9 +50,8 @@ def compare(name, config, expected):
         assert error < ERROR.get(name, 1e-4), f"{error:.1e} of the largest"
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
-)
+@pytest.mark.parametrize("name", [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
+
 def test_frozen(name):
     config, _, outputs = load_fixture("schedulers")
     assert config == json.loads(json.dumps(torch_side.SCHEDULERS))
@@ -86,8 +85,8 @@ def test_the_network_is_told_whole_steps_in_float32():
         ({"_class_name": "DDIMScheduler", "beta_schedule": "laplace"}, 10, "where: beta_schedule is 'laplace'"),
         ({"_class_name": "DDIMScheduler", "unheard_of": 1}, 10, "where: unknown key unheard_of"),
         ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, 10, "where: variance_type is"),
-        ({"_class_name": "DDIMScheduler"}, 1001, "steps: at least 2, at most 1000 in where is needed, got 1001"),
-        ({"_class_name": "DDIMScheduler"}, 1, "steps: at least 2 is needed, got 1"),
+        ({"_class_name": "DDIMScheduler"}, 1001, "steps: where has 1000, got 1001"),
+        ({"_class_name": "DDIMScheduler"}, 1, "steps: at least 2 are needed, got 1"),
         ({"_class_name": "DDIMScheduler", "beta_end": 2.0}, 10, "where: beta_start, beta_end"),
         ({"_class_name": "DDIMScheduler", "trained_betas": [0.1]}, 10, "where: trained_betas has shape"),
         ({"_class_name": "DDIMScheduler", "steps_offset": 1}, 1000, "where: with steps_offset 1, 1000 steps begin"),
