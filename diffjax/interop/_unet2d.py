@@ -91,35 +91,42 @@ def unet2d(config: Mapping[str, Any], where: str = "config.json") -> UNet2D:
         if len(c[key]) != len(channels):
             raise ValueError(f"{where}: {key} has {len(c[key])} entries, block_out_channels {len(channels)}")
     labels = c["num_class_embeds"] if c["class_embed_type"] is None else None
-    return UNet2D(
-        channels=channels,
-        down=tuple(_stage(name, "Down", c, where) for name in c["down_block_types"]),
-        up=tuple(_stage(name, "Up", c, where) for name in c["up_block_types"]),
-        middle=None if c["mid_block_type"] is None else _middle(c),
-        layers=c["layers_per_block"],
-        head_channels=c["attention_head_dim"],
-        time_proj=_clock(c, where),
-        width=c["time_embedding_dim"],
-        num_classes=None if labels is None else labels - 1,
-        scale_shift=c["resnet_time_scale_shift"] == "scale_shift",
-        groups=c["norm_num_groups"],
-        epsilon=c["norm_eps"],
-        padding=(0, 1) if c["downsample_padding"] == 0 else (1, 1),
-        dropout=c["dropout"],
-        activation=ACTIVATIONS[c["act_fn"]],
-        center=c["center_input_sample"],
-        divide=c["time_embedding_type"] == "fourier",
-        out_channels=c["out_channels"],
-    )
+    down = tuple(_stage(name, "Down", c, where) for name in c["down_block_types"])
+    up = tuple(_stage(name, "Up", c, where) for name in c["up_block_types"])
+    clock = _clock(c, where)
+    try:
+        return UNet2D(
+            channels=channels,
+            down=down,
+            up=up,
+            middle=None if c["mid_block_type"] is None else _middle(c),
+            layers=c["layers_per_block"],
+            head_channels=c["attention_head_dim"],
+            time_proj=clock,
+            width=c["time_embedding_dim"],
+            num_classes=None if labels is None else labels - 1,
+            scale_shift=c["resnet_time_scale_shift"] == "scale_shift",
+            groups=c["norm_num_groups"],
+            epsilon=c["norm_eps"],
+            padding=(0, 1) if c["downsample_padding"] == 0 else (1, 1),
+            dropout=c["dropout"],
+            activation=ACTIVATIONS[c["act_fn"]],
+            center=c["center_input_sample"],
+            divide=c["time_embedding_type"] == "fourier",
+            out_channels=c["out_channels"],
+        )
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def unet2d_inputs(config: Mapping[str, Any], network: UNet2D) -> tuple[Any, Any, Any]:
     """Arguments (x [1, h, w, c], c_noise [1], cond) of the least size that the network takes, for its shapes."""
     size = 2 ** (len(network.channels) - 1)
-    cond = {
-        "timestep": np.zeros(1, np.float32),
-        "identity": np.zeros((1, network.width or 4 * network.channels[0]), np.float32),
-    }.get(config.get("class_embed_type"), None if network.num_classes is None else np.zeros(1, np.int32))
+    width = network.width or 4 * network.channels[0]
+    shapes = {"timestep": (1,), "identity": (1, width)}
+    cond = None if network.num_classes is None else np.zeros(1, np.int32)
+    if (kind := config.get("class_embed_type")) is not None:
+        cond = np.zeros(shapes[kind], np.float32)
     channels = config.get("in_channels", DEFAULTS["in_channels"])
     return np.zeros((1, size, size, channels), np.float32), np.ones(1, np.float32), cond
 

@@ -11,6 +11,7 @@ Source: Ho et al. 2020, appendix B; scale and shift as in Dhariwal & Nichol 2021
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -53,14 +54,22 @@ class GroupNorm(nn.Module):
         channels = x.shape[-1]
         weight = self.param("scale", constant(1.0), (channels,), jnp.float32)
         bias = self.param("bias", constant(0.0), (channels,), jnp.float32)
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean, variance = _group_moments(wide, self.groups or groups_of(channels))
-        slope = weight * jax.lax.rsqrt(variance + self.epsilon)
-        offset = bias - mean * slope
-        if modulation is not None:
-            scale, shift = jnp.split(modulation.astype(wide.dtype), 2, axis=-1)
-            slope, offset = slope * (1 + scale), offset * (1 + scale) + shift
-        return (wide * slope[:, None, None] + offset[:, None, None]).astype(self.dtype)
+        groups = groups_of(channels) if self.groups is None else self.groups
+        if groups < 1 or channels % groups:
+            raise ValueError(f"groups: a divisor of {channels} channels is needed, got {groups}")
+        return _group_norm(x, weight, bias, modulation, self.epsilon, groups, jnp.dtype(self.dtype))
+
+
+@partial(jax.jit, static_argnums=(4, 5, 6))  # traced once a shape, however many layers there are
+def _group_norm(x, weight, bias, modulation, epsilon, groups, dtype):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean, variance = _group_moments(wide, groups)
+    slope = weight * jax.lax.rsqrt(variance + epsilon)
+    offset = bias - mean * slope
+    if modulation is not None:
+        scale, shift = jnp.split(modulation.astype(wide.dtype), 2, axis=-1)
+        slope, offset = slope * (1 + scale), offset * (1 + scale) + shift
+    return (wide * slope[:, None, None] + offset[:, None, None]).astype(dtype)
 
 
 def _group_moments(x, groups):

@@ -35,7 +35,8 @@ def blur(
         padded = jnp.pad(x, widths) if any(pad) else x
         count = (padded.shape[axis] - len(taps)) // stride + 1
         last = stride * (count - 1) + 1
-        x = sum((tap / total) * jax.lax.slice_in_dim(padded, j, j + last, stride, axis) for j, tap in enumerate(taps))
+        cuts = [jax.lax.slice_in_dim(padded, j, j + last, stride, axis) for j in range(len(taps))]
+        x = _weighted(cuts, [tap / total for tap in taps])
     return x
 
 
@@ -48,10 +49,15 @@ def double(x: Float[Array, "b h w c"], taps: Sequence[float] = BOX) -> Float[Arr
         phases = []
         for r in (0, 1):
             # y[2 i + r] takes the taps j that meet a pixel, j = half - r (mod 2), at x[i + (r + j - half)/2].
-            meets = [(j, half // 2 + (r + j - half) // 2) for j in range(2 * half) if (r + j - half) % 2 == 0]
-            phases.append(
-                sum((2 * taps[j] / total) * jax.lax.slice_in_dim(padded, at, at + size, 1, axis) for j, at in meets)
-            )
+            meets = [j for j in range(2 * half) if (r + j - half) % 2 == 0]
+            starts = [half // 2 + (r + j - half) // 2 for j in meets]
+            cuts = [jax.lax.slice_in_dim(padded, at, at + size, 1, axis) for at in starts]
+            phases.append(_weighted(cuts, [2 * taps[j] / total for j in meets]))
         shape = (*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
         x = jnp.stack(phases, axis=axis + 1).reshape(shape)
     return x
+
+
+def _weighted(cuts: Sequence[Array], weights: Sequence[float]) -> Array:
+    first, *others = (cut if weight == 1 else weight * cut for cut, weight in zip(cuts, weights, strict=True))
+    return sum(others, start=first)

@@ -92,8 +92,9 @@ class UNet2D(nn.Module):
                 raise ValueError(f"{name}: at most one attention a block, {self.layers + (name == 'up')}, got {most}")
         if self.layers < 1:
             raise ValueError(f"layers: at least one block a level is needed, got {self.layers}")
-        if self.head_channels is not None and not 1 <= self.head_channels <= min(self.channels):
-            raise ValueError(f"head_channels: 1 .. {min(self.channels)} or None is needed, got {self.head_channels}")
+        narrow = min(self._attended(), default=None)
+        if self.head_channels is not None and narrow is not None and not 1 <= self.head_channels <= narrow:
+            raise ValueError(f"head_channels: 1 .. {narrow} or None is needed, got {self.head_channels}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: a probability in [0, 1) is needed, got {self.dropout}")
         super().__post_init__()
@@ -120,6 +121,12 @@ class UNet2D(nn.Module):
         y = conv(out, 3, self.dtype, name="conv_out", zero=True)(h).astype(wide)
         y = y if image is None else y + image.astype(wide)
         return y / expand(level, y) if self.divide else y
+
+    def _attended(self):
+        """Channels of the levels that have attention."""
+        levels = [*zip(self.channels, self.down, strict=True), *zip(reversed(self.channels), self.up, strict=True)]
+        levels += [] if self.middle is None else [(self.channels[-1], self.middle)]
+        return [channels for channels, stage in levels if stage.attentions]
 
     def _settings(self, deterministic):
         return Settings(
