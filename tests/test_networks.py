@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn, nnx
 
-from diffjax.networks import MLP, UNet, from_equinox, from_linen, from_nnx
+from diffjax.networks import MLP, DiT, UNet, UViT, from_equinox, from_linen, from_nnx
 from diffjax.networks._blocks import GroupNorm, SelfAttention, conv, enlarge
 
 KEY = jax.random.key(0)
@@ -207,7 +207,10 @@ LABELS = jnp.array([0, 1, 3])
 NETWORKS = {
     "mlp": lambda **k: from_linen(MLP(width=16, depth=2, **k)),
     "unet": small_unet,
+    "dit": lambda **k: from_linen(DiT(width=16, depth=1, heads=2, patch=1, qk_norm=True, **k)),
+    "uvit": lambda **k: from_linen(UViT(width=16, depth=3, heads=2, patch=1, **k)),
 }
+EACH = [pytest.param(name, marks=pytest.mark.slow) if name == "uvit" else name for name in NETWORKS]
 
 
 @pytest.fixture(scope="module", name="labelled")
@@ -221,7 +224,7 @@ def _labelled():
     return found
 
 
-@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize("name", EACH)
 def test_network_uses_label_and_noise_level_sample_by_sample(labelled, name):
     _, params, apply = labelled[name]
     y = apply(params, IMAGE, C_NOISE, LABELS)
@@ -233,7 +236,7 @@ def test_network_uses_label_and_noise_level_sample_by_sample(labelled, name):
         np.testing.assert_array_equal(change[[0, 2]], 0)
 
 
-@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize("name", EACH)
 def test_network_is_the_same_one_sample_at_a_time(labelled, name):
     network, params, apply = labelled[name]
     single = jax.vmap(lambda x, c, k: network.apply(params, x[None], c[None], k[None])[0])
@@ -242,7 +245,7 @@ def test_network_is_the_same_one_sample_at_a_time(labelled, name):
     )
 
 
-@pytest.mark.parametrize("name", ["mlp", pytest.param("unet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("unet", "dit", "uvit"))])
 def test_network_dropout_and_gradients(labelled, name):
     network, params, apply = labelled[name]
     y = apply(params, IMAGE, C_NOISE, LABELS)
@@ -258,7 +261,7 @@ def test_network_dropout_and_gradients(labelled, name):
     assert unreached == []
 
 
-@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize("name", EACH)
 def test_labels_out_of_range_are_refused_or_nan(labelled, name):
     network, params, apply = labelled[name]
     with pytest.raises(ValueError, match=r"cond: .* 0 \.\. 3"):
@@ -283,7 +286,7 @@ def test_mlp_takes_a_vector_condition():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize("name", EACH)
 def test_bfloat16_is_close_to_float32_and_both_start_as_zero(name):
     exact, rough = (NETWORKS[name](dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
     start = rough.init(KEY, IMAGE, C_NOISE)

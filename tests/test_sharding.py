@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from diffjax._arrays import normal_like, sample_keys
 from diffjax.cli._dry_run import measure_step, state_bytes as bytes_a_device
-from diffjax.networks import MLP, UNet, from_linen
+from diffjax.networks import MLP, DiT, Text, UNet, UViT, from_linen
 from diffjax.training import (
     TENSOR_RULES,
     data_mesh,
@@ -249,9 +249,13 @@ def test_several_steps_a_call(kind):
 # What lies where
 
 
+WORDS = Text(jnp.zeros((1, 3, 8)), jnp.zeros((1, 3), bool))
 NETWORKS = {
     "unet": (lambda **o: UNet(32, (1, 2), 1, (1,), 32, num_classes=10, **o), (1, 8, 8, 1), jnp.zeros(1, int)),
     "mlp": (lambda **o: MLP(width=128, depth=3, **o), (1, 2), None),
+    "dit": (lambda **o: DiT(32, 2, 4, text_width=8, joint=True, **o), (1, 8, 8, 1), WORDS),
+    "dit, stacked": (lambda **o: DiT(32, 3, 4, scan=True, **o), (1, 8, 8, 1), None),
+    "uvit": (lambda **o: UViT(32, 3, 4, qkv_bias=True, **o), (1, 8, 8, 1), None),
 }
 
 
@@ -265,7 +269,7 @@ def abstract_state(name, **options):
     )
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["unet", "mlp"])
 def test_fsdp_holds_an_eighth_of_the_state(name):
     _, state = abstract_state(name)
     nothing = lambda state, batch: (state, {})
@@ -300,7 +304,7 @@ def specs(its, state):
 
 def test_tensor_rules_name_layers_of_our_networks_in_every_part_of_the_state():
     its = tensor_layout(lambda state, batch: (state, {}), make_mesh(tensor=4))
-    unet, mlp = specs(its, abstract_state("unet")[1]), specs(its, abstract_state("mlp")[1])
+    unet, mlp, dit, stacked, uvit = (specs(its, abstract_state(name)[1]) for name in NETWORKS)
     for part in ("params", "ema", "opt_state/0/mu", "opt_state/0/nu"):
         assert unet[f"{part}/middle_attention/qkv/kernel"] == P(None, "tensor")
         assert unet[f"{part}/middle_attention/out/kernel"] == P("tensor")
@@ -309,8 +313,14 @@ def test_tensor_rules_name_layers_of_our_networks_in_every_part_of_the_state():
         assert unet[f"{part}/in/kernel"] == unet[f"{part}/out/kernel"] == P()
         assert mlp[f"{part}/hidden_2/kernel"] == P(None, "tensor")
         assert mlp[f"{part}/close_2/kernel"] == P("tensor")
+        assert dit[f"{part}/transformer_blocks__0/attn/add_q_proj/kernel"] == P(None, "tensor")
+        assert dit[f"{part}/transformer_blocks__1/ff/net__2/kernel"] == P("tensor")
+        assert stacked[f"{part}/transformer_blocks__/ff/net__0/proj/kernel"] == P(None, None, "tensor")
+        assert stacked[f"{part}/transformer_blocks__/attn1/to_q/bias"] == P(None, "tensor")
+        assert stacked[f"{part}/transformer_blocks__/attn1/to_out__0/kernel"] == P(None, "tensor")
+        assert uvit[f"{part}/mid_block/mlp/fc2/kernel"] == P("tensor")
     for pattern, _ in TENSOR_RULES:
-        assert any(re.search(f"{pattern}$", path) for path in {*unet, *mlp}), pattern
+        assert any(re.search(f"{pattern}$", path) for path in {*unet, *mlp, *dit, *uvit}), pattern
 
 
 def test_a_rule_may_say_what_fsdp_splits():

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from flax import linen as nn
+from jax import nn
 
 from diffjax.interop._config import read_fields
 from diffjax.networks import DiT

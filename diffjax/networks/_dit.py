@@ -127,43 +127,46 @@ class DiT(nn.Module):
 
     def _blocks(self, h, c_noise, cond, angles, deterministic):
         """The tokens [b, n, width] after all blocks, and what the way out is told."""
-        own = {
+        shared = {"dropout": self.dropout, "dtype": self.dtype, "deterministic": deterministic}
+        hidden = {"hidden": int(self.mlp_ratio * self.width), "function": self.activation, "gated": self.gated}
+        fields = {
+            "feed_forward": hidden | shared,
+            "attention": {"heads": self.heads, "qk_norm": self.qk_norm, "bias": self.attention_bias} | shared,
+            "dtype": self.dtype,
+        }
+        told = {
             "width": self.width,
             "num_classes": self.num_classes,
             "noise_features": self.noise_features,
             "dtype": self._wide(),
         }
-        feed_forward = {
-            "hidden": int(self.mlp_ratio * self.width),
-            "function": self.activation,
-            "gated": self.gated,
-        }
-        shared = {"dropout": self.dropout, "dtype": self.dtype, "deterministic": deterministic}
-        fields = {
-            "feed_forward": feed_forward | shared,
-            "attention": {"heads": self.heads, "qk_norm": self.qk_norm, "bias": self.attention_bias} | shared,
-            "dtype": self.dtype,
-        }
-        text = None if self.text_width is None else TextTokens(self.text_width, name="text")(cond)
-        if not self.joint:
-            fields |= {"norm_epsilon": self.norm_epsilon, "norm_affine": self.norm_affine, "cross": text is not None}
-            if self.told_per_block:
-                start = (h, jnp.zeros((h.shape[0], self.width), self._wide()), jnp.ones((), bool))
-                told = (c_noise, None if text is not None else cond)
-                h, told, _ = self._repeat(Block, fields | {"own": own}, self.depth, start, told, angles, text)
-                return h, told
-            told = Told(**own, name="emb")(c_noise, None if text is not None else cond)
-            (h,) = self._repeat(Block, fields, self.depth, (h,), told, angles, text)
-            return h, told
+        text = None
+        if self.text_width is not None:
+            text, cond = TextTokens(self.text_width, name="text")(cond), None
+        if self.joint:
+            return self._two_streams(h, c_noise, text, angles, fields, told)
+        return self._one_stream(h, c_noise, cond, text, angles, fields, told)
 
-        told = Told(**own, name="emb")(c_noise)
-        told = told + TwoLayers(self.width, self._wide(), name="text_embedder")(pooled(text))
-        tokens = dense(self.width, self.dtype, name="context_embedder")(text.embedding)
-        args = (told, text.mask, angles)
-        both = self._repeat(JointBlock, fields, self.depth - 1, (h, tokens), *args) if self.depth > 1 else (h, tokens)
-        last = nn.remat(JointBlock) if self.remat and not self.is_initializing() else JointBlock
-        h, _ = last(**fields, last=True, name=f"transformer_blocks__{self.depth - 1}")(both, *args)
+    def _one_stream(self, h, c_noise, cond, text, angles, fields, told):
+        fields |= {"norm_epsilon": self.norm_epsilon, "norm_affine": self.norm_affine, "cross": text is not None}
+        if self.told_per_block:
+            first = jnp.zeros((h.shape[0], self.width), self._wide())
+            start = (h, first, jnp.ones((), bool))
+            h, first, _ = self._repeat(Block, fields | {"own": told}, self.depth, start, (c_noise, cond), angles, text)
+            return h, first
+        told = Told(**told, name="emb")(c_noise, cond)
+        (h,) = self._repeat(Block, fields, self.depth, (h,), told, angles, text)
         return h, told
+
+    def _two_streams(self, h, c_noise, text, angles, fields, told):
+        told = Told(**told, name="emb")(c_noise)
+        told = told + TwoLayers(self.width, self._wide(), name="text_embedder")(pooled(text).astype(self._wide()))
+        both = h, dense(self.width, self.dtype, name="context_embedder")(text.embedding)
+        if self.depth > 1:
+            both = self._repeat(JointBlock, fields, self.depth - 1, both, told, text.mask, angles)
+        block = nn.remat(JointBlock) if self.remat and not self.is_initializing() else JointBlock
+        last = block(**fields, last=True, name=f"transformer_blocks__{self.depth - 1}")
+        return last(both, told, text.mask, angles)[0], told
 
     def _repeat(self, block, fields, depth, h, *args):
         return repeat(self, block, fields, "transformer_blocks", depth, h, *args, scan=self.scan, remat=self.remat)

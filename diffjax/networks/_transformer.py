@@ -151,8 +151,11 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Any, context: Any = None, mask: Any = None, angles: Any = None) -> Float[Array, "b n c"]:
         width = x.shape[-1]
-        q, k, v = project(x, x if context is None else context, width, self, ("to_q", "to_k", "to_v"))
-        q, k = qk_normed(q, k, self, ("norm_q", "norm_k"))
+        source = x if context is None else context
+        linear = lambda name: dense(width, self.dtype, name=name, bias=self.bias)
+        split = lambda h: h.reshape(*h.shape[:2], self.heads, width // self.heads)
+        q, k, v = split(linear("to_q")(x)), split(linear("to_k")(source)), split(linear("to_v")(source))
+        q, k = normed(q, self, "norm_q"), normed(k, self, "norm_k")
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         h = attention(q, k, v, mask=mask).reshape(x.shape)
@@ -165,7 +168,7 @@ class JointAttention(nn.Module):
 
     Attributes:
       heads, qk_norm: as in `Attention`.
-      last: y's answer is not wanted, and is None.
+      last: y is attended to, but asks nothing: its answer is not wanted, and is None.
     """
 
     heads: int
@@ -179,34 +182,28 @@ class JointAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Any, y: Any, mask: Any, angles: Any = None) -> Any:
         n, width = x.shape[1:]
-        q, k, v = project(x, x, width, self, ("to_q", "to_k", "to_v"))
-        q, k = qk_normed(q, k, self, ("norm_q", "norm_k"))
+        split = lambda h: h.reshape(*h.shape[:2], self.heads, width // self.heads)
+        q, k, v = (split(dense(width, self.dtype, name=name)(x)) for name in ("to_q", "to_k", "to_v"))
+        q, k = normed(q, self, "norm_q"), normed(k, self, "norm_k")
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        text_q, text_k, text_v = project(y, y, width, self, ("add_q_proj", "add_k_proj", "add_v_proj"))
-        text_q, text_k = qk_normed(text_q, text_k, self, ("norm_added_q", "norm_added_k"))
-        join = lambda image, text: jnp.concatenate([image, text], axis=1)
-        there = join(jnp.ones(x.shape[:2], bool), mask)
-        h = attention(join(q, text_q), join(k, text_k), join(v, text_v), mask=there)
+        text_k, text_v = (split(dense(width, self.dtype, name=name)(y)) for name in ("add_k_proj", "add_v_proj"))
+        text_k = normed(text_k, self, "norm_added_k")
+        if not self.last:
+            text_q = normed(split(dense(width, self.dtype, name="add_q_proj")(y)), self, "norm_added_q")
+            q = jnp.concatenate([q, text_q], axis=1)
+        k, v = (jnp.concatenate(both, axis=1) for both in ((k, text_k), (v, text_v)))
+        h = attention(q, k, v, mask=jnp.concatenate([jnp.ones(x.shape[:2], bool), mask], axis=1))
         h = h.reshape(*h.shape[:2], width)
         drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
         image = drop(dense(width, self.dtype, name="to_out__0")(h[:, :n]))
-        return image, None if self.last else dense(width, self.dtype, name="to_add_out")(h[:, n:])
+        return image, None if self.last else drop(dense(width, self.dtype, name="to_add_out")(h[:, n:]))
 
 
-def project(x: Any, context: Any, width: int, layer: Any, names: tuple[str, str, str]) -> Any:
-    """Queries of x [b, n, c], keys and values of the context, each [b, n or m, heads, width / heads]."""
-    sources = (x, context, context)
-    flat = [dense(width, layer.dtype, name=n, bias=layer.bias)(s) for n, s in zip(names, sources, strict=True)]
-    return [h.reshape(*h.shape[:2], layer.heads, width // layer.heads) for h in flat]
-
-
-def qk_normed(q: Any, k: Any, layer: Any, names: tuple[str, str]) -> Any:
-    """Queries and keys [b, n, heads, k], normalised where the layer says so."""
-    if not layer.qk_norm:
-        return q, k
-    norm = lambda name: nn.RMSNorm(epsilon=1e-6, dtype=layer.dtype, scale_init=constant(1.0), name=name)
-    return norm(names[0])(q), norm(names[1])(k)
+def normed(h: Any, layer: Any, name: str) -> Any:
+    """Queries or keys [b, n, heads, k], normalised where the layer says so."""
+    norm = nn.RMSNorm(epsilon=1e-6, dtype=layer.dtype, scale_init=constant(1.0), name=name) if layer.qk_norm else None
+    return h if norm is None else norm(h)
 
 
 class Activation(nn.Module):

@@ -40,7 +40,16 @@ TENSOR_RULES: Rules = (
     (r"hidden_\d+/kernel", PartitionSpec(None, TENSOR)),
     (r"hidden_\d+/bias", PartitionSpec(TENSOR)),
     (r"close_\d+/kernel", PartitionSpec(TENSOR, None)),
+    # transformers: attention
+    (r"(to_[qkv]|add_[qkv]_proj|attn/qkv)/kernel", PartitionSpec(None, TENSOR)),
+    (r"(to_[qkv]|add_[qkv]_proj|attn/qkv)/bias", PartitionSpec(TENSOR)),
+    (r"(to_out__0|to_add_out|attn/proj)/kernel", PartitionSpec(TENSOR, None)),
+    # transformers: the feed-forward layer
+    (r"(net__0/proj|mlp/fc1)/kernel", PartitionSpec(None, TENSOR)),
+    (r"(net__0/proj|mlp/fc1)/bias", PartitionSpec(TENSOR)),
+    (r"(net__2|mlp/fc2)/kernel", PartitionSpec(TENSOR, None)),
 )
+STACK = "__/"  # after the name of blocks that are one array each, [depth, ...]: a rule speaks of one block
 
 
 def everywhere(tree: Any) -> Any:
@@ -80,6 +89,7 @@ def tensor_places(mesh: Mesh, rules: Rules, min_size: int) -> Places:
     def place(path: Any, leaf: Any) -> PartitionSpec:
         name = path_of(path)
         spec = next((spec for pattern, spec in found if pattern.search(name)), PartitionSpec())
+        spec = PartitionSpec(None, *spec) if STACK in name and len(spec) else spec
         unfit = _unfit(leaf.shape, spec, mesh)
         if unfit and name.startswith("params/"):
             raise ValueError(f"rules: {name} of shape {leaf.shape} cannot be split by {spec}: {unfit}")

@@ -10,7 +10,7 @@ SMALL = {"vocab_size": 19, "d_model": 12, "d_kv": 5, "num_heads": 2, "d_ff": 10,
 CASES = {
     "t5-relu": SMALL,
     "t5-gated": {**SMALL, "feed_forward_proj": "gated-gelu", "num_heads": 3, "d_kv": 4},
-    "t5-long": {**SMALL, "length": 150, "d_model": 4, "num_layers": 2},  # beyond the largest distance
+    "t5-long": {**SMALL, "length": 140, "d_model": 8, "num_layers": 2},  # beyond the largest distance
     "t5-few-buckets": {**SMALL, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 9},
     "t5-odd-buckets": {
         **SMALL,

@@ -93,6 +93,11 @@ class Block(nn.Module):
         return x + out_gate[:, None] * self.ff(self.norm3(x) * (1 + scale[:, None]) + shift[:, None])
 
 
+class Nothing(nn.Module):
+    def forward(self, x):
+        return torch.zeros_like(x)
+
+
 class TorchDiT(nn.Module):
     """Called as `network(x [b, c, h, w], c_noise [b], cond)`."""
 
@@ -120,6 +125,8 @@ class TorchDiT(nn.Module):
             blocks = [JointTransformerBlock(width, heads, width // heads, i == depth - 1, **more) for i in range(depth)]
         else:
             blocks = [Block(width, heads, text_width, norm, fields.get("norm_affine", False)) for _ in range(depth)]
+        if joint:  # what the last text asks is not used, and we have no weights for it
+            blocks[-1].attn.add_q_proj, blocks[-1].attn.norm_added_q = Nothing(), None
         self.transformer_blocks = nn.ModuleList(blocks)
         self.proj_out_1 = nn.Linear(width, 2 * width)
         self.proj_out_2 = nn.Linear(width, self.patch**2 * fields.get("out_channels", 3))
