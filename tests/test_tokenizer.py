@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffjax.interop._tokenizer import tokenize
+from diffjax.interop import tokenize
 
 tokenizers = pytest.importorskip("tokenizers")
 WORDS = {"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "red": 4, "cat": 5}

@@ -8,6 +8,7 @@
 """
 
 from diffjax.interop._files import read_tensors as read_tensors, write_tensors as write_tensors
+from diffjax.interop._inception import read_inception as read_inception
 from diffjax.interop._known import module_from_config as module_from_config
 from diffjax.interop._pretrained import (
     Loaded as Loaded,
@@ -18,3 +19,4 @@ from diffjax.interop._pretrained import (
     save_pretrained as save_pretrained,
 )
 from diffjax.interop._scheduler import Sampling as Sampling, read_scheduler as read_scheduler
+from diffjax.interop._tokenizer import tokenize as tokenize
