@@ -1,0 +1,353 @@
+"""Files of others: what is read, what is refused and by which name, latent spaces (float32, no torch)."""
+
+import json
+import pickle
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from diffjax import interop
+from diffjax.data import encoded, from_arrays
+from diffjax.interop import load_module, read_tensors, save_pretrained, write_tensors
+from diffjax.interop._keys import to_tensors
+from diffjax.interop._known import shapes_of
+from diffjax.networks import AutoencoderKL, LatentSpace, from_linen
+from diffjax.networks._init import draw_together
+
+CONFIG = {
+    "_class_name": "AutoencoderKL",
+    "_diffusers_version": "0.30.0",
+    "block_out_channels": [4, 4],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "norm_num_groups": 2,
+    "latent_channels": 2,
+    "scaling_factor": 0.4,
+    "shift_factor": 0.3,
+}
+NAME = "diffusion_pytorch_model.safetensors"
+quick_jit = lambda f: jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.fixture(name="autoencoder", scope="module")
+def _autoencoder():
+    return interop.module_from_config(CONFIG)
+
+
+@pytest.fixture(name="params", scope="module")
+def _params(autoencoder):
+    """Drawn in one, moved off zero."""
+    params = draw_together(
+        lambda key, x: autoencoder.init(key, x)["params"], jax.random.key(0), jnp.zeros((1, 4, 4, 3))
+    )
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: np.asarray(leaf + 0.1 * rng.normal(size=leaf.shape), np.float32), params)
+
+
+@pytest.fixture(name="folder")
+def _folder(tmp_path, params):
+    save_pretrained(tmp_path, params, CONFIG)
+    return tmp_path
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_saved_is_loaded(folder, params):
+    loaded = load_module(folder)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+    assert loaded.config == CONFIG
+    assert loaded.module == interop.module_from_config(CONFIG)
+    half = load_module(folder, dtype=jnp.bfloat16)
+    assert half.module.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
+def test_every_dtype_becomes_float32(dtype, folder, params):
+    tensors = {key: value.astype(dtype) for key, value in to_tensors(params).items()}
+    write_tensors(folder / NAME, tensors)
+    loaded = load_module(folder).params
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(dtype).astype(np.float32)), loaded, params)
+
+
+def shard(folder, params, **changes):
+    """The weights in two files; `changes` to the index."""
+    tensors = to_tensors(params)
+    (folder / NAME).unlink()
+    names = {key: f"part-{i % 2}.safetensors" for i, key in enumerate(sorted(tensors))}
+    for name in set(names.values()):
+        safetensors.numpy.save_file({key: tensors[key] for key in names if names[key] == name}, folder / name)
+    index = {"metadata": {"total_size": sum(value.nbytes for value in tensors.values())}, "weight_map": names}
+    index = {**index, **{key: change(index[key]) for key, change in changes.items()}}
+    (folder / f"{NAME}.index.json").write_text(json.dumps(index))
+
+
+def test_shards(folder, params):
+    shard(folder, params)
+    jax.tree.map(np.testing.assert_array_equal, load_module(folder).params, params)
+    (folder / "part-1.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"index\.json: the shard part-1\.safetensors is missing"):
+        read_tensors(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metadata": lambda _: {"total_size": 12}}, "total_size is 12, but the shards hold"),
+        ({"weight_map": lambda names: {**names, "more": "part-0.safetensors"}}, "more is not in part-0.safetensors"),
+        ({"weight_map": lambda names: dict(list(names.items())[2:])}, "decoder.conv_in.bias is also in part-0"),
+        ({"weight_map": lambda names: {**names, "x": "../part-0.safetensors"}}, "weight_map names '../part-0.safeten"),
+        ({"weight_map": lambda names: {**names, "x": "/etc/part.safetensors"}}, "weight_map names '/etc/part.safeten"),
+        ({"weight_map": lambda names: {**names, "x": "part-0.bin"}}, "weight_map names 'part-0.bin'"),
+        ({"weight_map": lambda names: []}, "weight_map is missing"),
+    ],
+)
+def test_shards_that_are_not_as_their_index_says(changes, message, folder, params):
+    shard(folder, params, **changes)
+    with pytest.raises(ValueError, match=f"index.json: {message}"):
+        read_tensors(folder)
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".pkl"])
+def test_pickles_are_refused(suffix, folder, params):
+    (folder / NAME).unlink()
+    file = folder / f"diffusion_pytorch_model{suffix}"
+    file.write_bytes(pickle.dumps(to_tensors(params)))
+    with pytest.raises(ValueError, match=rf"model\{suffix}: there are pickled weights only") as error:
+        load_module(folder)
+    assert "\n" not in str(error.value)
+    with pytest.raises(
+        ValueError, match=rf"model\{suffix}: weights are read from .safetensors and .npz alone; a pickle"
+    ):
+        read_tensors(file)
+
+
+def test_npz_without_pickles(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.arange(3.0))
+    np.testing.assert_array_equal(read_tensors(tmp_path / "a.npz")["x"], np.arange(3.0))
+    np.savez(tmp_path / "b.npz", x=np.array([{}], object))
+    with pytest.raises(ValueError, match=r"b\.npz: no \.npz can be read"):
+        read_tensors(tmp_path / "b.npz")
+
+
+def test_files_that_cannot_be_read(folder):
+    content = (folder / NAME).read_bytes()
+    for damaged in (content[:-1], content[:20], b"", b"\xff" * 100):
+        (folder / NAME).write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{NAME}: no safetensors can be read"):
+            load_module(folder)
+    (folder / NAME).rename(folder / "a.safetensors")
+    (folder / "b.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"which of a\.safetensors, b\.safetensors\?"):
+        load_module(folder)
+    (folder / "a.safetensors").unlink()
+    load_module(folder)
+    (folder / "b.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"there is no \.safetensors here"):
+        load_module(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("decoder.conv_in.bias"), "no tensor decoder.conv_in.bias"),
+        (lambda t: t.update(more=np.ones(2, np.float32)), "nothing here takes the tensor more"),
+        (lambda t: t.update({"decoder.conv_in.bias": np.ones(3, np.float32)}), "decoder.conv_in.bias has shape"),
+        (lambda t: t.update({"decoder.conv_in.bias": np.full(4, np.nan, np.float32)}), "decoder.conv_in.bias has va"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(change, message, folder, params):
+    tensors = to_tensors(params)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, folder / NAME)
+    with pytest.raises(ValueError, match=f"{NAME}: {message}"):
+        load_module(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"_class_name": "UNet3DConditionModel"}, "_class_name is 'UNet3DConditionModel'; diffjax has UNet2DModel"),
+        ({"down_block_types": ["DownEncoderBlock2D", "Other"]}, r"down_block_types is \['DownEncoderBlock2D', 'Other'"),
+        ({"act_fn": "gelu"}, "act_fn is 'gelu'; diffjax has 'silu'"),
+        ({"latents_mean": [0.0]}, r"latents_mean is \[0.0\]"),
+        ({"unheard_of": 3}, "unknown key unheard_of, with value 3"),
+    ],
+)
+def test_configurations_that_ask_for_more_are_named(change, message, folder):
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **change}))
+    with pytest.raises(ValueError, match=rf"config\.json: {message}") as error:
+        load_module(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_configuration_must_be_json(folder):
+    for content in ("{", "[1]"):
+        (folder / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=r"config\.json: "):
+            load_module(folder)
+
+
+def test_saving_checks_what_it_writes(tmp_path, params):
+    with pytest.raises(ValueError, match=r"config\.json: .* has shape"):
+        save_pretrained(tmp_path, params, {**CONFIG, "latent_channels": 3})
+    worse = jax.tree.map(lambda leaf: np.where(leaf == leaf.max(), np.inf, leaf), params)
+    with pytest.raises(ValueError, match="not finite"):
+        save_pretrained(tmp_path, worse, CONFIG)
+    with pytest.raises(ValueError, match=r"scheduler_config\.json: _class_name is None"):
+        save_pretrained(tmp_path, params, CONFIG, scheduler={})
+    assert not list(tmp_path.iterdir())
+
+
+# --- pipelines --------------------------------------------------------------------------------------------------------
+
+
+def test_from_pretrained_names_what_it_lacks(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"scheduler_config\.json: there is none; `load_module` reads"):
+        interop.from_pretrained(folder)
+    (folder / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDIMScheduler"}))
+    with pytest.raises(ValueError, match="AutoencoderKL is no diffusion's network"):
+        interop.from_pretrained(folder)
+    index = {"_class_name": "Pipe", "unet": ["diffusers", "UNet2DModel"], "text_encoder": ["transformers", "CLIP"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"model_index\.json: text_encoder is 'CLIP'; diffjax has unet"):
+        interop.from_pretrained(folder)
+    (folder / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet2DModel"]}))
+    with pytest.raises(ValueError, match=r"model_index\.json: there is no scheduler"):
+        interop.from_pretrained(folder)
+    for source in (tmp_path / "nowhere", "no where", "a/b/c"):
+        with pytest.raises(ValueError, match=r"source: .* is neither a folder nor owner/name"):
+            interop.from_pretrained(source)
+
+
+def test_the_hub_is_asked_for_json_and_safetensors_alone(folder, monkeypatch):
+    """Of a repository, with a stand-in for the hub: what is fetched, what is not, and its errors in one line."""
+    hub = pytest.importorskip("huggingface_hub")
+    asked = []
+
+    def snapshot_download(repo, *, revision, allow_patterns, ignore_patterns):
+        asked.append((repo, revision, allow_patterns, ignore_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    load_module("owner/name", part=".", revision="v1")
+    assert [(repo, revision) for repo, revision, *_ in asked] == [("owner/name", "v1")] * 2
+    assert [patterns for *_, patterns, _ in asked] == [["*.json"], ["*.safetensors"]]
+    assert "*.fp16*" in asked[1][-1]
+
+    def fails(*args, **options):
+        raise hub.errors.LocalEntryNotFoundError("no\n network")
+
+    monkeypatch.setattr(hub, "snapshot_download", fails)
+    with pytest.raises(ValueError, match="source: owner/name is no folder, and cannot be fetched: no network"):
+        load_module("owner/name")
+
+
+# --- latents ----------------------------------------------------------------------------------------------------------
+
+
+def test_latents_are_the_autoencoders_scaled(autoencoder, params):
+    latents = LatentSpace(params, autoencoder)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(3, 6, 4, 3)), jnp.float32)
+
+    @quick_jit
+    def everything(latents, x):
+        raw, logvar = autoencoder.apply({"params": latents.params}, x, method="encode")
+        mean, std = latents.moments(x)
+        keys = jax.random.split(jax.random.key(7), 400)
+        draws = jax.vmap(lambda key: latents.encode(key, x))(keys)
+        part = latents.encode(keys[0], x[1:], index=jnp.arange(1, 3))
+        plain = autoencoder.apply({"params": latents.params}, raw, method="decode")
+        return raw, logvar, mean, std, draws, part, plain, latents.decode(mean)
+
+    raw, logvar, mean, std, draws, part, plain, decoded = everything(latents, x)
+    assert mean.shape == (3, 3, 2, 2)
+    np.testing.assert_allclose(mean, 0.4 * (np.asarray(raw) - 0.3), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(std, 0.4 * np.exp(0.5 * np.asarray(logvar)), rtol=1e-5)
+    scaled = (np.asarray(draws) - np.asarray(mean)) / np.asarray(std)
+    assert abs(scaled.mean()) < 5 / np.sqrt(scaled.size)
+    assert abs(scaled.var() - 1) < 5 * np.sqrt(2 / scaled.size)
+    np.testing.assert_allclose(part, draws[0, 1:], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(decoded, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_source_in_latents():
+    """Conditions stay; a part of a batch is a part of the same latents; each step draws anew."""
+    images = np.arange(24, dtype=np.float32).reshape(6, 4)
+    source = from_arrays(images, np.arange(6))
+
+    def encode(key, x0, *, index):
+        return 10 * x0[:, :2] + jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (2,)))(index)
+
+    latents = encoded(source, encode)
+    z, cond = latents(0, 3, 6)
+    x0, plain_cond = source(0, 3, 6)
+    np.testing.assert_array_equal(cond, plain_cond)
+    assert z.dtype == np.float32
+    noise = z - 10 * x0[:, :2]
+    assert np.all((noise >= 0) & (noise <= 1))
+    assert len(np.unique(noise)) == noise.size
+    parts = [latents(0, 3, 6, part=(i, 2)) for i in range(2)]
+    np.testing.assert_array_equal(np.concatenate([part for part, _ in parts]), z)
+    again = latents(0, 9, 6)[0] - 10 * source(0, 9, 6)[0][:, :2]
+    assert np.intersect1d(np.round(again, 3), np.round(noise, 3)).size < noise.size / 2
+
+
+# --- the autoencoder --------------------------------------------------------------------------------------------------
+
+
+def test_autoencoder_is_drawn_in_one(autoencoder, monkeypatch):
+    """No leaf needs the network to be run."""
+    monkeypatch.setattr(jax, "jit", None)
+    x = jnp.zeros((1, 4, 4, 3))
+    params = from_linen(autoencoder_call(autoencoder)).init(jax.random.key(0), x, jnp.zeros(1))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes_of(autoencoder, CONFIG, ""))
+
+
+def autoencoder_call(module):
+    """The autoencoder behind the arguments that `from_linen` gives."""
+
+    class Call(type(module)):
+        def __call__(self, x, c_noise, cond=None):
+            return self.decode(self.encode(x)[0])
+
+    fields = {name: getattr(module, name) for name in module.__dataclass_fields__ if name not in ("parent", "name")}
+    return Call(**fields)
+
+
+@pytest.mark.slow
+def test_autoencoder_rematerialised_and_in_half_precision(autoencoder, params):
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(2, 4, 4, 3)), jnp.float32)
+    loss = lambda module: lambda params: jnp.sum(module.apply({"params": params}, x) ** 2)
+    plain, again = (quick_jit(jax.grad(loss(autoencoder.clone(remat=remat))))(params) for remat in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4), plain, again)
+    exact = autoencoder.apply({"params": params}, x)
+    upcast = autoencoder.clone(dtype=jnp.bfloat16).apply({"params": params}, x)
+    half = autoencoder.clone(dtype=jnp.bfloat16, upcast=False).apply({"params": params}, x)
+    assert upcast.dtype == half.dtype == jnp.float32
+    np.testing.assert_array_equal(upcast, exact)
+    assert 1e-4 < np.max(np.abs(half - exact)) / np.max(np.abs(exact)) < 0.1
+
+
+def test_autoencoder_names_what_does_not_fit(autoencoder, params):
+    for fields, message in (
+        ({"channels": (6,), "groups": 4}, "channels: a multiple of groups = 4"),
+        ({"channels": ()}, "channels: "),
+        ({"blocks": 0}, "blocks: at least 1"),
+        ({"scaling_factor": 0.0}, "scaling_factor: it must not be 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            AutoencoderKL(**fields)
+    latents = LatentSpace(params, autoencoder)
+    for call, shape in (
+        (latents.moments, (1, 4, 4, 2)),
+        (latents.moments, (1, 1, 4, 3)),
+        (latents.decode, (1, 4, 4, 3)),
+    ):
+        with pytest.raises(ValueError, match=r"[xz]: \[b, height, width, [23]\] with sides of at least"):
+            call(jnp.zeros(shape))
