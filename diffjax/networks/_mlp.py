@@ -1,9 +1,11 @@
-"""A residual perceptron for small data: points in the plane, short vectors, 8 x 8 digits.
+"""Perceptrons for small data: points in the plane, short vectors, 8 x 8 digits. `MLP` is residual:
 
     x [b, *d] -> flatten -> Dense -> n x [ h + Dense*(dropout(SiLU(Dense(norm(h) (1 + s) + u)))) ] -+
                                                                               ^                     |
     c_noise, cond -> Conditioning ---> Dense -> s, u (for each block) --------+                     |
     y [b, *d] <- Dense* <- SiLU <- norm <-----------------------------------------------------------+
+
+and `PlainMLP` is not: [x, Conditioning] -> n x [ Dense -> SiLU -> dropout ] -> Dense* -> y.
 
 Source: pre-norm residual blocks (He et al. 2016) with adaptive normalisation (Peebles & Xie 2023, section 3.2). Layers
 marked * start at zero, and with them the network.
@@ -61,7 +63,8 @@ class MLP(nn.Module):
         self, x: Float[Array, "b *d"], c_noise: Any, cond: Any = None, *, deterministic: bool = True
     ) -> Float[Array, "b *d"]:
         flat = x.reshape(x.shape[0], -1)
-        told = Conditioning(self.width, self.num_classes, name="conditioning")(broadcast_noise(c_noise, x), cond)
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        told = Conditioning(self.width, self.num_classes, wide, name="conditioning")(broadcast_noise(c_noise, x), cond)
         h = dense(self.width, self.dtype, name="in")(flat)
         again = self.remat and not self.is_initializing()  # it would hide the parameters from the draw that makes them
         branch = nn.remat(MLP._branch, static_argnums=(3, 4)) if again else MLP._branch
@@ -69,7 +72,7 @@ class MLP(nn.Module):
             h = h + branch(self, h, told, i, deterministic)
         h = nn.silu(nn.LayerNorm(use_scale=False, use_bias=False, dtype=self.dtype, name="norm")(h))
         y = dense(flat.shape[1], self.dtype, name="out", zero=True)(h)
-        return y.astype(jnp.float32).reshape(x.shape)
+        return y.astype(wide).reshape(x.shape)
 
     def _branch(self, h, told, i, deterministic):
         scale, shift = jnp.split(dense(2 * self.width, self.dtype, name=f"modulate_{i}")(told), 2, axis=-1)
@@ -77,3 +80,47 @@ class MLP(nn.Module):
         h = nn.silu(dense(self.width, self.dtype, name=f"hidden_{i}")(h))
         h = nn.Dropout(self.dropout, deterministic=deterministic)(h)
         return dense(self.width, self.dtype, name=f"close_{i}", zero=True)(h)
+
+
+class PlainMLP(nn.Module):
+    """A perceptron `(x [b, *d], c_noise [b], cond) -> y [b, *d]`, y in float32, without residuals or norms.
+
+    Attributes:
+      width: features of the hidden layers, even.
+      depth: number of hidden layers.
+      num_classes: as of `MLP`.
+      dropout: the probability of dropping a hidden feature in training.
+      dtype: of the computation; parameters are float32.
+
+    Raises:
+      ValueError: a width that is odd, no hidden layer, a dropout outside [0, 1), or a cond that does not fit
+        `num_classes`.
+    """
+
+    width: int = 128
+    depth: int = 3
+    num_classes: int | None = None
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if self.width < 2 or self.width % 2:
+            raise ValueError(f"width: an even number is needed, got {self.width}")
+        if self.depth < 1:
+            raise ValueError(f"depth: at least 1 is needed, got {self.depth}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: a probability in [0, 1) is needed, got {self.dropout}")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b *d"], c_noise: Any, cond: Any = None, *, deterministic: bool = True
+    ) -> Float[Array, "b *d"]:
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        told = Conditioning(self.width, self.num_classes, wide, name="conditioning")(broadcast_noise(c_noise, x), cond)
+        flat = x.reshape(x.shape[0], -1)
+        h = jnp.concatenate([flat.astype(self.dtype), told.astype(self.dtype)], axis=-1)
+        for i in range(self.depth):
+            h = nn.silu(dense(self.width, self.dtype, name=f"hidden_{i}")(h))
+            h = nn.Dropout(self.dropout, deterministic=deterministic)(h)
+        return dense(flat.shape[1], self.dtype, name="out", zero=True)(h).astype(wide).reshape(x.shape)

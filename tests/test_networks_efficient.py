@@ -1,0 +1,153 @@
+"""Efficient U-Net does what its docstring says (float32); its parity is in tests/parity."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_networks import perturbed
+
+from diffjax import KarrasPrediction, VariancePreserving, classifier_free, make_denoiser
+from diffjax.interop._keys import to_params, to_tensors
+from diffjax.networks import Cascade, EfficientUNet, Text, from_linen
+from diffjax.networks._init import draw_together
+
+KEY = jax.random.key(0)
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+FIELDS = {
+    "channels": 8,
+    "multipliers": (1, 2),
+    "blocks": (1, 3),
+    "strides": (2, 2),
+    "self_attention": (1,),
+    "text_attention": (1,),
+    "head_channels": 8,
+    "text_width": 5,
+    "low_resolution": True,
+    "dropout": 0.3,
+}
+RNG = np.random.default_rng(3)
+IMAGE = jnp.asarray(RNG.normal(size=(3, 7, 6, 2)), jnp.float32)  # odd sizes
+C_NOISE = jnp.array([-1.0, 0.0, 1.0])
+MASK = np.array([[True, True, False], [True, False, False], [False, False, False]])
+TEXT = Text(jnp.asarray(RNG.normal(size=(3, 3, 5)), jnp.float32), jnp.asarray(MASK))
+COND = Cascade(TEXT, jnp.asarray(RNG.normal(size=(3, 4, 3, 2)), jnp.float32), jnp.array([-0.5, 0.0, 0.5]))
+
+
+@pytest.fixture(scope="module", name="made")
+def _made():
+    """The network with scan, its parameters off zero, and its compiled apply."""
+    network = from_linen(EfficientUNet(**FIELDS, scan=True))
+    params = perturbed(network.init(KEY, IMAGE, C_NOISE, COND), size=0.2)
+    return network, params, quick_jit(network.apply)
+
+
+def changes(a, b):
+    return np.abs(np.asarray(a) - b).max(axis=(1, 2, 3))
+
+
+def test_every_condition_matters_sample_by_sample(made):
+    _, params, apply = made
+    y = np.asarray(apply(params, IMAGE, C_NOISE, COND))
+    assert y.shape == IMAGE.shape
+    words = COND._replace(text=TEXT._replace(embedding=TEXT.embedding.at[:, 0].add(1.0)))
+    moved = changes(apply(params, IMAGE, C_NOISE, words), y)
+    assert np.all(moved[:2] > 1e-3)
+    assert moved[2] == 0  # no token is there: the null token is all that is seen
+    hidden = COND._replace(text=TEXT._replace(embedding=TEXT.embedding.at[:, 2].set(9.0)))
+    np.testing.assert_array_equal(changes(apply(params, IMAGE, C_NOISE, hidden), y), 0)
+    for cond in (
+        COND._replace(low_resolution=COND.low_resolution.at[1, 0, 0].add(1.0)),
+        COND._replace(noise_level=COND.noise_level.at[1].add(0.2)),
+    ):
+        moved = changes(apply(params, IMAGE, C_NOISE, cond), y)
+        assert moved[1] > 1e-3
+        np.testing.assert_array_equal(moved[[0, 2]], 0)
+    assert changes(apply(params, IMAGE, C_NOISE.at[1].add(0.2), COND), y)[1] > 1e-3
+    renulled = params | {"text": jax.tree.map(lambda leaf: leaf + 1, params["text"])}
+    moved = changes(apply(renulled, IMAGE, C_NOISE, COND), y)
+    assert moved[2] > 1e-3
+    np.testing.assert_array_equal(moved[:2], 0)
+
+
+def test_wrong_conditions_are_refused(made):
+    network, params, _ = made
+    for cond, message in [
+        (None, "cond: a Cascade"),
+        (TEXT, "cond: a Cascade.* got Text"),
+        (COND._replace(text=None), "cond: a Text"),
+        (COND._replace(noise_level=None), "cond: a Cascade"),
+        (COND._replace(low_resolution=jnp.zeros((3, 8, 6, 2))), r"no larger than x \(3, 7, 6, 2\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            network.apply(params, IMAGE, C_NOISE, cond)
+    plain = EfficientUNet(**FIELDS | {"text_width": None, "low_resolution": False})
+    for cond, message in [(TEXT, "text_width=None"), (COND, "low_resolution=False"), (Cascade(TEXT), "text_width")]:
+        with pytest.raises(ValueError, match=message):
+            plain.init(KEY, IMAGE, C_NOISE, cond)
+    with pytest.raises(ValueError, match=r"x: images .* \(3, 4\)"):
+        plain.init(KEY, jnp.zeros((3, 4)), C_NOISE)
+
+
+def test_starts_at_zero_by_one_draw_and_bfloat16(monkeypatch):
+    """One draw makes all parameters: the initialisation that runs the network is never called."""
+    module = EfficientUNet(**FIELDS, dtype=jnp.bfloat16, remat=True, out_channels=5)
+    monkeypatch.setattr(jax, "jit", None)
+    params = draw_together(lambda *args: module.init(*args)["params"], KEY, IMAGE, C_NOISE, COND)
+    monkeypatch.undo()
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(params["out"]))
+    y = jax.eval_shape(module.apply, {"params": params}, IMAGE, C_NOISE, COND)
+    assert (y.shape, y.dtype) == ((3, 7, 6, 5), jnp.float32)
+
+
+@pytest.mark.slow
+def test_is_a_denoiser_with_guidance(made):
+    """The null of the text, beside the same low-resolution image: at scale 0 it is the network without text."""
+    network, params, _ = made
+    process = VariancePreserving()
+    keywords = {"network": network, "process": process, "parameterisation": KarrasPrediction()}
+    null = COND._replace(text=Text(0.0, False))
+    guided = classifier_free(make_denoiser(params, COND, **keywords), null, 0.0)
+    empty = COND._replace(text=Text(TEXT.embedding, jnp.zeros((3, 3), bool)))
+    t = jnp.array([0.3, 0.5, 0.7])
+    run = quick_jit(lambda denoiser, x, t: denoiser(x, t))
+    np.testing.assert_allclose(
+        run(guided, IMAGE, t), run(make_denoiser(params, empty, **keywords), IMAGE, t), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.slow
+def test_scan_and_remat_give_the_same_values_and_gradients(made):
+    _, params, apply = made
+    y = apply(params, IMAGE, C_NOISE, COND)
+    written = from_linen(EfficientUNet(**FIELDS, remat=True))
+    shapes = jax.eval_shape(written.init, KEY, IMAGE, C_NOISE, COND)
+    out = jax.tree.map(jnp.asarray, to_params(to_tensors(params), shapes))
+    loss = lambda n: lambda p: (jnp.sum((z := n.apply(p, IMAGE, C_NOISE, COND)) ** 2), z)
+    again = from_linen(EfficientUNet(**FIELDS, scan=True))
+    (_, z), slope = quick_jit(jax.value_and_grad(loss(written), has_aux=True))(out)
+    np.testing.assert_allclose(z, y, rtol=1e-4, atol=1e-4)
+    (_, _), expected = quick_jit(jax.value_and_grad(loss(again), has_aux=True))(params)
+    expected, slope = to_tensors(expected), to_tensors(slope)
+    assert set(slope) == set(expected)
+    for key, value in slope.items():
+        np.testing.assert_allclose(value, expected[key], rtol=2e-3, atol=2e-3 * np.abs(expected[key]).max())
+        assert np.any(value), key
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"channels": 7}, r"channels: .* 7"),
+        ({"blocks": (1,)}, r"blocks: one number for each of 2 .* \(1,\)"),
+        ({"strides": (1, 3)}, r"strides: 1 or 2 .* \(1, 3\)"),
+        ({"self_attention": (2,)}, r"self_attention: blocks are 0 \.\. 1"),
+        ({"head_channels": 5}, "head_channels: a divisor of block 1's 16"),
+        ({"dropout": 1.0}, r"dropout: .* 1\.0"),
+    ],
+)
+def test_bad_fields_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        EfficientUNet(**FIELDS | fields)
