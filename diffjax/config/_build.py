@@ -7,18 +7,18 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from diffjax._typing import Network
 from diffjax.config._check import check_config
 from diffjax.config._names import GRIDS, PARAMETERISATIONS, PROCESSES, STEPPERS, TIMES, WEIGHTINGS, construct
-from diffjax.config._options import Config, NetworkConfig, OptimiserConfig, SamplerConfig
+from diffjax.config._networks import build_network, projection
+from diffjax.config._options import Config, OptimiserConfig, SamplerConfig
 from diffjax.losses import denoising_loss, drop_condition
-from diffjax.networks import MLP, UNet, from_linen
 from diffjax.parameterisation import AbstractParameterisation
 from diffjax.process import AbstractGaussianProcess
 from diffjax.samplers import AbstractStepper
+from diffjax.training import projected
 
 
 class Parts(NamedTuple):
@@ -60,19 +60,10 @@ def build(config: Config, classes: int | None) -> Parts:
         time_sampler=construct("times", TIMES, config.times, process),
         weighting=construct("weighting", WEIGHTINGS, config.weighting),
     )
-    tx = build_optimiser(config.optimiser, config.steps)
+    tx, project = build_optimiser(config.optimiser, config.steps), projection(config.network)
+    tx = tx if project is None else projected(tx, project)
     stepper, ts = build_stepper(config.sampler), build_grid(config.sampler, process)
     return Parts(process, parameterisation, network, tx, loss, stepper, ts, classes)
-
-
-def build_network(config: NetworkConfig, classes: int | None) -> Network:
-    """The network of a configuration, told of `classes` classes, or of nothing where None."""
-    shared = {"num_classes": classes, "dropout": config.dropout, "dtype": jnp.dtype(config.dtype)}
-    shared["remat"] = config.remat
-    if config.name == "mlp":
-        return from_linen(MLP(width=config.width, depth=config.depth, **shared))
-    names = ("channels", "multipliers", "blocks", "attention", "head_channels")
-    return from_linen(UNet(**{name: getattr(config, name) for name in names}, **shared))
 
 
 def build_optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransformation:

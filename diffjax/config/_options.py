@@ -140,22 +140,28 @@ class TimesConfig:
 class NetworkConfig:
     """The network."""
 
-    name: Literal["mlp", "unet"] = "unet"
-    """A perceptron for vectors, a U-Net for images."""
+    name: Literal["mlp", "unet", "ddpm", "ddpmpp", "ncsnpp", "adm", "edm2", "dit", "uvit"] = "unet"
+    """mlp: a perceptron for vectors. For images: a U-Net, that of a paper, or a transformer."""
     channels: int = 32
-    """unet: channels of the finest level."""
+    """U-Nets: channels of the finest level."""
     multipliers: tuple[int, ...] = (1, 2)
-    """unet: channels of each level, in multiples; each level halves the image."""
+    """U-Nets: channels of each level, in multiples; each level halves the image."""
     blocks: int = 1
-    """unet: residual blocks a level."""
+    """U-Nets: residual blocks a level."""
     attention: tuple[int, ...] = (1,)
-    """unet: levels with self-attention, 0 the finest."""
+    """U-Nets: levels with self-attention, 0 the finest."""
     head_channels: int = 32
-    """unet: channels of an attention head."""
+    """unet, adm, edm2: channels of an attention head."""
     width: int = 128
-    """mlp: features of the hidden layers."""
+    """mlp, dit, uvit: features of the hidden layers."""
     depth: int = 3
-    """mlp: residual blocks."""
+    """mlp, dit, uvit: residual blocks."""
+    heads: int = 4
+    """dit, uvit: heads of attention."""
+    patch: int = 2
+    """dit, uvit: pixels along a side of a patch."""
+    scan: bool = False
+    """dit, uvit: compile one block, not each of them; for deep networks on accelerators."""
     dropout: float = 0.0
     """Probability of dropping a hidden feature in training."""
     dtype: Literal["float32", "bfloat16"] = "float32"
