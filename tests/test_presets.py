@@ -26,7 +26,7 @@ def test_cifar10_trains(tmp_path):
     state = init_state(jax.random.key(0), parts.network, parts.tx, x0, cond)
     layout = jit_layout(make_train_step(parts.loss, parts.tx, ema=make_ema(0.99)), None)
     log = tmp_path / "metrics.jsonl"
-    options = dict(steps=100, batch_size=8, seed=0, log=log, log_every=1, progress=False)
+    options = {"steps": 100, "batch_size": 8, "seed": 0, "log": log, "log_every": 1, "progress": False}
     state = train(state, layout, data.source, **options)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     losses = np.array([line["loss"] for line in lines])
