@@ -8,7 +8,7 @@ from test_checkpoint import array_file, flip
 
 from diffjax.cli import main
 from diffjax.cli._folder import lock_run
-from diffjax.training import Checkpoints, load_weights
+from diffjax.training import Checkpoints, _reading, load_weights
 
 
 def call(capfd, *argv):
@@ -68,6 +68,26 @@ def test_list_verify_rollback_export(run, capfd):
     with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.steps() == [100]
     assert sorted(path.name for path in (run / "checkpoints" / "aside").iterdir()) == ["200", "300"]
+
+
+def test_what_a_run_deletes_meanwhile_is_not_damage(run, tmp_path, monkeypatch, capfd):
+    read = _reading.read_about
+
+    def late(folder):
+        if folder.name == "300" and folder.exists():
+            folder.rename(tmp_path / "300")
+        return read(folder)
+
+    monkeypatch.setattr(_reading, "read_about", late)
+    for action in ("list", "verify"):
+        code, out, err = call(capfd, action, run)
+        assert (code, err) == (0, "")
+        assert "300  deleted since it was listed" in out
+        assert "damaged" not in out
+        (tmp_path / "300").rename(run / "checkpoints" / "300")
+    code, out, _ = call(capfd, "export", run)
+    assert code == 0
+    assert (run / "ema-200.safetensors").is_file()
 
 
 def test_what_is_refused_is_named(run, tmp_path, capfd):

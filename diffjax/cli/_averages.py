@@ -9,7 +9,7 @@ from typing import Any
 
 from diffjax._typing import Params
 from diffjax.config import Config
-from diffjax.training import Snapshots, make_ema, make_emas, make_power_ema
+from diffjax.training import Snapshots, make_ema, make_emas, make_power_ema, power_exponent
 
 DECAY = "decay"
 
@@ -43,14 +43,16 @@ def snapshots(config: Config, run: Path) -> Snapshots | None:
     return Snapshots(run / "averages", config.ema_widths, every=max(1, config.steps // 32))
 
 
-def reconstructed(config: Config, run: Path, like: Params, width: float, step: int) -> Params:
-    """The average of any width, at the newest snapshot of a run up to a step.
+def find_snapshots(config: Config, run: Path, width: float | None) -> Snapshots | None:
+    """The snapshots of a run that an average of a width is made of; None where none is asked for.
 
     Raises:
       ValueError: the run takes none, or the width is out of range.
-      FileNotFoundError: there are none yet.
     """
+    if width is None:
+        return None
     found = snapshots(config, run)
     if found is None:
         raise ValueError(f"ema-width: {run} was trained without --ema-widths, so that it has one average, got {width}")
-    return found.reconstruct(like, width, step)
+    power_exponent(width)
+    return found

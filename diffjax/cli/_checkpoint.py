@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import tyro
 
 from diffjax.cli._folder import lock_run
 from diffjax.training import Checkpoints, Damaged, save_weights
+
+_GONE = "deleted since it was listed: the run goes on"
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ def _list(checkpoints: Checkpoints, run: Path, options: Checkpoint) -> None:
     for step in checkpoints.steps() if options.step is None else [options.step]:
         try:
             about = checkpoints.about(step)
+        except FileNotFoundError:
+            print(f"{step:>10}  {_GONE}")
+            continue
         except ValueError as error:
             print(f"{step:>10}  {str(error).removeprefix(f'{checkpoints.folder / str(step)}: ')}")
             continue
@@ -73,6 +79,8 @@ def _verify(checkpoints: Checkpoints, run: Path, options: Checkpoint) -> None:
     for step in steps:
         try:
             checkpoints.verify(step)
+        except FileNotFoundError:
+            print(f"{step:>10}  {_GONE}", flush=True)
         except Damaged as error:
             damaged.append(step)
             print(f"{step:>10}  {str(error).removeprefix(f'{checkpoints.folder / str(step)}: ')}", flush=True)
@@ -95,18 +103,28 @@ def _rollback(run: Path, folder: Path, step: int | None) -> None:
 
 
 def _export(checkpoints: Checkpoints, run: Path, options: Checkpoint) -> None:
-    step = checkpoints.steps()[-1] if options.step is None else options.step
+    if options.out is not None and Path(options.out).suffix != ".safetensors":
+        raise ValueError(f"out: weights are written as .safetensors, got {options.out}")
+    if options.out is not None and not Path(options.out).parent.is_dir():
+        raise ValueError(f"out: {Path(options.out).parent}: no such folder")
+    step, weights = _averages(checkpoints, options.step)
     out = Path(options.out or run / f"ema-{step}.safetensors")
-    if out.suffix != ".safetensors":
-        raise ValueError(f"out: weights are written as .safetensors, got {out}")
-    if not out.parent.is_dir():
-        raise ValueError(f"out: {out.parent}: no such folder")
-    several = {path.removeprefix("ema/decay/"): array for path, array in checkpoints.leaves(step, "ema/decay/")}
-    weights = several or {path.removeprefix("ema/"): array for path, array in checkpoints.leaves(step, "ema/")}
     config = run / "config.json"
     about = {"step": str(step)} | ({"config": config.read_text(encoding="utf-8")} if config.is_file() else {})
     save_weights(out, weights, about)
     print(f"{out}: {len(weights)} arrays, {sum(array.size for array in weights.values()):,} numbers, of step {step}")
+
+
+def _averages(checkpoints: Checkpoints, step: int | None) -> tuple[int, dict[str, np.ndarray]]:
+    """The averaged parameters of a step, or of the newest: of the one after it where the run has just deleted that."""
+    while True:
+        at = checkpoints.steps()[-1] if step is None else step
+        try:
+            several = {path.removeprefix("ema/decay/"): array for path, array in checkpoints.leaves(at, "ema/decay/")}
+            return at, several or {path.removeprefix("ema/"): array for path, array in checkpoints.leaves(at, "ema/")}
+        except FileNotFoundError:
+            if step is not None or at in checkpoints.steps():
+                raise
 
 
 def _listed(steps: list[int]) -> str:

@@ -7,7 +7,7 @@ from diffjax.cli._folder import check_data
 from diffjax.cli._hosts import start_together
 from diffjax.cli._measure import measure, measure_likelihood, show
 from diffjax.cli._options import Evaluate
-from diffjax.cli._run import open_run
+from diffjax.cli._run import open_run, read_params
 from diffjax.config import check_seed
 from diffjax.training import agree, is_main
 
@@ -21,7 +21,7 @@ def run_evaluate(options: Evaluate, argv: list[str]) -> None:
     check_seed("seed", options.seed)
     if options.likelihood == 1:
         raise ValueError("likelihood: 0, or at least 2 for a standard error, got 1")
-    config, data, parts, params = open_run(options.run, options.chunk, options.ema_width)
+    config, data, parts = open_run(options.run, options.chunk)
     if config.data.path is not None:
         folder, path = Path(options.run), config.data.path
         agree(lambda: check_data(folder, path, data, "run"))
@@ -29,6 +29,7 @@ def run_evaluate(options: Evaluate, argv: list[str]) -> None:
         raise ValueError(f"likelihood: {len(data.held_out[0])} items are held out, got {options.likelihood}")
     scale = check_scale(options.guidance, data.classes)
     ts = grid(config, parts, options.steps)
+    params = read_params(options.run, config, data, parts, options.ema_width)
     draw = Draw(config, data, parts, params, scale=scale, ts=ts, chunk=options.chunk)
     results, _, _ = measure(draw, data, n=options.n, seed=options.seed)
     if options.likelihood:

@@ -6,6 +6,7 @@
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from diffjax.cli._devices import find_devices
 from diffjax.cli._options import Train
@@ -30,19 +31,30 @@ def make_layout(options: Train, parts: Parts, ema: Any, name: str | None = None)
     """The layout that the options name, or another of the same devices.
 
     Raises:
-      ValueError: the batch does not divide over devices and parts, or `split` does not divide the devices.
+      ValueError: as `check_layout`.
     """
     name = options.layout if name is None else name
-    devices = find_devices(options.devices)
+    devices, mesh = check_layout(options, name)
     axis = "data" if name == "pmap" else None
-    mesh = None if name in ("jit", "pmap") else make_mesh(**{name: _split(options, devices, name)}, devices=devices)
-    _check_batch(options, len(devices) if name != "tensor" or mesh is None else len(devices) // mesh.shape["tensor"])
     step = make_train_step(parts.loss, parts.tx, ema=ema, axis_name=axis, accumulate=options.accumulate, levels=_LEVELS)
     if name == "pmap":
         return pmap_layout(step, devices)
     if name == "jit":
         return jit_layout(step, data_mesh(devices))
     return (fsdp_layout if name == "fsdp" else tensor_layout)(step, mesh)
+
+
+def check_layout(options: Train, name: str | None = None) -> tuple[list[Any], Mesh | None]:
+    """The devices of the layout, and their mesh where it is not the plain one; before there is any data.
+
+    Raises:
+      ValueError: the batch does not divide over devices and parts, or `split` does not divide the devices.
+    """
+    name = options.layout if name is None else name
+    devices = find_devices(options.devices)
+    mesh = None if name in ("jit", "pmap") else make_mesh(**{name: _split(options, devices, name)}, devices=devices)
+    _check_batch(options, len(devices) if name != "tensor" or mesh is None else len(devices) // mesh.shape["tensor"])
+    return devices, mesh
 
 
 def _split(options: Train, devices: list[Any], name: str) -> int:

@@ -1,7 +1,8 @@
 """How far samples are from what was held out, beside what the measure says of perfect and of useless samples."""
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +13,55 @@ from diffjax.config import Data
 from diffjax.process import interval, logsnr
 from diffjax.training import gather_rows, is_main, local_copy
 
+_WIDEST = 1024  # pixels whose covariance is taken as it is: its root costs width^3
+_PROJECTIONS = 256
 
-def measure(draw: Draw, data: Data, *, n: int, seed: int) -> tuple[dict[str, float], np.ndarray, Any]:
+
+class Features(NamedTuple):
+    """What images are compared by: a name for what they are, and images [n, *d] -> numbers [n, k]."""
+
+    name: str
+    of: Callable[[np.ndarray], np.ndarray]
+
+
+def pixels(shape: tuple[int, ...]) -> Features:
+    """The pixels of images [*d] as they are, or random projections of them where there are too many.
+
+    A projection is Gaussian with variance 1/k, so that squared lengths are the same in expectation; the same at every
+    call, so that results compare.
+    """
+    width = int(np.prod(shape))
+    if width <= _WIDEST:
+        return Features("", lambda images: images.reshape(len(images), -1))
+
+    def project(images: np.ndarray) -> np.ndarray:
+        rng, found = np.random.default_rng(0), np.zeros((len(images), _PROJECTIONS), np.float32)
+        flat = images.reshape(len(images), -1)
+        for at in range(0, width, 4096):
+            part = flat[:, at : at + 4096]
+            found += part @ rng.standard_normal((part.shape[1], _PROJECTIONS), np.float32)
+        return found / _PROJECTIONS**0.5
+
+    return Features(f"{_PROJECTIONS} random projections", project)
+
+
+def measure(
+    draw: Draw, data: Data, *, n: int, seed: int, features: Features | None = None
+) -> tuple[dict[str, float], np.ndarray, Any]:
     """Distances of n samples to what is held out, beside those of perfect and of useless samples; x and labels.
 
-    All processes draw; process 0 measures, and the others have no distances.
+    All processes draw; process 0 measures, and the others have no distances. Images are compared by `features`, their
+    pixels by default.
     """
     labels = None if data.classes is None else proportional_labels(data.train[1], n)
     start = time.perf_counter()
     x = draw(n, labels, seed)
     seconds = time.perf_counter() - start
-    found = {} if not is_main() else _measure_plane(x, data) if len(data.shape) == 1 else _measure_images(x, data)
+    found = {}
+    if is_main() and len(data.shape) == 1:
+        found = _measure_plane(x, data)
+    elif is_main():
+        found = _measure_images(x, data, pixels(data.shape) if features is None else features)
     return {"samples": n, "sampling seconds": seconds, **found}, x, labels
 
 
@@ -36,17 +75,18 @@ def proportional_labels(labels: Any, n: int) -> np.ndarray:
     return np.sort(np.asarray(labels))[at].astype(np.int32)
 
 
-def _measure_images(x: np.ndarray, data: Data) -> dict[str, float]:
-    """Squared Frechet distances in pixels, and distances to the nearest training image."""
+def _measure_images(x: np.ndarray, data: Data, features: Features) -> dict[str, float]:
+    """Squared Frechet distances of features, and distances in pixels to the nearest training image."""
     from diffjax.metrics import frechet_distance, moments, nearest_distances
 
     train, held_out = data.train[0], data.held_out[0]
-    flat = lambda images: moments(images.reshape(len(images), -1))
-    shuffled = np.random.default_rng(0).permuted(train.reshape(len(train), -1), axis=1)
+    shuffled = np.random.default_rng(0).permuted(train.reshape(len(train), -1), axis=1).reshape(train.shape)
+    of = f" ({features.name})" if features.name else ""
+    target = moments(features.of(held_out))
+    rows = {"samples": x, "floor, training images": train, "ceiling, shuffled pixels": shuffled}
     results = {
-        "Frechet distance to held out: samples": frechet_distance(flat(x), flat(held_out)),
-        "Frechet distance to held out: floor, training images": frechet_distance(flat(train), flat(held_out)),
-        "Frechet distance to held out: ceiling, shuffled pixels": frechet_distance(moments(shuffled), flat(held_out)),
+        f"Frechet distance to held out{of}: {name}": frechet_distance(moments(features.of(images)), target)
+        for name, images in rows.items()
     }
     for name, images in (("samples", x), ("held out", held_out)):
         nearest = nearest_distances(images, train)

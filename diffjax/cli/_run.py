@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from diffjax.cli._averages import averaged, names, reconstructed
+from diffjax.cli._averages import DECAY, averaged, find_snapshots, names
 from diffjax.cli._devices import name_devices
 from diffjax.cli._hosts import say
 from diffjax.config import Config, Data, Parts, build, build_data, from_json
@@ -36,32 +36,38 @@ def check_run(run: str) -> None:
         raise ValueError(f"run: {run}: no such folder")
 
 
-def open_run(run: str, chunk: int, width: float | None = None) -> tuple[Config, Data, Parts, Any]:
-    """A run's configuration, data, objects and averaged parameters, from its newest checkpoint; whole everywhere.
-
-    `width` asks for another average, made of its snapshots.
-    """
+def open_run(run: str, chunk: int) -> tuple[Config, Data, Parts]:
+    """A run's configuration, data and objects."""
     if chunk < 1:
         raise ValueError(f"chunk: at least 1, got {chunk}")
 
-    def read() -> tuple[Config, Data, Parts, TrainState]:
+    def read() -> tuple[Config, Data, Parts]:
         check_run(run)
         config = read_config(Path(run), "run")
         data = build_data(config.data)
-        parts = build(config, data.classes)
-        return config, data, parts, jax.eval_shape(lambda: fresh_state(config, data, parts))
+        return config, data, build(config, data.classes)
 
-    config, data, parts, state = agree(read)
+    return agree(read)
+
+
+def read_params(run: str, config: Config, data: Data, parts: Parts, width: float | None = None) -> Any:
+    """A run's averaged parameters, from its newest checkpoint, whole everywhere; the rest of it is not read.
+
+    `width` asks for another average, made of its snapshots.
+    """
+    snapshots = agree(lambda: find_snapshots(config, Path(run), width))
+    shapes = agree(lambda: jax.eval_shape(lambda: fresh_state(config, data, parts)))
     everywhere = NamedSharding(data_mesh(), PartitionSpec())
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), state)
+    like = {"step": shapes.step, "ema": {DECAY: shapes.ema[DECAY]} if config.ema_widths else shapes.ema}
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), like)
     with Checkpoints(Path(run) / "checkpoints", read_only=True) as checkpoints:
-        state = checkpoints.restore(like)
-    say(f"{run}: step {int(state.step)} of {config.steps}; {name_devices(len(jax.devices()))}")
-    params = averaged(config, state.ema)
-    if width is not None:
-        found = agree(lambda: reconstructed(config, Path(run), jax.eval_shape(lambda: params), width, int(state.step)))
+        state = checkpoints.restore_some(like)
+    step, params = int(state["step"]), averaged(config, state["ema"])
+    say(f"{run}: step {step} of {config.steps}; {name_devices(len(jax.devices()))}")
+    if snapshots is not None and width is not None:
+        found = agree(lambda: snapshots.reconstruct(jax.eval_shape(lambda: params), width, step))
         params = jax.device_put(found, everywhere)
-    return config, data, parts, params
+    return params
 
 
 def fresh_state(config: Config, data: Data, parts: Parts) -> TrainState:

@@ -8,15 +8,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.cli._draw import Draw, check_scale, grid
+from diffjax.cli._draw import Draw, check_interval, check_scale, grid
 from diffjax.cli._hosts import say, start_together
 from diffjax.cli._known import read_known, read_mask
 from diffjax.cli._options import Sample
 from diffjax.cli._picture import has_picture, save_arrays, save_picture, save_rows
-from diffjax.cli._run import check_run, open_run
+from diffjax.cli._run import check_run, open_run, read_params
 from diffjax.config import check_seed
 from diffjax.inverse import RePaint
-from diffjax.process import interval
+from diffjax.process import interval as finite_times
 from diffjax.training import agree, agree_on_main
 
 
@@ -38,7 +38,7 @@ def run_sample(options: Sample, argv: list[str]) -> None:
         raise ValueError(f"{missing}: inpainting needs --known and --mask, got only --{given}")
     if options.times is not None and options.known is None:
         raise ValueError(f"times: is for inpainting, with --known and --mask, got {options.times} without them")
-    config, data, parts, params = open_run(options.run, options.chunk, options.ema_width)
+    config, data, parts = open_run(options.run, options.chunk)
     _check_label(options.label, data.classes)
     if out.suffix == ".png" and not has_picture(data):
         raise ValueError(f"out: samples of shape {data.shape} make no picture; name an .npz, got {out}")
@@ -48,14 +48,17 @@ def run_sample(options: Sample, argv: list[str]) -> None:
         kept = agree(lambda: (read_mask(paths[0], data.shape), read_known(paths[1], data.shape)))
         mask, known = (jnp.asarray(array) for array in kept)
         parts = parts._replace(stepper=RePaint(mask, known, 10 if options.times is None else options.times))
+    scale, interval = check_scale(options.guidance, data.classes), check_interval(options.interval, data.classes)
     draw = Draw(
         config,
         data,
         parts,
-        params,
-        scale=check_scale(options.guidance, data.classes),
-        interval=options.interval,
-        ts=grid(config, parts, options.steps) if options.ts is None else np.clip(options.ts, *interval(parts.process)),
+        read_params(options.run, config, data, parts, options.ema_width),
+        scale=scale,
+        interval=interval,
+        ts=grid(config, parts, options.steps)
+        if options.ts is None
+        else np.clip(options.ts, *finite_times(parts.process)),
         chunk=options.chunk,
     )
     labels = _labels(options.n, data.classes, options.label)

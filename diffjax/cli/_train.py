@@ -8,6 +8,7 @@ RUN/tensorboard/  RUN/profile/  RUN/averages/  where they are asked for
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,13 @@ from diffjax.cli._draw import Draw
 from diffjax.cli._dry_run import dry_run
 from diffjax.cli._folder import LOCK, check_data, keep_digest, lock_run
 from diffjax.cli._hosts import say, start_together
-from diffjax.cli._layout import make_layout
+from diffjax.cli._layout import check_layout, make_layout
 from diffjax.cli._measure import measure, show
 from diffjax.cli._memory import keep_memory
 from diffjax.cli._options import EVALUATED, Train
 from diffjax.cli._picture import has_picture, save_arrays, save_measured
 from diffjax.cli._run import fresh_state, read_config, write_file
-from diffjax.config import Config, Data, Parts, build, build_data, differences, essence, to_json
+from diffjax.config import Config, Data, Parts, build, build_data, check_config, differences, essence, to_json
 from diffjax.data import prefetch
 from diffjax.training import (
     Checkpoints,
@@ -55,11 +56,12 @@ def run_train(options: Train, argv: list[str]) -> None:
         raise ValueError(f"save-seconds: more than 0, got {options.save_seconds}")
     if options.profile is not None and not 1 <= options.profile[0] <= options.profile[1]:
         raise ValueError(f"profile: the first and the last step are needed, got {options.profile}")
-    if options.dry_run and jax.process_count() > 1:
-        raise ValueError(f"dry-run: is for one process, got {jax.process_count()}")
-    keep_memory()
-    data, parts = agree(lambda: _prepare(out, config))
+    check_config(config)
+    agree(lambda: _check_packages(options))
     ema = make_average(config)
+    keep_memory()
+    check_layout(options)
+    data, parts = agree(lambda: _prepare(out, config))
     layout = make_layout(options, parts, ema)
     shapes = agree(lambda: jax.eval_shape(lambda: fresh_state(config, data, parts)))
     layout.abstract(shapes)  # what does not fit is named before anything is written
@@ -69,6 +71,16 @@ def run_train(options: Train, argv: list[str]) -> None:
     with contextlib.ExitStack() as held:
         agree_on_main(lambda: _hold(held, out, config, data))
         _train(options, out, data, parts, layout)
+
+
+def _check_packages(options: Train) -> None:
+    """Raises `ValueError` where an option needs a package that is not there."""
+    workers = options.config.data.workers
+    needed = [("tensorboard", True, "tensorboardX", "log")] if options.tensorboard else []
+    needed += [("data.workers", workers, "grain", "data")] if workers else []
+    for option, value, package, extra in needed:
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"{option}: needs {package}, got {value}; pip install 'diffjax[{extra}]' brings it")
 
 
 def _prepare(out: Path, config: Config) -> tuple[Data, Parts]:
@@ -128,7 +140,6 @@ def _begin(checkpoints: Checkpoints, layout: Layout, config: Config, out: Path, 
     check_same({"newest checkpoint": done})
     where = "from the start" if done is None else f"from step {done}, saved before"
     say(f"{out}: {config.steps} steps {where}; {size:,} parameters; {name_devices(layout.devices)}")
-    checkpoints.check_space(shapes)
     return layout.init(make_state) if done is None else layout.move_state(checkpoints.restore(layout.abstract(shapes)))
 
 
