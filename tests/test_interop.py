@@ -248,6 +248,72 @@ def test_the_hub_is_asked_for_json_and_safetensors_alone(folder, monkeypatch):
         load_module("owner/name")
 
 
+DIT = {
+    "_class_name": "DiTTransformer2DModel",
+    "num_attention_heads": 2,
+    "attention_head_dim": 4,
+    "in_channels": 2,
+    "out_channels": 4,
+    "num_layers": 1,
+    "sample_size": 4,
+    "num_embeds_ada_norm": 3,
+    "norm_type": "ada_norm_zero",
+    "activation_fn": "gelu-approximate",
+}
+T5 = {"model_type": "t5", "d_model": 4, "d_kv": 2, "d_ff": 8, "num_heads": 2, "num_layers": 2, "vocab_size": 7}
+UNET = {
+    "_class_name": "UNet2DModel",
+    "sample_size": 4,
+    "block_out_channels": [4, 4],
+    "norm_num_groups": 2,
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "num_class_embeds": 3,
+}
+
+
+def drawn(config):
+    """Parameters of a configuration's module."""
+    shapes = shapes_of(interop.module_from_config(config), config, "config")
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes)
+
+
+@pytest.mark.parametrize("config", [T5, DIT, UNET], ids=["T5", "DiT", "UNet2D"])
+def test_every_kind_is_saved_and_loaded(config, tmp_path):
+    params = drawn(config)
+    save_pretrained(tmp_path, params, config)
+    jax.tree.map(np.testing.assert_array_equal, load_module(tmp_path).params, params)
+
+
+def test_a_pipeline_in_latents(tmp_path, params):
+    """A DiT that predicts its variance too, with an autoencoder: the mean's half of its answer, labels, images."""
+    dit = drawn(DIT)
+    for part, network, weights in (("transformer", DIT, dit), ("vae", CONFIG, params)):
+        save_pretrained(tmp_path / part, weights, network)
+    (tmp_path / "scheduler").mkdir()
+    scheduler = {"_class_name": "DDIMScheduler", "clip_sample": False}
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    index = {"transformer": DIT["_class_name"], "vae": "AutoencoderKL", "scheduler": "DDIMScheduler"}
+    index = {part: ["diffusers", name] for part, name in index.items()}
+    (tmp_path / "model_index.json").write_text(
+        json.dumps({**index, "_class_name": "DiTPipeline", "id2label": {"0": "a"}})
+    )
+    p = interop.from_pretrained(tmp_path, steps=3)
+    assert p.shape == (4, 4, 2)
+    jax.tree.map(np.testing.assert_array_equal, p.latents.params, params)
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(2, 4, 4, 2)), jnp.float32)
+    cond = jnp.array([1, 3])
+    whole = interop.module_from_config(DIT).apply({"params": dit}, x, jnp.full(2, 666.0), cond)
+    assert whole.shape == (2, 4, 4, 4)
+    t = p.ts[0]
+    np.testing.assert_allclose(p.parameterisation.noise_level(p.process, jnp.asarray(t)), 666.0)
+    alpha, sigma = p.process.alpha(t), p.process.sigma(t)
+    expected = (x - sigma * whole[..., :2]) / alpha
+    np.testing.assert_allclose(interop.denoiser_of(p, cond)(x, t), expected, rtol=1e-4, atol=1e-4)
+
+
 # --- latents ----------------------------------------------------------------------------------------------------------
 
 

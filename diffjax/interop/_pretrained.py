@@ -112,7 +112,7 @@ def from_pretrained(
         ts=sampling.ts,
         stepper=sampling.stepper,
         denoise=sampling.denoise,
-        shape=None if size is None else (*((size, size) if isinstance(size, int) else size), channels),
+        shape=None if size is None else (*_sides(size), channels),
         latents=latents,
     )
 
@@ -213,6 +213,11 @@ def _pipeline(folder):
     if "scheduler" not in parts:
         raise ValueError(f"{index}: there is no scheduler")
     return parts
+
+
+def _sides(size) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def _load(folder, dtype):

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
+from jax import nn
 
 from diffjax.interop._config import read_fields
 from diffjax.networks._noise_embedding import Fourier, Learned, Positional
