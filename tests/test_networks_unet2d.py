@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffjax.interop._unet2d import unet2d, unet2d_inputs
-from diffjax.networks import from_linen
+from diffjax.networks import Text, from_linen
 from diffjax.networks._init import draw_together
 from diffjax.networks._noise_embedding import Fourier, Learned
 from diffjax.networks._resample import BINOMIAL, BOX, blur, double, halve
@@ -155,6 +155,23 @@ def test_remat_changes_neither_parameters_nor_gradient():
 
 
 @pytest.mark.slow
+def test_a_text_is_attended_to_token_by_token():
+    network = from_linen(UNet2D(channels=(8,), layers=1, down=(Stage(),), up=(Stage(),), groups=4, text_width=6))
+    words = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 6)), jnp.float32)
+    mask = jnp.array([[True, True, False], [False, False, False]])
+    params = perturbed(network.init(KEY, X, LEVEL, Text(words, mask)))
+    apply = quick_jit(lambda words, mask: network.apply(params, X, LEVEL, Text(words, mask)))
+    y = apply(words, mask)
+    # Padding does not matter, tokens do; without any, no word matters: the null token takes their place.
+    np.testing.assert_allclose(apply(words.at[0, 2].add(9.0).at[1].add(9.0), mask), y, atol=1e-6)
+    assert np.abs(apply(words.at[0, 1].add(1.0), mask) - y)[0].max() > 1e-2
+    # The order of tokens does not matter, which of their features go together does: a mean alone would not see it.
+    np.testing.assert_allclose(apply(words[:, jnp.array([1, 0, 2])], mask), y, atol=1e-5)
+    mixed = words.at[0, 0, 0].set(words[0, 1, 0]).at[0, 1, 0].set(words[0, 0, 0])
+    assert np.abs(apply(mixed, mask) - y)[0].max() > 1e-3
+
+
+@pytest.mark.slow
 def test_bfloat16_is_close_and_the_output_float32(tiny):
     _, params, apply = tiny
     rough = from_linen(UNet2D(**TINY, num_classes=3, dtype=jnp.bfloat16))
@@ -176,6 +193,7 @@ def test_bfloat16_is_close_and_the_output_float32(tiny):
         ({"layers": 0}, "layers|attention"),
         ({"head_channels": 17}, r"head_channels: 1 \.\. 16"),
         ({"dropout": 1.0}, "dropout"),
+        ({"num_classes": 3, "text_width": 8}, "text_width: 8 with num_classes 3"),
     ],
 )
 def test_bad_fields_are_named(changes, message):

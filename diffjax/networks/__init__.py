@@ -23,9 +23,22 @@ from diffjax.networks._inception import (
 from diffjax.networks._latents import LatentSpace as LatentSpace
 from diffjax.networks._magnitude import normalise_weights as normalise_weights
 from diffjax.networks._mlp import MLP as MLP, PlainMLP as PlainMLP
+from diffjax.networks._noise_embedding import (
+    Fourier as Fourier,
+    Learned as Learned,
+    Positional as Positional,
+    Waves as Waves,
+)
 from diffjax.networks._t5 import T5Encoder as T5Encoder
 from diffjax.networks._text import Text as Text
 from diffjax.networks._unet import UNet as UNet
 from diffjax.networks._unet2d import UNet2D as UNet2D
+from diffjax.networks._unet2d_blocks import (
+    Stage as Stage,
+    input_residual as input_residual,
+    input_skip as input_skip,
+    output_residual as output_residual,
+    output_skip as output_skip,
+)
 from diffjax.networks._unet2d_presets import adm as adm, ddpm as ddpm, ddpmpp as ddpmpp, ncsnpp as ncsnpp
 from diffjax.networks._uvit import UViT as UViT

@@ -7,6 +7,7 @@
                                          (+ image where the output grows along)                    * starts at zero
 
     told = time_embedding(time_proj(c_noise)) + class_embedding(cond),   time_embedding: Dense -> SiLU -> Dense
+    a text as cond: its mean is told, and every attention attends to it too
 
 What a level is made of is a `Stage`; `_unet2d_blocks.py` draws them. Source: Ho et al. 2020, appendix B; Song et al.
 2021, appendix H; Dhariwal & Nichol 2021, section 3. `ddpm`, `ddpmpp`, `ncsnpp` and `adm` are those of the papers.
@@ -24,7 +25,8 @@ from diffjax.networks._blocks import GroupNorm, conv
 from diffjax.networks._embedding import as_labels, broadcast_noise, dense
 from diffjax.networks._init import normal
 from diffjax.networks._noise_embedding import Waves
-from diffjax.networks._unet2d_blocks import DownBlock, MidBlock, Settings, Stage, UpBlock
+from diffjax.networks._text import TextTokens, pooled
+from diffjax.networks._unet2d_blocks import DownBlock, MidBlock, Settings, Stage, Told, UpBlock
 
 
 class UNet2D(nn.Module):
@@ -44,6 +46,8 @@ class UNet2D(nn.Module):
       width: of what the blocks are told, 4 channels[0] where None.
       num_classes: cond is an integer label [b] in 0 .. num_classes, the last being the null label of classifier-free
         guidance. None: cond is None, a number [b] that is told as c_noise is, or a vector [b, width].
+      text_width: cond is a `Text` of such embeddings: its mean is told, and every attention attends to it as well. A
+        text without tokens is no condition. Not together with num_classes.
       scale_shift: told as scale and shift after the second norm, not as a shift before it.
       groups: of the last norm; `groups_of(channels[0])` where None.
       epsilon: of all norms.
@@ -70,6 +74,7 @@ class UNet2D(nn.Module):
     time_proj: nn.Module = Waves()  # the name of its parameters too
     width: int | None = None
     num_classes: int | None = None
+    text_width: int | None = None
     scale_shift: bool = False
     groups: int | None = None
     epsilon: float = 1e-6
@@ -95,6 +100,10 @@ class UNet2D(nn.Module):
         narrow = min(self._attended(), default=None)
         if self.head_channels is not None and narrow is not None and not 1 <= self.head_channels <= narrow:
             raise ValueError(f"head_channels: 1 .. {narrow} or None is needed, got {self.head_channels}")
+        if self.num_classes is not None and self.text_width is not None:
+            raise ValueError(
+                f"text_width: {self.text_width} with num_classes {self.num_classes}; one of them is needed"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: a probability in [0, 1) is needed, got {self.dropout}")
         super().__post_init__()
@@ -147,13 +156,18 @@ class UNet2D(nn.Module):
         told = NoiseMLP(width, name="time_embedding")(self.time_proj(level, self.channels[0]))
         if self.num_classes is not None:
             labels = as_labels(cond, self.num_classes, level.shape)
-            return told + ClassTable(self.num_classes, width, name="class_embedding")(labels).astype(told.dtype)
+            found = ClassTable(self.num_classes, width, name="class_embedding")(labels)
+            return Told(told + found.astype(told.dtype))
+        if self.text_width is not None:
+            text = TextTokens(self.text_width, name="text_tokens")(cond)
+            mean = pooled(text._replace(embedding=text.embedding.astype(told.dtype)))
+            return Told(told + dense(width, told.dtype, name="text_embedding")(mean), text)
         if cond is None:
-            return told
+            return Told(told)
         vector = _as_numbers(cond, width).astype(told.dtype)
         if vector.ndim == 1:
             vector = NoiseMLP(width, name="class_embedding")(self.time_proj(vector, self.channels[0]))
-        return told + vector
+        return Told(told + vector)
 
     def _down(self, h, told, image, settings):
         skips = [h]

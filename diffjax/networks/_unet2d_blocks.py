@@ -5,6 +5,7 @@
                      told: h + Dense(act(told)) before norm2, or norm2(h) (1 + s) + u, (s, u) = Dense(act(told))
 
     AttentionBlock   x -> group_norm -> to_q, to_k, to_v -> softmax(q k'/sqrt(n)) v -> to_out* -> + x -> /r -> y
+                     and once more, with text_... in the place of to_..., where the keys and values come from a text
 
     DownBlock        (ResnetBlock, AttentionBlock) x n -> halve [-> join the shrinking input]      each output a skip
     UpBlock          (join a skip, ResnetBlock, AttentionBlock) x n [-> add to the growing output] -> double
@@ -26,6 +27,7 @@ from diffjax.networks._blocks import GroupNorm, conv, enlarge
 from diffjax.networks._embedding import dense
 from diffjax.networks._init import constant, normal
 from diffjax.networks._resample import BOX, blur, double, halve
+from diffjax.networks._text import Text
 
 
 class Stage(NamedTuple):
@@ -54,6 +56,13 @@ class Stage(NamedTuple):
     groups: int | None = None
     attention_groups: int | None = None
     joined_groups: Callable[[int, int], int] | None = None
+
+
+class Told(NamedTuple):
+    """What blocks are told: a vector [b, k], and the tokens of a text or None."""
+
+    vector: Any
+    text: Text | None = None
 
 
 class Settings(NamedTuple):
@@ -120,23 +129,41 @@ class ResnetBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Attention among all positions of [b, h, w, c]: c // head_channels heads, one of all c where that is None."""
+    """Attention among all positions of [b, h, w, c], then to a text where there is one.
+
+    c // head_channels heads; one of all c where that is None.
+    """
 
     settings: Settings
     groups: int | None = None
     rescale: float = 1.0
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        s = self.settings
-        batch, height, width, channels = x.shape
+    def __call__(self, x: Float[Array, "b h w c"], text: Text | None = None) -> Float[Array, "b h w c"]:
+        h = self._attend(self._norm(x, "group_norm"), None, None, "to_", "to_out__0")
+        x = _divide(x + h, self.rescale)
+        if text is None:
+            return x
+        tokens = text.embedding.astype(self.settings.dtype)
+        h = self._attend(self._norm(x, "text_norm"), tokens, text.mask, "text_", "text_out")
+        return _divide(x + h, self.rescale)
+
+    def _norm(self, x, name):
+        if self.groups == 0:
+            return x
+        return GroupNorm(self.settings.epsilon, self.settings.dtype, self.groups, name=name)(x)
+
+    def _attend(self, h, tokens, mask, prefix, out):
+        s, (batch, height, width, channels) = self.settings, h.shape
         features = channels if s.head_channels is None else s.head_channels
         heads = channels // features
-        h = x if self.groups == 0 else GroupNorm(s.epsilon, s.dtype, self.groups, name="group_norm")(x)
-        split = batch, height * width, heads, features
-        q, k, v = (dense(heads * features, s.dtype, name=f"to_{n}")(h).reshape(split) for n in "qkv")
-        h = attention(q, k, v).reshape(batch, height, width, heads * features)
-        return _divide(x + dense(channels, s.dtype, name="to_out__0", zero=True)(h), self.rescale)
+        sources = h, *((h, h) if tokens is None else (tokens, tokens))
+        q, k, v = (
+            dense(heads * features, s.dtype, name=f"{prefix}{n}")(source).reshape(batch, -1, heads, features)
+            for n, source in zip("qkv", sources, strict=True)
+        )
+        h = attention(q, k, v, mask=mask).reshape(batch, height, width, heads * features)
+        return dense(channels, s.dtype, name=out, zero=True)(h)
 
 
 class Resample(nn.Module):
@@ -186,17 +213,19 @@ class DownBlock(nn.Module):
     last: bool
 
     @nn.compact
-    def __call__(self, h: Any, told: Any, image: Any) -> tuple[Any, Any, list[Any]]:
+    def __call__(self, h: Any, told: Told, image: Any) -> tuple[Any, Any, list[Any]]:
         stage, s, outputs = self.stage, self.settings, []
         first = self.layers - stage.attentions
         for i in range(self.layers):
-            h = s.resnet(stage, channels=self.channels, name=f"resnets__{i}")(h, told)
+            h = s.resnet(stage, channels=self.channels, name=f"resnets__{i}")(h, told.vector)
             if i >= first:
-                h = s.attention(stage, name=f"attentions__{i - first}")(h)
+                h = s.attention(stage, name=f"attentions__{i - first}")(h, told.text)
             outputs.append(h)
         if not self.last:
             if stage.residual:
-                h = _resampling(stage, s, self.channels, "downsamplers__0", "resnet_down", _halving(stage))(h, told)
+                h = _resampling(stage, s, self.channels, "downsamplers__0", "resnet_down", _halving(stage))(
+                    h, told.vector
+                )
             else:
                 h = Resample(up=False, settings=s, name="downsamplers__0")(h)
             if stage.pyramid is not None:
@@ -216,21 +245,21 @@ class UpBlock(nn.Module):
     last: bool
 
     @nn.compact
-    def __call__(self, h: Any, told: Any, image: Any, skips: list[Any]) -> tuple[Any, Any]:
+    def __call__(self, h: Any, told: Told, image: Any, skips: list[Any]) -> tuple[Any, Any]:
         stage, s = self.stage, self.settings
         first = self.layers - stage.attentions
         for i in range(self.layers):
             skip = skips.pop()
             groups = stage.joined_groups and stage.joined_groups(h.shape[-1], skip.shape[-1])
             h = jnp.concatenate([h, skip], axis=-1)
-            h = s.resnet(stage, channels=self.channels, groups_in=groups, name=f"resnets__{i}")(h, told)
+            h = s.resnet(stage, channels=self.channels, groups_in=groups, name=f"resnets__{i}")(h, told.vector)
             if i >= first:
-                h = s.attention(stage, name=f"attentions__{i - first}")(h)
+                h = s.attention(stage, name=f"attentions__{i - first}")(h, told.text)
         if stage.pyramid is not None:
             h, image = stage.pyramid(stage, s, h, image, self.out_channels, self.last)
         if not self.last:
             if stage.residual:
-                h = _resampling(stage, s, self.channels, "upsamplers__0", "resnet_up", _doubling(stage))(h, told)
+                h = _resampling(stage, s, self.channels, "upsamplers__0", "resnet_up", _doubling(stage))(h, told.vector)
             else:
                 h = Resample(up=True, settings=s, name="upsamplers__0")(h)
         return h, image
@@ -243,12 +272,12 @@ class MidBlock(nn.Module):
     settings: Settings
 
     @nn.compact
-    def __call__(self, h: Any, told: Any) -> Any:
+    def __call__(self, h: Any, told: Told) -> Any:
         stage, s, channels = self.stage, self.settings, h.shape[-1]
-        h = s.resnet(stage, channels=channels, name="resnets__0")(h, told)
+        h = s.resnet(stage, channels=channels, name="resnets__0")(h, told.vector)
         if stage.attentions:
-            h = s.attention(stage, name="attentions__0")(h)
-        return s.resnet(stage, channels=channels, name="resnets__1")(h, told)
+            h = s.attention(stage, name="attentions__0")(h, told.text)
+        return s.resnet(stage, channels=channels, name="resnets__1")(h, told.vector)
 
 
 # --- the shrinking input and the growing output; each is called in its block's scope ------------------------------
