@@ -16,10 +16,11 @@ import pytest
 
 from diffjax.cli import main
 from diffjax.cli._folder import lock_run
-from diffjax.cli._measure import proportional_labels
+from diffjax.cli._measure import pixels, proportional_labels
 from diffjax.cli._picture import save_rows
 from diffjax.config import Data, build, build_data, from_json
-from diffjax.training import Checkpoints, init_state
+from diffjax.metrics import frechet_distance, moments
+from diffjax.training import Checkpoints, NotFinite, init_state
 
 TINY = ["--network.width", "16", "--network.depth", "1", "--batch-size", "16", "--sampler.steps", "4"]
 TRAIN = ["train", "toy2d", *TINY, "--data.conditional", "--guidance.scale", "1.5", "--steps", "20", "--save-every", "8"]
@@ -180,6 +181,22 @@ def test_measured_labels_are_as_frequent_as_in_training():
         assert np.abs(counts - np.bincount(y) * n / 100).max() <= 1
 
 
+def test_images_of_many_pixels_are_compared_by_projections():
+    rng = np.random.default_rng(1)
+    few, many = pixels((8, 8, 1)), pixels((40, 40, 3))
+    x = rng.normal(size=(500, 8, 8, 1))
+    np.testing.assert_array_equal(few.of(x), x.reshape(500, 64))
+    a, shift = rng.normal(size=(400, 40, 40, 3)).astype(np.float32), rng.normal(size=(40, 40, 3)).astype(np.float32)
+    projected, moved = many.of(a), many.of(a + shift)
+    assert (few.name, many.name, projected.shape) == ("", "256 random projections", (400, 256))
+    # In expectation squared lengths are kept: of 400 images, and of the difference between two sets.
+    assert np.sum(projected**2) == pytest.approx(np.sum(a**2), rel=0.05)
+    np.testing.assert_allclose(moved - projected, np.tile(many.of(shift[None]), (400, 1)), rtol=1e-3, atol=1e-3)
+    assert frechet_distance(moments(moved), moments(projected)) == pytest.approx(
+        np.sum(shift**2), rel=5 * (2 / 256) ** 0.5
+    )
+
+
 @pytest.mark.slow
 def test_a_grid_of_ones_own(run, plain, tmp_path, capfd):
     for folder in (run, plain):
@@ -285,6 +302,22 @@ def test_bad_input_is_one_line_and_writes_nothing(argv, names, tmp_path, monkeyp
     err = refused(capfd, *argv)
     for name in names:
         assert name in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--tensorboard"], "tensorboard: needs tensorboardX, got True; pip install 'diffjax[log]'"),
+        (["--data.workers", "2"], "data.workers: needs grain, got 2; pip install 'diffjax[data]'"),
+        (["--ema-widths", "0.5"], "0.5"),
+        (["--layout", "fsdp", "--split", "3"], "split: 3 does not divide"),
+    ],
+)
+def test_what_needs_no_data_is_refused_before_there_is_any(option, message, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("diffjax.cli._train.build_data", lambda config: pytest.fail("too late"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert message in refused(capfd, "train", "digits", *option, "--out", tmp_path / "run")
     assert not list(tmp_path.iterdir())
 
 
@@ -424,15 +457,16 @@ def test_one_process_at_a_time_trains_in_a_folder(run, tmp_path, capfd):
         err = refused(capfd, *TRAIN, "--out", tmp_path / "run")
         assert f"out: {tmp_path / 'run'} is in use: process {os.getpid()}" in err
     assert contents(tmp_path / "run") == before
-    hold = "import sys, time, pathlib; from diffjax.cli._folder import lock_run\n"
-    hold += "with lock_run(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "run")], stdout=subprocess.PIPE) as other:
+    hold = "import sys, time, fcntl; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX)\n"
+    hold += "print('process 7 of another', file=file, flush=True); print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        assert f"in use: process {other.pid} of " in refused(capfd, *TRAIN, "--out", tmp_path / "run")
+        assert "in use: process 7 of another trains there" in refused(capfd, *TRAIN, "--out", tmp_path / "run")
         other.kill()  # what it leaves behind does not lock
     assert lock.exists()
-    assert call(capfd, *TRAIN, "--out", tmp_path / "run")[0] == 0
+    with lock_run(tmp_path / "run"):
+        assert lock.read_text().startswith(f"process {os.getpid()} of ")
     assert not lock.exists()
 
 
@@ -455,6 +489,17 @@ def test_a_run_without_a_checkpoint(run, tmp_path, capfd):
     assert "checkpoints: no such folder" in refused(capfd, "sample", tmp_path)
 
 
+def test_a_run_that_fails_is_one_line_and_code_1(run, tmp_path, monkeypatch, capfd):
+    def fail(*args, **options):
+        raise NotFinite("10 steps in a row, 3 to 12")
+
+    shutil.copytree(run, tmp_path / "run")
+    monkeypatch.setattr("diffjax.cli._train.train", fail)
+    code, _, err = call(capfd, *TRAIN, "--out", tmp_path / "run")
+    assert (code, err) == (1, "diffjax: 10 steps in a row, 3 to 12\n")
+
+
+@pytest.mark.slow
 def test_a_run_that_diverges_is_one_line_and_code_1(tmp_path, capfd):
     argv = ["train", "toy2d", *TINY, "--steps", "30", "--optimiser.learning-rate", "1e38", "--out", tmp_path]
     code, _, err = call(capfd, *argv)

@@ -288,7 +288,9 @@ class Bare(dj.AbstractGaussianProcess):
         return self.process.sigma(t)
 
 
-@pytest.mark.parametrize("name", ["vp", "karras", "cosine-shifted"])
+@pytest.mark.parametrize(
+    "name", ["vp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("karras", "cosine-shifted"))]
+)
 def test_interval_without_a_closed_form_and_its_gradient(name):
     """An end that is 0 or 1 because logsnr stops short of 20 does not move with the process's numbers."""
     process = ALL_PROCESSES[name]()

@@ -76,7 +76,9 @@ def test_quantile_inverts_the_integral_of_the_density(name, process):
     np.testing.assert_allclose(cumulative, u, atol=1e-6)
 
 
-@pytest.mark.parametrize("process", ["vp", "rectified", "karras", "cosine-shifted"])
+@pytest.mark.parametrize(
+    "process", ["vp", "rectified", *(pytest.param(n, marks=pytest.mark.slow) for n in ("karras", "cosine-shifted"))]
+)
 def test_densities_are_the_named_ones(process):
     process = ALL_PROCESSES[process]()
     low, high = (float(end) for end in dj.interval(process))
@@ -315,7 +317,7 @@ def _grids(process):
     return {which: (ts, dj.logsnr(process, ts)) for which, ts in grids.items()}
 
 
-@pytest.mark.parametrize("process", each_process())
+@pytest.mark.parametrize("process", each_process(("vp", "ve", "rectified")))
 def test_grids_descend_from_end_to_end_in_equal_steps(process):
     process = ALL_PROCESSES[process]()
     low, high = (float(end) for end in dj.interval(process))
