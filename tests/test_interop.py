@@ -270,6 +270,7 @@ UNET = {
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
     "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
     "num_class_embeds": 3,
+    "attention_head_dim": 2,
 }
 
 
@@ -304,14 +305,19 @@ def test_a_pipeline_in_latents(tmp_path, params):
     assert p.shape == (4, 4, 2)
     jax.tree.map(np.testing.assert_array_equal, p.latents.params, params)
     x = jnp.asarray(np.random.default_rng(3).normal(size=(2, 4, 4, 2)), jnp.float32)
-    cond = jnp.array([1, 3])
-    whole = interop.module_from_config(DIT).apply({"params": dit}, x, jnp.full(2, 666.0), cond)
-    assert whole.shape == (2, 4, 4, 4)
     t = p.ts[0]
     np.testing.assert_allclose(p.parameterisation.noise_level(p.process, jnp.asarray(t)), 666.0)
-    alpha, sigma = p.process.alpha(t), p.process.sigma(t)
-    expected = (x - sigma * whole[..., :2]) / alpha
-    np.testing.assert_allclose(interop.denoiser_of(p, cond)(x, t), expected, rtol=1e-4, atol=1e-4)
+    module = interop.module_from_config(DIT)
+
+    @quick_jit
+    def both(params, x, cond):
+        whole = module.apply({"params": params}, x, jnp.full(2, 666.0), cond)
+        return whole, interop.denoiser_of(p._replace(params=params), cond)(x, t)
+
+    whole, x0 = both(dit, x, jnp.array([1, 3]))
+    assert whole.shape == (2, 4, 4, 4)
+    expected = (x - p.process.sigma(t) * whole[..., :2]) / p.process.alpha(t)
+    np.testing.assert_allclose(x0, expected, rtol=1e-4, atol=1e-4)
 
 
 # --- latents ----------------------------------------------------------------------------------------------------------
