@@ -177,7 +177,7 @@ def test_workers_heed_no_signal_and_die_with_their_parent(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else None
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "run.py")], env=environment, capture_output=True, text=True, timeout=200
+        [sys.executable, str(tmp_path / "run.py")], env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     workers = [int(pid) for pid in done.stdout.split()]
