@@ -288,6 +288,7 @@ def test_every_kind_is_saved_and_loaded(config, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, load_module(tmp_path).params, params)
 
 
+@pytest.mark.slow
 def test_a_pipeline_in_latents(tmp_path, params):
     """A DiT that predicts its variance too, with an autoencoder: the mean's half of its answer, labels, images."""
     dit = drawn(DIT)

@@ -18,7 +18,7 @@ NAMES = list(torch_side.SCHEDULERS)
 # otherwise, lowers the order of the last steps, and takes 2^-12 for no signal.
 ERROR = {"dpm-third": 1e-2, "dpm-zero-snr": 1e-3, "dpm-karras": 1e-3}
 TOLD = {"dpm-karras": 0.5, "euler-karras": 0.02}
-OFTEN = ("ddim", "ddim-clipped", "ddim-thresholded", "ddim-trailing", "dpm", "euler", "edm", "flow-shifted")
+OFTEN = ("ddim-clipped", "ddim-trailing", "dpm", "edm", "flow-shifted")
 
 
 def apply(params, x, c_noise, cond=None, *, key=None):
