@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import diffjax as dj
-from diffjax import guidance, inverse, likelihood, metrics, networks, operators
+from diffjax import guidance, interop, inverse, likelihood, metrics, networks, operators
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -114,3 +114,28 @@ def test_the_recipes_of_metrics(names):
     space = dict(names)
     exec(block("metrics", "python"), space)
     assert all(space[name] > 0 for name in ("precision", "recall", "density", "coverage"))
+
+
+@pytest.mark.slow
+def test_the_recipe_of_other_peoples_weights(tmp_path):
+    """A folder as diffusers writes it, with the parameters of a tiny network; its samples are pictures."""
+    config = {
+        "_class_name": "UNet2DModel",
+        "sample_size": 8,
+        "block_out_channels": [8],
+        "down_block_types": ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"],
+        "layers_per_block": 1,
+        "norm_num_groups": 2,
+        "attention_head_dim": 4,
+    }
+    scheduler = {"_class_name": "DDIMScheduler", "num_train_timesteps": 100, "clip_sample": True}
+    module = interop.module_from_config(config)
+    x = jnp.zeros((1, 8, 8, 3))
+    params = dj.from_linen(module).init(jax.random.key(0), x, jnp.zeros(1))
+    interop.save_pretrained(tmp_path, params, config, scheduler=scheduler)
+    space = {"dj": dj, "interop": interop, "key": jax.random.key(1), "folder": tmp_path}
+    exec(block("interop", "python"), space)
+    for name in ("images", "ours"):
+        assert space[name].shape == (4, 8, 8, 3)
+        assert np.all(np.abs(space[name]) <= 1 + 1e-5)
