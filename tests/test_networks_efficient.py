@@ -51,7 +51,7 @@ def test_every_condition_matters_sample_by_sample(made):
     _, params, apply = made
     y = np.asarray(apply(params, IMAGE, C_NOISE, COND))
     assert y.shape == IMAGE.shape
-    words = COND._replace(text=TEXT._replace(embedding=TEXT.embedding.at[:, 0].add(1.0)))
+    words = COND._replace(text=TEXT._replace(embedding=TEXT.embedding.at[:, 0, 0].add(1.0)))
     moved = changes(apply(params, IMAGE, C_NOISE, words), y)
     assert np.all(moved[:2] > 1e-3)
     assert moved[2] == 0  # no token is there: the null token is all that is seen
@@ -65,7 +65,7 @@ def test_every_condition_matters_sample_by_sample(made):
         assert moved[1] > 1e-3
         np.testing.assert_array_equal(moved[[0, 2]], 0)
     assert changes(apply(params, IMAGE, C_NOISE.at[1].add(0.2), COND), y)[1] > 1e-3
-    renulled = params | {"text": jax.tree.map(lambda leaf: leaf + 1, params["text"])}
+    renulled = params | {"text": jax.tree.map(lambda leaf: leaf.at[0].add(1.0), params["text"])}
     moved = changes(apply(renulled, IMAGE, C_NOISE, COND), y)
     assert moved[2] > 1e-3
     np.testing.assert_array_equal(moved[:2], 0)

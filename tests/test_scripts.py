@@ -148,3 +148,9 @@ def test_guided_digits(tmp_path):
     for name in ("samples.png", "sweep.png"):
         assert (tmp_path / "out" / name).stat().st_size > 10_000
     assert len((tmp_path / "out" / "sweep.csv").read_text().splitlines()) == 5
+
+
+def test_train_classifier(tmp_path):
+    """Sixty steps: better than one in ten."""
+    assert run("train_classifier", tmp_path, "digits", "--steps", "60") > 0.3
+    assert (tmp_path / "weights.safetensors").stat().st_size > 10_000
