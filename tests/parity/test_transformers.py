@@ -49,11 +49,19 @@ def ours(name, config, tensors, dtype):
 @pytest.mark.parametrize("name", NAMES)
 def test_frozen(name):
     config, shapes, expected = load_fixture(name)
-    for dtype in (jnp.float64, jnp.float32):
+    for dtype in (jnp.float64, jnp.float32) if name == OFTEN[0] else (jnp.float64,):
         y, params = ours(name, config, weights(shapes), dtype)
         assert y.dtype == dtype
         assert_close(y, expected["y"], dtype)
     assert {key: value.shape for key, value in to_tensors(params).items()} == shapes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != OFTEN[0]])
+def test_frozen_float32(name):
+    config, shapes, expected = load_fixture(name)
+    y, _ = ours(name, config, weights(shapes), jnp.float32)
+    assert_close(y, expected["y"], jnp.float32)
 
 
 @pytest.mark.parity
