@@ -7,7 +7,11 @@
 Writes OUT/weights.safetensors (--out, runs/classifier-NAME by default) and prints the share of held-out images that it
 gets right.
 
-Found, of held-out images: digits 98.3 % (800 steps).
+Found, of held-out images, on two cores shared with other programs (load 15):
+
+    digits     98.3 % of 359        6 minutes
+    mnist      98.2 % of 2000      12 minutes      trained on 8000 images of t10k
+    cifar10    not run yet
 """
 
 import argparse
