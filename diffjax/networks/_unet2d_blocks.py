@@ -256,7 +256,7 @@ class UpBlock(nn.Module):
             if i >= first:
                 h = s.attention(stage, name=f"attentions__{i - first}")(h, told.text)
         if stage.pyramid is not None:
-            h, image = stage.pyramid(stage, s, h, image, self.out_channels, self.last)
+            h, image = stage.pyramid(stage, s, h, image, self.out_channels, last=self.last)
         if not self.last:
             if stage.residual:
                 h = _resampling(stage, s, self.channels, "upsamplers__0", "resnet_up", _doubling(stage))(h, told.vector)
@@ -298,7 +298,7 @@ def input_residual(stage: Stage, s: Settings, h: Any, image: Any) -> tuple[Any, 
     return h, h
 
 
-def output_skip(stage: Stage, s: Settings, h: Any, image: Any, channels: int, last: bool) -> tuple[Any, Any]:
+def output_skip(stage: Stage, s: Settings, h: Any, image: Any, channels: int, *, last: bool) -> tuple[Any, Any]:
     """Every level adds its share of the output [b, h, w, channels]; the last one's is the network's own end."""
     image = None if image is None else double(image, stage.taps)
     if last:
@@ -308,7 +308,7 @@ def output_skip(stage: Stage, s: Settings, h: Any, image: Any, channels: int, la
     return h, share if image is None else image + share
 
 
-def output_residual(stage: Stage, s: Settings, h: Any, image: Any, channels: int, last: bool) -> tuple[Any, Any]:
+def output_residual(stage: Stage, s: Settings, h: Any, image: Any, channels: int, *, last: bool) -> tuple[Any, Any]:
     """Features, doubled by a convolution and a filter, join each level [b, h, w, c]; the end is the network's own."""
     if image is None and last:
         return h, None

@@ -77,7 +77,7 @@ def test_live(name):
         expected = theirs.apply(network, name, config, same)
         y, params = ours(name, config, weights(shapes), dtype)
         assert_close(y, expected, dtype)
-        exported = {key: torch.from_numpy(value) for key, value in to_tensors(params).items()}
+        exported = {key: torch.tensor(value) for key, value in to_tensors(params).items()}
         network.load_state_dict({key: torch.zeros_like(value) for key, value in exported.items()})
         network.load_state_dict(exported)
         np.testing.assert_array_equal(theirs.apply(network, name, config, same), expected)
