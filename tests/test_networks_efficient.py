@@ -132,9 +132,11 @@ def test_scan_and_remat_give_the_same_values_and_gradients(made):
     (_, _), expected = quick_jit(jax.value_and_grad(loss(again), has_aux=True))(params)
     expected, slope = to_tensors(expected), to_tensors(slope)
     assert set(slope) == set(expected)
+    largest = {key: np.abs(value).max() for key, value in expected.items()}
+    rounding = 1e-5 * max(largest.values())  # a bias of keys has no gradient at all: softmax takes no notice of it
     for key, value in slope.items():
-        np.testing.assert_allclose(value, expected[key], rtol=2e-3, atol=2e-3 * np.abs(expected[key]).max())
-        assert np.any(value), key
+        np.testing.assert_allclose(value, expected[key], rtol=2e-3, atol=2e-3 * largest[key] + rounding)
+    assert max(largest[key] for key in largest if "text_kv" in key) > 10 * rounding
 
 
 @pytest.mark.parametrize(
