@@ -73,13 +73,14 @@ def test_list_verify_rollback_export(run, capfd):
 def test_what_a_run_deletes_meanwhile_is_not_damage(run, tmp_path, monkeypatch, capfd):
     read = _reading.read_about
 
-    def late(folder):
+    def delete(folder):
         if folder.name == "300" and folder.exists():
             folder.rename(tmp_path / "300")
-        return read(folder)
 
-    monkeypatch.setattr(_reading, "read_about", late)
-    for action in ("list", "verify"):
+    before = lambda folder: (delete(folder), read(folder))[1]
+    after = lambda folder: (read(folder), delete(folder))[0]  # so while its size is summed
+    for action, late in (("list", before), ("list", after), ("verify", before)):
+        monkeypatch.setattr(_reading, "read_about", late)
         code, out, err = call(capfd, action, run)
         assert (code, err) == (0, "")
         assert "300  deleted since it was listed" in out

@@ -60,14 +60,15 @@ def _list(checkpoints: Checkpoints, run: Path, options: Checkpoint) -> None:
     for step in checkpoints.steps() if options.step is None else [options.step]:
         try:
             about = checkpoints.about(step)
+            folder = checkpoints.folder / str(step)
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
+            folder.stat()  # it is still there
         except FileNotFoundError:
             print(f"{step:>10}  {_GONE}")
             continue
         except ValueError as error:
             print(f"{step:>10}  {str(error).removeprefix(f'{checkpoints.folder / str(step)}: ')}")
             continue
-        files = (checkpoints.folder / str(step)).rglob("*")
-        size = sum(path.stat().st_size for path in files if path.is_file()) / 2**20
         mesh = " ".join(f"{axis} {n}" for axis, n in about.get("mesh", {}).items() if n > 1) or "one device"
         metrics = "  ".join(f"{name} {value:.4g}" for name, value in about.get("metrics", {}).items())
         print(f"{step:>10}  {about.get('time', ''):25}  {size:>9.2f}  {mesh:16}  {metrics}".rstrip())
