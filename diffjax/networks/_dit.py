@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from diffjax.networks._embedding import broadcast_noise, dense, fourier_features
+from diffjax.networks._embedding import broadcast_noise, dense, fourier_features, matrix_product
 from diffjax.networks._init import constant, normal
 from diffjax.networks._positions import rotation_angles, wave_positions
 from diffjax.networks._repeat import repeat
@@ -212,7 +212,7 @@ class PatchProjection(nn.Module):
         bias = self.param("bias", constant(0.0), (self.width,), jnp.float32)
         x = x.reshape(b, height // p, p, width // p, p, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * p * c)
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-        return x @ kernel.reshape(-1, self.width) + bias
+        return matrix_product(x, kernel.reshape(-1, self.width)) + bias
 
 
 def learned_positions(module: nn.Module, name: str, n: int, width: int) -> Float[Array, "1 n width"]:

@@ -11,6 +11,7 @@ The last row of the table, label num_classes, is the null label: "no condition" 
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -58,8 +59,24 @@ def timestep_features(
 
 def dense(features: int, dtype: Any = jnp.float32, *, name: str, zero: bool = False, bias: bool = True) -> nn.Dense:
     """A linear layer, drawn with variance 1/fan_in, or starting at zero."""
-    init = constant(0.0) if zero else normal()
-    return nn.Dense(features, kernel_init=init, bias_init=constant(0.0), use_bias=bias, dtype=dtype, name=name)
+    return nn.Dense(
+        features,
+        kernel_init=constant(0.0) if zero else normal(),
+        bias_init=constant(0.0),
+        use_bias=bias,
+        dtype=dtype,
+        dot_general=matrix_product,
+        name=name,
+    )
+
+
+def matrix_product(x: Any, kernel: Any, dimension_numbers: Any = None, **options: Any) -> Any:
+    """x [..., k] times kernel [k, n], as one product of two matrices.
+
+    Left with all its axes, XLA's CPU code takes twice as long for the gradient: a DiT's step 1.7 times.
+    """
+    flat = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
+    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 class Conditioning(nn.Module):
