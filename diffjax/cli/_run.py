@@ -66,7 +66,8 @@ def read_params(run: str, config: Config, data: Data, parts: Parts, width: float
     say(f"{run}: step {step} of {config.steps}; {name_devices(len(jax.devices()))}")
     if snapshots is not None and width is not None:
         found = agree(lambda: snapshots.reconstruct(jax.eval_shape(lambda: params), width, step))
-        params = jax.device_put(found, everywhere)
+        put = lambda array: jax.make_array_from_callback(array.shape, everywhere, lambda part: array[part])
+        params = jax.tree.map(put, found)
     return params
 
 

@@ -92,7 +92,9 @@ def read_some(folder: Path, like: Any) -> Any:
         return [arrays[path] for path in wanted]
 
     arrays = jax.tree.unflatten(jax.tree.structure(like), _together(read))
-    return jax.tree.map(lambda array, leaf: jax.device_put(array, _sharding(leaf)), arrays, like)
+    # Not `device_put`: it would gather each array from all processes, to compare.
+    put = lambda array, leaf: jax.make_array_from_callback(array.shape, _sharding(leaf), lambda part: array[part])
+    return jax.tree.map(put, arrays, like)
 
 
 def read_arrays(folder: Path, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
