@@ -11,6 +11,7 @@ is donated: use what it returns. The first three are one function under `jax.jit
 in `_pmap.py`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -186,13 +187,19 @@ def place(tree: Any, shardings: Any) -> Any:
     if jax.process_count() == 1:
         return jax.device_put(jax.tree.map(jnp.copy, tree), shardings)
     if all(isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in jax.tree.leaves(tree)):
-        return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)(tree)
+        return jax.tree.map(lambda leaf, s: _copy_to(s)(leaf), tree, jax.tree.broadcast(shardings, tree))
     # The same values on each process: NumPy arguments of jit, keys as their data, which it may not see otherwise.
     plain = jax.tree.map(lambda leaf: np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf), tree)
     kinds = jax.tree.map(lambda leaf: jax.random.key_impl(leaf) if is_key(leaf) else None, tree)
     back = lambda value, kind: value if kind is None else jax.random.wrap_key_data(value, impl=kind)
     whole = lambda plain: jax.tree.map(back, plain, kinds, is_leaf=lambda node: node is None)
     return jax.jit(whole, out_shardings=shardings)(plain)
+
+
+@functools.cache
+def _copy_to(sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    """Compiled once for a sharding and a shape, of which a state has few."""
+    return jax.jit(jnp.copy, out_shardings=sharding)
 
 
 def move(put: Callable[..., Any], tree: Any, *more: Any) -> Any:
