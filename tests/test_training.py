@@ -441,7 +441,8 @@ def test_signal_between_any_two_lines_is_not_lost(tmp_path, monkeypatch, steps, 
         assert checkpoints.latest() == stopped
 
 
-def test_handlers_of_others_are_given_back_and_get_the_second_signal():
+def test_handlers_of_others_are_given_back_and_get_what_nobody_was_told(monkeypatch):
+    from diffjax.training import _signals
     from diffjax.training._signals import hear_signals
 
     heard = []
@@ -453,6 +454,20 @@ def test_handlers_of_others_are_given_back_and_get_the_second_signal():
             assert (asked(), heard) == (signal.SIGTERM, [])
             os.kill(os.getpid(), signal.SIGTERM)
             assert heard == [signal.SIGTERM]
+        heard.clear()
+        with hear_signals() as asked:
+            assert asked() is None
+            os.kill(os.getpid(), signal.SIGTERM)  # while the threads of the batches end
+            assert heard == []
+        assert heard == [signal.SIGTERM]
+        # Of several processes another was told first, and all stop for that.
+        heard.clear()
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(_signals, "_Largest", lambda: lambda number, now: signal.SIGTERM)
+        with hear_signals() as asked:
+            assert asked() == signal.SIGTERM
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == []
     finally:
         assert signal.signal(signal.SIGTERM, before) is not before
 

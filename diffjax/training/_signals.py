@@ -43,16 +43,22 @@ Asked = Callable[..., int | None]
 def hear_signals() -> Iterator[Asked]:
     """Within it, signals wait for the loop; afterwards the handlers are as they were before.
 
+    One of which nobody was told, as it came after the last question, is then raised anew.
+
     Yields:
       `asked() -> signal or None`: whether to stop now. Every process must ask after every step, and all get the same
       answer, of several processes that to the question before. `asked(now=True)` waits for its own.
     """
     received: list[int] = []
+    told = False
     largest = _Largest() if jax.process_count() > 1 else None
 
     def asked(*, now: bool = False) -> int | None:
+        nonlocal told
         number = received[0] if received else 0
-        return (number if largest is None else largest(number, now=now)) or None
+        answer = number if largest is None else largest(number, now=now)
+        told = bool(number or answer)
+        return answer or None
 
     if threading.current_thread() is not threading.main_thread():  # where Python hears no signals
         yield asked
@@ -71,6 +77,8 @@ def hear_signals() -> Iterator[Asked]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if received and not told:
+            signal.raise_signal(received[0])
 
 
 class _Largest:
