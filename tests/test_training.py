@@ -472,9 +472,11 @@ def test_handlers_of_others_are_given_back_and_get_what_nobody_was_told(monkeypa
         assert signal.signal(signal.SIGTERM, before) is not before
 
 
-def test_several_processes_hear_the_answer_to_the_question_before():
+@pytest.mark.parametrize("backend", ["cpu", "tpu"])
+def test_several_processes_hear_the_answer_to_the_question_before(monkeypatch, backend):
     from diffjax.training._signals import _Largest
 
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     largest = _Largest()
     assert [largest(number, now=False) for number in (0, 2, 15, 0)] == [0, 0, 2, 15]
     assert largest(2, now=True) == 2
