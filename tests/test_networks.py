@@ -1,5 +1,6 @@
 """Networks: adapters give the module's own function; MLP and U-Net do what their docstrings say (float32)."""
 
+import types
 from functools import partial
 
 import equinox as eqx
@@ -10,6 +11,7 @@ import pytest
 from flax import linen as nn, nnx
 
 from diffjax.networks import MLP, DiT, UNet, UViT, from_equinox, from_linen, from_nnx
+from diffjax.networks._attention import attention
 from diffjax.networks._blocks import GroupNorm, SelfAttention, conv, enlarge
 
 KEY = jax.random.key(0)
@@ -348,13 +350,47 @@ def test_attention_mixes_positions_and_convolution_alone_does_not():
             return SelfAttention(4, jnp.float32, name="attention")(h) if self.attention else h
 
     reach = {}
-    for attention in (True, False):
-        network = from_linen(Probe(attention))
+    for attends in (True, False):
+        network = from_linen(Probe(attends))
         params = perturbed(network.init(KEY, x, jnp.zeros(1)), size=0.5)
         first = quick_jit(jax.grad(lambda x, n=network, p=params: jnp.sum(n.apply(p, x, jnp.zeros(1))[0, 0, 0])))
-        reach[attention] = np.abs(np.asarray(first(x))[0, 20:, 20:]).max()
+        reach[attends] = np.abs(np.asarray(first(x))[0, 20:, 20:]).max()
     assert reach[True] > 1e-5
     assert reach[False] == 0
+
+
+@pytest.mark.parametrize(
+    ("capability", "lengths", "options", "chosen"),
+    [
+        ("9.0", (4, 6), {}, "cudnn"),
+        ("8.0", (4, 4), {"scale": 0.5}, "cudnn"),
+        ("7.5", (4, 4), {}, None),
+        ("gfx942", (4, 4), {}, None),  # AMD
+        (None, (4, 4), {}, None),  # not a GPU
+        ("9.0", (4, 5), {}, None),
+        ("9.0", (1, 4), {}, None),
+        ("9.0", (4, 4), {"dtype": jnp.float32}, None),
+        ("9.0", (4, 4), {"features": 12}, None),
+        ("9.0", (4, 4), {"features": 136}, None),
+        ("9.0", (4, 4), {"mask": jax.ShapeDtypeStruct((2, 4), bool)}, None),
+        ("9.0", (4, 4), {"bias": jax.ShapeDtypeStruct((1, 3, 4, 4), jnp.bfloat16)}, None),
+    ],
+)
+def test_flash_attention_is_asked_for_only_where_it_works(monkeypatch, capability, lengths, options, chosen):
+    device = types.SimpleNamespace() if capability is None else types.SimpleNamespace(compute_capability=capability)
+    asked = []
+
+    def product(q, k, v, *, implementation, **others):
+        asked.append(implementation)
+        return q
+
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(jax.nn, "dot_product_attention", product)
+    dtype, features = options.pop("dtype", jnp.bfloat16), options.pop("features", 16)
+    q, k = (jax.ShapeDtypeStruct((2, n, 3, features), dtype) for n in lengths)
+    arrays = {name: options.pop(name) for name in ("mask", "bias") if name in options}
+    jax.eval_shape(lambda q, k, arrays: attention(q, k, k, **arrays, **options), q, k, arrays)
+    assert asked == [chosen]
 
 
 def test_group_norm_is_its_definition():

@@ -2,9 +2,10 @@
 
     softmax(scale q k' + bias) v,    scale = 1/sqrt(width of a head) unless said
 
-Source: Vaswani et al. 2017, eq. 1. On a GPU, half-precision heads of at most 128 features (a multiple of 8) go to
-cuDNN's flash attention, which never writes the [n, m] weights; elsewhere XLA compiles the formula, its softmax in
-float32, or all of it in float64 for float64 arrays.
+Source: Vaswani et al. 2017, eq. 1. On an NVIDIA GPU of compute capability 8 or more, half-precision heads of at most
+128 features (a multiple of 8) go to cuDNN's flash attention, which never writes the [n, m] weights, if nothing is
+masked or added and n and m are even: cuDNN refuses a mask [b, 1, 1, m], and odd lengths in the gradient. Elsewhere XLA
+compiles the formula, its softmax in float32, or all of it in float64 for float64 arrays.
 """
 
 from typing import Any
@@ -34,7 +35,7 @@ def attention(
     there = None if mask is None else mask[:, None, None, :]
     if q.dtype == jnp.float64:
         return _written_out(q, k, v, there, bias, scale)
-    implementation = "cudnn" if bias is None and _flash(q) else None
+    implementation = "cudnn" if mask is None and bias is None and _flash(q, k) else None
     return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=there, scale=scale, implementation=implementation)
 
 
@@ -45,6 +46,13 @@ def _written_out(q, k, v, mask, bias, scale):
     return jnp.einsum("bhnm,bmhk->bnhk", jax.nn.softmax(logits, where=mask), v)
 
 
-def _flash(q: Any) -> bool:
+def _flash(q: Any, k: Any) -> bool:
     fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
-    return fits and jax.default_backend() == "gpu"
+    return fits and q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0 and _compute_capability() >= 8
+
+
+def _compute_capability() -> int:
+    """The major number, of the device that is computed on by default; 0 where that is not one of NVIDIA's."""
+    device = jax.config.jax_default_device or jax.devices()[0]
+    major = str(getattr(device, "compute_capability", "")).split(".")[0]  # "9.0"; AMD's are as "gfx942"
+    return int(major) if major.isdigit() else 0
