@@ -15,6 +15,7 @@ from diffjax.data import encoded, from_arrays
 from diffjax.interop import load_module, read_tensors, save_pretrained, write_tensors
 from diffjax.interop._keys import to_tensors
 from diffjax.interop._known import shapes_of
+from diffjax.interop._pretrained import _images
 from diffjax.networks import AutoencoderKL, LatentSpace, from_linen
 from diffjax.networks._init import draw_together
 
@@ -279,6 +280,60 @@ def drawn(config):
     shapes = shapes_of(interop.module_from_config(config), config, "config")
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (UNET, {"block_out_channels": None, "layers_per_block": [1, 1], "attention_head_dim": "4", "dropout": "0"}),
+        (UNET, {"num_class_embeds": 0, "norm_eps": None, "freq_shift": "a", "center_input_sample": "false"}),
+        (UNET, {"mid_block_scale_factor": 0, "time_embedding_dim": [3], "down_block_types": [1, 2], "_class_name": []}),
+        (DIT, {"num_layers": None, "patch_size": 0, "num_attention_heads": 0, "sample_size": [4, 4]}),
+        (DIT, {"dropout": float("nan"), "in_channels": 2.0, "out_channels": "4", "attention_bias": 1}),
+        (T5, {"d_model": "4", "num_layers": 0, "d_ff": True}),
+        (CONFIG, {"scaling_factor": None, "layers_per_block": 0, "shift_factor": [1.0], "force_upcast": "no"}),
+        (CONFIG, {"scaling_factor": "0.1", "block_out_channels": []}),
+    ],
+)
+def test_values_of_another_kind_are_named(config, changes):
+    for key, value in changes.items():
+        with pytest.raises(ValueError, match=f"^where: {key} is ") as error:
+            interop.module_from_config({**config, key: value}, where="where")
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "message"),
+    [
+        (UNET, {"norm_num_groups": 5}, "groups: a divisor of 4"),
+        (CONFIG, {"norm_num_groups": 3}, "channels: a multiple of groups = 3"),
+        (DIT, {"attention_head_dim": 1}, "width: a multiple of 4"),
+        (T5, {"relative_attention_num_buckets": 3}, "buckets: an even number"),
+    ],
+)
+def test_values_that_do_not_fit_together_name_the_file(config, change, message):
+    config = {**config, **change}
+    with pytest.raises(ValueError, match=f"^where: {message}"):
+        shapes_of(interop.module_from_config(config, where="where"), config, "where")
+
+
+def test_images_are_as_the_class_has_them_where_the_file_is_silent(tmp_path):
+    config = {
+        **{key: value for key, value in DIT.items() if key not in ("in_channels", "sample_size")},
+        "num_layers": 1,
+    }
+    config["out_channels"] = 8
+    save_pretrained(tmp_path, drawn(config), config, scheduler={"_class_name": "DDIMScheduler"})
+    p = interop.from_pretrained(tmp_path, steps=2)
+    assert p.shape == (32, 32, 4)
+    y = jax.eval_shape(p.network.apply, p.params, jnp.zeros((1, 4, 4, 4)), jnp.zeros(1), jnp.zeros(1, int))
+    assert y.shape == (1, 4, 4, 4)
+    for out in (1, 5):
+        with pytest.raises(ValueError, match=f"where: out_channels is {out}; in_channels 3 is needed, or twice"):
+            _images({"in_channels": 3, "out_channels": out, "sample_size": 4}, "where")
+    for size in ("a", [4], [4, 0], 2.5, True):
+        with pytest.raises(ValueError, match="where: sample_size is "):
+            _images({"in_channels": 3, "out_channels": 6, "sample_size": size}, "where")
 
 
 @pytest.mark.parametrize("config", [T5, DIT, UNET], ids=["T5", "DiT", "UNet2D"])

@@ -64,10 +64,7 @@ def dit(config: Mapping[str, Any], where: str) -> DiT:
     Raises:
       ValueError: a key or a value that we do not have.
     """
-    found = read_fields(config, DEFAULTS, where=where, only=ONLY, ignored=IGNORED)
-    for key in ("patch_size", "num_embeds_ada_norm", "sample_size"):
-        if not isinstance(found[key], int):
-            raise ValueError(f"{where}: {key} is {found[key]!r}; a DiT has a number there")
+    found = read_fields(config, DEFAULTS, where=where, only=ONLY, ignored=IGNORED, nullable={"out_channels": 1})
     activation, gated = ACTIVATIONS[found["activation_fn"]]
     return DiT(
         width=found["num_attention_heads"] * found["attention_head_dim"],

@@ -9,9 +9,10 @@ import numpy as np
 
 from diffjax.interop._attention_names import new_attention_names
 from diffjax.interop._autoencoder import autoencoder
-from diffjax.interop._dit import dit
+from diffjax.interop._config import naming
+from diffjax.interop._dit import DEFAULTS as OF_DIT, dit
 from diffjax.interop._t5 import encoder_tensors, t5_encoder
-from diffjax.interop._unet2d import unet2d, unet2d_inputs
+from diffjax.interop._unet2d import DEFAULTS as OF_UNET, unet2d, unet2d_inputs
 
 
 class Kind(NamedTuple):
@@ -21,13 +22,13 @@ class Kind(NamedTuple):
       build: `(config, where) -> module`.
       inputs: `(config, module) -> arguments` of the least size that the module takes.
       tensors: `(tensors, where) -> tensors` by the names that the module expects.
-      denoises: whether it is a diffusion's network, `(x, c_noise, cond) -> y`.
+      images: of a diffusion's network, `(x, c_noise, cond) -> y`: defaults of the keys that say what x and y are.
     """
 
     build: Callable[[Mapping[str, Any], str], Any]
     inputs: Callable[[Mapping[str, Any], Any], tuple[Any, ...]]
     tensors: Callable[[Mapping[str, Any], str], Mapping[str, Any]]
-    denoises: bool
+    images: Mapping[str, Any] | None = None
 
 
 def kind_of(config: Mapping[str, Any], where: str) -> Kind:
@@ -37,7 +38,7 @@ def kind_of(config: Mapping[str, Any], where: str) -> Kind:
       ValueError: we do not have it; `where` (the file) is named.
     """
     name = config.get("_class_name", config.get("model_type"))
-    if name not in KINDS:
+    if not isinstance(name, str) or name not in KINDS:
         raise ValueError(f"{where}: _class_name is {name!r}; diffjax has {', '.join(KINDS)}")
     return KINDS[name]
 
@@ -52,13 +53,16 @@ def module_from_config(config: Mapping[str, Any], *, where: str = "config.json")
     Raises:
       ValueError: a network, key or value that we do not have; named.
     """
-    return kind_of(config, where).build(config, where)
+    kind = kind_of(config, where)
+    with naming(where):
+        return kind.build(config, where)
 
 
 def shapes_of(module: Any, config: Mapping[str, Any], where: str) -> Any:
     """The module's parameters as a tree of shapes [...]; nothing is computed."""
-    arguments = kind_of(config, where).inputs(config, module)
-    return jax.eval_shape(module.init, jax.random.key(0), *arguments)["params"]
+    kind = kind_of(config, where)
+    with naming(where):
+        return jax.eval_shape(module.init, jax.random.key(0), *kind.inputs(config, module))["params"]
 
 
 def _renamed(tensors, where):
@@ -75,7 +79,7 @@ def _image(config, module):
 
 
 def _patches(config, module):
-    x = jnp.zeros((1, module.patch, module.patch, config.get("in_channels", 4)))
+    x = jnp.zeros((1, module.patch, module.patch, config.get("in_channels", OF_DIT["in_channels"])))
     return x, jnp.zeros(1), np.zeros(1, np.int32)
 
 
@@ -84,9 +88,9 @@ def _ids(config, module):
 
 
 KINDS = {
-    "UNet2DModel": Kind(unet2d, unet2d_inputs, _renamed, True),
-    "DiTTransformer2DModel": Kind(dit, _patches, _as_they_are, True),
-    "Transformer2DModel": Kind(dit, _patches, _as_they_are, True),
-    "AutoencoderKL": Kind(autoencoder, _image, _renamed, False),
-    "t5": Kind(t5_encoder, _ids, encoder_tensors, False),
+    "UNet2DModel": Kind(unet2d, unet2d_inputs, _renamed, {"sample_size": None, **OF_UNET}),
+    "DiTTransformer2DModel": Kind(dit, _patches, _as_they_are, OF_DIT),
+    "Transformer2DModel": Kind(dit, _patches, _as_they_are, OF_DIT),
+    "AutoencoderKL": Kind(autoencoder, _image, _renamed),
+    "t5": Kind(t5_encoder, _ids, encoder_tensors),
 }

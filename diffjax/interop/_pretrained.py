@@ -96,9 +96,9 @@ def from_pretrained(
         raise ValueError(f"{scheduler}: there is none; `load_module` reads a network by itself")
     sampling = read_scheduler(read_json(scheduler), steps, where=str(scheduler))
     module, params, config = _load(where, dtype)
-    if not kind_of(config, str(where)).denoises:
+    if (images := kind_of(config, str(where)).images) is None:
         raise ValueError(f"{where}: {type(module).__name__} is no diffusion's network; `load_module` reads it")
-    channels, size = config.get("in_channels", 3), config.get("sample_size")
+    channels, shape = _images({**images, **config}, where / "config.json")
     latents = None
     if "vae" in parts:
         autoencoder = _load(folder / parts["vae"][1], dtype)
@@ -112,7 +112,7 @@ def from_pretrained(
         ts=sampling.ts,
         stepper=sampling.stepper,
         denoise=sampling.denoise,
-        shape=None if size is None else (*_sides(size), channels),
+        shape=shape,
         latents=latents,
     )
 
@@ -215,9 +215,17 @@ def _pipeline(folder):
     return parts
 
 
-def _sides(size) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
+def _images(config, where):
+    """c, and (h, w, c) of a sample or None where its size is not said."""
+    size, c, answers = (config[key] for key in ("sample_size", "in_channels", "out_channels"))
+    if answers not in (None, c, 2 * c):
+        raise ValueError(f"{where}: out_channels is {answers}; in_channels {c} is needed, or twice (mean and variance)")
+    if size is None:
+        return c, None
+    sides = size if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError(f"{where}: sample_size is {size!r}; a positive integer, two of them or null is needed")
+    return c, (*sides, c)
 
 
 def _load(folder, dtype):

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from diffjax._arrays import on_host
 from diffjax.guidance import dynamic_threshold, static_threshold
 from diffjax.interop._clock import OnSigma, OnSteps
-from diffjax.interop._config import read_fields
+from diffjax.interop._config import naming, read_fields
 from diffjax.parameterisation import (
     AbstractParameterisation,
     EpsPrediction,
@@ -95,17 +95,19 @@ def read_scheduler(config: Mapping[str, Any], steps: int = 50, *, where: str = "
       ValueError: a scheduler, key or value that we do not have, or more steps than the chain has; named.
     """
     name = config.get("_class_name")
-    if name not in SCHEDULERS:
+    if not isinstance(name, str) or name not in SCHEDULERS:
         raise ValueError(f"{where}: _class_name is {name!r}; diffjax has {', '.join(SCHEDULERS)}")
     reader, defaults, only = SCHEDULERS[name]
     foreign = _KEYS - set(defaults) - set(only)  # left over from another scheduler's configuration: not this one's
-    found = read_fields(config, defaults, where=where, only=only, ignored=foreign)
+    null = {"trained_betas": (0.1,)} if "trained_betas" in defaults else {}
+    found = read_fields(config, defaults, where=where, only=only, ignored=foreign, nullable=null)
     last = found.get("num_train_timesteps", steps)
     if steps < 2:
         raise ValueError(f"steps: at least 2 are needed, got {steps}")
     if steps > last:
         raise ValueError(f"steps: {where} has {last}, got {steps}")
-    return reader(found, steps, where)
+    with naming(where):
+        return reader(found, steps, where)
 
 
 def _ddim(found, n, where):

@@ -29,14 +29,14 @@ DEFAULTS = {
     "center_input_sample": False,
     "time_embedding_type": "positional",
     "time_embedding_dim": None,
-    "freq_shift": 0,
+    "freq_shift": 0.0,
     "flip_sin_to_cos": True,
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
     "mid_block_type": "UNetMidBlock2D",
     "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
     "block_out_channels": (224, 448, 672, 896),
     "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
+    "mid_block_scale_factor": 1.0,
     "downsample_padding": 1,
     "downsample_type": "conv",
     "upsample_type": "conv",
@@ -52,6 +52,9 @@ DEFAULTS = {
     "num_class_embeds": None,
     "num_train_timesteps": None,
 }
+NULLABLE = dict.fromkeys(
+    ("attention_head_dim", "time_embedding_dim", "attn_norm_num_groups", "num_class_embeds", "num_train_timesteps"), 1
+)
 ACTIVATIONS = {
     "silu": nn.silu,
     "swish": nn.silu,
@@ -85,7 +88,7 @@ def unet2d(config: Mapping[str, Any], where: str = "config.json") -> UNet2D:
     Raises:
       ValueError: a key or a value that diffjax does not have.
     """
-    c = read_fields(config, DEFAULTS, where=where, only=ONLY, ignored=("sample_size",))
+    c = read_fields(config, DEFAULTS, where=where, only=ONLY, ignored=("sample_size",), nullable=NULLABLE)
     channels = tuple(c["block_out_channels"])
     for key in ("down_block_types", "up_block_types"):
         if len(c[key]) != len(channels):

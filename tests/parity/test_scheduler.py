@@ -98,6 +98,24 @@ def test_the_network_is_told_whole_steps_in_float32():
             10,
             "where: algorithm_type 'sde-dpmsolver\\+\\+' with solver_order 3 is not",
         ),
+        ({"_class_name": ["x"]}, 10, r"where: _class_name is \['x'\]"),
+        ({"_class_name": "DDIMScheduler", "beta_start": "0.1"}, 10, "where: beta_start is '0.1'; a number above 0"),
+        (
+            {"_class_name": "DDIMScheduler", "num_train_timesteps": None},
+            10,
+            "where: num_train_timesteps is None; an int",
+        ),
+        ({"_class_name": "DDIMScheduler", "clip_sample_range": None}, 10, "where: clip_sample_range is None"),
+        ({"_class_name": "DDIMScheduler", "clip_sample": "false"}, 10, "where: clip_sample is 'false'; true or false"),
+        (
+            {"_class_name": "DDIMScheduler", "steps_offset": -5},
+            10,
+            "where: steps_offset is -5; an integer of at least 0",
+        ),
+        ({"_class_name": "DDIMScheduler", "trained_betas": ["a"]}, 10, r"where: trained_betas is \['a'\]; a list"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 0}, 10, "where: shift is 0; a number above 0"),
+        ({"_class_name": "EDMEulerScheduler", "sigma_min": 0}, 10, "where: sigma_min is 0; a number above 0"),
+        ({"_class_name": "EDMEulerScheduler", "sigma_min": 90}, 10, "^where: sigma_max: must be finite and more"),
     ],
 )
 def test_what_we_lack_is_named(config, steps, message):
