@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from diffjax import config as c, networks
 from diffjax.config._networks import build_network
@@ -80,3 +81,23 @@ def test_edm2s_weights_are_normalised_after_an_update():
     jax.tree.map(lambda new, same: np.testing.assert_allclose(new, same, rtol=1e-4, atol=1e-5), after, again)
     moved = jax.tree.leaves(jax.tree.map(lambda new, old: float(np.abs(new - old).max()), after, params))
     assert max(moved) > 0.01
+
+
+def test_decay_leaves_alone_what_is_never_trained():
+    """Five updates with weight decay and no gradient: random waves stay bitwise, and they alone."""
+    paths = []
+    for name, labels in (("edm2", jnp.zeros(2, int)), ("ncsnpp", None)):
+        network = build_network(small(name), None if labels is None else 3)
+        shapes = jax.eval_shape(network.init, jax.random.key(0), IMAGES, jnp.ones(2), labels)
+        paths += [tuple(entry.key for entry in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+    waves = {("told", "fourier", "frequencies"), ("told", "fourier", "phases"), ("time_proj", "scale")}
+    assert waves < set(paths)
+    leaves = {path: np.ones(2, np.float32) for path in [*sorted(waves), *paths[::20]]}  # some: a test, not a run
+    params = traverse_util.unflatten_dict(leaves)
+    tx = c.build_optimiser(c.OptimiserConfig(weight_decay=0.1, warmup=0), 100)
+    update, state, after = jax.jit(tx.update), tx.init(params), params
+    for _ in range(5):
+        updates, state = update(jax.tree.map(np.zeros_like, params), state, after)
+        after = jax.tree.map(np.add, after, updates)
+    moved = traverse_util.flatten_dict(after)
+    assert {path for path, leaf in leaves.items() if np.array_equal(moved[path], leaf)} == waves

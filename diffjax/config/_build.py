@@ -15,6 +15,7 @@ from diffjax.config._names import GRIDS, PARAMETERISATIONS, PROCESSES, STEPPERS,
 from diffjax.config._networks import build_network, projection
 from diffjax.config._options import Config, OptimiserConfig, SamplerConfig
 from diffjax.losses import denoising_loss, drop_condition
+from diffjax.networks import trained
 from diffjax.parameterisation import AbstractParameterisation
 from diffjax.process import AbstractGaussianProcess
 from diffjax.samplers import AbstractStepper
@@ -67,7 +68,10 @@ def build(config: Config, classes: int | None) -> Parts:
 
 
 def build_optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping, then Adam with a linear warm-up and a cosine decay over `steps` updates."""
+    """Clipping, then Adam with a linear warm-up and a cosine decay over `steps` updates.
+
+    Weight decay leaves out what is never trained: `networks.trained`.
+    """
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
@@ -75,7 +79,7 @@ def build_optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransf
         decay_steps=steps,
         end_value=config.final * config.learning_rate,
     )
-    adam = optax.adamw(schedule, weight_decay=config.weight_decay)
+    adam = optax.adamw(schedule, weight_decay=config.weight_decay, mask=trained)
     return optax.chain(optax.clip_by_global_norm(config.clip), adam)
 
 

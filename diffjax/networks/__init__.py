@@ -31,6 +31,7 @@ from diffjax.networks._noise_embedding import (
 )
 from diffjax.networks._t5 import T5Encoder as T5Encoder
 from diffjax.networks._text import Text as Text
+from diffjax.networks._trained import trained as trained
 from diffjax.networks._unet import UNet as UNet
 from diffjax.networks._unet2d import UNet2D as UNet2D
 from diffjax.networks._unet2d_blocks import (

@@ -101,7 +101,8 @@ def _fan_in(kernel):
 
 
 class MPFourier(nn.Module):
-    """`c_noise [b] -> [b, features]`, random waves. Their frequencies and phases are parameters without a gradient.
+    """`c_noise [b] -> [b, features]`, random waves. Their frequencies and phases are parameters without a gradient;
+    `optax.adamw(..., mask=trained)` leaves them out of weight decay.
 
     The phases are drawn from N(0, 1) in turns, which is uniform to 5e-9.
     """

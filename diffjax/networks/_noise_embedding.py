@@ -48,6 +48,8 @@ class Positional(nn.Module):
 class Fourier(nn.Module):
     """Waves of random frequencies, 2 features of them; the frequencies are among the parameters but never trained.
 
+    As `UNet2D`'s `time_proj` they are left out of weight decay by `optax.adamw(..., mask=trained)`.
+
     Attributes:
       std: standard deviation of the frequencies.
       log: of log c_noise, which must then be positive (a sigma).
