@@ -20,9 +20,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from diffjax.networks._attention import attention
-from diffjax.networks._blocks import GroupNorm, enlarge
+from diffjax.networks._blocks import GroupNorm, conv, enlarge
 from diffjax.networks._embedding import dense
-from diffjax.networks._init import constant, normal
 
 EPSILON = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -84,8 +83,8 @@ class AutoencoderKL(nn.Module):
         shared = (self.channels, self.blocks, self.groups, self.attention, dtype, self.remat)
         self.encoder = Encoder(2 * self.latent_channels, *shared)
         self.decoder = Decoder(self.out_channels, *shared)
-        self.quant_conv = _conv(2 * self.latent_channels, 1, dtype) if self.moments_conv else None
-        self.post_quant_conv = _conv(self.latent_channels, 1, dtype) if self.latents_conv else None
+        self.quant_conv = conv(2 * self.latent_channels, 1, dtype) if self.moments_conv else None
+        self.post_quant_conv = conv(self.latent_channels, 1, dtype) if self.latents_conv else None
 
     def __call__(self, x: Any) -> Float[Array, "b h w k"]:
         return self.decode(self.encode(x)[0])
@@ -118,7 +117,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 k"]:
-        h = _conv(self.channels[0], 3, self.dtype, "conv_in")(x)
+        h = conv(self.channels[0], 3, self.dtype, name="conv_in")(x)
         level = nn.remat(Level) if self.remat and not self.is_initializing() else Level
         for i, channels in enumerate(self.channels):
             end = "" if i == len(self.channels) - 1 else "downsamplers__0"
@@ -140,7 +139,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 k"]:
-        h = _conv(self.channels[-1], 3, self.dtype, "conv_in")(z)
+        h = conv(self.channels[-1], 3, self.dtype, name="conv_in")(z)
         h = Middle(self.groups, self.attention, self.dtype, name="mid_block")(h)
         level = nn.remat(Level) if self.remat and not self.is_initializing() else Level
         for i, channels in enumerate(reversed(self.channels)):
@@ -175,9 +174,9 @@ class Resize(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         _, height, width, channels = x.shape
         if self.end.startswith("up"):
-            return _conv(channels, 3, self.dtype, "conv")(enlarge(x, 2 * height, 2 * width))
+            return conv(channels, 3, self.dtype, name="conv")(enlarge(x, 2 * height, 2 * width))
         # Zeros to the right and below alone.
-        return _conv(channels, 3, self.dtype, "conv", strides=2, padding=((0, 1), (0, 1)))(x)
+        return conv(channels, 3, self.dtype, name="conv", stride=2, padding=(0, 1))(x)
 
 
 class Middle(nn.Module):
@@ -205,11 +204,11 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w k"]:
         h = nn.silu(_norm(self, "norm1")(x))
-        h = _conv(self.channels, 3, self.dtype, "conv1")(h)
+        h = conv(self.channels, 3, self.dtype, name="conv1")(h)
         h = nn.silu(_norm(self, "norm2")(h))
-        h = _conv(self.channels, 3, self.dtype, "conv2")(h)
+        h = conv(self.channels, 3, self.dtype, name="conv2")(h)
         if x.shape[-1] != self.channels:
-            x = _conv(self.channels, 1, self.dtype, "conv_shortcut")(x)
+            x = conv(self.channels, 1, self.dtype, name="conv_shortcut")(x)
         return x + h
 
 
@@ -229,24 +228,11 @@ class Attention(nn.Module):
 
 def _out(module, h):
     h = nn.silu(_norm(module, "conv_norm_out")(h))
-    return _conv(module.out, 3, module.dtype, "conv_out")(h)
+    return conv(module.out, 3, module.dtype, name="conv_out")(h)
 
 
 def _norm(module, name):
     return GroupNorm(EPSILON, module.dtype, module.groups, name=name)
-
-
-def _conv(channels, size, dtype, name=None, strides=1, padding: Any = "SAME"):
-    return nn.Conv(
-        channels,
-        (size, size),
-        strides=strides,
-        padding=padding,
-        kernel_init=normal(),
-        bias_init=constant(0.0),
-        dtype=dtype,
-        name=name,
-    )
 
 
 def _wide(h):

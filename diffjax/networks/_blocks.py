@@ -89,7 +89,7 @@ def conv(
     size: int,
     dtype: Any,
     *,
-    name: str,
+    name: str | None = None,
     stride: int = 1,
     padding: Any = "SAME",
     zero: bool = False,
@@ -115,17 +115,16 @@ class ResidualBlock(nn.Module):
 
     channels: int
     dropout: float
+    deterministic: bool
     dtype: Any
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], told: Float[Array, "b k"], deterministic: bool
-    ) -> Float[Array, "b h w k2"]:
+    def __call__(self, x: Float[Array, "b h w c"], told: Float[Array, "b k"]) -> Float[Array, "b h w d"]:
         h = nn.silu(GroupNorm(dtype=self.dtype, name="norm_1")(x))
         h = conv(self.channels, 3, self.dtype, name="conv_1")(h)
-        modulation = dense(2 * self.channels, name="modulate")(told)
+        modulation = dense(2 * self.channels, told.dtype, name="modulate")(told)
         h = nn.silu(GroupNorm(dtype=self.dtype, name="norm_2")(h, modulation))
-        h = nn.Dropout(self.dropout, deterministic=deterministic)(h)
+        h = nn.Dropout(self.dropout, deterministic=self.deterministic)(h)
         h = conv(self.channels, 3, self.dtype, name="conv_2", zero=True)(h)
         if x.shape[-1] != self.channels:
             x = conv(self.channels, 1, self.dtype, name="skip")(x)

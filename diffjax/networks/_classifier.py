@@ -22,7 +22,7 @@ from diffjax.networks._embedding import Conditioning, broadcast_noise, dense
 
 
 class Classifier(nn.Module):
-    """A classifier `(x [b, h, w, c], c_noise [b] or None) -> logits [b, num_classes]`, in float32.
+    """A classifier `(x [b, h, w, c], c_noise [b] or None) -> logits [b, num_classes]`, float32 or float64.
 
     `from_linen(Classifier(10))` is a network, so that it trains as any other, with a cross entropy of your own:
     `scripts/train_classifier.py`. Told no c_noise it takes images as they are; told one, and trained on noisy images,
@@ -75,7 +75,7 @@ class Classifier(nn.Module):
             raise ValueError(f"cond: a classifier takes none, got {type(cond).__name__}")
         h = _body(self, name="body")(x, c_noise, deterministic)
         h = nn.Dropout(self.dropout, deterministic=deterministic)(h)
-        return dense(self.num_classes, name="logits", zero=True)(h)
+        return dense(self.num_classes, h.dtype, name="logits", zero=True)(h)
 
 
 def classifier_features(
@@ -109,13 +109,15 @@ class _Body(nn.Module):
         if x.ndim != 4:
             raise ValueError(f"x: images [b, height, width, channels] are needed, got shape {x.shape}")
         c_noise = broadcast_noise(0.0 if c_noise is None else c_noise, x)
-        told = Conditioning(self.channels, name="conditioning")(c_noise)
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        told = Conditioning(self.channels, dtype=wide, name="conditioning")(c_noise)
         h = conv(self.channels, 3, self.dtype, name="in")(x)
         for level, multiplier in enumerate(self.multipliers):
             width = self.channels * multiplier
             if level:
                 h = conv(width, 3, self.dtype, name=f"halve__{level}", stride=2)(h)
             for i in range(self.blocks):
-                h = ResidualBlock(width, self.dropout, self.dtype, name=f"blocks__{level}__{i}")(h, told, deterministic)
+                name = f"blocks__{level}__{i}"
+                h = ResidualBlock(width, self.dropout, deterministic, self.dtype, name=name)(h, told)
         h = nn.silu(GroupNorm(dtype=self.dtype, name="norm")(h))
-        return jnp.mean(h.astype(jnp.promote_types(self.dtype, jnp.float32)), axis=(1, 2))
+        return jnp.mean(h.astype(wide), axis=(1, 2))

@@ -23,7 +23,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from diffjax.networks._attention import attention
-from diffjax.networks._blocks import GroupNorm, conv, enlarge
+from diffjax.networks._blocks import GroupNorm, ResidualBlock, conv, enlarge
 from diffjax.networks._embedding import broadcast_noise, dense, fourier_features
 from diffjax.networks._init import constant, normal
 from diffjax.networks._repeat import repeat
@@ -212,7 +212,7 @@ class _Down(nn.Module):
     def __call__(self, h, told, tokens):
         h = conv(self.channels, 3, self.block["dtype"], name="conv", stride=self.stride)(h)
         fields = {"channels": self.channels, **self.block}
-        h = repeat(self, _Residual, fields, "resnets", self.blocks, h, told, scan=self.scan, remat=self.remat)
+        h = repeat(self, ResidualBlock, fields, "resnets", self.blocks, h, told, scan=self.scan, remat=self.remat)
         return _attend(self, h, tokens)
 
 
@@ -231,10 +231,10 @@ class _Up(nn.Module):
     @nn.compact
     def __call__(self, h, told, tokens):
         fields = {"channels": self.channels, **self.block}
-        h = _again(self, _Residual)(**fields, name="enter")(h, told)
+        h = _again(self, ResidualBlock)(**fields, name="enter")(h, told)
         rest = self.blocks - 1
         if rest:
-            h = repeat(self, _Residual, fields, "resnets", rest, h, told, scan=self.scan, remat=self.remat)
+            h = repeat(self, ResidualBlock, fields, "resnets", rest, h, told, scan=self.scan, remat=self.remat)
         h = _attend(self, h, tokens)
         return conv(self.out, 3, self.block["dtype"], name="conv")(self._enlarged(h))
 
@@ -252,25 +252,6 @@ def _attend(block, h, tokens):
 def _again(module, block):
     """Not at initialisation, where remat would hide the parameters from the one draw that makes them."""
     return nn.remat(block) if module.remat and not module.is_initializing() else block
-
-
-class _Residual(nn.Module):
-    channels: int
-    dropout: float
-    deterministic: bool
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], told: Float[Array, "b k"]) -> Float[Array, "b h w d"]:
-        h = nn.silu(GroupNorm(dtype=self.dtype, name="norm_1")(x))
-        h = conv(self.channels, 3, self.dtype, name="conv_1")(h)
-        modulation = dense(2 * self.channels, told.dtype, name="modulate")(told)
-        h = nn.silu(GroupNorm(dtype=self.dtype, name="norm_2")(h, modulation))
-        h = nn.Dropout(self.dropout, deterministic=self.deterministic)(h)
-        h = conv(self.channels, 3, self.dtype, name="conv_2", zero=True)(h)
-        if x.shape[-1] != self.channels:
-            x = conv(self.channels, 1, self.dtype, name="skip")(x)
-        return x + h
 
 
 class _Attention(nn.Module):

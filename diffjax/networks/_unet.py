@@ -20,7 +20,7 @@ from diffjax.networks._embedding import Conditioning, broadcast_noise
 
 
 class UNet(nn.Module):
-    """A U-Net `(x [b, h, w, c], c_noise [b], cond) -> y [b, h, w, c]`, y in float32.
+    """A U-Net `(x [b, h, w, c], c_noise [b], cond) -> y [b, h, w, c]`, y in float32 (float64 for a float64 dtype).
 
     Any height and width will do: a size is halved rounding up, and doubled back to what it was.
 
@@ -75,7 +75,8 @@ class UNet(nn.Module):
         if x.ndim != 4:
             raise ValueError(f"x: images [b, height, width, channels] are needed, got shape {x.shape}")
         width = 4 * self.channels
-        told = Conditioning(width, self.num_classes, name="conditioning")(broadcast_noise(c_noise, x), cond)
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        told = Conditioning(width, self.num_classes, wide, name="conditioning")(broadcast_noise(c_noise, x), cond)
         h = conv(self.channels, 3, self.dtype, name="in")(x)
         h, skips = self._down(h, told, deterministic)
         h = self._block(h, told, "middle_1", self.multipliers[-1], deterministic)
@@ -84,7 +85,7 @@ class UNet(nn.Module):
         h = self._up(h, skips, told, deterministic)
         h = nn.silu(GroupNorm(dtype=self.dtype, name="norm")(h))
         out = x.shape[-1] if self.out_channels is None else self.out_channels
-        return conv(out, 3, self.dtype, name="out", zero=True)(h).astype(jnp.float32)
+        return conv(out, 3, self.dtype, name="out", zero=True)(h).astype(wide)
 
     def _down(self, h, told, deterministic):
         skips = [h]
@@ -113,8 +114,8 @@ class UNet(nn.Module):
         return h
 
     def _block(self, h, told, name, multiplier, deterministic):
-        block = nn.remat(ResidualBlock, static_argnums=(3,)) if self._again() else ResidualBlock
-        return block(self.channels * multiplier, self.dropout, self.dtype, name=name)(h, told, deterministic)
+        block = nn.remat(ResidualBlock) if self._again() else ResidualBlock
+        return block(self.channels * multiplier, self.dropout, deterministic, self.dtype, name=name)(h, told)
 
     def _attention(self, h, name):
         attention = nn.remat(SelfAttention) if self._again() else SelfAttention

@@ -23,9 +23,9 @@ from jaxtyping import Array, Float
 from diffjax._arrays import expand
 from diffjax.networks._blocks import GroupNorm, conv
 from diffjax.networks._embedding import as_labels, broadcast_noise, dense
-from diffjax.networks._init import normal
 from diffjax.networks._noise_embedding import Waves
 from diffjax.networks._text import TextTokens, pooled
+from diffjax.networks._transformer import Table, TwoLayers
 from diffjax.networks._unet2d_blocks import DownBlock, MidBlock, Settings, Stage, Told, UpBlock
 
 
@@ -153,10 +153,10 @@ class UNet2D(nn.Module):
 
     def _told(self, level, cond):
         width = 4 * self.channels[0] if self.width is None else self.width
-        told = NoiseMLP(width, name="time_embedding")(self.time_proj(level, self.channels[0]))
+        told = TwoLayers(width, level.dtype, name="time_embedding")(self.time_proj(level, self.channels[0]))
         if self.num_classes is not None:
             labels = as_labels(cond, self.num_classes, level.shape)
-            found = ClassTable(self.num_classes, width, name="class_embedding")(labels)
+            found = Table(self.num_classes + 1, width, name="class_embedding")(labels)
             return Told(told + found.astype(told.dtype))
         if self.text_width is not None:
             text = TextTokens(self.text_width, name="text_tokens")(cond)
@@ -166,7 +166,7 @@ class UNet2D(nn.Module):
             return Told(told)
         vector = _as_numbers(cond, width).astype(told.dtype)
         if vector.ndim == 1:
-            vector = NoiseMLP(width, name="class_embedding")(self.time_proj(vector, self.channels[0]))
+            vector = TwoLayers(width, told.dtype, name="class_embedding")(self.time_proj(vector, self.channels[0]))
         return Told(told + vector)
 
     def _down(self, h, told, image, settings):
@@ -185,29 +185,6 @@ class UNet2D(nn.Module):
             block = UpBlock(stage, settings, channels, out, self.layers + 1, last, name=f"up_blocks__{i}")
             h, image = block(h, told, image, skips)
         return h, image
-
-
-class NoiseMLP(nn.Module):
-    """`[b, k] -> [b, width]`: Dense -> SiLU -> Dense, in the dtype that comes."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self, features: Float[Array, "b k"]) -> Float[Array, "b width"]:
-        h = nn.silu(dense(self.width, features.dtype, name="linear_1")(features))
-        return dense(self.width, features.dtype, name="linear_2")(h)
-
-
-class ClassTable(nn.Module):
-    """A row for each label 0 .. num_classes, [b] -> [b, width]; NaN for another one."""
-
-    num_classes: int
-    width: int
-
-    @nn.compact
-    def __call__(self, labels: Any) -> Float[Array, "b width"]:
-        table = self.param("embedding", normal(1.0), (self.num_classes + 1, self.width), jnp.float32)
-        return table.at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def _check_image(x, factor):
