@@ -27,7 +27,7 @@ import numpy as np
 from diffjax._arrays import in_bytes
 from diffjax.training._about import Damaged, leaves_by_path, make_about
 from diffjax.training._digest import raw
-from diffjax.training._distributed import agree, agree_on_main, gather_texts, is_main
+from diffjax.training._distributed import agree_on_main, gather_texts, is_main
 
 
 class Checkpoints:
@@ -237,8 +237,14 @@ class Checkpoints:
           Damaged: it is not what was written.
         """
         self.wait()
-        step = self._newest_first()[0] if step is None else step
-        agree(lambda: [None for _ in self.leaves(step)])
+        while True:
+            at = self._newest_first()[0] if step is None else step
+            try:
+                self._reading.together(lambda at=at: [None for _ in self.leaves(at)])
+                return
+            except FileNotFoundError:  # where the run has just deleted the newest, there is a newer one
+                if step is not None or not self.read_only:
+                    raise
 
     def leaves(self, step: int, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
         """Path and array of each leaf of a saved state whose path begins with `prefix`, checked; keys as their data.
@@ -313,7 +319,7 @@ class Checkpoints:
 
     def _there(self, step: int) -> Path:
         """The folder of a step, which exists."""
-        if step not in self._manager.all_steps():
+        if step not in self.steps():
             raise FileNotFoundError(f"{self.folder}: no checkpoint of step {step}")
         return self.folder / str(step)
 

@@ -70,7 +70,7 @@ def read_state(folder: Path, like: Any) -> Any:
                 raise  # this machine, not the disk
             raise _wrong(folder, f"step {folder.name} could not be read: {first_line(error)}") from error
 
-    about, digests, state = _together(read)
+    about, digests, state = together(read)
     found: Mapping[str, Any] = {
         path: _digest(about, host_parts(raw(leaf)), raw(leaf).shape) for path, leaf in leaves_by_path(state).items()
     }
@@ -91,7 +91,7 @@ def read_some(folder: Path, like: Any) -> Any:
         arrays = dict(_read_leaves(folder, about, set(wanted)))
         return [arrays[path] for path in wanted]
 
-    arrays = jax.tree.unflatten(jax.tree.structure(like), _together(read))
+    arrays = jax.tree.unflatten(jax.tree.structure(like), together(read))
     # Not `device_put`: it would gather each array from all processes, to compare.
     put = lambda array, leaf: jax.make_array_from_callback(array.shape, _sharding(leaf), lambda part: array[part])
     return jax.tree.map(put, arrays, like)
@@ -126,7 +126,7 @@ def _read_leaves(folder: Path, about: Mapping[str, Any], wanted: set[str]) -> It
 _KINDS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (Damaged, ValueError, FileNotFoundError)}
 
 
-def _together(read: Callable[[], T]) -> T:
+def together(read: Callable[[], T]) -> T:
     """What `read` gives; what it raises of `_KINDS` in one process, all raise."""
     if jax.process_count() == 1:
         return read()
