@@ -34,6 +34,14 @@ def test_none_keeps_nothing(kept, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+def test_several_processes_keep_nothing_unless_told_a_folder(kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    keep_compiled(None)
+    assert not kept
+    keep_compiled(str(tmp_path / "own"))
+    assert kept["jax_compilation_cache_dir"] == str(tmp_path / "own")
+
+
 def test_a_folder_that_others_may_write_in_is_refused(kept, tmp_path):
     shared = tmp_path / "shared"
     shared.mkdir()

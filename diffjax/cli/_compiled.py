@@ -4,8 +4,12 @@ $XDG_CACHE_HOME/diffjax/compiled-MACHINE   (~/.cache where that is not set), or 
 
 A compiled program is code that is run, so the folder must be the user's own: it is made for nobody else to read or
 write, and one that others may write in is not used. What was written a month ago is deleted.
+
+Several processes compile together, and one that found its program there would leave the others waiting for it; so a
+run of several keeps nothing unless it is told a folder.
 """
 
+import contextlib
 import os
 import platform
 import time
@@ -21,12 +25,13 @@ def keep_compiled(choice: str | None) -> None:
     """Has JAX keep what it compiles; where JAX was told a folder by its own options, that stands.
 
     Args:
-      choice: a folder, "none" for no cache, or None for the user's own.
+      choice: a folder, "none" for no cache, or None for the user's own, and none where several processes have met.
 
     Raises:
       ValueError: the folder that was named is not the user's own.
     """
-    if choice == "none" or (choice is None and jax.config.jax_compilation_cache_dir):  # pyright: ignore
+    elsewhere = jax.distributed.is_initialized() or jax.config.jax_compilation_cache_dir  # pyright: ignore
+    if choice == "none" or (choice is None and elsewhere):
         return
     folder = _own_folder() if choice is None else Path(choice).absolute()
     try:
@@ -61,5 +66,6 @@ def _is_private(folder: Path) -> bool:
 
 def _clear(folder: Path) -> None:
     for path in folder.iterdir():
-        if path.is_file() and time.time() - path.stat().st_mtime > _DAYS * 86400:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process clears it, too
+            if path.is_file() and time.time() - path.stat().st_mtime > _DAYS * 86400:
+                path.unlink()

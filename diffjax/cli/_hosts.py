@@ -1,6 +1,6 @@
 """A command on several processes: they meet, check that they were told the same, and process 0 speaks and writes.
 
-keep_compiled --> meet --> use_cores --> check_together --> the command        one process alone meets nobody
+meet --> keep_compiled --> use_cores --> check_together --> the command        one process alone meets nobody
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ _OWN = ("hosts", "compile_cache")
 
 
 def start_together(options: Any, batch_size: int, devices: int | None = None) -> None:
-    """What every command begins with: `keep_compiled`, `meet`, `use_cores`, `check_together`."""
-    keep_compiled(options.compile_cache)
+    """What every command begins with: `meet`, `keep_compiled`, `use_cores`, `check_together`."""
     meet(options.hosts)
+    keep_compiled(options.compile_cache)
     use_cores(batch_size, devices)
     check_together(options)
 

@@ -88,8 +88,8 @@ class Train:
     profile: tuple[int, int] | None = None
     """The first and the last of the steps of which RUN/profile gets a trace of JAX's profiler."""
     compile_cache: str | None = None
-    """Folder of compiled programs, so that the next start is faster; one of your own under ~/.cache by default, "none"
-    keeps nothing."""
+    """Folder of compiled programs, so that the next start is faster; one of your own under ~/.cache by default, and
+    none of several processes; "none" keeps nothing."""
     hosts: HostOptions = Hosts()
     """Several processes."""
 
@@ -132,8 +132,8 @@ class Sample:
     out: str | None = None
     """Where to: .png is a picture, .npz holds x and labels; RUN/drawn.png by default."""
     compile_cache: str | None = None
-    """Folder of compiled programs, so that the next start is faster; one of your own under ~/.cache by default, "none"
-    keeps nothing."""
+    """Folder of compiled programs, so that the next start is faster; one of your own under ~/.cache by default, and
+    none of several processes; "none" keeps nothing."""
     hosts: HostOptions = Hosts()
     """Several processes."""
 
@@ -159,7 +159,7 @@ class Evaluate:
     likelihood: int = 0
     """Held-out items whose log density is computed too, in nats per dimension; a minute for tens of images."""
     compile_cache: str | None = None
-    """Folder of compiled programs, so that the next start is faster; one of your own under ~/.cache by default, "none"
-    keeps nothing."""
+    """Folder of compiled programs, so that the next start is faster; one of your own under ~/.cache by default, and
+    none of several processes; "none" keeps nothing."""
     hosts: HostOptions = Hosts()
     """Several processes."""
