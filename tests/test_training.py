@@ -378,6 +378,18 @@ def test_infinite_losses_of_finite_data_end_the_run(tmp_path):
         run(tmp_path, 40, layout=toy.make_layout("jit", loss=exploding), source=source, skip_limit=3)
 
 
+def test_batches_that_cannot_be_read_again_do_not_hide_the_steps():
+    from diffjax.training._finite import too_many_skipped
+
+    def read(n):
+        raise OSError("a disk")
+
+    error = too_many_skipped([2, 3], read, 8)
+    assert isinstance(error, NotFinite)
+    assert "2 steps in a row, 2 to 3, " in str(error)
+    assert "positions 8 to 23 of the data; they cannot be read again: a disk;" in str(error)
+
+
 def test_parameter_that_is_not_finite_is_never_saved(tmp_path):
     # The gradient is finite but the learning rate is not: the loss has not shown it yet.
     loss = lambda params, key, batch, index, total: (params["w"].sum(), {})

@@ -57,14 +57,20 @@ def too_many_skipped(steps: Sequence[int], read: Callable[[int], Any], batch_siz
     """
     own = jax.process_index() * batch_size // jax.process_count()
     first, last = (steps[0] - 1) * batch_size, steps[-1] * batch_size - 1
-    found = agree(lambda: [(s - 1) * batch_size + own + row for s in steps for row in _rows_not_finite(read(s - 1))])
-    bad = sorted(int(word) for text in gather_texts(" ".join(map(str, found))) for word in text.split())
-    shown = ", ".join(map(str, bad[:20])) + (f" and {len(bad) - 20} more" if len(bad) > 20 else "")
-    why = f"not finite in the data: positions {shown}" if bad else "these are finite, it is the loss or its gradients"
+    try:
+        rows = agree(lambda: [(s - 1) * batch_size + own + row for s in steps for row in _rows_not_finite(read(s - 1))])
+        why = _why(sorted(int(word) for text in gather_texts(" ".join(map(str, rows))) for word in text.split()))
+    except Exception as error:  # `agree` raises in all
+        why = f"they cannot be read again: {error}"
     return NotFinite(
         f"{len(steps)} steps in a row, {steps[0]} to {steps[-1]}, had a loss or gradients that are not finite and "
         f"were skipped; their batches are the positions {first} to {last} of the data; {why}; nothing was saved since"
     )
+
+
+def _why(bad: Sequence[int]) -> str:
+    shown = ", ".join(map(str, bad[:20])) + (f" and {len(bad) - 20} more" if len(bad) > 20 else "")
+    return f"not finite in the data: positions {shown}" if bad else "these are finite, it is the loss or its gradients"
 
 
 def _rows_not_finite(batch: Any) -> list[int]:
