@@ -28,6 +28,8 @@ def make_average(config: Config) -> Any:
     decay = make_ema(config.ema_decay)
     if not config.ema_widths:
         return decay
+    for width in config.ema_widths:
+        _check("ema-widths", width)
     return make_emas({DECAY: decay} | {Snapshots.name(width): make_power_ema(width) for width in config.ema_widths})
 
 
@@ -54,5 +56,12 @@ def find_snapshots(config: Config, run: Path, width: float | None) -> Snapshots 
     found = snapshots(config, run)
     if found is None:
         raise ValueError(f"ema-width: {run} was trained without --ema-widths, so that it has one average, got {width}")
-    power_exponent(width)
+    _check("ema-width", width)
     return found
+
+
+def _check(option: str, width: float) -> None:
+    try:
+        power_exponent(width)
+    except ValueError as error:
+        raise ValueError(str(error).replace("width", option, 1)) from None
