@@ -173,8 +173,12 @@ def test_a_peer_dies_and_the_same_command_goes_on_and_draws_as_one(tmp_path, mon
 
 @pytest.mark.slow
 @pytest.mark.relative
-def test_evaluation_by_two_is_that_by_one(tmp_path, capfd):
+def test_dry_run_and_evaluation_by_two_are_those_by_one(tmp_path, capfd):
     run = tmp_path / "run"
+    out, _ = launched(*peer.command(run, 5, 2, 2)[3:], "--dry-run")
+    assert "2 cpu devices of 2 processes" in out
+    assert "FLOPs of a step" in out
+    assert not run.exists()
     assert main(peer.command(run, 5, 2, 2)[3:]) == 0
     evaluate = ["evaluate", str(run), "--n", "50", "--likelihood", "3"]
     told = lambda text: (line.rsplit(maxsplit=1) for line in text.splitlines() if "distance" in line or "nats" in line)
