@@ -153,7 +153,6 @@ def test_training_that_ends_early_ends_in_both(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.relative
 def test_a_peer_dies_and_the_same_command_goes_on_and_draws_as_one(tmp_path, monkeypatch):
     """All are gone soon after the heartbeat; both begin again from the newest checkpoint; samples are one process's."""
     monkeypatch.setattr(os, "environ", OURS)
@@ -172,7 +171,6 @@ def test_a_peer_dies_and_the_same_command_goes_on_and_draws_as_one(tmp_path, mon
 
 
 @pytest.mark.slow
-@pytest.mark.relative
 def test_dry_run_and_evaluation_by_two_are_those_by_one(tmp_path, capfd):
     run = tmp_path / "run"
     out, _ = launched(*peer.command(run, 5, 2, 2)[3:], "--dry-run")
