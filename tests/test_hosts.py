@@ -139,8 +139,9 @@ def test_training_that_ends_early_ends_in_both(tmp_path):
     # Rows 3 and 12 of 16 in batches 2 and 3: each process has one of them, and both name all.
     assert first["not finite"] == second["not finite"]
     assert "not finite in the data: positions 35, 44, 51, 60;" in first["not finite"]
-    # The signals came while batch 3 was read, to process 1: step 4 at the earliest, and two steps at most.
-    assert 4 <= first["stopped"] == second["stopped"] <= 6
+    # The signals came while batch 3 was read, to process 1, so while step 3 ran or just after: it says so after step 3
+    # or 4, and all hear of it a step later.
+    assert 4 <= first["stopped"] == second["stopped"] <= 5
     assert [(seen["signal"], seen["saved"]) for seen in (first, second)] == 2 * [(signal.SIGINT, [first["stopped"]])]
     assert (first["heard"], second["heard"]) == ([], [signal.SIGTERM])
     assert first["given back"]
