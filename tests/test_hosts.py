@@ -243,6 +243,17 @@ def test_one_process_stays_alone():
     assert not jax.distributed.is_initialized()
 
 
+def test_a_run_joined_by_the_script_itself_ends_at_an_error_too(monkeypatch):
+    codes = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(sys, "excepthook", lambda *error: None)
+    assert join()
+    sys.excepthook(OSError, OSError("a disk"), None)
+    assert codes == [1]
+
+
 # The launcher, without JAX
 
 

@@ -54,7 +54,11 @@ def join(
     """Joins the processes of a run; before any JAX computation. One process alone stays as it is.
 
     With no coordinator given, JAX looks for a cluster it knows (SLURM, Kubernetes, Cloud TPU, Open MPI) and takes all
-    three from there. From here on an error that nobody catches ends this process at once, by `leave`.
+    three from there. From here on an error that nobody catches ends this process at once, by `leave`; to end one
+    process alone, call that and not `sys.exit`, which waits for the others.
+
+    A script that called `jax.distributed.initialize` itself stays in that run, with its heartbeat. JAX's preemption
+    service then stays on: outside of `train`, the first SIGTERM goes to it and ends nothing.
 
     Args:
       coordinator: `host:port` of process 0.
@@ -71,8 +75,11 @@ def join(
       Unreachable: the others are not there.
     """
     _check(coordinator, num_processes, process_id, heartbeat)
-    if num_processes == 1 or jax.distributed.is_initialized():
-        return jax.distributed.is_initialized()
+    if jax.distributed.is_initialized():
+        sys.excepthook = functools.partial(_end, sys.excepthook)
+        return True
+    if num_processes == 1:
+        return False
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away: `train` hears it itself
     bind = coordinator if coordinator is not None and _is_loopback(coordinator) else None
     try:
