@@ -8,8 +8,8 @@ networks that `from_pretrained` makes of the same configurations (parity is test
 squared error of a regression, its gradient, and AdamW (torch's fused one); --forward measures the network alone.
 
 Two processes, one with torch, one with diffjax, take turns: while one works the other waits for input. Ours runs as
-`diffjax train` does: a device for each core, the batch split over them. Wall and CPU seconds a step, medians over the
-repeats, and ratios ours / torch; below 1 is faster than torch. Needs the extra `parity`.
+`diffjax train` does: a device for each core, the batch split over them, freed memory kept. Wall and CPU seconds a step,
+medians over the repeats, and ratios ours / torch; below 1 is faster than torch. Needs the extra `parity`.
 
 Results: benchmarks/RESULTS.md.
 """
@@ -77,9 +77,11 @@ def torch_step(options):
 def our_step(options):
     """(step, number of parameters) of diffjax, as the command line sets it up."""
     from diffjax.cli._devices import use_cores
+    from diffjax.cli._memory import keep_memory
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     use_cores(options.batch, options.cores)
+    keep_memory()
     import jax
     import jax.numpy as jnp
     import numpy as np
