@@ -1,10 +1,9 @@
 """Parity of the networks that have no original in torch's libraries: ours against one written from the paper in torch.
 
-A family has a file torch_<family>.py with `CASES`, `reference` (see freeze.py), `inputs(config) -> NumPy arguments`
-(images [b, c, h, w]) and `network(config, tensors) -> callable`, and here a function that makes our module.
+A family has a file torch_<family>.py (`theirs`), which is imported without torch too, with `CASES`, `reference` (see
+freeze.py) and `answer(config, tensors)`; its test makes our module and its NumPy arguments from a configuration.
 """
 
-import importlib
 from functools import partial
 
 import jax
@@ -29,16 +28,15 @@ def run(module, tensors, args, dtype):
     return np.asarray(y) if y.ndim != 4 else np.transpose(y, (0, 3, 1, 2)), params
 
 
-def check_frozen(name, make, inputs, dtype):
-    config, shapes, outputs = tools.load_fixture(name)
+def check_frozen(theirs, name, make, inputs, dtype):
+    config, shapes, outputs = tools.load_fixture(name, theirs.CASES[name])
     y, _ = run(make(config, dtype), tools.weights(shapes), inputs(config), dtype)
     tools.assert_close(y, outputs["y"], dtype)
 
 
-def check_live(family, name, make, inputs):
+def check_live(theirs, name, make, inputs):
     """Ours is torch's, every tensor is used, and torch's with the tensors that we write is itself again."""
     pytest.importorskip("torch")
-    theirs = importlib.import_module(f"torch_{family}")
     config = theirs.CASES[name]
     shapes, outputs = theirs.reference(name, config)
     y, params = run(make(config, np.float64), tools.weights(shapes), inputs(config), np.float64)

@@ -4,18 +4,11 @@ import numpy as np
 import own
 import pytest
 import tools
+import torch_edm2 as theirs
 
 from diffjax.networks import EDM2UNet
 
-NAMES = (
-    "edm2_labels",
-    "edm2_plain",
-    "edm2_heads",
-    "edm2_three_levels",
-    "edm2_balances",
-    "edm2_label_balance",
-    "edm2_narrowing",
-)
+NAMES = list(theirs.CASES)
 
 
 def make(config, dtype):
@@ -30,16 +23,16 @@ def inputs(config):
 
 @pytest.mark.parametrize("name", own.some_slow(NAMES, ["edm2_labels"]))
 def test_is_the_frozen_reference(name):
-    own.check_frozen(name, make, inputs, np.float64)
+    own.check_frozen(theirs, name, make, inputs, np.float64)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_is_the_frozen_reference_in_float32(name):
-    own.check_frozen(name, make, inputs, np.float32)
+    own.check_frozen(theirs, name, make, inputs, np.float32)
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", NAMES)
 def test_is_the_live_reference_there_and_back(name):
-    own.check_live("edm2", name, make, inputs)
+    own.check_live(theirs, name, make, inputs)

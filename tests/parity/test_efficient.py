@@ -4,18 +4,11 @@ import numpy as np
 import own
 import pytest
 import tools
+import torch_efficient as theirs
 
 from diffjax.networks import Cascade, EfficientUNet, Text
 
-NAMES = (
-    "efficient_cascade",
-    "efficient_plain",
-    "efficient_odd",
-    "efficient_heads",
-    "efficient_text_alone",
-    "efficient_strides",
-    "efficient_three",
-)
+NAMES = list(theirs.CASES)
 
 
 def make(config, dtype):
@@ -36,16 +29,16 @@ def inputs(config):
 
 @pytest.mark.parametrize("name", own.some_slow(NAMES, ["efficient_cascade"]))
 def test_is_the_frozen_reference(name):
-    own.check_frozen(name, make, inputs, np.float64)
+    own.check_frozen(theirs, name, make, inputs, np.float64)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_is_the_frozen_reference_in_float32(name):
-    own.check_frozen(name, make, inputs, np.float32)
+    own.check_frozen(theirs, name, make, inputs, np.float32)
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", NAMES)
 def test_is_the_live_reference_there_and_back(name):
-    own.check_live("efficient", name, make, inputs)
+    own.check_live(theirs, name, make, inputs)

@@ -4,18 +4,11 @@ import numpy as np
 import own
 import pytest
 import tools
+import torch_mlp as theirs
 
 from diffjax import networks
 
-NAMES = (
-    "mlp_plane",
-    "mlp_labels",
-    "mlp_vector",
-    "mlp_shallow",
-    "mlp_plain",
-    "mlp_plain_labels",
-    "mlp_plain_vector",
-)
+NAMES = list(theirs.CASES)
 
 
 def make(config, dtype):
@@ -34,16 +27,16 @@ def inputs(config):
 
 @pytest.mark.parametrize("name", own.some_slow(NAMES, ["mlp_labels", "mlp_plain"]))
 def test_is_the_frozen_reference(name):
-    own.check_frozen(name, make, inputs, np.float64)
+    own.check_frozen(theirs, name, make, inputs, np.float64)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_is_the_frozen_reference_in_float32(name):
-    own.check_frozen(name, make, inputs, np.float32)
+    own.check_frozen(theirs, name, make, inputs, np.float32)
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", NAMES)
 def test_is_the_live_reference_there_and_back(name):
-    own.check_live("mlp", name, make, inputs)
+    own.check_live(theirs, name, make, inputs)

@@ -48,7 +48,7 @@ def ours(name, config, tensors, dtype):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_frozen(name):
-    config, shapes, expected = load_fixture(name)
+    config, shapes, expected = load_fixture(name, FAMILIES[name].CASES[name])
     for dtype in (jnp.float64, jnp.float32) if name == OFTEN[0] else (jnp.float64,):
         y, params = ours(name, config, weights(shapes), dtype)
         assert y.dtype == dtype
@@ -59,7 +59,7 @@ def test_frozen(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != OFTEN[0]])
 def test_frozen_float32(name):
-    config, shapes, expected = load_fixture(name)
+    config, shapes, expected = load_fixture(name, FAMILIES[name].CASES[name])
     y, _ = ours(name, config, weights(shapes), jnp.float32)
     assert_close(y, expected["y"], jnp.float32)
 

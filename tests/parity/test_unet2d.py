@@ -4,14 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tools import FIXTURES, assert_close, load_fixture, noise, weights
+import torch_unet2d as theirs
+from tools import assert_close, load_fixture, weights
 
 from diffjax.interop._keys import to_params, to_tensors
 from diffjax.interop._unet2d import unet2d, unet2d_inputs
 from diffjax.networks._unet2d_blocks import input_residual, output_residual
 
 OFTEN = ("unet2d_ddpm", "unet2d_adm")
-CASES = sorted(path.stem for path in FIXTURES.glob("unet2d_*.npz"))
+CASES = list(theirs.CASES)
 
 
 def module(config):
@@ -23,24 +24,13 @@ def module(config):
     return network.clone(down=down, up=tuple(stage._replace(pyramid=output_residual) for stage in network.up))
 
 
-def inputs(name, config):
-    """As torch_unet2d.inputs, which cannot be imported without torch."""
-    h, w = config.get("size", [8, 4])
-    x = noise((2, h, w, config.get("in_channels", 3)), name + "x")
-    clock = np.array([0.3, 4.1]) if config.get("time_embedding_type") == "fourier" else np.array([3.0, 41.0])
-    if "num_class_embeds" in config:
-        return x, clock, np.array([1, config["num_class_embeds"] - 1])
-    shape = {"timestep": (2,), "identity": (2, 36)}.get(config.get("class_embed_type"))
-    return x, clock, None if shape is None else 10 * np.abs(noise(shape, name + "cond"))
-
-
 def ours(name, config, tensors, dtype):
     """(our y, our parameters) on the inputs of a case."""
     network = module(config).clone(dtype=dtype)
     shapes = jax.eval_shape(network.init, jax.random.key(0), *unet2d_inputs(config, network))["params"]
     cast = lambda leaf: jnp.asarray(leaf, dtype if np.issubdtype(np.asarray(leaf).dtype, np.floating) else None)
     params = jax.tree.map(cast, to_params(tensors, shapes))
-    arguments = jax.tree.map(cast, inputs(name, config))
+    arguments = jax.tree.map(cast, theirs.inputs(name, config))
     # This program runs once: half of the time to compile it is optimising.
     apply = jax.jit(network.apply, compiler_options={"xla_backend_optimization_level": 0})
     return apply({"params": params}, *arguments), params
@@ -50,7 +40,7 @@ def ours(name, config, tensors, dtype):
     "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 )
 def test_frozen(name):
-    config, shapes, expected = load_fixture(name)
+    config, shapes, expected = load_fixture(name, theirs.CASES[name])
     y, params = ours(name, config, weights(shapes), jnp.float64)
     assert y.dtype == jnp.float64
     assert_close(y, expected["y"], np.float64)
@@ -59,7 +49,7 @@ def test_frozen(name):
 
 @pytest.mark.parametrize("name", [n if n == OFTEN[0] else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
 def test_frozen_float32(name):
-    config, shapes, expected = load_fixture(name)
+    config, shapes, expected = load_fixture(name, theirs.CASES[name])
     y, _ = ours(name, config, weights(shapes), jnp.float32)
     assert y.dtype == jnp.float32
     assert_close(y, expected["y"], np.float32)
@@ -70,9 +60,9 @@ def test_frozen_float32(name):
 def test_live(name):
     """Against diffusers itself, in both dtypes; and what we export is loaded and answers the same."""
     torch = pytest.importorskip("torch")
-    theirs = pytest.importorskip("torch_unet2d")
+    pytest.importorskip("diffusers")
     config = theirs.CASES[name]
-    for dtype, same in ((jnp.float64, torch.float64), (jnp.float32, torch.float32)):
+    for dtype, same in ((jnp.float64, "float64"), (jnp.float32, "float32")):
         network, shapes = theirs.build(name, config, same)
         expected = theirs.apply(network, name, config, same)
         y, params = ours(name, config, weights(shapes), dtype)

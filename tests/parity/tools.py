@@ -1,6 +1,6 @@
 """Parity with torch: weights that both sides make from a name and a shape, and frozen outputs of the torch side.
 
-    case (a configuration) --> torch network (float64) --> {key: shape}, output --freeze--> tests/parity/fixtures/NAME.npz
+    case (a configuration) --> torch network (float64) --> {key: shape}, output --freeze--> fixtures/NAME.npz
          |                            ^                                                        |
          |                     weights(shapes): a number's key and shape decide it             v
          +--> our network, weights(shapes) through interop._keys --> output           ==  output, to 1e-9
@@ -9,6 +9,8 @@
 `pytest -m parity` compares with torch itself wherever that is installed.
 """
 
+import contextlib
+import importlib
 import json
 import pathlib
 import zlib
@@ -18,9 +20,15 @@ import numpy as np
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
 
+def optional(name):
+    """A module, or None where it is not installed: cases are read without torch."""
+    with contextlib.suppress(ImportError):
+        return importlib.import_module(name)
+
+
 def weights(shapes):
     """Random tensors, {key: float64 array}: a key and a shape decide all of it. All matter: norms' scales are about
-    one, everything else has variance 1/fan_in, biases .01."""
+    one, single numbers (gains) too; everything else has variance 1/fan_in, biases .01."""
     return {key: _weight(key, tuple(shape)) for key, shape in shapes.items()}
 
 
@@ -30,7 +38,7 @@ def _weight(key, shape):
         return z / np.sqrt(np.prod(shape[1:]))
     if key.endswith("running_var"):
         return 0.5 * np.exp(0.1 * z)
-    return 1 + 0.1 * z if key.endswith("weight") else 0.1 * z
+    return 1 + 0.1 * z if key.endswith("weight") or shape == () else 0.1 * z
 
 
 def noise(shape, seed):
@@ -51,11 +59,13 @@ def save_fixture(name, config, shapes, outputs):
     np.savez_compressed(FIXTURES / f"{name}.npz", about=np.array(about), **outputs)
 
 
-def load_fixture(name):
-    """(config, {key: shape}, {name of an output: array})."""
+def load_fixture(name, case=None):
+    """(config, {key: shape}, {name of an output: array}); the configuration is that of the case, where given."""
     with np.load(FIXTURES / f"{name}.npz") as file:
         about = json.loads(str(file["about"]))
         outputs = {key: file[key] for key in file.files if key != "about"}
+    same = case is None or about["config"] == json.loads(json.dumps(case))
+    assert same, f"{name}: the fixture is of another configuration; python tests/parity/freeze.py"
     return about["config"], {key: tuple(shape) for key, shape in about["shapes"].items()}, outputs
 
 

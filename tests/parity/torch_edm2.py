@@ -3,8 +3,8 @@
 import math
 
 import tools
-import torch
-import torch.nn.functional as F
+
+torch, F = tools.optional("torch"), tools.optional("torch.nn.functional")
 
 SIZE = (2, 3, 8, 8)
 SMALL = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [1], "head_channels": 8}

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import tools
-import torch
-import torch.nn.functional as F
+
+torch, F = tools.optional("torch"), tools.optional("torch.nn.functional")
 
 TOKENS, WIDTH = 5, 6
 SMALL = {

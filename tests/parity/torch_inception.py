@@ -2,8 +2,8 @@
 differences of the 2015-12-05 weights: means without the padding, and in the last block a maximum."""
 
 import tools
-import torch
-import torch.nn.functional as F
+
+torch, F = tools.optional("torch"), tools.optional("torch.nn.functional")
 
 CASES = {
     "inception_smallest": {"size": [75, 75], "resize": False},

@@ -4,17 +4,22 @@ import math
 
 import numpy as np
 import tools
-import torch
-import torch.nn.functional as F
+
+torch, F = tools.optional("torch"), tools.optional("torch.nn.functional")
 
 CASES = {
     "mlp_plane": {"kind": "MLP", "width": 8, "depth": 2, "shape": [2]},
     "mlp_labels": {"kind": "MLP", "width": 8, "depth": 1, "num_classes": 3, "shape": [3, 4]},
     "mlp_vector": {"kind": "MLP", "width": 12, "depth": 3, "shape": [5], "cond": 4},
     "mlp_shallow": {"kind": "MLP", "width": 6, "depth": 0, "shape": [1]},
+    "mlp_images": {"kind": "MLP", "width": 16, "depth": 2, "shape": [2, 3, 2]},
+    "mlp_number": {"kind": "MLP", "width": 10, "depth": 1, "shape": [3], "cond": 1},
     "mlp_plain": {"kind": "PlainMLP", "width": 8, "depth": 2, "shape": [2]},
     "mlp_plain_labels": {"kind": "PlainMLP", "width": 10, "depth": 1, "num_classes": 2, "shape": [2, 3]},
     "mlp_plain_vector": {"kind": "PlainMLP", "width": 8, "depth": 3, "shape": [4], "cond": 3},
+    "mlp_plain_images": {"kind": "PlainMLP", "width": 6, "depth": 2, "shape": [2, 2, 3]},
+    "mlp_plain_deep": {"kind": "PlainMLP", "width": 12, "depth": 5, "shape": [1]},
+    "mlp_plain_one_class": {"kind": "PlainMLP", "width": 4, "depth": 2, "num_classes": 1, "shape": [3]},
 }
 
 
@@ -49,20 +54,19 @@ class Net:
 
     def __call__(self, x, c_noise, cond):
         width, flat = self.config["width"], x.flatten(1)
-        told = self.told(c_noise, cond, width)
+        told = self.told(c_noise, cond, width, self.config.get("num_classes"))
         chain = self.residual if self.config["kind"] == "MLP" else self.plain
         return self.linear("out", chain(flat, told, width), flat.shape[1]).reshape(x.shape)
 
-    def told(self, c_noise, cond, width):
+    def told(self, c_noise, cond, width, classes, name="conditioning"):
         frequencies = torch.tensor((1 / 16) * 64 ** np.linspace(0, 1, width // 2))
         angle = 2 * math.pi * torch.outer(c_noise, frequencies)
-        h = self.linear("conditioning.noise_in", torch.cat([torch.cos(angle), torch.sin(angle)], 1), width)
-        h = self.linear("conditioning.noise_out", F.silu(h), width)
-        classes = self.config.get("num_classes")
+        h = self.linear(f"{name}.noise_in", torch.cat([torch.cos(angle), torch.sin(angle)], 1), width)
+        h = self.linear(f"{name}.noise_out", F.silu(h), width)
         if classes is not None:
-            h = h + self.weight("conditioning.classes", classes + 1, width)[[classes, 1]]
+            h = h + self.weight(f"{name}.classes", classes + 1, width)[[classes, 1]]
         elif cond is not None:
-            h = h + self.linear("conditioning.cond", cond, width)
+            h = h + self.linear(f"{name}.cond", cond, width)
         return F.silu(h)
 
     def residual(self, flat, told, width):

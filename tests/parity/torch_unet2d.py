@@ -7,13 +7,8 @@ from unittest import mock
 
 import numpy as np
 import tools
-import torch
-from diffusers import UNet2DModel
-from diffusers.models import embeddings
-from diffusers.models.downsampling import FirDownsample2D
-from diffusers.models.upsampling import FirUpsample2D
 
-logging.getLogger("diffusers").setLevel(logging.ERROR)
+torch = tools.optional("torch")
 
 SMALL = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "sample_size": 8}
 PLAIN = {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}
@@ -103,8 +98,12 @@ def inputs(name, config):
     return x, clock, None if shape is None else 10 * np.abs(tools.noise(shape, name + "cond"))
 
 
-def build(name, config, dtype=torch.float64):
+def build(name, config, dtype="float64"):
     """The torch network in evaluation mode, its weights made from their names."""
+    from diffusers import UNet2DModel
+
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    dtype = getattr(torch, dtype)
     own = {key: value for key, value in config.items() if key not in ("size", "pyramid")}
     network = UNet2DModel(**own)
     if config.get("pyramid") == "residual":
@@ -114,8 +113,9 @@ def build(name, config, dtype=torch.float64):
     return network.eval(), shapes
 
 
-def apply(network, name, config, dtype=torch.float64):
+def apply(network, name, config, dtype="float64"):
     """y [2, h, w, k] of a torch network on the inputs of a case."""
+    dtype = getattr(torch, dtype)
     x, clock, cond = inputs(name, config)
     cond = None if cond is None else torch.from_numpy(cond)
     cond = cond if cond is None or not cond.is_floating_point() else cond.to(dtype)
@@ -141,12 +141,16 @@ def exact_waves():
         parts = [angle.cos(), angle.sin()] if flip_sin_to_cos else [angle.sin(), angle.cos()]
         return torch.cat([*parts, torch.zeros(len(timesteps), embedding_dim % 2, dtype=torch.float64)], dim=-1)
 
+    from diffusers.models import embeddings
+
     return mock.patch.object(embeddings, "get_timestep_embedding", waves)
 
 
 def _residual(network):
     """Progressive input and output become residual (Song et al. 2021, appendix H; the filtered convolutions are
     StyleGAN2's, Karras et al. 2020): each is what one level adds to, and is added to, by a convolution."""
+    from diffusers.models.downsampling import FirDownsample2D
+
     for block in network.down_blocks[:-1]:
         channels = block.resnets[0].out_channels
         into = 3 if block is network.down_blocks[0] else channels
@@ -163,6 +167,8 @@ def _residual(network):
 
 
 def _down(block):
+    from diffusers.models.downsampling import FirDownsample2D
+
     def forward(hidden_states, temb, skip_sample):
         h, outputs = hidden_states, ()
         for i, resnet in enumerate(block.resnets):
@@ -179,6 +185,8 @@ def _down(block):
 
 
 def _up(block, first, last):
+    from diffusers.models.upsampling import FirUpsample2D
+
     def forward(h, skips, temb, grown):
         for resnet in block.resnets:
             h, skips = resnet(torch.cat([h, skips[-1]], dim=1), temb), skips[:-1]
