@@ -7,7 +7,7 @@
 The file's steps n_1 > ... > n_m are the grid. Its last update, to no noise at all, is `sample`'s last denoise; where
 the file ends at its first noise level instead, the grid does, and `denoise` is False. Between two steps of the grid
 diffusers sometimes goes K // m steps where the grid's are K/m apart: equal where m divides K, and here always the
-grid's. Its third-order methods lower their order in the last steps, ours do not. Source: Ho et al. 2020; Lin et al.
+grid's. Where it lowers the order of a method in the last steps, so does ours (`_lowered.py`). Source: Ho et al. 2020; Lin et al.
 2023, table 2 (spacings); Karras et al. 2022, eq. 5; Esser et al. 2024.
 """
 
@@ -22,6 +22,7 @@ from diffjax._arrays import on_host
 from diffjax.guidance import dynamic_threshold, static_threshold
 from diffjax.interop._clock import OnSigma, OnSteps
 from diffjax.interop._config import naming, read_fields
+from diffjax.interop._lowered import LoweredAtTheEnd
 from diffjax.parameterisation import (
     AbstractParameterisation,
     EpsPrediction,
@@ -57,6 +58,10 @@ from diffjax.samplers import (
     bh2,
     euler_ancestral,
 )
+
+
+FEW = 15
+"""Below so many steps DPM-Solver++ lowers the order of the last ones, where `lower_order_final` is on."""
 
 
 class Sampling(NamedTuple):
@@ -133,23 +138,34 @@ def _euler_ancestral(found, n, where):
 
 def _dpm_solver(found, n, where):
     midpoint = found["solver_type"] == "midpoint"
-    methods = {
-        ("dpmsolver++", 1): DDIM(),
-        ("dpmsolver++", 2): DPMpp2M() if midpoint else ExponentialAdams(X0Prediction(), 2),
-        ("dpmsolver++", 3): DPMpp3MPublished(),
-        ("sde-dpmsolver++", 2): SDEDPMpp2M(),
+    by_order = {
+        1: ExponentialAdams(X0Prediction(), 1),
+        2: DPMpp2M() if midpoint else ExponentialAdams(X0Prediction(), 2),
+        3: DPMpp3MPublished(),
     }
-    key = (found["algorithm_type"], found["solver_order"])
-    if key not in methods:
-        raise ValueError(f"{where}: algorithm_type {key[0]!r} with solver_order {key[1]} is not in diffjax")
+    kind, order = found["algorithm_type"], found["solver_order"]
+    if kind == "sde-dpmsolver++":
+        by_order = {1: ExponentialAdams(X0Prediction(), 1, eta=1.0), 2: SDEDPMpp2M()}
+    if order not in by_order:
+        raise ValueError(f"{where}: algorithm_type {kind!r} with solver_order {order} is not in diffjax")
     to_zero = found["final_sigmas_type"] == "zero"
-    return _on_chain(found, n, where, methods[key], to_zero=to_zero, between=True)
+    sampling = _on_chain(found, n, where, by_order[order], to_zero=to_zero, between=True)
+    return _lowered(sampling, found["lower_order_final"] and n < FEW, n, by_order)
 
 
 def _unipc(found, n, where):
-    stepper = UniPC(found["solver_order"], scale=bh1 if found["solver_type"] == "bh1" else bh2)
+    scale = bh1 if found["solver_type"] == "bh1" else bh2
+    by_order = {p: UniPC(p, scale=scale) for p in range(1, found["solver_order"] + 1)}
     to_zero = found["final_sigmas_type"] == "zero"
-    return _on_chain(found, n, where, stepper, to_zero=to_zero, between=True)
+    sampling = _on_chain(found, n, where, by_order[found["solver_order"]], to_zero=to_zero, between=True)
+    return _lowered(sampling, found["lower_order_final"], n, by_order)
+
+
+def _lowered(sampling, lower, n, by_order):
+    """Of n evaluations the last is of order 1, the one before of order 2; a last one to no noise is no step of ours."""
+    order = next(key for key, stepper in by_order.items() if stepper is sampling.stepper)
+    last = tuple(by_order[n - i] for i in range(len(sampling.ts) - 1) if n - i < order)
+    return sampling._replace(stepper=LoweredAtTheEnd(sampling.stepper, last)) if lower and last else sampling
 
 
 def _on_chain(found, n, where, stepper, *, to_zero, between=False, whole=True):
@@ -240,7 +256,11 @@ def _edm(found, n, where):
     if found.get("solver_order") not in (None, 2):
         raise ValueError(f"{where}: solver_order is {found['solver_order']}; diffjax has 2")
     stepper = DDIM() if found.get("solver_order") is None else DPMpp2M()
-    return Sampling(process, KarrasPrediction(found["sigma_data"]), ts, stepper, to_zero, _thresholds(found))
+    sampling = Sampling(process, KarrasPrediction(found["sigma_data"]), ts, stepper, to_zero, _thresholds(found))
+    if found.get("solver_order") is None:
+        return sampling
+    by_order = {1: ExponentialAdams(X0Prediction(), 1), 2: stepper}
+    return _lowered(sampling, found["lower_order_final"] and n < FEW, n, by_order)
 
 
 def _flow_matching(found, n, where):
@@ -270,6 +290,7 @@ _SHARED = {
 }
 _CLIPPED = {"clip_sample": True, "clip_sample_range": 1.0}
 _DYNAMIC = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
+_LOWERED = {"lower_order_final": True}
 _RESCALED = {"rescale_betas_zero_snr": False}
 _LEADING = {"timestep_spacing": ("leading", "trailing", "linspace")}
 _EVEN = {"timestep_spacing": ("linspace", "leading", "trailing")}
@@ -316,7 +337,7 @@ SCHEDULERS: dict[str, tuple[Callable[..., Sampling], dict[str, Any], dict[str, t
     "EulerAncestralDiscreteScheduler": (_euler_ancestral, {**_CHAIN, **_RESCALED}, {**_SHARED, **_EVEN}),
     "DPMSolverMultistepScheduler": (
         _dpm_solver,
-        {**_CHAIN, **_DYNAMIC, **_RESCALED, "solver_order": 2},
+        {**_CHAIN, **_DYNAMIC, **_RESCALED, **_LOWERED, "solver_order": 2},
         {
             **_SHARED,
             **_EVEN,
@@ -330,7 +351,7 @@ SCHEDULERS: dict[str, tuple[Callable[..., Sampling], dict[str, Any], dict[str, t
     ),
     "UniPCMultistepScheduler": (
         _unipc,
-        {**_CHAIN, **_DYNAMIC, **_RESCALED},
+        {**_CHAIN, **_DYNAMIC, **_RESCALED, **_LOWERED},
         {
             **_SHARED,
             **_EVEN,
@@ -346,7 +367,7 @@ SCHEDULERS: dict[str, tuple[Callable[..., Sampling], dict[str, Any], dict[str, t
     "EDMEulerScheduler": (_edm, _EDM, _EDM_ONLY),
     "EDMDPMSolverMultistepScheduler": (
         _edm,
-        {**_EDM, **_DYNAMIC, "solver_order": 2},
+        {**_EDM, **_DYNAMIC, **_LOWERED, "solver_order": 2},
         {
             **_EDM_ONLY,
             "algorithm_type": ("dpmsolver++",),
@@ -372,7 +393,6 @@ SCHEDULERS: dict[str, tuple[Callable[..., Sampling], dict[str, Any], dict[str, t
 
 # Known keys: each scheduler's own, and those that change nothing here.
 _KEYS = {key for _, defaults, only in SCHEDULERS.values() for key in (*defaults, *only)} | {
-    "lower_order_final",
     "skip_prk_steps",
     "flow_shift",
     "time_shift_type",

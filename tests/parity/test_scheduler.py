@@ -12,13 +12,16 @@ from tools import load_fixture
 from diffjax import make_denoiser, sample
 from diffjax._typing import Network
 from diffjax.interop import read_scheduler
+from diffjax.interop._lowered import LoweredAtTheEnd
+from diffjax.samplers import DPMpp3MPublished, _ddim, _multistep
 
-NAMES = list(torch_side.SCHEDULERS)
+CONFIGS = {name: config for cases in torch_side.CASES.values() for name, config in cases.items()}
+NAMES = list(CONFIGS)
 # Where diffusers is not quite ours: it rounds the steps of Karras's grid, interpolates sigmas of fractional steps
-# otherwise, lowers the order of the last steps, and takes 2^-12 for no signal.
-ERROR = {"dpm-third": 1e-2, "dpm-zero-snr": 1e-3, "dpm-karras": 1e-3}
+# otherwise, and takes 2^-12 for no signal.
+ERROR = {"dpm-zero-snr": 1e-3, "dpm-karras": 1e-3}
 TOLD = {"dpm-karras": 0.5, "euler-karras": 0.02}
-OFTEN = ("ddim-clipped", "ddim-trailing", "dpm", "edm", "flow-shifted")
+OFTEN = ("ddim-clipped", "ddim-trailing", "dpm", "edm", "flow-shifted", "unipc-third-lowered")
 
 
 def apply(params, x, c_noise, cond=None, *, key=None):
@@ -38,7 +41,10 @@ def ours(config, start):
     for transform in sampling.denoiser_transforms:
         denoiser = transform(denoiser)
     key, xt = jax.random.key(0), jnp.asarray(start)
-    end = sample(key, sampling.process, denoiser, xt, sampling.ts, sampling.stepper, denoise=sampling.denoise)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (_ddim, _multistep):
+            patch.setattr(module, "normal_like", lambda keys, x: jnp.asarray(torch_side.FRESH, x.dtype))
+        end = sample(key, sampling.process, denoiser, xt, sampling.ts, sampling.stepper, denoise=sampling.denoise)
     return told, end
 
 
@@ -52,8 +58,9 @@ def compare(name, config, expected):
 
 @pytest.mark.parametrize("name", [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 def test_frozen(name):
-    config, _, outputs = load_fixture("schedulers")
-    assert config == json.loads(json.dumps(torch_side.SCHEDULERS))
+    fixture = next(key for key, cases in torch_side.CASES.items() if name in cases)
+    config, _, outputs = load_fixture(fixture)
+    assert config == json.loads(json.dumps(torch_side.CASES[fixture]))
     expected = {key.rsplit(".", 1)[1]: value for key, value in outputs.items() if key.rsplit(".", 1)[0] == name}
     compare(name, config[name], expected)
 
@@ -63,8 +70,15 @@ def test_frozen(name):
 def test_live(name):
     pytest.importorskip("torch")
     pytest.importorskip("diffusers")
-    _, outputs = torch_side.reference("schedulers", {name: torch_side.SCHEDULERS[name]})
-    compare(name, torch_side.SCHEDULERS[name], {key.rsplit(".", 1)[1]: value for key, value in outputs.items()})
+    _, outputs = torch_side.reference("schedulers", {name: CONFIGS[name]})
+    compare(name, CONFIGS[name], {key.rsplit(".", 1)[1]: value for key, value in outputs.items()})
+
+
+def test_dpm_solver_lowers_the_order_of_few_steps_alone():
+    config = {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}
+    for steps, expected in ((14, LoweredAtTheEnd), (15, DPMpp3MPublished)):
+        assert type(read_scheduler(config, steps).stepper) is expected
+        assert type(read_scheduler({**config, "lower_order_final": False}, steps).stepper) is DPMpp3MPublished
 
 
 def test_the_network_is_told_whole_steps_in_float32():
@@ -105,6 +119,7 @@ def test_the_network_is_told_whole_steps_in_float32():
             10,
             "where: num_train_timesteps is None; an int",
         ),
+        ({"_class_name": "UniPCMultistepScheduler", "lower_order_final": 1}, 10, "where: lower_order_final is 1; true"),
         ({"_class_name": "DDIMScheduler", "clip_sample_range": None}, 10, "where: clip_sample_range is None"),
         ({"_class_name": "DDIMScheduler", "clip_sample": "false"}, 10, "where: clip_sample is 'false'; true or false"),
         (

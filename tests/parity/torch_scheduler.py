@@ -1,5 +1,7 @@
 """diffusers' schedulers: ten steps with a network that is a formula, and the steps it was told; all in one fixture."""
 
+import importlib
+
 import numpy as np
 from tools import noise
 
@@ -54,8 +56,28 @@ SCHEDULERS = {
     "flow": {"_class_name": "FlowMatchEulerDiscreteScheduler"},
     "flow-shifted": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
 }
-CASES = {"schedulers": SCHEDULERS}
-# Those whose steps draw noise, and PNDM, which has no equal here: their steps alone are compared.
+UNIPC = {"_class_name": "UniPCMultistepScheduler"}
+EDM = {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 1.0}
+NOISY = {"final_sigmas_type": "sigma_min"}
+# The order of the last steps, lowered or not; and steps that draw noise, which is `FRESH` in each.
+ENDS = {
+    "dpm-lowered": {**DPM, **NOISY},
+    "dpm-not-lowered": {**DPM, **NOISY, "lower_order_final": False},
+    "dpm-third-lowered": {**DPM, **NOISY, "solver_order": 3},
+    "dpm-third-not-lowered": {**DPM, "solver_order": 3, "lower_order_final": False},
+    "unipc-lowered": {**UNIPC, **NOISY},
+    "unipc-third-lowered": {**UNIPC, "solver_order": 3},
+    "unipc-third-ends-noisy": {**UNIPC, **NOISY, "solver_order": 3, "solver_type": "bh1"},
+    "unipc-third-not-lowered": {**UNIPC, **NOISY, "solver_order": 3, "lower_order_final": False},
+    "edm-dpm-lowered": {**EDM, **NOISY},
+    "euler-ancestral": {"_class_name": "EulerAncestralDiscreteScheduler"},
+    "dpm-sde": {**DPM, "algorithm_type": "sde-dpmsolver++"},
+    "dpm-sde-lowered": {**DPM, **NOISY, "algorithm_type": "sde-dpmsolver++"},
+    "ddpm-large": {"_class_name": "DDPMScheduler", "variance_type": "fixed_large", "clip_sample": False},
+}
+CASES = {"schedulers": SCHEDULERS, "schedulers-ends": ENDS}
+FRESH = noise((2, 2, 2, 1), "fresh")
+# Some whose steps draw noise, and PNDM, which has no equal here: their steps alone are compared.
 STEPS_ALONE = ("ddpm", "ddpm-linspace", "pndm")
 
 
@@ -74,6 +96,9 @@ def _ten_steps(name, config):
     import diffusers
     import torch
 
+    for module in ("ddpm", "euler_ancestral_discrete", "dpmsolver_multistep"):
+        module = importlib.import_module(f"diffusers.schedulers.scheduling_{module}")
+        module.randn_tensor = lambda shape, dtype=None, **options: torch.from_numpy(FRESH).to(dtype)
     options = {key: value for key, value in config.items() if key not in ("_class_name", "step")}
     scheduler = getattr(diffusers, config["_class_name"])(**options)
     scheduler.set_timesteps(STEPS)
