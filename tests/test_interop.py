@@ -99,6 +99,8 @@ def test_shards(folder, params):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"metadata": lambda _: [1]}, r"metadata is \[1\]; an object"),
+        ({"metadata": lambda _: {"total_size": "many"}}, "total_size is 'many', but the shards hold"),
         ({"metadata": lambda _: {"total_size": 12}}, "total_size is 12, but the shards hold"),
         ({"weight_map": lambda names: {**names, "more": "part-0.safetensors"}}, "more is not in part-0.safetensors"),
         ({"weight_map": lambda names: dict(list(names.items())[2:])}, "decoder.conv_in.bias is also in part-0"),
@@ -134,6 +136,26 @@ def test_npz_without_pickles(tmp_path):
     np.savez(tmp_path / "b.npz", x=np.array([{}], object))
     with pytest.raises(ValueError, match=r"b\.npz: no \.npz can be read"):
         read_tensors(tmp_path / "b.npz")
+
+
+def test_damaged_npz_in_one_line(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros(1000))
+    whole = (tmp_path / "a.npz").read_bytes()
+    stored = tmp_path / "stored.npz"
+    np.savez(stored, x=np.zeros(3))
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    plain = (tmp_path / "one.npy").read_bytes()
+    contents = [plain, stored.read_bytes().replace(b"'descr'", b"'des\n(r"), b"", whole[:50]]
+    contents += [whole[:i] + b"\xff" * 4 + whole[i + 4 :] for i in range(0, len(whole), 9)]
+    messages = []
+    for content in contents:
+        (tmp_path / "b.npz").write_bytes(content)
+        try:
+            read_tensors(tmp_path / "b.npz")
+        except ValueError as error:
+            messages.append(str(error))
+    assert len(messages) > len(contents) / 2
+    assert all("b.npz: no .npz can be read" in message and "\n" not in message for message in messages)
 
 
 def test_files_that_cannot_be_read(folder):
@@ -188,7 +210,7 @@ def test_configurations_that_ask_for_more_are_named(change, message, folder):
 
 
 def test_a_configuration_must_be_json(folder):
-    for content in ("{", "[1]"):
+    for content in ("{", "[1]", "[" * 100_000):
         (folder / "config.json").write_text(content)
         with pytest.raises(ValueError, match=r"config\.json: "):
             load_module(folder)
@@ -239,7 +261,16 @@ def test_the_hub_is_asked_for_json_and_safetensors_alone(folder, monkeypatch):
     load_module("owner/name", part=".", revision="v1")
     assert [(repo, revision) for repo, revision, *_ in asked] == [("owner/name", "v1")] * 2
     assert [patterns for *_, patterns, _ in asked] == [["*.json"], ["*.safetensors"]]
-    assert "*.fp16*" in asked[1][-1]
+    assert {"*.fp16*", "*/*"} <= set(asked[1][-1])
+    load_module("owner/name")
+    (folder / NAME).rename(folder / "model.bin")
+    monkeypatch.setattr(
+        hub, "list_repo_files", lambda repo, *, revision: ["unet/other.bin", "model.bin"], raising=False
+    )
+    with pytest.raises(
+        ValueError, match=r"source: owner/name: model\.bin: there are pickled weights only; a pickle can"
+    ):
+        load_module("owner/name")
 
     def fails(*args, **options):
         raise hub.errors.LocalEntryNotFoundError("no\n network")

@@ -25,12 +25,15 @@ class OnSteps(AbstractParameterisation):
     first: int = eqx.field(static=True, kw_only=True, default=-1)
 
     def coefficients(self, process: AbstractGaussianProcess, t: Time) -> tuple[Time, Time]:
+        """Those of what the network predicts, each of the shape of t."""
         return self.inner.coefficients(process, t)
 
     def input_scale(self, process: AbstractGaussianProcess, t: Time) -> Time:
+        """1, of the shape of t: the network is given xt as it is."""
         return jnp.ones_like(t)
 
     def noise_level(self, process: AbstractGaussianProcess, t: Time) -> Time:
+        """The file's own step of t, [] or [b]: t K + first, at least 0, without a rounding error at its own times."""
         level = jnp.asarray(t) * self.steps
         whole = jnp.round(level)
         # Exactly the file's number at its own times, which rounding of k/K would miss by some 1e-4.
@@ -51,10 +54,13 @@ class OnSigma(AbstractParameterisation):
     inner: AbstractParameterisation = eqx.field(kw_only=True)
 
     def coefficients(self, process: AbstractGaussianProcess, t: Time) -> tuple[Time, Time]:
+        """Those of what the network predicts, each of the shape of t."""
         return self.inner.coefficients(process, t)
 
     def input_scale(self, process: AbstractGaussianProcess, t: Time) -> Time:
+        """1, of the shape of t: the network is given xt as it is."""
         return jnp.ones_like(t)
 
     def noise_level(self, process: AbstractGaussianProcess, t: Time) -> Time:
+        """sigma, of the shape of t."""
         return process.sigma(t)

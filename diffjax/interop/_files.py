@@ -28,7 +28,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: no JSON can be read: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: an object is needed, got {type(content).__name__}")
@@ -58,7 +58,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     if path.suffix == ".npz":
         return _read_npz(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: weights are read from .safetensors and .npz alone{_advice(path)}")
+        raise ValueError(f"{path}: weights are read from .safetensors and .npz alone{advice(path)}")
     return _read_safetensors(path)
 
 
@@ -97,11 +97,11 @@ def weights_in(folder: Path) -> Path:
         raise ValueError(f"{folder}: which of {', '.join(path.name for path in found)}? Give the file itself")
     pickled = sorted(path for path in folder.iterdir() if path.suffix in PICKLED)
     if pickled:
-        raise ValueError(f"{pickled[0]}: there are pickled weights only{_advice(pickled[0])}")
+        raise ValueError(f"{pickled[0]}: there are pickled weights only{advice(pickled[0])}")
     raise ValueError(f"{folder}: there is no .safetensors here")
 
 
-def _advice(path):
+def advice(path: Path) -> str:
     """Why pickles are refused, and what to do."""
     if path.suffix not in PICKLED:
         return ""
@@ -118,10 +118,12 @@ def _read_safetensors(path):
 
 def _read_npz(path):
     try:
+        with zipfile.ZipFile(path):  # else NumPy reads a .npy of that name
+            pass
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: no .npz can be read: {error}") from None
+    except Exception as error:  # of the zip, of its compression, of headers that are read as Python's literals
+        raise ValueError(f"{path}: no .npz can be read: {' '.join(str(error).split())}") from None
 
 
 def _read_shards(path):
@@ -140,7 +142,10 @@ def _read_shards(path):
         if differ := sorted(expected ^ set(shard)):
             raise ValueError(f"{path}: {differ[0]} is {'not in' if differ[0] in expected else 'also in'} {name}")
         tensors.update(shard)
-    total = (index.get("metadata") or {}).get("total_size")
-    if total is not None and int(total) != (size := sum(value.nbytes for value in tensors.values())):
-        raise ValueError(f"{path}: total_size is {total}, but the shards hold {size} bytes")
+    about = index.get("metadata") or {}
+    if not isinstance(about, dict):
+        raise ValueError(f"{path}: metadata is {about!r}; an object is needed")
+    total, size = about.get("total_size"), sum(value.nbytes for value in tensors.values())
+    if total is not None and total != size:
+        raise ValueError(f"{path}: total_size is {total!r}, but the shards hold {size} bytes")
     return tensors

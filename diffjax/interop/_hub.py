@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from diffjax.interop._files import PICKLED, advice
+
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _OTHER_PRECISIONS = ("*.fp16*", "*.bf16*", "*.non_ema*")
 
@@ -17,7 +19,8 @@ def local_folder(source: str | Path, revision: str | None, parts: Callable[[Path
       parts: `(folder with the .json files) -> sub-folders whose weights are wanted`, "" for the folder itself.
 
     Raises:
-      ValueError: there is no such folder, huggingface_hub is not installed, or the hub gives nothing.
+      ValueError: there is no such folder, huggingface_hub is not installed, the hub gives nothing, or pickled weights
+        are all that there is.
     """
     folder = Path(source)
     if folder.is_dir():
@@ -39,8 +42,25 @@ def local_folder(source: str | Path, revision: str | None, parts: Callable[[Path
         except (OSError, ValueError) as error:  # the hub's own errors are such
             raise ValueError(f"source: {source} is no folder, and cannot be fetched: {_line(error)}") from None
 
-    folder = fetch(["*.json"])
-    return fetch([str(Path(part) / "*.safetensors") for part in parts(folder)], _OTHER_PRECISIONS)
+    wanted = parts(fetch(["*.json"]))
+    patterns = [str(Path(part) / "*.safetensors") for part in wanted]
+    # The hub's `*` goes into sub-folders too.
+    deeper = () if any("/" in pattern for pattern in patterns) else ("*/*",)
+    folder = fetch(patterns, (*_OTHER_PRECISIONS, *deeper))
+    bare = [part for part in wanted if (folder / part / "config.json").is_file() and not _has_weights(folder / part)]
+    if bare:
+        try:
+            names = map(Path, huggingface_hub.list_repo_files(source, revision=revision))
+        except (OSError, ValueError):  # no network: what was fetched before is all that can be known
+            return folder
+        for name in sorted(names):
+            if name.parent in map(Path, bare) and name.suffix in PICKLED:
+                raise ValueError(f"source: {source}: {name}: there are pickled weights only{advice(name)}")
+    return folder
+
+
+def _has_weights(folder):
+    return any(folder.glob("*.safetensors"))
 
 
 def _line(error):

@@ -74,7 +74,8 @@ def from_pretrained(
         x0 = sample(key, p.process, denoiser_of(p), xt, p.ts, p.stepper, denoise=p.denoise)
 
     Any other process, grid, stepper or guidance of diffjax may take the place of the file's. Of a network that
-    predicts its variance as well, the mean's half is kept.
+    predicts its variance as well, the mean's half is kept. Where x0 is clipped (`clip_sample`), eps follows from the
+    clipped x0, which a DDIMPipeline does with `use_clipped_model_output=True` alone.
 
     Args:
       source: the folder of a pipeline, or of a network with its scheduler_config.json; or "owner/name".

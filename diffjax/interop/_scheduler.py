@@ -7,8 +7,10 @@
 The file's steps n_1 > ... > n_m are the grid. Its last update, to no noise at all, is `sample`'s last denoise; where
 the file ends at its first noise level instead, the grid does, and `denoise` is False. Between two steps of the grid
 diffusers sometimes goes K // m steps where the grid's are K/m apart: equal where m divides K, and here always the
-grid's. Where it lowers the order of a method in the last steps, so does ours (`_lowered.py`). Source: Ho et al. 2020; Lin et al.
-2023, table 2 (spacings); Karras et al. 2022, eq. 5; Esser et al. 2024.
+grid's. Where it lowers the order of a method in the last steps, so does ours (`_lowered.py`). Where x0_hat is clipped
+(`clip_sample`, DDIM's default; `thresholding`), eps_hat follows from the clipped one here, as with diffusers'
+`use_clipped_model_output=True`; its pipelines leave it out of DDIM's, and so end elsewhere. Source: Ho et al. 2020; Lin
+et al. 2023, table 2 (spacings); Karras et al. 2022, eq. 5; Esser et al. 2024.
 """
 
 from collections.abc import Callable, Mapping
@@ -59,7 +61,6 @@ from diffjax.samplers import (
     euler_ancestral,
 )
 
-
 FEW = 15
 """Below so many steps DPM-Solver++ lowers the order of the last ones, where `lower_order_final` is on."""
 
@@ -89,7 +90,8 @@ def read_scheduler(config: Mapping[str, Any], steps: int = 50, *, where: str = "
 
     DDIM, DDPM, Euler (ancestral too), DPM-Solver++ (multistep), UniPC, EDM, flow matching's Euler and score SDE
     schedulers; PNDM with `IPNDM(4)`, which starts otherwise. Time steps that diffusers rounds are not rounded for
-    sigmas on Karras's grid.
+    sigmas on Karras's grid. Of score SDE's there is the predictor alone; its corrector (`correct_steps`, `snr`)
+    is for `PredictorCorrector`.
 
     Args:
       config: the file's content; `_class_name` says whose it is.
@@ -388,7 +390,11 @@ SCHEDULERS: dict[str, tuple[Callable[..., Sampling], dict[str, Any], dict[str, t
             "stochastic_sampling": (False,),
         },
     ),
-    "ScoreSdeVeScheduler": (_score_sde, {"sigma_min": 0.01, "sigma_max": 1348.0}, {}),
+    "ScoreSdeVeScheduler": (
+        _score_sde,
+        {"sigma_min": 0.01, "sigma_max": 1348.0, "snr": 0.15},
+        {"correct_steps": (1, 0), "sampling_eps": (1e-5,)},
+    ),
 }
 
 # Known keys: each scheduler's own, and those that change nothing here.
@@ -400,9 +406,6 @@ _KEYS = {key for _, defaults, only in SCHEDULERS.values() for key in (*defaults,
     "max_shift",
     "base_image_seq_len",
     "max_image_seq_len",
-    "snr",
-    "sampling_eps",
-    "correct_steps",
     "variance_type",
     "clip_sample_range",
 }

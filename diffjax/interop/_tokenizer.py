@@ -27,8 +27,7 @@ def tokenize(source: str | os.PathLike[str], texts: Sequence[str], length: int) 
 
     Raises:
       ValueError: no tokenizer.json, or one that cannot be read; texts that are not a list of strings; a length that
-        the added tokens alone fill.
-      ImportError: `tokenizers` is not installed.
+        the added tokens alone fill; `tokenizers` is not installed.
     """
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"texts: a list of strings is needed, got {texts!r}")
@@ -50,8 +49,8 @@ def tokenize(source: str | os.PathLike[str], texts: Sequence[str], length: int) 
 def _read(source):
     try:
         from tokenizers import Tokenizer
-    except ImportError as error:
-        raise ImportError("tokenizers is not installed; it comes with the extra `text` of diffjax") from error
+    except ImportError:
+        raise ValueError("source: tokenizers is not installed; pip install 'diffjax[text]'") from None
     path = pathlib.Path(source)
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():

@@ -120,6 +120,8 @@ def test_the_network_is_told_whole_steps_in_float32():
             "where: num_train_timesteps is None; an int",
         ),
         ({"_class_name": "UniPCMultistepScheduler", "lower_order_final": 1}, 10, "where: lower_order_final is 1; true"),
+        ({"_class_name": "ScoreSdeVeScheduler", "correct_steps": 2}, 10, "where: correct_steps is 2; diffjax has 1, 0"),
+        ({"_class_name": "ScoreSdeVeScheduler", "sampling_eps": 1e-3}, 10, "where: sampling_eps is 0.001"),
         ({"_class_name": "DDIMScheduler", "clip_sample_range": None}, 10, "where: clip_sample_range is None"),
         ({"_class_name": "DDIMScheduler", "clip_sample": "false"}, 10, "where: clip_sample is 'false'; true or false"),
         (
