@@ -61,15 +61,17 @@ def test_a_cache_of_the_users_that_others_may_write_in_is_not_used(kept):
     assert not kept
 
 
-def test_what_is_a_month_old_is_deleted(kept, tmp_path):
-    old, new = tmp_path / "own" / "old", tmp_path / "own" / "new"
+def test_programs_that_are_a_month_old_are_deleted(kept, tmp_path):
     (tmp_path / "own").mkdir(mode=0o700)
-    old.touch()
-    new.touch()
-    os.utime(old, (0, time.time() - 31 * 86400))
+    old, new, other = (tmp_path / "own" / name for name in ("jit_f-0-cache", "jit_f-1-cache", "thesis.tex"))
+    for path in (old, new, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (0, time.time() - 31 * 86400))
     keep_compiled(str(tmp_path / "own"))
     assert new.exists()
     assert not old.exists()
+    assert other.exists()
 
 
 @pytest.mark.slow

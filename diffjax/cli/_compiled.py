@@ -3,7 +3,7 @@
 $XDG_CACHE_HOME/diffjax/compiled-MACHINE   (~/.cache where that is not set), or the folder of --compile-cache
 
 A compiled program is code that is run, so the folder must be the user's own: it is made for nobody else to read or
-write, and one that others may write in is not used. What was written a month ago is deleted.
+write, and one that others may write in is not used. Programs that were written a month ago are deleted.
 
 Several processes compile together, and one that found its program there would leave the others waiting for it; so a
 run of several keeps nothing unless it is told a folder.
@@ -65,7 +65,7 @@ def _is_private(folder: Path) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
+    for path in folder.glob("jit_*-cache"):  # what JAX writes, and nothing else that a named folder may hold
         with contextlib.suppress(FileNotFoundError):  # another process clears it, too
             if path.is_file() and time.time() - path.stat().st_mtime > _DAYS * 86400:
                 path.unlink()
