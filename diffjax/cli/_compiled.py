@@ -65,7 +65,7 @@ def _is_private(folder: Path) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    for path in folder.glob("jit_*-cache"):  # what JAX writes, and nothing else that a named folder may hold
+    for path in folder.glob(f"*-{'[0-9a-f]' * 64}-cache"):  # what JAX writes; a named folder may hold something else
         with contextlib.suppress(FileNotFoundError):  # another process clears it, too
             if path.is_file() and time.time() - path.stat().st_mtime > _DAYS * 86400:
                 path.unlink()
