@@ -63,7 +63,9 @@ def test_a_cache_of_the_users_that_others_may_write_in_is_not_used(kept):
 
 def test_programs_that_are_a_month_old_are_deleted(kept, tmp_path):
     (tmp_path / "own").mkdir(mode=0o700)
-    old, new, other = (tmp_path / "own" / name for name in (f"jit_f-{'0' * 64}-cache", f"pmap_f-{'a' * 64}-cache", "thesis.tex"))
+    old, new, other = (
+        tmp_path / "own" / name for name in (f"jit_f-{'0' * 64}-cache", f"pmap_f-{'a' * 64}-cache", "thesis.tex")
+    )
     for path in (old, new, other):
         path.touch()
     for path in (old, other):
