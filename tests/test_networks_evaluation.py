@@ -129,6 +129,10 @@ def test_plain_mlp():
     assert y.dtype == np.float32
     assert y.std(axis=0).min() > 1e-3  # only the label differs between the samples
     assert np.any(network.apply(params, x, jnp.zeros(3), labels, key=KEY) != y)
+    answer = lambda p, remat: module.clone(remat=remat, dtype=jnp.float32).apply({"params": p}, x, C_NOISE, labels)
+    losses = [lambda p, remat=remat: jnp.sum(answer(p, remat) ** 2) for remat in (False, True)]
+    assert ["remat" in str(jax.make_jaxpr(loss)(params)) for loss in losses] == [False, True]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *(jax.grad(f)(params) for f in losses))
     with pytest.raises(ValueError, match=r"depth: .* 0"):
         PlainMLP(depth=0)
     with pytest.raises(ValueError, match=r"width: .* 5"):

@@ -91,6 +91,7 @@ class PlainMLP(nn.Module):
       num_classes: as of `MLP`.
       dropout: the probability of dropping a hidden feature in training.
       dtype: of the computation; parameters are float32.
+      remat: keep only what enters each layer for the backward pass, and compute the rest again: less memory, more time.
 
     Raises:
       ValueError: a width that is odd, no hidden layer, a dropout outside [0, 1), or a cond that does not fit
@@ -102,6 +103,7 @@ class PlainMLP(nn.Module):
     num_classes: int | None = None
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    remat: bool = False
 
     def __post_init__(self):
         if self.width < 2 or self.width % 2:
@@ -120,7 +122,12 @@ class PlainMLP(nn.Module):
         told = Conditioning(self.width, self.num_classes, wide, name="conditioning")(broadcast_noise(c_noise, x), cond)
         flat = x.reshape(x.shape[0], -1)
         h = jnp.concatenate([flat.astype(self.dtype), told.astype(self.dtype)], axis=-1)
+        again = self.remat and not self.is_initializing()  # as in `MLP`
+        layer = nn.remat(PlainMLP._layer, static_argnums=(2, 3)) if again else PlainMLP._layer
         for i in range(self.depth):
-            h = nn.silu(dense(self.width, self.dtype, name=f"hidden_{i}")(h))
-            h = nn.Dropout(self.dropout, deterministic=deterministic)(h)
+            h = layer(self, h, i, deterministic)
         return dense(flat.shape[1], self.dtype, name="out", zero=True)(h).astype(wide).reshape(x.shape)
+
+    def _layer(self, h, i, deterministic):
+        h = nn.silu(dense(self.width, self.dtype, name=f"hidden_{i}")(h))
+        return nn.Dropout(self.dropout, deterministic=deterministic)(h)
