@@ -4,6 +4,9 @@
     time: seconds;  expected: the number of tensors and of parameters, and beside the file a .json of what every
     module was made with (numbers, words and lists)
 
+The names stay EDM's own, and no network of diffjax reads them yet: they are defined by EDM's code alone, whose licence
+is such that diffjax keeps away from it. What is written is for your own network.
+
 Such a pickle asks its reader to compile source text that it carries. Here an unpickler makes records in place of
 objects and knows a handful of names; any other name is refused, before anything is made of it:
 
@@ -25,6 +28,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from diffjax.interop import write_tensors
@@ -77,7 +81,7 @@ def _storage(content: bytes) -> Any:
     try:
         return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except Exception as error:
-        raise Refused(f"the bytes of a tensor are no storage: {' '.join(str(error).split())[:200]}") from None
+        raise Refused(f"the bytes of a tensor are no storage: {_line(error)}") from None
 
 
 def _tensor(storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Any:
@@ -111,8 +115,12 @@ def read(path: Path) -> Any:
     try:
         with open(path, "rb") as file:
             return Unpickler(file).load()
-    except (Refused, OSError, EOFError, pickle.UnpicklingError, TypeError, ValueError, IndexError, KeyError) as error:
-        raise ValueError(f"{path}: refused: {error}") from None
+    except Exception as error:  # a pickle can make its reader raise anything
+        raise ValueError(f"{path}: refused: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def tensors_of(record: Record, prefix: str = "") -> dict[str, np.ndarray]:
@@ -122,11 +130,18 @@ def tensors_of(record: Record, prefix: str = "") -> dict[str, np.ndarray]:
     for kind in ("_parameters", "_buffers"):
         for name, value in (state.get(kind) or {}).items():
             if value is not None and name not in hidden:
-                found[prefix + name] = value.detach().numpy()
+                found[prefix + name] = _array(value)
     for name, module in (state.get("_modules") or {}).items():
         if isinstance(module, Record):
             found |= tensors_of(module, f"{prefix}{name}.")
     return found
+
+
+def _array(value: Any) -> np.ndarray:
+    value = value.detach()
+    if str(value.dtype) == "torch.bfloat16":  # which NumPy alone does not have
+        return value.float().numpy().astype(ml_dtypes.bfloat16)
+    return value.numpy()
 
 
 def settings_of(record: Record, prefix: str = "") -> dict[str, dict[str, Any]]:
@@ -153,9 +168,12 @@ def convert(source: Path, target: Path, which: str) -> dict[str, np.ndarray]:
         parts = content.items() if isinstance(content, dict) else ()
         names = [str(name) for name, value in parts if isinstance(value, Record)]
         raise ValueError(f"{source}: there is no network {which!r}; there are {', '.join(names) or 'none'}")
-    tensors = tensors_of(network)
+    try:
+        tensors, settings = tensors_of(network), json.dumps(settings_of(network), indent=2)
+    except Exception as error:  # its records hold anything
+        raise ValueError(f"{source}: {which!r} is no network: {type(error).__name__}: {_line(error)}") from None
     write_tensors(target, tensors)
-    target.with_suffix(".json").write_text(json.dumps(settings_of(network), indent=2) + "\n", encoding="utf-8")
+    target.with_suffix(".json").write_text(settings + "\n", encoding="utf-8")
     return tensors
 
 
@@ -167,8 +185,8 @@ def main() -> int:
     options = parser.parse_args()
     try:
         tensors = convert(options.source, options.target, options.which)
-    except ValueError as error:
-        print(error, file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(_line(error), file=sys.stderr)
         return 2
     print(f"{options.target}: {len(tensors)} tensors, {sum(value.size for value in tensors.values())} parameters")
     return 0

@@ -61,6 +61,7 @@ def test_all_tensors_and_none_of_the_code(script, tmp_path, monkeypatch):
             self.bias = None
             self.register_buffer("kernel", torch.randn(2, 3).T)
             self.register_buffer("passing", torch.ones(2), persistent=False)
+            self.register_buffer("half", torch.tensor([1.0, 0.1]).bfloat16())
             self.kept = np.sqrt(2).item()
 
     class Net(Persistent):
@@ -79,8 +80,8 @@ def test_all_tensors_and_none_of_the_code(script, tmp_path, monkeypatch):
         found, expected = read_tensors(tmp_path / "n.safetensors"), network.state_dict()
         assert set(found) == set(expected)
         for key, value in expected.items():
-            assert found[key].dtype == value.numpy().dtype
-            np.testing.assert_array_equal(found[key], value.numpy())
+            assert str(found[key].dtype) == str(value.dtype).removeprefix("torch.")
+            np.testing.assert_array_equal(found[key].astype(np.float64), value.double().numpy())
     settings = json.loads((tmp_path / "n.json").read_text())
     assert settings[""] == {"training": True, "img_resolution": 32, "dtype": "float16", "levels": [1, 2]}
     assert settings["enc.32x32_block0"]["kept"] == 2**0.5
@@ -107,11 +108,46 @@ def test_code_is_refused(call, script, tmp_path):
     assert not ran.exists()
 
 
-def test_what_is_no_pickle_is_refused(script, tmp_path):
-    for content in (b"", b"nothing of the kind", pickle.dumps({"a": [1, 2, 3]})[:-3]):
-        (tmp_path / "n.pkl").write_bytes(content)
-        with pytest.raises(ValueError, match="refused"):
-            script.read(tmp_path / "n.pkl")
+HUGE = pickle.PROTO + b"\4" + pickle.BINUNICODE8 + b"\xff" * 8 + b"a"
+BUILD_ON_AN_INT = pickle.PROTO + b"\4" + b"K\1" + b"}" + b"X\1\0\0\0a" + b"K\1" + b"s" + pickle.BUILD + b"."
+TWO_LINES = pickle.PROTO + b"\4" + b"X\3\0\0\0a\nb" * 2 + pickle.STACK_GLOBAL + b"."
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"nothing of the kind", pickle.dumps({"a": [1, 2, 3]})[:-3], HUGE, BUILD_ON_AN_INT, TWO_LINES],
+    ids=["empty", "text", "cut", "huge", "build", "two lines"],
+)
+def test_what_is_no_pickle_is_refused(content, script, tmp_path):
+    (tmp_path / "n.pkl").write_bytes(content)
+    with pytest.raises(ValueError, match=r"n\.pkl: refused: .") as error:
+        script.read(tmp_path / "n.pkl")
+    assert "\n" not in str(error.value)
+
+
+def _cycle(record):
+    record.state = {"_modules": {"again": record}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record.state.update(_parameters=[1]),
+        lambda record: record.state.update(_parameters="word"),
+        lambda record: record.state.update(_buffers={"a": "no tensor\nat all"}),
+        lambda record: record.state.update(_buffers={1: None, 2: 3}),
+        lambda record: record.state.update(_modules=7),
+        _cycle,
+    ],
+)
+def test_what_is_no_network_is_refused(change, script, tmp_path, monkeypatch):
+    record = script.Record()
+    change(record)
+    monkeypatch.setattr(script, "read", lambda path: {"ema": record})
+    with pytest.raises(ValueError, match=r"n\.pkl: 'ema' is no network: ") as error:
+        script.convert(tmp_path / "n.pkl", tmp_path / "n.safetensors", "ema")
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parity
