@@ -24,7 +24,7 @@ def inputs(config):
     return own.images(x), c_noise, cond
 
 
-@pytest.mark.parametrize("name", own.some_slow(NAMES, ["unet_labels", "classifier_odd"]))
+@pytest.mark.parametrize("name", own.some_slow(NAMES, ["unet_one_level", "classifier_odd"]))
 def test_is_the_frozen_reference(name):
     own.check_frozen(theirs, name, make, inputs, np.float64)
 
