@@ -87,6 +87,9 @@ def _storage(content: bytes) -> Any:
 def _tensor(storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Any:
     import torch
 
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if 0 not in size and not 0 <= last < storage._untyped_storage.nbytes() // storage.dtype.itemsize:
+        raise Refused(f"a tensor of size {tuple(size)} is beyond its storage")
     return torch._utils._rebuild_tensor_v2(storage, offset, tuple(size), tuple(stride), False, {})
 
 

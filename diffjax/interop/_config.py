@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from numbers import Integral, Real
 from typing import Any
 
 
@@ -66,10 +65,10 @@ def _needed(value, kind):
         return "" if fits else f"a list such as {list(kind)}"
     if isinstance(kind, bool | str):
         return "" if isinstance(value, type(kind)) else "a word" if isinstance(kind, str) else "true or false"
-    whole = isinstance(kind, Integral)
-    fits = _is_number(value) and (isinstance(value, Integral) or not whole) and (value > 0 or value == kind == 0)
+    whole = isinstance(kind, int)
+    fits = _is_number(value) and (isinstance(value, int) or not whole) and (value > 0 or value == kind == 0)
     return "" if fits else f"{'an integer' if whole else 'a number'} {'of at least' if kind == 0 else 'above'} 0"
 
 
 def _is_number(value):
-    return isinstance(value, Real) and not isinstance(value, bool) and -1e300 < value < 1e300
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300

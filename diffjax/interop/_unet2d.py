@@ -52,9 +52,13 @@ DEFAULTS = {
     "num_class_embeds": None,
     "num_train_timesteps": None,
 }
-NULLABLE = dict.fromkeys(
-    ("attention_head_dim", "time_embedding_dim", "attn_norm_num_groups", "num_class_embeds", "num_train_timesteps"), 1
-)
+NULLABLE: dict[str, Any] = {
+    "attention_head_dim": 1,
+    "time_embedding_dim": 1,
+    "attn_norm_num_groups": 1,
+    "num_class_embeds": 1,
+    "num_train_timesteps": 1,
+}
 ACTIVATIONS = {
     "silu": nn.silu,
     "swish": nn.silu,

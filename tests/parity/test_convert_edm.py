@@ -61,7 +61,7 @@ def test_all_tensors_and_none_of_the_code(script, tmp_path, monkeypatch):
             self.bias = None
             self.register_buffer("kernel", torch.randn(2, 3).T)
             self.register_buffer("passing", torch.ones(2), persistent=False)
-            self.register_buffer("half", torch.tensor([1.0, 0.1]).bfloat16())
+            self.register_buffer("narrow", torch.tensor([1.0, 0.1]).bfloat16())
             self.kept = np.sqrt(2).item()
 
     class Net(Persistent):
@@ -148,6 +148,17 @@ def test_what_is_no_network_is_refused(change, script, tmp_path, monkeypatch):
         script.convert(tmp_path / "n.pkl", tmp_path / "n.safetensors", "ema")
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parity
+def test_a_tensor_beyond_its_storage_is_refused(script, tmp_path):
+    torch = pytest.importorskip("torch")
+    storage = torch.zeros(3).storage()
+    for offset, size, stride in ((0, (1000,), (1,)), (1, (3,), (1,)), (0, (2, 2), (2, 1))):
+        evil = Evil(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False, {})
+        (tmp_path / "n.pkl").write_bytes(pickle.dumps({"ema": evil}))
+        with pytest.raises(ValueError, match="is beyond its storage"):
+            script.read(tmp_path / "n.pkl")
 
 
 @pytest.mark.parity
