@@ -55,6 +55,7 @@ DEFAULTS = {
 NULLABLE: dict[str, Any] = {
     "attention_head_dim": 1,
     "time_embedding_dim": 1,
+    "norm_num_groups": 1,
     "attn_norm_num_groups": 1,
     "num_class_embeds": 1,
     "num_train_timesteps": 1,
