@@ -333,6 +333,12 @@ def test_values_of_another_kind_are_named(config, changes):
         assert "\n" not in str(error.value)
 
 
+def test_null_is_a_value_where_the_class_has_it():
+    """As files of NCSN++ say."""
+    config = {**UNET, "norm_num_groups": None, "attention_head_dim": None, "mid_block_scale_factor": 2**0.5}
+    assert interop.module_from_config(config).head_channels is None
+
+
 @pytest.mark.parametrize(
     ("config", "change", "message"),
     [
