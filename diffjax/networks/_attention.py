@@ -53,6 +53,6 @@ def _flash(q: Any, k: Any) -> bool:
 
 def _compute_capability() -> int:
     """The major number, of the device that is computed on by default; 0 where that is not one of NVIDIA's."""
-    device = jax.config.jax_default_device or jax.devices()[0]
+    device = getattr(jax.config, "jax_default_device", None) or jax.devices()[0]
     major = str(getattr(device, "compute_capability", "")).split(".")[0]  # "9.0"; AMD's are as "gfx942"
     return int(major) if major.isdigit() else 0
