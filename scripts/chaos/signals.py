@@ -130,7 +130,9 @@ def child(folder, steps, address, processes, process):
     layout = training.jit_layout(training.make_train_step(loss, tx, ema=training.make_ema(0.99)))
     with training.Checkpoints(f"{folder}/checkpoints") as checkpoints:
         like = layout.abstract(jax.eval_shape(make_state))
-        state = layout.init(make_state) if checkpoints.latest() is None else layout.move_state(checkpoints.restore(like))
+        state = (
+            layout.init(make_state) if checkpoints.latest() is None else layout.move_state(checkpoints.restore(like))
+        )
         options = {"log": f"{folder}/metrics.jsonl", "log_every": 5, "save_every": 25, "progress": False}
         try:
             state = training.train(
