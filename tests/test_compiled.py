@@ -15,10 +15,17 @@ from diffjax.cli._compiled import keep_compiled
 @pytest.fixture
 def kept(monkeypatch, tmp_path):
     """What JAX was told, by name; the cache of the user is a temporary folder."""
-    told = {}
+    told, update = {}, jax.config.update
+    # As if JAX had been told nothing: other tests of this process may have named a folder, and conftest says none.
+    fresh = {"jax_enable_compilation_cache": True, "jax_compilation_cache_dir": None}
+    before = {name: getattr(jax.config, name) for name in fresh}
+    for name, value in fresh.items():
+        update(name, value)
     monkeypatch.setattr(jax.config, "update", told.__setitem__)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return told
+    yield told
+    for name, value in before.items():
+        update(name, value)
 
 
 def test_by_default_a_private_folder_of_the_users(kept, tmp_path):

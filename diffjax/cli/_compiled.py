@@ -22,7 +22,7 @@ _DAYS = 30
 
 
 def keep_compiled(choice: str | None) -> None:
-    """Has JAX keep what it compiles; where JAX was told a folder by its own options, that stands.
+    """Has JAX keep what it compiles; where JAX was told a folder, or to keep nothing, by its own options, that stands.
 
     Args:
       choice: a folder, "none" for no cache, or None for the user's own, and none where several processes have met.
@@ -30,8 +30,8 @@ def keep_compiled(choice: str | None) -> None:
     Raises:
       ValueError: the folder that was named is not the user's own.
     """
-    elsewhere = jax.distributed.is_initialized() or jax.config.jax_compilation_cache_dir  # pyright: ignore
-    if choice == "none" or (choice is None and elsewhere):
+    told = not jax.config.jax_enable_compilation_cache or jax.config.jax_compilation_cache_dir  # pyright: ignore
+    if choice == "none" or (choice is None and (told or jax.distributed.is_initialized())):
         return
     folder = _own_folder() if choice is None else Path(choice).absolute()
     try:
