@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from diffjax._typing import Params
 from diffjax.networks._blocks import GroupNorm, ResidualBlock, conv
-from diffjax.networks._embedding import Conditioning, broadcast_noise, dense
+from diffjax.networks._embedding import Conditioning, broadcast_noise, check_dropout, dense
 
 
 class Classifier(nn.Module):
@@ -63,8 +63,7 @@ class Classifier(nn.Module):
             raise ValueError(f"multipliers: one positive number a level is needed, got {self.multipliers}")
         if self.blocks < 1:
             raise ValueError(f"blocks: at least one a level is needed, got {self.blocks}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: a probability in [0, 1) is needed, got {self.dropout}")
+        check_dropout(self.dropout)
         super().__post_init__()
 
     @nn.compact

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from diffjax.networks._embedding import broadcast_noise, dense, fourier_features, matrix_product
+from diffjax.networks._embedding import broadcast_noise, check_dropout, dense, fourier_features, matrix_product
 from diffjax.networks._init import constant, normal
 from diffjax.networks._positions import rotation_angles, wave_positions
 from diffjax.networks._repeat import repeat
@@ -101,8 +101,7 @@ class DiT(nn.Module):
             raise ValueError("joint: two streams need a text_width")
         if self.joint and (self.told_per_block or self.norm_affine or not self.attention_bias):
             raise ValueError("joint: its blocks have neither told_per_block nor norm_affine, and an attention_bias")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: a probability in [0, 1) is needed, got {self.dropout}")
+        check_dropout(self.dropout)
         super().__post_init__()
 
     @nn.compact

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from diffjax.networks._attention import attention
 from diffjax.networks._blocks import enlarge
-from diffjax.networks._embedding import as_labels, as_vector, broadcast_noise
+from diffjax.networks._embedding import as_labels, as_vector, broadcast_noise, check_dropout
 from diffjax.networks._init import constant
 from diffjax.networks._magnitude import MPConv, MPFourier, MPLabels, mp_concatenate, mp_silu, mp_sum, unit
 
@@ -82,8 +82,7 @@ class EDM2UNet(nn.Module):
             width = self.channels * self.multipliers[level]
             if self.head_channels < 1 or width % self.head_channels:
                 raise ValueError(f"head_channels: a divisor of level {level}'s {width} is needed, {self.head_channels}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: a probability in [0, 1) is needed, got {self.dropout}")
+        check_dropout(self.dropout)
         for name in ("residual_balance", "attention_balance", "skip_balance", "label_balance"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name}: between 0 and 1 is needed, got {getattr(self, name)}")

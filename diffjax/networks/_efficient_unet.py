@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from diffjax.networks._attention import attention
 from diffjax.networks._blocks import GroupNorm, ResidualBlock, conv, enlarge
-from diffjax.networks._embedding import broadcast_noise, dense, fourier_features
+from diffjax.networks._embedding import broadcast_noise, check_dropout, dense, fourier_features
 from diffjax.networks._init import constant, normal
 from diffjax.networks._repeat import repeat
 from diffjax.networks._text import Text, TextTokens
@@ -102,8 +102,7 @@ class EfficientUNet(nn.Module):
             width = self.channels * self.multipliers[level]
             if self.head_channels < 1 or width % self.head_channels:
                 raise ValueError(f"head_channels: a divisor of block {level}'s {width}, got {self.head_channels}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: a probability in [0, 1) is needed, got {self.dropout}")
+        check_dropout(self.dropout)
         super().__post_init__()
 
     @nn.compact

@@ -57,6 +57,12 @@ def timestep_features(
     return jnp.pad(jnp.concatenate(waves, axis=-1), ((0, 0), (0, features % 2)))
 
 
+def check_dropout(value: float) -> None:
+    """Raises `ValueError` where a field `dropout` is no probability in [0, 1)."""
+    if not 0 <= value < 1:
+        raise ValueError(f"dropout: a probability in [0, 1) is needed, got {value}")
+
+
 def dense(features: int, dtype: Any = jnp.float32, *, name: str, zero: bool = False, bias: bool = True) -> nn.Dense:
     """A linear layer, drawn with variance 1/fan_in, or starting at zero."""
     return nn.Dense(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from diffjax.networks._embedding import Conditioning, broadcast_noise, dense
+from diffjax.networks._embedding import Conditioning, broadcast_noise, check_dropout, dense
 
 
 class MLP(nn.Module):
@@ -54,8 +54,7 @@ class MLP(nn.Module):
     def __post_init__(self):
         if self.width < 2 or self.width % 2:
             raise ValueError(f"width: an even number is needed, got {self.width}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: a probability in [0, 1) is needed, got {self.dropout}")
+        check_dropout(self.dropout)
         super().__post_init__()
 
     @nn.compact
@@ -110,8 +109,7 @@ class PlainMLP(nn.Module):
             raise ValueError(f"width: an even number is needed, got {self.width}")
         if self.depth < 1:
             raise ValueError(f"depth: at least 1 is needed, got {self.depth}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: a probability in [0, 1) is needed, got {self.dropout}")
+        check_dropout(self.dropout)
         super().__post_init__()
 
     @nn.compact

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from diffjax.networks._blocks import GroupNorm, ResidualBlock, SelfAttention, conv, enlarge
-from diffjax.networks._embedding import Conditioning, broadcast_noise
+from diffjax.networks._embedding import Conditioning, broadcast_noise, check_dropout
 
 
 class UNet(nn.Module):
@@ -64,8 +64,7 @@ class UNet(nn.Module):
             raise ValueError(f"head_channels: at least 1 is needed, got {self.head_channels}")
         if not set(self.attention) <= set(range(len(self.multipliers))):
             raise ValueError(f"attention: levels are 0 .. {len(self.multipliers) - 1}, got {self.attention}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: a probability in [0, 1) is needed, got {self.dropout}")
+        check_dropout(self.dropout)
         super().__post_init__()
 
     @nn.compact

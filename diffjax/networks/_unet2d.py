@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from diffjax._arrays import expand
 from diffjax.networks._blocks import GroupNorm, conv
-from diffjax.networks._embedding import as_labels, broadcast_noise, dense
+from diffjax.networks._embedding import as_labels, broadcast_noise, check_dropout, dense
 from diffjax.networks._noise_embedding import Waves
 from diffjax.networks._text import TextTokens, pooled
 from diffjax.networks._transformer import Table, TwoLayers
@@ -104,8 +104,7 @@ class UNet2D(nn.Module):
             raise ValueError(
                 f"text_width: {self.text_width} with num_classes {self.num_classes}; one of them is needed"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: a probability in [0, 1) is needed, got {self.dropout}")
+        check_dropout(self.dropout)
         super().__post_init__()
 
     @nn.compact

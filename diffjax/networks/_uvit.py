@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from diffjax.networks._attention import attention
 from diffjax.networks._blocks import conv
 from diffjax.networks._dit import PatchProjection, learned_positions, patches, unpatched
-from diffjax.networks._embedding import as_labels, broadcast_noise, dense, fourier_features
+from diffjax.networks._embedding import as_labels, broadcast_noise, check_dropout, dense, fourier_features
 from diffjax.networks._repeat import repeat
 from diffjax.networks._text import TextTokens
 from diffjax.networks._transformer import Table, layer_norm
@@ -78,8 +78,7 @@ class UViT(nn.Module):
             raise ValueError(f"patch: at least 1 is needed, got {self.patch}")
         if self.num_classes is not None and self.text_width is not None:
             raise ValueError(f"num_classes={self.num_classes}: there is a text_width too; cond is one of both")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: a probability in [0, 1) is needed, got {self.dropout}")
+        check_dropout(self.dropout)
         super().__post_init__()
 
     @nn.compact

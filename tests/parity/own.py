@@ -51,8 +51,33 @@ def tuples(config):
     return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
 
 
-def some_slow(names, quick):
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+def tests(theirs, make, inputs, *, quick):
+    """The three tests of a family: frozen in float64 (by default those in `quick`) and float32, and live.
+
+    Args:
+      theirs: the module of the torch side.
+      make: (configuration, dtype) -> our Linen module.
+      inputs: configuration -> NumPy (x [b, ...], c_noise [b], cond).
+      quick: names of cases.
+    """
+    names = list(theirs.CASES)
+    some = [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+    @pytest.mark.parametrize("name", some)
+    def frozen(name):
+        check_frozen(theirs, name, make, inputs, np.float64)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", names)
+    def frozen_in_float32(name):
+        check_frozen(theirs, name, make, inputs, np.float32)
+
+    @pytest.mark.parity
+    @pytest.mark.parametrize("name", names)
+    def live(name):
+        check_live(theirs, name, make, inputs)
+
+    return frozen, frozen_in_float32, live
 
 
 def images(x):
