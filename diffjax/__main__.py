@@ -1,0 +1,5 @@
+"""`python -m diffjax`, as `diffjax`."""
+
+from diffjax.cli import main
+
+raise SystemExit(main())
