@@ -9,15 +9,18 @@ no place in a pure `apply`, and is refused by name.
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from flax import linen as nn, nnx
+from flax import linen as nn
 
 from diffjax._typing import Network
 from diffjax.networks._init import draw_together
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 
 def from_linen(module: nn.Module) -> Network:
@@ -54,7 +57,7 @@ def from_linen(module: nn.Module) -> Network:
     return Network(init, apply)
 
 
-def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Network:
+def from_nnx(build: "Callable[[nnx.Rngs], nnx.Module]") -> Network:
     """A network from an NNX module.
 
     Args:
@@ -69,6 +72,8 @@ def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Network:
     Raises:
       ValueError: the module has variables that are neither parameters nor random generators.
     """
+    from flax import nnx  # a third of a second, for those who use it
+
     graph, params, random, rest = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))), nnx.Param, nnx.RngState, ...)
     _refuse(build, [f"{_dotted(path)} ({type(leaf).__name__})" for path, leaf in nnx.to_flat_state(rest)])
     param_slots, random_slots = nnx.to_flat_state(params), nnx.to_flat_state(random)
