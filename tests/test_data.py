@@ -109,6 +109,9 @@ def test_digits_split_is_disjoint_complete_and_stratified():
         return sorted(map(tuple, np.column_stack([x, y]).astype(int)))
 
     assert rows(everything, labels) == rows(data, target)  # the multiset of all items: disjoint and complete
+    everything, labels = digits("train", holdout=0.0)
+    np.testing.assert_array_equal(everything.reshape(-1, 64) * 8 + 8, data)  # in the data set's own order
+    np.testing.assert_array_equal(labels, target)
     for label in range(10):
         assert np.sum(test_labels == label) == round(0.2 * np.sum(target == label))
 

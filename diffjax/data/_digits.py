@@ -3,6 +3,9 @@
 Source: Alpaydin & Kaynak 1998, UCI Optical Recognition of Handwritten Digits (its test part).
 """
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 
 from diffjax.data._source import generator
@@ -26,13 +29,24 @@ def digits(split: str = "train", *, holdout: float = 0.2, seed: int = 0) -> tupl
         raise ValueError(f"split: 'train' or 'test' is needed, got {split!r}")
     if not 0 <= holdout < 1:
         raise ValueError(f"holdout: a share in [0, 1) is needed, got {holdout}")
-    from sklearn.datasets import load_digits  # takes a second to import
-
-    data, target = load_digits(return_X_y=True)
+    data, target = _load()
     held_out = _held_out(target, holdout, generator(seed))
     chosen = held_out if split == "test" else ~held_out
     images = (data[chosen] / 8 - 1).astype(np.float32)  # pixels are 0 .. 16
     return images.reshape(-1, 8, 8, 1), target[chosen].astype(np.int32)
+
+
+def _load() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [n, 64] and classes [n] of all images: from scikit-learn's file, as importing it takes a second."""
+    found = importlib.util.find_spec("sklearn")
+    for folder in (found and found.submodule_search_locations) or ():
+        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if path.is_file():
+            table = np.loadtxt(path, delimiter=",")
+            return table[:, :-1], table[:, -1].astype(int)
+    from sklearn.datasets import load_digits
+
+    return load_digits(return_X_y=True)
 
 
 def _held_out(labels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
