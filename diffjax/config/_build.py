@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from diffjax._typing import Network
@@ -95,7 +96,11 @@ def build_stepper(config: SamplerConfig) -> AbstractStepper:
 
 def build_grid(config: SamplerConfig, process: AbstractGaussianProcess, steps: int | None = None) -> Any:
     """Descending times [n + 1]; `steps` in place of the configuration's."""
-    return GRIDS[config.grid](process, config.steps if steps is None else steps)
+    grid, n = GRIDS[config.grid], config.steps if steps is None else steps
+    ts = jax.jit(grid, static_argnums=1)(process, n)  # one program, not thirty
+    points = np.asarray(ts)
+    sound = np.all((points >= 0) & (points <= 1)) and np.all(np.diff(points) < 0)
+    return ts if sound else grid(process, n)  # which says what is wrong
 
 
 def _loss(hidden: float, null: int | None, **choices: Any) -> Callable[..., Any]:
