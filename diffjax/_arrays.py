@@ -16,6 +16,18 @@ def as_leaves(tree: Any, dtype: Any) -> Any:
     return jax.device_put(jax.tree.map(cast, tree))
 
 
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of typed keys."""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def copied(tree: Any) -> Any:
+    """A tree in memory of its own, each leaf where it is. Arrays compile nothing; `device_put` does not always copy
+    keys and NumPy's arrays."""
+    plain = lambda leaf: isinstance(leaf, jax.Array) and not is_key(leaf)
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, may_alias=False) if plain(leaf) else jnp.copy(leaf), tree)
+
+
 def expand(c: Any, x: Any) -> Any:
     """Aligns a coefficient with a sample: `c` of shape [] or [b] becomes [] or [b, 1, ..., 1] beside `x [b, *d]`."""
     return c if jnp.ndim(c) == 0 else jnp.reshape(c, (*jnp.shape(c), *(1,) * (jnp.ndim(x) - jnp.ndim(c))))

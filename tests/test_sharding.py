@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 
-from diffjax._arrays import normal_like, sample_keys
+from diffjax._arrays import is_key, normal_like, sample_keys
 from diffjax.cli._dry_run import measure_step, state_bytes as bytes_a_device
 from diffjax.networks import MLP, DiT, Text, UNet, UViT, from_linen
 from diffjax.training import (
@@ -31,6 +31,7 @@ from diffjax.training import (
     tensor_layout,
 )
 from diffjax.training._rules import tensor_places, without_fsdp
+from diffjax.training._sharding import place
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
 B, D, WIDTH = 64, 8, 32
@@ -172,6 +173,39 @@ def test_state_is_donated_stays_in_place_and_the_step_is_compiled_once(name):
     assert like == its.abstract(jax.eval_shape(fresh_state))
     for leaf, now in zip(jax.tree.leaves(like), jax.tree.leaves(its.get_state(placed)), strict=True):
         assert (leaf.shape, leaf.dtype, leaf.sharding) == (now.shape, now.dtype, now.sharding)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_placed_arrays_are_in_memory_of_their_own(devices):
+    """From the host, from one device, from copies of the same host array and from parts; keys too."""
+    whole, rows = (NamedSharding(data_mesh(jax.devices()[:devices]), spec) for spec in (P(), P("data")))
+    host = {"array": np.ones((64, 8), np.float32), "number": np.ones((), np.float32)}
+    keys = jax.random.split(jax.random.key(0), 8)
+    trees = [
+        host,
+        {**jax.tree.map(jnp.asarray, host), "key": keys},
+        {**jax.device_put(host, whole), "key": jax.device_put(keys, whole)},
+        {"array": jax.device_put(host["array"], rows), "key": jax.device_put(keys, rows)},
+    ]
+    for tree in trees:
+        for where in (whole, rows) if "number" not in tree else (whole,):
+            placed = place(tree, dict.fromkeys(tree, where))
+            assert not memory(tree) & memory(placed)
+            for leaf, copy in zip(jax.tree.leaves(tree), jax.tree.leaves(placed), strict=True):
+                assert copy.sharding.is_equivalent_to(where, copy.ndim)
+                np.testing.assert_array_equal(data_of(copy), data_of(leaf))
+
+
+def data_of(leaf):
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
+def memory(tree):
+    """Where the numbers of all arrays begin."""
+    leaves = [leaf._base_array if is_key(leaf) else leaf for leaf in jax.tree.leaves(tree)]  # its data would be a copy
+    arrays = [leaf for leaf in leaves if isinstance(leaf, np.ndarray)]
+    parts = [part.data for leaf in leaves if isinstance(leaf, jax.Array) for part in leaf.addressable_shards]
+    return {array.ctypes.data for array in arrays} | {part.unsafe_buffer_pointer() for part in parts}
 
 
 @pytest.mark.parametrize("name", ["jit 1", "jit 8", "fsdp 8", "pmap 8", *slow("fsdp 1", "pmap 1")])

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from diffjax._arrays import is_key
 from diffjax.training._mesh import DATA, Devices, batch_parts, check_divides, data_mesh
-from diffjax.training._sharding import Layout, abstract, check_steps, is_key, made_on_host, move, place, several, stack
+from diffjax.training._sharding import Layout, abstract, check_steps, made_on_host, move, place, several, stack
 from diffjax.training._step import Step, batch_size_of
 
 

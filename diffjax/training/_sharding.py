@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffjax._arrays import on_host
+from diffjax._arrays import copied, is_key, on_host
 from diffjax.training._mesh import FSDP, TENSOR, batch_axes, batch_parts, check_divides, data_mesh, make_mesh
 from diffjax.training._rules import TENSOR_RULES, Places, Rules, everywhere, fsdp_places, tensor_places, without_fsdp
 from diffjax.training._state import TrainState
@@ -182,10 +182,10 @@ def place(tree: Any, shardings: Any) -> Any:
     """A copy of each leaf in its sharding.
 
     A copy, because placed arrays share the memory of the one they came from, which a donation would free;
-    `device_put(may_alias=False)` prevents that on one device only.
+    `device_put(may_alias=False)` prevents that where a leaf is, but not on its way to several devices.
     """
     if jax.process_count() == 1:
-        return jax.device_put(jax.tree.map(jnp.copy, tree), shardings)
+        return jax.device_put(copied(tree), shardings)
     if all(isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in jax.tree.leaves(tree)):
         return jax.tree.map(lambda leaf, s: _copy_to(s)(leaf), tree, jax.tree.broadcast(shardings, tree))
     # The same values on each process: NumPy arguments of jit, keys as their data, which it may not see otherwise.
@@ -257,8 +257,3 @@ def check_steps(steps: int) -> None:
 def _check_axis(mesh: Mesh, axis: str) -> None:
     if axis not in mesh.shape:
         raise ValueError(f"mesh: it needs an axis {axis!r}, as of make_mesh; got {dict(mesh.shape)}")
-
-
-def is_key(leaf: Any) -> bool:
-    """Whether a leaf is an array of typed keys."""
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

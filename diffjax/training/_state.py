@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from diffjax._arrays import copied, is_concrete
 from diffjax._typing import Cond, Key, Network, Params
 
 
@@ -49,9 +50,16 @@ def state_from_params(
       averages: names of several averages, for `make_emas`; by default ema is one, a tree like params.
     """
     # Strongly typed, as a step returns them: a process's weakly typed numbers would compile the step twice.
-    copy = lambda tree: jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), tree)
-    ema = {name: copy(params) for name in averages} if averages else copy(params)
-    return TrainState(jnp.zeros((), jnp.int32), copy(params), ema, tx.init(copy(params)), key)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
+    ema = {name: copied(params) for name in averages} if averages else copied(params)
+    return TrainState(jnp.zeros((), jnp.int32), copied(params), ema, _init(tx, copied(params)), key)
+
+
+def _init(tx: optax.GradientTransformation, params: Params) -> Any:
+    """`tx.init(params)`: one program in place of one for each zero, but where jit would choose other devices."""
+    leaves = jax.tree.leaves(params)
+    alone = is_concrete(leaves) and all(len(leaf.sharding.device_set) == 1 for leaf in leaves)
+    return (jax.jit(tx.init) if alone else tx.init)(params)
 
 
 def init_state(
