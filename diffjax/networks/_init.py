@@ -101,7 +101,7 @@ def draw_together(init: Callable[..., Any], key: Any, *args: Any) -> Any:
     notes = [law for law in laws if law is not None]
     if len(notes) < len(laws):
         return jax.jit(init)(key, *args)
-    return jax.tree.unflatten(treedef, _cut(key, shapes, notes))
+    return jax.device_put(jax.tree.unflatten(treedef, _cut(key, shapes, notes)))
 
 
 def _cut(key, shapes, laws):
@@ -116,4 +116,4 @@ def _cut(key, shapes, laws):
             leaf = law.mean + law.std * unit[end - size : end].reshape(shape.shape)
         else:
             leaf = xp.full(shape.shape, law.mean)
-        yield jnp.asarray(leaf, shape.dtype)
+        yield xp.asarray(leaf, shape.dtype)
