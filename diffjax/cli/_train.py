@@ -70,7 +70,7 @@ def run_train(options: Train, argv: list[str]) -> None:
         return
     with contextlib.ExitStack() as held:
         agree_on_main(lambda: _hold(held, out, config, data))
-        _train(options, out, data, parts, layout)
+        _train(options, out, data, parts, layout, shapes)
 
 
 def _check_packages(options: Train) -> None:
@@ -103,12 +103,12 @@ def _hold(held: contextlib.ExitStack, out: Path, config: Config, data: Data) -> 
         keep_digest(out, data)
 
 
-def _train(options: Train, out: Path, data: Data, parts: Parts, layout: Layout) -> None:
+def _train(options: Train, out: Path, data: Data, parts: Parts, layout: Layout, shapes: TrainState) -> None:
     config = options.config
     about = {"config": hashlib.sha256(to_json(essence(config)).encode()).hexdigest(), **layout.about}
     watch = [tensorboard(out / "tensorboard")] if options.tensorboard and is_main() else []
     with Checkpoints(out / "checkpoints", keep=options.keep, about=about) as checkpoints:
-        state = _begin(checkpoints, layout, config, out, data, parts)
+        state = _begin(checkpoints, layout, shapes, config, out, data, parts)
         state = train(
             state,
             layout,
@@ -131,16 +131,24 @@ def _train(options: Train, out: Path, data: Data, parts: Parts, layout: Layout) 
     _finish(out, options, data, parts, state)
 
 
-def _begin(checkpoints: Checkpoints, layout: Layout, config: Config, out: Path, data: Data, parts: Parts) -> TrainState:
+def _begin(
+    checkpoints: Checkpoints,
+    layout: Layout,
+    shapes: TrainState,
+    config: Config,
+    out: Path,
+    data: Data,
+    parts: Parts,
+) -> TrainState:
     """The state to go on from: the newest checkpoint, read straight into place, or a fresh one made there."""
-    make_state = lambda: fresh_state(config, data, parts)
-    shapes = jax.eval_shape(make_state)
     size = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     done = checkpoints.latest()
     check_same({"newest checkpoint": done})
     where = "from the start" if done is None else f"from step {done}, saved before"
     say(f"{out}: {config.steps} steps {where}; {size:,} parameters; {name_devices(layout.devices)}")
-    return layout.init(make_state) if done is None else layout.move_state(checkpoints.restore(layout.abstract(shapes)))
+    if done is None:
+        return layout.init(lambda: fresh_state(config, data, parts))
+    return layout.move_state(checkpoints.restore(layout.abstract(shapes)))
 
 
 def _finish(out: Path, options: Train, data: Data, parts: Parts, state: TrainState) -> None:
