@@ -47,7 +47,7 @@ def pmap_layout(step: Step, devices: Devices | None = None, *, steps: int = 1) -
     def one(state: Any) -> Any:
         """The shapes of one copy, whether the state was placed or not."""
         placed = jnp.ndim(state.step) == 1
-        return jax.eval_shape(lambda s: jax.tree.map(lambda leaf: leaf[0], s), state) if placed else state
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), state) if placed else state
 
     return Layout(
         devices=parts,
