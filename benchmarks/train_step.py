@@ -1,7 +1,7 @@
 """Time of a training step beside torch's: the same network, batch and optimiser, float32, blocks of steps alternating.
 
     python benchmarks/train_step.py unet [--width 64] [--batch 16] [--reps 15] [--steps 2] [--cores N] [--forward]
-    python benchmarks/train_step.py dit [--width 256] [--depth 6] [--patch 4] ...
+    python benchmarks/train_step.py dit [--width 256] [--depth 6] [--patch 4] [--layout jit] ...
 
 unet is diffusers' UNet2DModel, dit its DiTTransformer2DModel, on images of --size x --size x 3 (32); ours are the
 networks that `from_pretrained` makes of the same configurations (parity is tested in tests/parity). A step is the mean
@@ -76,7 +76,7 @@ def torch_step(options):
 
 def our_step(options):
     """(step, number of parameters) of diffjax, as the command line sets it up."""
-    from diffjax.cli._devices import use_cores
+    from diffjax.cli._devices import default_layout, use_cores
     from diffjax.cli._memory import keep_memory
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -89,7 +89,7 @@ def our_step(options):
 
     from diffjax.interop._known import KINDS
     from diffjax.networks import from_linen
-    from diffjax.training import TrainState, jit_layout, make_train_step
+    from diffjax.training import TrainState, jit_layout, make_train_step, pmap_layout
 
     make = KINDS[{"unet": "UNet2DModel", "dit": "DiTTransformer2DModel"}[options.network]].build
     network = from_linen(make(configuration(options), "config"))
@@ -106,13 +106,18 @@ def our_step(options):
         x, t, target, *cond = batch
         return jnp.mean((network.apply(params, x, t, *cond, key=key) - target) ** 2), {}
 
-    layout = jit_layout(make_train_step(loss, tx, ema=lambda step, params, ema: ema))
+    name = options.layout or default_layout(jax.devices())
+    axis = "data" if name == "pmap" else None
+    step_fn = make_train_step(loss, tx, ema=lambda step, params, ema: ema, axis_name=axis)
+    layout = (pmap_layout if name == "pmap" else jit_layout)(step_fn)
     state = TrainState(jnp.int32(0), params, {}, tx.init(params), jax.random.key(0))
     state, batch = layout.put_state(state), layout.put_batch((x, t, target, *cond))
+    plain = jit_layout(step_fn)
+    params, x, t, *cond = plain.put_state(params), *plain.put_batch((x, t, *cond))
     apply = jax.jit(lambda params, x, t, *cond: network.apply(params, x, t, *cond))
 
     def forward():
-        return float(jnp.sum(apply(state.params, *(batch[i] for i in (0, 1, *range(3, len(batch)))))))
+        return float(jnp.sum(apply(params, x, t, *cond)))
 
     def step():
         nonlocal state
@@ -170,6 +175,7 @@ def main():
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--forward", action="store_true")
+    parser.add_argument("--layout", choices=("jit", "pmap"), help="of the command line's; its default by default")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.width = options.width or {"unet": 64, "dit": 256}[options.network]

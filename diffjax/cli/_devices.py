@@ -35,6 +35,11 @@ def find_devices(count: int | None) -> list[Any]:
     return [device for some in each for device in some[:count]]
 
 
+def default_layout(devices: list[Any]) -> str:
+    """The fastest layout: for several cores pmap, as in a partitioned step XLA's CPU code copies gradients twice."""
+    return "pmap" if len(devices) > 1 and jax.process_count() == 1 and devices[0].platform == "cpu" else "jit"
+
+
 def name_devices(devices: int) -> str:
     """How many devices of what kind, in words."""
     processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""

@@ -34,7 +34,7 @@ def dry_run(options: Train, data: Data, parts: Parts, ema: Any, shapes: TrainSta
     say(f"\n{'layout':10}state on a device (parameters, averages, optimiser)")
     for name in LAYOUTS:
         try:
-            other = layout if name == options.layout else make_layout(options, parts, ema, name)
+            other = layout if name == layout.about["layout"] else make_layout(options, parts, ema, name)
             said = in_bytes(state_bytes(other, shapes))
         except ValueError as error:
             said = f"- ({error})"

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from diffjax.cli._devices import find_devices
+from diffjax.cli._devices import default_layout, find_devices
 from diffjax.cli._options import Train
 from diffjax.config import Parts
 from diffjax.training import (
@@ -33,7 +33,7 @@ def make_layout(options: Train, parts: Parts, ema: Any, name: str | None = None)
     Raises:
       ValueError: as `check_layout`.
     """
-    name = options.layout if name is None else name
+    name = layout_name(options) if name is None else name
     devices, mesh = check_layout(options, name)
     axis = "data" if name == "pmap" else None
     step = make_train_step(parts.loss, parts.tx, ema=ema, axis_name=axis, accumulate=options.accumulate, levels=_LEVELS)
@@ -44,13 +44,18 @@ def make_layout(options: Train, parts: Parts, ema: Any, name: str | None = None)
     return (fsdp_layout if name == "fsdp" else tensor_layout)(step, mesh)
 
 
+def layout_name(options: Train) -> str:
+    """What `options.layout` says, or the default for the devices."""
+    return options.layout or default_layout(find_devices(options.devices))
+
+
 def check_layout(options: Train, name: str | None = None) -> tuple[list[Any], Mesh | None]:
     """The devices of the layout, and their mesh where it is not the plain one; before there is any data.
 
     Raises:
       ValueError: the batch does not divide over devices and parts, or `split` does not divide the devices.
     """
-    name = options.layout if name is None else name
+    name = layout_name(options) if name is None else name
     devices = find_devices(options.devices)
     mesh = None if name in ("jit", "pmap") else make_mesh(**{name: _split(options, devices, name)}, devices=devices)
     _check_batch(options, len(devices) if name != "tensor" or mesh is None else len(devices) // mesh.shape["tensor"])

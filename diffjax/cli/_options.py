@@ -64,9 +64,10 @@ class Train:
     """Where to start from; every option can be changed."""
     out: str | None = None
     """Folder of the run, made if absent; runs/NAME by default."""
-    layout: Literal["jit", "fsdp", "tensor", "pmap"] = "jit"
+    layout: Literal["jit", "fsdp", "tensor", "pmap"] | None = None
     """How a run is spread over devices; the results agree. jit and pmap split the batch, fsdp the parameters, averages
-    and optimiser state as well, tensor the layers (attention and residual blocks)."""
+    and optimiser state as well, tensor the layers (attention and residual blocks). By default pmap on the cores of one
+    machine, where it is the fastest, and jit elsewhere."""
     split: int | None = None
     """fsdp, tensor: over how many devices arrays are split; all by default. The rest split the batch alone."""
     accumulate: int = 1

@@ -20,6 +20,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from diffjax.networks._attention import attention
+from diffjax.networks._convolution import convolution
 from diffjax.networks._embedding import dense
 from diffjax.networks._init import constant, normal
 
@@ -106,6 +107,7 @@ def conv(
         kernel_init=constant(0.0) if zero else normal(),
         bias_init=constant(0.0),
         dtype=dtype,
+        conv_general_dilated=convolution,
         name=name,
     )
 

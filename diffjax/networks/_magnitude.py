@@ -21,6 +21,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from diffjax._typing import Params
+from diffjax.networks._convolution import convolution
 from diffjax.networks._init import normal
 
 EPSILON = 1e-4
@@ -71,7 +72,7 @@ class MPConv(nn.Module):
         x = x.astype(self.dtype)
         if not self.size:
             return x @ w
-        return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return convolution(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 class MPLabels(nn.Module):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from diffjax.networks._init import stacked
@@ -50,6 +51,7 @@ def repeat(
         for i in range(depth):
             own = () if each is None else (each[i],)
             h = block(**fields, name=f"{name}__{i}")(h, *args, *own)  # pyright: ignore[reportCallIssue]
+            h = settled(h, module)
             after.append(h)
         return (h, after) if collect else h
 
@@ -66,3 +68,19 @@ def repeat(
 
     h, after = jax.lax.scan(jax.checkpoint(body) if remat else body, h, (params, keys, each))
     return (h, after) if collect else h
+
+
+def settled(x: Any, module: nn.Module) -> Any:
+    """x, computed here and nowhere else.
+
+    XLA's CPU code fuses what is cheap into all that uses it. Along a residual stream it so computes, in every block and
+    again in its gradients, the sum of all blocks before: a DiT's training step takes 1.25 times as long, and the deeper
+    the worse. It drops `jax.lax.optimization_barrier`, and a branch whose two sides are equal or whose condition it
+    knows: so this is a branch on a parameter's bits, always taken. On other devices x is let alone.
+    """
+    if module.is_initializing():
+        return x
+    some = jax.tree.leaves(module.variables["params"])[0]
+    taken = jax.lax.bitcast_convert_type(some.ravel()[0].astype(jnp.float32), jnp.int32) | 1 != 0
+    zeros = lambda x: jax.tree.map(jnp.zeros_like, x)
+    return jax.lax.platform_dependent(x, cpu=lambda x: jax.lax.cond(taken, lambda x: x, zeros, x), default=lambda x: x)

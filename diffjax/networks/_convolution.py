@@ -1,0 +1,66 @@
+"""A convolution whose derivative by the kernel is fast on a CPU.
+
+    1 x 1           one product of matrices
+    3 x 3           XLA's own, but the derivative by row i of the kernel is, on a CPU, a sum over images of products
+
+                        P[3 c, h w], from row i of the image  @  g[h w, k]      P: channels first, moved by -1, 0, 1
+
+    all others      XLA's own, as with a stride
+
+XLA's code for the gradient of a kernel reaches 30 GF/s on a core that multiplies matrices at 90; this reaches 55 to 80
+on images of 16 x 16 and larger (benchmarks/RESULTS.md). Below that XLA's is as fast, and is taken. Only the tangent is
+written, and JAX transposes it: forward mode, reverse mode, `vmap` and higher derivatives hold.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from diffjax.networks._embedding import matrix_product
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+_LEAST_PIXELS = 256
+
+
+def convolution(x: Any, kernel: Any, strides: Any, padding: Any, **options: Any) -> Any:
+    """x [b, h, w, c] with kernel [i, j, c, k], called as `nn.Conv` calls `jax.lax.conv_general_dilated`; no groups and
+    no dilation."""
+    if padding == "SAME" and set(strides) == {1}:
+        if kernel.shape[:2] == (1, 1):
+            return matrix_product(x, kernel[0, 0])
+        if kernel.shape[:2] == (3, 3) and x.shape[1] * x.shape[2] >= _LEAST_PIXELS:
+            return _convolve(x, kernel)
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+@jax.custom_jvp
+def _convolve(x: Any, kernel: Any) -> Any:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_LAYOUT)
+
+
+@partial(_convolve.defjvp, symbolic_zeros=True)
+def _tangent(primals: Any, tangents: Any) -> Any:
+    (x, kernel), (by_x, by_kernel) = primals, tangents
+    y = _convolve(x, kernel)
+    parts = [] if isinstance(by_x, SymbolicZero) else [_convolve(by_x, kernel)]
+    if not isinstance(by_kernel, SymbolicZero):
+        parts.append(jax.lax.platform_dependent(x, by_kernel, cpu=_by_rows, default=_convolve))
+    return y, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(y)
+
+
+@jax.checkpoint  # what is made of x is made anew for the gradient, not kept
+def _by_rows(x: Any, kernel: Any) -> Any:
+    """The convolution, image by image, as three products of matrices: slower, but its transpose is fast."""
+    _, h, w, c = x.shape
+    rows = kernel.reshape(3, 3 * c, -1)
+
+    @jax.checkpoint
+    def one(image: Any) -> Any:
+        moved = jnp.concatenate([image[:, :, j : j + w] for j in range(3)]).reshape(3 * c, -1)
+        y = sum(moved[:, i * w : (i + h) * w].T @ rows[i] for i in range(3))
+        return jnp.reshape(y, (h, w, -1))
+
+    return jax.lax.map(one, jnp.pad(x.transpose(0, 3, 1, 2), ((0, 0), (0, 0), (1, 1), (1, 1))))
