@@ -46,7 +46,8 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
             return table[:, :-1], table[:, -1].astype(int)
     from sklearn.datasets import load_digits
 
-    return load_digits(return_X_y=True)
+    data, target = load_digits(return_X_y=True)
+    return data, target
 
 
 def _held_out(labels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
