@@ -122,16 +122,12 @@ def _where(finite: Array, update: Callable[[Any, Any], Any], old: Any, grads: An
     """`update(old, grads)` where finite, else `old`.
 
     On CPU by a branch: selecting number by number reads and copies the whole state once more, and doubles the time of
-    an update. Accelerators select within the update's own passes, where a branch would have to wait for the host.
+    an update. Accelerators select within the update's own passes, where a branch would have to wait for the host. One
+    of both is traced, by the default backend, as tracing an optimiser twice is felt at the start of a run.
     """
-
-    def branch(finite: Array, old: Any, grads: Any) -> Any:
+    if jax.default_backend() == "cpu":
         return jax.lax.cond(finite, update, lambda old, grads: old, old, grads)
-
-    def select(finite: Array, old: Any, grads: Any) -> Any:
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), update(old, grads), old)
-
-    return jax.lax.platform_dependent(finite, old, grads, cpu=branch, default=select)
+    return jax.tree.map(lambda a, b: jnp.where(finite, a, b), update(old, grads), old)
 
 
 def _positions(local: int, axis_name: str | None) -> tuple[Array, int]:
