@@ -103,7 +103,7 @@ def test_the_same_command_again_trains_no_further(run, capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [["pmap"], ["fsdp", "--accumulate", "2"], ["tensor", "--split", "2"]])
+@pytest.mark.parametrize("options", [["jit"], ["fsdp", "--accumulate", "2"], ["tensor", "--split", "2"]])
 def test_layouts_agree(run, tmp_path, capfd, options):
     assert call(capfd, *TRAIN, "--layout", *options, "--out", tmp_path / "other")[0] == 0
     a, b = (json.loads((folder / "results.json").read_text()) for folder in (run, tmp_path / "other"))

@@ -28,7 +28,7 @@ def widest(depth):
 
 @pytest.mark.slow
 def test_no_loop_reads_more_in_a_deeper_network(monkeypatch):
-    assert widest(4) == (two := widest(2))
+    assert widest(4) <= (two := widest(2))
     monkeypatch.setattr(_repeat, "settled", lambda h, module: h)
     assert widest(2) > two  # what this guards against is still there
 

@@ -140,6 +140,33 @@ def test_step_is_compiled_once():
     assert len(traces) == 1
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_an_update_is_taken_where_all_is_finite_and_nowhere_else(monkeypatch, backend):
+    """By a branch on a CPU; elsewhere by a selection, which runs here just as well."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    loss = lambda params, key, batch, index, total: (params * batch.mean(), {})
+    middle = lambda step, params, ema: (params + ema) / 2
+    step = jax.jit(make_train_step(loss, optax.sgd(1.0), ema=middle))
+    state = state_from_params(jax.random.key(0), jnp.array(3.0), optax.sgd(1.0))
+    for value, params, average in ((1.0, 2.0, 2.5), (np.nan, 3.0, 3.0)):
+        new, metrics = step(state, jnp.full(4, value))
+        assert (float(new.params), float(new.ema)) == (params, average)
+        assert (int(new.step), bool(metrics["skipped"])) == (1, np.isnan(value))
+
+
+def test_the_optimiser_s_state_is_where_the_parameters_are():
+    device = jax.devices()[1]
+    state = state_from_params(jax.random.key(0), jax.device_put({"w": jnp.ones(2)}, device), optax.adam(1.0))
+    assert {d for leaf in jax.tree.leaves(state.opt_state) for d in leaf.devices()} == {device}
+
+
+def test_an_optimiser_may_look_at_values():
+    largest = lambda params: float(max(jnp.max(leaf) for leaf in jax.tree.leaves(params)))
+    tx = optax.GradientTransformation(lambda params: jnp.full(2, largest(params)), lambda g, s, p=None: (g, s))
+    state = state_from_params(jax.random.key(0), {"w": jnp.array([1.0, 7.0])}, tx)
+    np.testing.assert_array_equal(state.opt_state, [7.0, 7.0])
+
+
 def test_only_scalars_of_aux_become_metrics():
     loss = lambda params, key, batch, index, total: (params.sum(), {"total": jnp.asarray(total), "rows": index})
     state = state_from_params(jax.random.key(0), jnp.zeros(3), optax.sgd(1.0))

@@ -36,7 +36,7 @@ def find_devices(count: int | None) -> list[Any]:
 
 
 def default_layout(devices: list[Any]) -> str:
-    """The fastest layout: for several cores pmap, as in a partitioned step XLA's CPU code copies gradients twice."""
+    """The fastest layout: pmap for several cores, where kernels' gradients are taken core by core."""
     return "pmap" if len(devices) > 1 and jax.process_count() == 1 and devices[0].platform == "cpu" else "jit"
 
 

@@ -44,7 +44,8 @@ def dry_run(options: Train, data: Data, parts: Parts, ema: Any, shapes: TrainSta
     flops, memory = measure_step(layout, shapes, data.source(config.seed, 0, config.batch_size, part=part))
     # What is inside the loop of accumulation is counted once.
     flops *= options.accumulate
-    say(f"FLOPs of a step     {flops:.3g} on a device, {flops * _devices(layout):.3g} in all")
+    # Other loops too: the gradients of kernels on a CPU, blocks under scan.
+    say(f"FLOPs of a step     at least {flops:.3g} on a device, {flops * _devices(layout):.3g} in all")
     say("memory of a step    " + ", ".join(f"{in_bytes(size)} {what}" for what, size in memory.items()))
 
 

@@ -8,8 +8,10 @@
     all others      XLA's own, as with a stride
 
 XLA's code for the gradient of a kernel reaches 30 GF/s on a core that multiplies matrices at 90; this reaches 55 to 80
-on images of 16 x 16 and larger (benchmarks/RESULTS.md). Below that XLA's is as fast, and is taken. Only the tangent is
-written, and JAX transposes it: forward mode, reverse mode, `vmap` and higher derivatives hold.
+on images of 16 x 16 and larger (benchmarks/RESULTS.md). Below that XLA's is as fast, and is taken; and under jit on
+several devices, whose partitioner would gather the whole batch on each for the sum over images (under `jax.pmap` and
+`jax.shard_map` each has its own). Only the tangent is written, and JAX transposes it: forward mode, reverse mode,
+`vmap` and higher derivatives hold.
 """
 
 from functools import partial
@@ -31,9 +33,19 @@ def convolution(x: Any, kernel: Any, strides: Any, padding: Any, **options: Any)
     if padding == "SAME" and set(strides) == {1}:
         if kernel.shape[:2] == (1, 1):
             return matrix_product(x, kernel[0, 0])
-        if kernel.shape[:2] == (3, 3) and x.shape[1] * x.shape[2] >= _LEAST_PIXELS:
+        if kernel.shape[:2] == (3, 3) and _is_large(x) and _is_local():
             return _convolve(x, kernel)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+def _is_large(x: Any) -> bool:
+    _, h, w, _ = x.shape
+    return isinstance(h, int) and isinstance(w, int) and h * w >= _LEAST_PIXELS  # not so where a shape is symbolic
+
+
+def _is_local() -> bool:
+    """Whether the batch is of one device: there is no other, or each device is programmed by itself."""
+    return jax.device_count() == 1 or bool(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 @jax.custom_jvp
@@ -53,14 +65,18 @@ def _tangent(primals: Any, tangents: Any) -> Any:
 
 @jax.checkpoint  # what is made of x is made anew for the gradient, not kept
 def _by_rows(x: Any, kernel: Any) -> Any:
-    """The convolution, image by image, as three products of matrices: slower, but its transpose is fast."""
+    """The convolution, image by image, as three products of matrices: slower, but its transpose is fast.
+
+    In float32 at least, as the transpose sums over images.
+    """
     _, h, w, c = x.shape
-    rows = kernel.reshape(3, 3 * c, -1)
+    wide = jnp.promote_types(kernel.dtype, jnp.float32)
+    rows = kernel.astype(wide).reshape(3, 3 * c, -1)
 
     @jax.checkpoint
     def one(image: Any) -> Any:
-        moved = jnp.concatenate([image[:, :, j : j + w] for j in range(3)]).reshape(3 * c, -1)
+        moved = jnp.concatenate([image[:, :, j : j + w] for j in range(3)]).reshape(3 * c, -1).astype(wide)
         y = sum(moved[:, i * w : (i + h) * w].T @ rows[i] for i in range(3))
-        return jnp.reshape(y, (h, w, -1))
+        return jnp.reshape(y, (h, w, -1)).astype(x.dtype)
 
     return jax.lax.map(one, jnp.pad(x.transpose(0, 3, 1, 2), ((0, 0), (0, 0), (1, 1), (1, 1))))

@@ -8,6 +8,7 @@ Every random number of step n is drawn from `fold_in(state.key, n)`, and batch n
 state is all there is to save, and the step is the position in the data.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -56,10 +57,16 @@ def state_from_params(
 
 
 def _init(tx: optax.GradientTransformation, params: Params) -> Any:
-    """`tx.init(params)`: one program in place of one for each zero, but where jit would choose other devices."""
+    """`tx.init(params)`: one program in place of one for each zero, where params are on one device, and there too.
+
+    An optimiser that looks at values, which it cannot under jit, is run as it is.
+    """
     leaves = jax.tree.leaves(params)
-    alone = is_concrete(leaves) and all(len(leaf.sharding.device_set) == 1 for leaf in leaves)
-    return (jax.jit(tx.init) if alone else tx.init)(params)
+    devices = {device for leaf in leaves for device in leaf.devices()} if is_concrete(leaves) else set()
+    if len(devices) == 1:
+        with contextlib.suppress(jax.errors.ConcretizationTypeError), jax.default_device(*devices):
+            return jax.jit(tx.init)(params)
+    return tx.init(params)
 
 
 def init_state(

@@ -1,11 +1,13 @@
-"""Freed memory is kept where devices are cores, and glibc is left alone elsewhere."""
+"""Where devices are cores: freed memory is kept (glibc is left alone elsewhere), and the layout is the fastest."""
 
 import ctypes
 import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
 
+from diffjax.cli._devices import default_layout
 from diffjax.cli._memory import keep_memory
 
 
@@ -31,3 +33,12 @@ def test_elsewhere_nothing(asked, monkeypatch, platform, backend):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     keep_memory()
     assert not asked
+
+
+@pytest.mark.parametrize(
+    ("platform", "devices", "processes", "layout"),
+    [("cpu", 2, 1, "pmap"), ("cpu", 1, 1, "jit"), ("cpu", 2, 2, "jit"), ("gpu", 8, 1, "jit")],
+)
+def test_the_layout_where_none_was_said(monkeypatch, platform, devices, processes, layout):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    assert default_layout([SimpleNamespace(platform=platform)] * devices) == layout
