@@ -27,41 +27,6 @@ WITH_TEXT = {
     "joint": partial(DiT, **TINY, joint=True, rope=100.0),
     "uvit": partial(UViT, **TINY | {"depth": 3}),
 }
-OFTEN = ["cross", *(pytest.param(name, marks=pytest.mark.slow) for name in ("joint", "uvit"))]
-
-
-@pytest.fixture(scope="module", params=OFTEN, name="told")
-def _told(request):
-    """A network with text, its parameters off zero, and its compiled apply."""
-    network = from_linen(WITH_TEXT[request.param](scan=True))
-    params = perturbed(network.init(KEY, IMAGE, C_NOISE, TEXT), size=0.2)
-    return network, params, quick_jit(network.apply)
-
-
-def changes(a, b):
-    return np.abs(np.asarray(a) - b).max(axis=(1, 2, 3))
-
-
-def test_text_matters_where_there_is_one(told):
-    network, params, apply = told
-    y = apply(params, IMAGE, C_NOISE, TEXT)
-    assert y.shape == IMAGE.shape
-    moved = changes(apply(params, IMAGE, C_NOISE, TEXT._replace(embedding=TEXT.embedding.at[:, 0].add(1.0))), y)
-    assert np.all(moved[:2] > 1e-3)
-    assert moved[2] == 0  # no token is there: the null token is all that is seen
-    hidden = changes(apply(params, IMAGE, C_NOISE, TEXT._replace(embedding=TEXT.embedding.at[:, 2].set(9.0))), y)
-    np.testing.assert_array_equal(hidden, 0)
-    renulled = params | {"text": jax.tree.map(lambda leaf: leaf + 1, params["text"])}
-    other = changes(apply(renulled, IMAGE, C_NOISE, TEXT), y)
-    assert other[2] > 1e-3
-    np.testing.assert_array_equal(other[:2], 0)
-    assert changes(apply(params, IMAGE, C_NOISE + jnp.array([0, 0, 0.2]), TEXT), y)[2] > 1e-3
-    with pytest.raises(ValueError, match="cond: a Text"):
-        network.apply(params, IMAGE, C_NOISE)
-    with pytest.raises(ValueError, match=r"float array \[b, n, 5\], got float32 \(3, 3, 4\)"):
-        network.apply(params, IMAGE, C_NOISE, TEXT._replace(embedding=TEXT.embedding[..., :4]))
-    with pytest.raises(ValueError, match=r"boolean array \(3, 3\), got float32"):
-        network.apply(params, IMAGE, C_NOISE, TEXT._replace(mask=jnp.ones((3, 3))))
 
 
 @pytest.mark.parametrize("name", list(WITH_TEXT))

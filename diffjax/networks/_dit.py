@@ -159,7 +159,7 @@ class DiT(nn.Module):
 
     def _two_streams(self, h, c_noise, text, angles, fields, told):
         told = Told(**told, name="emb")(c_noise)
-        told = told + TwoLayers(self.width, self._wide(), name="text_embedder")(pooled(text).astype(self._wide()))
+        told = told + TwoLayers(self.width, self._wide(), name="text_embedder")(pooled(text, self._wide()))
         both = h, dense(self.width, self.dtype, name="context_embedder")(text.embedding)
         if self.depth > 1:
             both = self._repeat(JointBlock, fields, self.depth - 1, both, told, text.mask, angles)

@@ -1,6 +1,6 @@
 """EDM2: a U-Net whose activations, weights and updates keep their magnitude (configuration G of the paper).
 
-    c_noise -> Fourier -> linear -> sum(label) -> SiLU ---------------------------> told
+    c_noise -> Fourier -> linear -> sum(label or text) -> SiLU -------------------> told
     x, 1 -> conv -> [encoder block] x n -> halve, encoder block -> ...  (and so on) --+
                  \\--------- skips ---------\\                                          v
     y <- gain* <- conv <- [concat skip, decoder block] x (n + 1) <- double, block <- decoder block, decoder block
@@ -28,6 +28,7 @@ from diffjax.networks._blocks import enlarge
 from diffjax.networks._embedding import as_labels, as_vector, broadcast_noise, check_dropout
 from diffjax.networks._init import constant
 from diffjax.networks._magnitude import MPConv, MPFourier, MPLabels, mp_concatenate, mp_silu, mp_sum, unit
+from diffjax.networks._text import TextTokens, check_label_or_text, pooled
 
 
 class EDM2UNet(nn.Module):
@@ -43,6 +44,8 @@ class EDM2UNet(nn.Module):
       head_channels: channels of an attention head, a divisor of the channels where there is attention.
       num_classes: cond is an integer label [b] in 0 .. num_classes, the last being the null label. None: cond is a
         vector [b, k] of features of order one, or None.
+      text_width: cond is a `Text` of such embeddings, whose mean, of unit magnitude, is told. A text without tokens is
+        no condition. Not together with num_classes.
       dropout: the probability of dropping a feature in training.
       residual_balance, attention_balance, skip_balance, label_balance: t of each sum or concatenation, in (0, 1).
       dtype: of the computation; parameters are float32, the output at least that.
@@ -51,7 +54,7 @@ class EDM2UNet(nn.Module):
 
     Raises:
       ValueError: a field that does not fit; an x that is not [b, h, w, c] with sizes that halve evenly; a cond that
-        does not fit `num_classes`.
+        does not fit.
     """
 
     channels: int = 192
@@ -60,6 +63,7 @@ class EDM2UNet(nn.Module):
     attention: tuple[int, ...] = (2, 3)
     head_channels: int = 64
     num_classes: int | None = None
+    text_width: int | None = None
     dropout: float = 0.0
     residual_balance: float = 0.3
     attention_balance: float = 0.3
@@ -82,6 +86,7 @@ class EDM2UNet(nn.Module):
             width = self.channels * self.multipliers[level]
             if self.head_channels < 1 or width % self.head_channels:
                 raise ValueError(f"head_channels: a divisor of level {level}'s {width} is needed, {self.head_channels}")
+        check_label_or_text(self.num_classes, self.text_width)
         check_dropout(self.dropout)
         for name in ("residual_balance", "attention_balance", "skip_balance", "label_balance"):
             if not 0 < getattr(self, name) < 1:
@@ -93,8 +98,8 @@ class EDM2UNet(nn.Module):
         self, x: Any, c_noise: Any, cond: Any = None, *, deterministic: bool = True
     ) -> Float[Array, "b h w k"]:
         self._check(x)
-        told = _Told(self.channels, self._width(-1, max), self.num_classes, self.label_balance, self.dtype, name="told")
-        told = told(broadcast_noise(c_noise, x), cond)
+        fields = self.channels, self._width(-1, max), self.num_classes, self.text_width, self.label_balance, self.dtype
+        told = _Told(*fields, name="told")(broadcast_noise(c_noise, x), cond)
         x = x.astype(self.dtype)
         h = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
         h = MPConv(self._width(0), 3, self.dtype, name="in")(h)
@@ -163,6 +168,7 @@ class _Told(nn.Module):
     features: int
     width: int
     num_classes: int | None
+    text_width: int | None
     balance: float
     dtype: Any
 
@@ -174,6 +180,9 @@ class _Told(nn.Module):
         if self.num_classes is not None:
             labels = as_labels(cond, self.num_classes, c_noise.shape)
             h = mp_sum(h, MPLabels(self.num_classes + 1, self.width, wide, name="label")(labels), self.balance)
+        elif self.text_width is not None:
+            mean = unit(pooled(TextTokens(self.text_width, name="text_tokens")(cond), wide))
+            h = mp_sum(h, MPConv(self.width, 0, wide, name="text_embedding")(mean), self.balance)
         elif cond is not None:
             h = mp_sum(h, MPConv(self.width, 0, wide, name="cond")(as_vector(cond)), self.balance)
         return mp_silu(h)

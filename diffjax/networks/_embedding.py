@@ -3,10 +3,11 @@
     c_noise [b] -> fourier_features -> Dense -> SiLU -> Dense --+
                                                                 +--> SiLU --> [b, width]
     cond: label [b] -> table of num_classes + 1 rows -----------+
+          or text -> mean of its tokens [b, k] -> Dense
           or vector [b, k] -> Dense
 
 The last row of the table, label num_classes, is the null label: "no condition" in classifier-free guidance
-(Ho & Salimans 2022).
+(Ho & Salimans 2022). A text without tokens is told as its learned null token.
 """
 
 from typing import Any
@@ -19,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from diffjax._arrays import check
 from diffjax.networks._init import constant, normal
+from diffjax.networks._text import Text, TextTokens, pooled
 
 
 def fourier_features(
@@ -91,12 +93,14 @@ class Conditioning(nn.Module):
     Attributes:
       width: even number of features.
       num_classes: cond is then an integer label [b] in 0 .. num_classes, the last being the null label. A label out
-        of range is an error where it can be seen, and gives NaN under jit. None: cond is a vector [b, k] or None.
+        of range is an error where it can be seen, and gives NaN under jit.
+      text_width: cond is then a `Text` of such embeddings. Both None: cond is a vector [b, k] or None.
       dtype: of the computation; float32 at least is meant, as it is little work.
     """
 
     width: int
     num_classes: int | None = None
+    text_width: int | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -108,6 +112,9 @@ class Conditioning(nn.Module):
             labels = as_labels(cond, self.num_classes, c_noise.shape)
             table = self.param("classes", normal(1.0), (self.num_classes + 1, self.width), jnp.float32)
             h = h + table.at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False).astype(h.dtype)
+        elif self.text_width is not None:
+            text = TextTokens(self.text_width, name="text_tokens")(cond)
+            h = h + dense(self.width, self.dtype, name="text_embedding")(pooled(text, h.dtype))
         elif cond is not None:
             h = h + dense(self.width, self.dtype, name="cond")(as_vector(cond))
         return nn.silu(h)
@@ -127,6 +134,8 @@ def as_labels(cond: Any, num_classes: int, shape: tuple[int, ...]) -> Int[Array,
 
 def as_vector(cond: Any) -> Float[Array, "b k"]:
     """A condition as a vector [b, k], or ValueError."""
+    if isinstance(cond, Text):
+        raise ValueError("cond: a float vector [b, k] is needed without text_width, got Text; set text_width")
     vector = jnp.asarray(cond)
     if not jnp.issubdtype(vector.dtype, jnp.floating) or vector.ndim != 2:
         raise ValueError(

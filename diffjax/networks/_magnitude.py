@@ -31,7 +31,8 @@ SILU_RMS = 0.596
 def unit(x: Float[Array, "*d"], axis: int | tuple[int, ...] = -1) -> Float[Array, "*d"]:
     """x [*d] over its root mean square along the axes; statistics in float32 at least."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    rms = jnp.sqrt(jnp.mean(jnp.square(wide), axis=axis, keepdims=True))
+    # The least number keeps the gradient finite where all of x is zero, and changes no other digit.
+    rms = jnp.sqrt(jnp.mean(jnp.square(wide), axis=axis, keepdims=True) + jnp.finfo(wide.dtype).tiny)
     return (wide / (rms + EPSILON)).astype(x.dtype)
 
 

@@ -18,6 +18,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from diffjax.networks._embedding import Conditioning, broadcast_noise, check_dropout, dense
+from diffjax.networks._text import check_label_or_text
 
 
 class MLP(nn.Module):
@@ -36,17 +37,21 @@ class MLP(nn.Module):
       depth: number of residual blocks.
       num_classes: cond is an integer label [b] in 0 .. num_classes, the last being the null label of classifier-free
         guidance. None: cond is a float vector [b, k], or None.
+      text_width: cond is a `Text` of such embeddings, whose mean is told. A text without tokens is no condition. Not
+        together with num_classes.
       dropout: the probability of dropping a hidden feature in training.
       dtype: of the computation; parameters are float32.
       remat: keep only what enters each block for the backward pass, and compute the rest again: less memory, more time.
 
     Raises:
-      ValueError: a width that is odd, a dropout outside [0, 1), or a cond that does not fit `num_classes`.
+      ValueError: a width that is odd, a dropout outside [0, 1), both num_classes and text_width, or a cond that
+        does not fit.
     """
 
     width: int = 128
     depth: int = 3
     num_classes: int | None = None
+    text_width: int | None = None
     dropout: float = 0.0
     dtype: Any = jnp.float32
     remat: bool = False
@@ -54,6 +59,7 @@ class MLP(nn.Module):
     def __post_init__(self):
         if self.width < 2 or self.width % 2:
             raise ValueError(f"width: an even number is needed, got {self.width}")
+        check_label_or_text(self.num_classes, self.text_width)
         check_dropout(self.dropout)
         super().__post_init__()
 
@@ -63,7 +69,8 @@ class MLP(nn.Module):
     ) -> Float[Array, "b *d"]:
         flat = x.reshape(x.shape[0], -1)
         wide = jnp.promote_types(self.dtype, jnp.float32)
-        told = Conditioning(self.width, self.num_classes, wide, name="conditioning")(broadcast_noise(c_noise, x), cond)
+        conditioning = Conditioning(self.width, self.num_classes, self.text_width, wide, name="conditioning")
+        told = conditioning(broadcast_noise(c_noise, x), cond)
         h = dense(self.width, self.dtype, name="in")(flat)
         again = self.remat and not self.is_initializing()  # it would hide the parameters from the draw that makes them
         branch = nn.remat(MLP._branch, static_argnums=(3, 4)) if again else MLP._branch
@@ -87,19 +94,20 @@ class PlainMLP(nn.Module):
     Attributes:
       width: features of the hidden layers, even.
       depth: number of hidden layers.
-      num_classes: as of `MLP`.
+      num_classes, text_width: as of `MLP`.
       dropout: the probability of dropping a hidden feature in training.
       dtype: of the computation; parameters are float32.
       remat: keep only what enters each layer for the backward pass, and compute the rest again: less memory, more time.
 
     Raises:
-      ValueError: a width that is odd, no hidden layer, a dropout outside [0, 1), or a cond that does not fit
-        `num_classes`.
+      ValueError: a width that is odd, no hidden layer, a dropout outside [0, 1), both num_classes and text_width, or a
+        cond that does not fit.
     """
 
     width: int = 128
     depth: int = 3
     num_classes: int | None = None
+    text_width: int | None = None
     dropout: float = 0.0
     dtype: Any = jnp.float32
     remat: bool = False
@@ -109,6 +117,7 @@ class PlainMLP(nn.Module):
             raise ValueError(f"width: an even number is needed, got {self.width}")
         if self.depth < 1:
             raise ValueError(f"depth: at least 1 is needed, got {self.depth}")
+        check_label_or_text(self.num_classes, self.text_width)
         check_dropout(self.dropout)
         super().__post_init__()
 
@@ -117,7 +126,8 @@ class PlainMLP(nn.Module):
         self, x: Float[Array, "b *d"], c_noise: Any, cond: Any = None, *, deterministic: bool = True
     ) -> Float[Array, "b *d"]:
         wide = jnp.promote_types(self.dtype, jnp.float32)
-        told = Conditioning(self.width, self.num_classes, wide, name="conditioning")(broadcast_noise(c_noise, x), cond)
+        conditioning = Conditioning(self.width, self.num_classes, self.text_width, wide, name="conditioning")
+        told = conditioning(broadcast_noise(c_noise, x), cond)
         flat = x.reshape(x.shape[0], -1)
         h = jnp.concatenate([flat.astype(self.dtype), told.astype(self.dtype)], axis=-1)
         again = self.remat and not self.is_initializing()  # as in `MLP`

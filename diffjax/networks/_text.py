@@ -51,10 +51,16 @@ class TextTokens(nn.Module):
         return Text(jnp.concatenate([first, embedding], axis=1), jnp.concatenate([empty, mask], axis=1))
 
 
-def pooled(text: Text) -> Float[Array, "b k"]:
-    """The mean [b, k] of the tokens that are there; at least one must be."""
-    there = text.mask.astype(text.embedding.dtype)
-    return jnp.einsum("bn,bnk->bk", there, text.embedding) / jnp.sum(there, axis=1, keepdims=True)
+def pooled(text: Text, dtype: Any) -> Float[Array, "b k"]:
+    """The mean [b, k] of the tokens that are there, computed in a dtype; at least one must be there."""
+    there = text.mask.astype(dtype)
+    return jnp.einsum("bn,bnk->bk", there, text.embedding.astype(dtype)) / jnp.sum(there, axis=1, keepdims=True)
+
+
+def check_label_or_text(num_classes: int | None, text_width: int | None) -> None:
+    """Raises `ValueError` where both are there: cond is a label or a `Text`."""
+    if num_classes is not None and text_width is not None:
+        raise ValueError(f"text_width: {text_width} with num_classes {num_classes}; one of them is needed")
 
 
 def _as_text(cond, width) -> tuple[Float[Array, "b n k"], Bool[Array, "b n"]]:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from diffjax.networks._blocks import GroupNorm, ResidualBlock, SelfAttention, conv, enlarge
 from diffjax.networks._embedding import Conditioning, broadcast_noise, check_dropout
+from diffjax.networks._text import check_label_or_text
 
 
 class UNet(nn.Module):
@@ -32,6 +33,8 @@ class UNet(nn.Module):
       head_channels: channels of an attention head.
       num_classes: cond is an integer label [b] in 0 .. num_classes, the last being the null label of classifier-free
         guidance. None: cond is a float vector [b, k], or None.
+      text_width: cond is a `Text` of such embeddings, whose mean is told. A text without tokens is no condition. Not
+        together with num_classes.
       dropout: the probability of dropping a feature in training.
       dtype: of the computation (`jnp.bfloat16`); parameters, statistics and the output are float32.
       out_channels: channels of y, those of x where None.
@@ -39,7 +42,7 @@ class UNet(nn.Module):
         about a third more time. The gradient is the same.
 
     Raises:
-      ValueError: a field that does not fit, an x that is not [b, h, w, c], or a cond that does not fit `num_classes`.
+      ValueError: a field that does not fit, an x that is not [b, h, w, c], or a cond that does not fit.
     """
 
     channels: int = 64
@@ -48,6 +51,7 @@ class UNet(nn.Module):
     attention: tuple[int, ...] = (2,)
     head_channels: int = 64
     num_classes: int | None = None
+    text_width: int | None = None
     dropout: float = 0.0
     dtype: Any = jnp.float32
     out_channels: int | None = None
@@ -64,6 +68,7 @@ class UNet(nn.Module):
             raise ValueError(f"head_channels: at least 1 is needed, got {self.head_channels}")
         if not set(self.attention) <= set(range(len(self.multipliers))):
             raise ValueError(f"attention: levels are 0 .. {len(self.multipliers) - 1}, got {self.attention}")
+        check_label_or_text(self.num_classes, self.text_width)
         check_dropout(self.dropout)
         super().__post_init__()
 
@@ -75,7 +80,8 @@ class UNet(nn.Module):
             raise ValueError(f"x: images [b, height, width, channels] are needed, got shape {x.shape}")
         width = 4 * self.channels
         wide = jnp.promote_types(self.dtype, jnp.float32)
-        told = Conditioning(width, self.num_classes, wide, name="conditioning")(broadcast_noise(c_noise, x), cond)
+        conditioning = Conditioning(width, self.num_classes, self.text_width, wide, name="conditioning")
+        told = conditioning(broadcast_noise(c_noise, x), cond)
         h = conv(self.channels, 3, self.dtype, name="in")(x)
         h, skips = self._down(h, told, deterministic)
         h = self._block(h, told, "middle_1", self.multipliers[-1], deterministic)

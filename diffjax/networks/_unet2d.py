@@ -24,7 +24,7 @@ from diffjax._arrays import expand
 from diffjax.networks._blocks import GroupNorm, conv
 from diffjax.networks._embedding import as_labels, broadcast_noise, check_dropout, dense
 from diffjax.networks._noise_embedding import Waves
-from diffjax.networks._text import TextTokens, pooled
+from diffjax.networks._text import TextTokens, check_label_or_text, pooled
 from diffjax.networks._transformer import Table, TwoLayers
 from diffjax.networks._unet2d_blocks import DownBlock, MidBlock, Settings, Stage, Told, UpBlock
 
@@ -100,10 +100,7 @@ class UNet2D(nn.Module):
         narrow = min(self._attended(), default=None)
         if self.head_channels is not None and narrow is not None and not 1 <= self.head_channels <= narrow:
             raise ValueError(f"head_channels: 1 .. {narrow} or None is needed, got {self.head_channels}")
-        if self.num_classes is not None and self.text_width is not None:
-            raise ValueError(
-                f"text_width: {self.text_width} with num_classes {self.num_classes}; one of them is needed"
-            )
+        check_label_or_text(self.num_classes, self.text_width)
         check_dropout(self.dropout)
         super().__post_init__()
 
@@ -159,7 +156,7 @@ class UNet2D(nn.Module):
             return Told(told + found.astype(told.dtype))
         if self.text_width is not None:
             text = TextTokens(self.text_width, name="text_tokens")(cond)
-            mean = pooled(text._replace(embedding=text.embedding.astype(told.dtype)))
+            mean = pooled(text, told.dtype)
             return Told(told + dense(width, told.dtype, name="text_embedding")(mean), text)
         if cond is None:
             return Told(told)

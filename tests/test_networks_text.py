@@ -1,0 +1,94 @@
+"""A text as the condition of a network, whichever it is: its tokens matter, padding does not, no token is the null."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_networks import perturbed
+from test_networks_transformers import C_NOISE, IMAGE, KEY, TEXT, WITH_TEXT, quick_jit
+
+from diffjax.losses import drop_condition
+from diffjax.networks import MLP, EDM2UNet, PlainMLP, Text, UNet, UNet2D, from_linen, normalise_weights
+from diffjax.networks._edm2 import _Told
+from diffjax.networks._init import draw_together
+from diffjax.networks._unet2d_blocks import Stage
+
+LEVELS = {"multipliers": (1,), "blocks": 1, "attention": (), "head_channels": 8}
+NETWORKS = {
+    "mlp": partial(MLP, width=16, depth=1),
+    "plain": partial(PlainMLP, width=16, depth=1),
+    "unet": partial(UNet, channels=8, **LEVELS),
+    "edm2": partial(EDM2UNet, channels=8, **LEVELS),
+    "unet2d": partial(UNet2D, channels=(8,), layers=1, down=(Stage(),), up=(Stage(),), groups=4),
+}
+ALL = {name: partial(make, text_width=5) for name, make in NETWORKS.items()}
+ALL |= {name: partial(make, scan=True) for name, make in WITH_TEXT.items()}
+SLOW = ("plain", "unet2d", "joint", "uvit")
+EACH = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in ALL]
+
+
+def changes(a, b):
+    return np.abs(np.asarray(a) - b).max(axis=(1, 2, 3))
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_text_matters_where_there_is_one(name):
+    network = from_linen(ALL[name]())
+    params = perturbed(network.init(KEY, IMAGE, C_NOISE, TEXT), size=0.2)
+    apply = quick_jit(network.apply)
+    words = lambda change: apply(params, IMAGE, C_NOISE, TEXT._replace(embedding=change(TEXT.embedding.at)))
+    y = apply(params, IMAGE, C_NOISE, TEXT)
+    assert y.shape == IMAGE.shape
+    for sample in range(2):
+        moved = changes(words(lambda at, i=sample: at[i, 0].add(1.0)), y)
+        assert moved[sample] > 1e-3
+        assert np.count_nonzero(moved) == 1
+    np.testing.assert_array_equal(words(lambda at: at[:, 2].set(9.0)), y)  # padding
+    np.testing.assert_array_equal(words(lambda at: at[2].set(9.0)), y)  # no token is there
+
+    dropped = apply(params, IMAGE, C_NOISE, drop_condition(KEY, TEXT, Text(0.0, False), 1.0))
+    assert np.all(changes(dropped, y)[:2] > 1e-3)
+    np.testing.assert_array_equal(dropped[2], y[2])  # it had none before
+    move = lambda path, leaf: leaf + 1 if path[-1].key == "null" else leaf
+    renulled = jax.tree_util.tree_map_with_path(move, params)
+    other = changes(apply(renulled, IMAGE, C_NOISE, TEXT), y)
+    assert other[2] > 1e-3
+    np.testing.assert_array_equal(other[:2], 0)
+    assert changes(apply(params, IMAGE, C_NOISE + jnp.array([0, 0, 0.2]), TEXT), y)[2] > 1e-3
+
+    with pytest.raises(ValueError, match="cond: a Text"):
+        network.apply(params, IMAGE, C_NOISE)
+    with pytest.raises(ValueError, match=r"float array \[b, n, 5\], got float32 \(3, 3, 4\)"):
+        network.apply(params, IMAGE, C_NOISE, TEXT._replace(embedding=TEXT.embedding[..., :4]))
+    with pytest.raises(ValueError, match=r"boolean array \(3, 3\), got float32"):
+        network.apply(params, IMAGE, C_NOISE, TEXT._replace(mask=jnp.ones((3, 3))))
+
+
+@pytest.mark.parametrize("name", ["mlp", "plain", "unet", "edm2"])
+def test_a_text_needs_its_width_and_is_no_label(name):
+    with pytest.raises(ValueError, match="text_width: 5 with num_classes 3"):
+        ALL[name](num_classes=3)
+    with pytest.raises(ValueError, match=r"cond: .* set text_width"):
+        jax.eval_shape(NETWORKS[name]().init, KEY, IMAGE, C_NOISE, TEXT)
+
+
+def test_edm2_is_told_a_text_by_its_direction_alone():
+    """Neither the size of the text nor that of its weights counts, and these are put back to unit magnitude."""
+    module = _Told(8, 16, None, 5, 0.5, jnp.float32)
+    params = draw_together(lambda *args: module.init(*args)["params"], KEY, C_NOISE, TEXT)
+    grown = params | {"text_embedding": {"kernel": 5 * np.asarray(params["text_embedding"]["kernel"])}}
+    zero = Text(jnp.zeros((3, 3, 5)), jnp.ones((3, 3), bool))  # no direction
+
+    @quick_jit
+    def found(params, grown, embedding):
+        tell = lambda params, text: module.apply({"params": params}, C_NOISE, text)
+        told = [tell(params, TEXT), tell(params, TEXT._replace(embedding=30 * embedding)), tell(grown, TEXT)]
+        return told, normalise_weights(grown), jax.grad(lambda params: jnp.sum(tell(params, zero)))(params)
+
+    (told, *others), back, gradient = found(params, grown, TEXT.embedding)
+    for other in others:
+        np.testing.assert_allclose(other, told, atol=2e-3)
+    np.testing.assert_allclose(np.mean(np.square(back["text_embedding"]["kernel"]), axis=0), 1, rtol=1e-3)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
