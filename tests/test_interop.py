@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from test_networks import dropouts
 
 from diffjax import interop
 from diffjax.data import encoded, from_arrays
@@ -499,12 +500,38 @@ def test_autoencoder_rematerialised_and_in_half_precision(autoencoder, params):
     assert 1e-4 < np.max(np.abs(half - exact)) / np.max(np.abs(exact)) < 0.1
 
 
+def test_autoencoder_drops_features_in_every_block(autoencoder, params):
+    module = autoencoder.clone(dropout=0.3)
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(1, 4, 4, 3)), jnp.float32)
+    variables, z = {"params": params}, jnp.ones((1, 2, 2, 2))
+
+    def train(key):
+        options = {"deterministic": False, "rngs": {"dropout": key}}
+        mean, _ = module.apply(variables, x, method="encode", **options)
+        return mean, module.apply(variables, z, method="decode", **options)
+
+    with dropouts() as places:
+        jax.eval_shape(train, jax.random.key(0))
+    named = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    blocks = {jax.tree_util.keystr(p[:-2], simple=True, separator="/") for p in named if p[-2].key == "conv2"}
+    assert len(blocks) == 2 * 1 + 2 + 2 * 2 + 2  # two levels of one block and of two, and two middles
+    assert places == {(block, 0) for block in blocks}
+    drawn = map(quick_jit(train), (jax.random.key(i) for i in (0, 0, 1)))
+    for first, again, other in zip(*drawn, strict=True):
+        np.testing.assert_array_equal(first, again)
+        assert np.abs(np.asarray(first) - other).max() > 1e-2
+    with dropouts() as places:
+        jax.eval_shape(module.apply, variables, x)
+    assert places == set()
+
+
 def test_autoencoder_names_what_does_not_fit(autoencoder, params):
     for fields, message in (
         ({"channels": (6,), "groups": 4}, "channels: a multiple of groups = 4"),
         ({"channels": ()}, "channels: "),
         ({"blocks": 0}, "blocks: at least 1"),
         ({"scaling_factor": 0.0}, "scaling_factor: it must not be 0"),
+        ({"dropout": 1.0}, r"dropout: a probability in \[0, 1\)"),
     ):
         with pytest.raises(ValueError, match=message):
             AutoencoderKL(**fields)

@@ -1,6 +1,7 @@
 """Networks: adapters give the module's own function; MLP and U-Net do what their docstrings say (float32)."""
 
 import types
+from contextlib import contextmanager
 from functools import cache, partial
 
 import equinox as eqx
@@ -24,6 +25,21 @@ def perturbed(params, seed=0, size=0.1):
     """Parameters moved off zero, so that zero-initialised layers let signals through (on the host: no compiling)."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf + size * rng.normal(size=leaf.shape), leaf.dtype), params)
+
+
+@contextmanager
+def dropouts():
+    """The set of (module, number) of every dropout that is called meanwhile, not being deterministic."""
+    found = set()
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, nn.Dropout) and not context.module.deterministic:
+            *path, name = context.module.path
+            found.add(("/".join(path), int(name.removeprefix("Dropout_"))))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        yield found
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------

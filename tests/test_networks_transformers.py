@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_networks import perturbed
+from test_networks import dropouts, perturbed
 
 from diffjax.interop._keys import to_params, to_tensors
 from diffjax.networks import DiT, T5Encoder, Text, UViT, dit_b, dit_l, dit_s, dit_xl, from_linen
@@ -191,6 +191,27 @@ def test_t5_does_not_see_padding_and_knows_its_ids():
         T5Encoder(buckets=3)
     with pytest.raises(ValueError, match=r"distance: .* 8"):
         T5Encoder(distance=8)
+
+
+def test_t5_drops_features_where_it_says():
+    module = T5Encoder(vocabulary=7, width=8, depth=2, heads=2, head_features=3, hidden=5, dropout=0.3)
+    ids = jnp.array([[1, 2, 3], [1, 2, 3]])
+    params = perturbed(draw_together(module.init, KEY, ids))
+    train = lambda key: module.apply(params, ids, deterministic=False, rngs={"dropout": key})
+
+    with dropouts() as places:
+        jax.eval_shape(train, KEY)
+    stack = (("encoder", 0), ("encoder", 1))  # after the table and the last norm
+    assert places == {*stack, ("layer__0", 0), ("layer__1", 0), ("layer__1/DenseReluDense", 0)}
+
+    first, again, other = map(quick_jit(train), (KEY, KEY, jax.random.key(1)))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(np.asarray(first) - other).max() > 1e-2
+    assert np.abs(np.asarray(first)[0] - first[1]).max() > 1e-2  # each sample its own
+    plain = partial(module.clone(dropout=0.0).apply, deterministic=False)
+    np.testing.assert_array_equal(quick_jit(module.apply)(params, ids), quick_jit(plain)(params, ids))
+    with pytest.raises(ValueError, match=r"dropout: .* 1\.0"):
+        T5Encoder(dropout=1.0)
 
 
 def test_t5_buckets_are_the_formula():

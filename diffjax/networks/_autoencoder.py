@@ -5,8 +5,8 @@
     z -> (1 x 1 conv) -> conv -> block, attention, block -> [block x (n + 1), double] x (levels - 1)
                                                          -> block x (n + 1) -> norm -> SiLU -> conv -> x
 
-    block      x -> norm -> SiLU -> conv -> norm -> SiLU -> conv --> + --> y
-               +--> (1 x 1 convolution where the channels change) ---+
+    block      x -> norm -> SiLU -> conv -> norm -> SiLU -> dropout -> conv --> + --> y
+               +--> (1 x 1 convolution where the channels change) --------------+
 
 q(z | x) = N(mean, exp(logvar) I). Diffusion takes place in scaling_factor (z - shift_factor), see `LatentSpace`.
 Modules carry the names of diffusers' AutoencoderKL. Source: Rombach et al. 2022 (High-resolution image synthesis with
@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from diffjax.networks._attention import attention
 from diffjax.networks._blocks import GroupNorm, conv, enlarge
-from diffjax.networks._embedding import dense
+from diffjax.networks._embedding import check_dropout, dense
 
 EPSILON = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -46,6 +46,7 @@ class AutoencoderKL(nn.Module):
       scaling_factor: one over the latents' standard deviation; with `shift_factor`, their mean, it is no part of
         the network but belongs to its weights.
       upcast: compute in float32 where `dtype` is of half precision; the published Stable Diffusion weights overflow.
+      dropout: the probability of dropping a feature in training.
       dtype: of the computation.
       remat: keep only what enters each level for the backward pass, and compute the rest of it again.
 
@@ -65,6 +66,7 @@ class AutoencoderKL(nn.Module):
     scaling_factor: float = 0.18215
     shift_factor: float = 0.0
     upcast: bool = True
+    dropout: float = 0.0
     dtype: Any = jnp.float32
     remat: bool = False
 
@@ -76,31 +78,33 @@ class AutoencoderKL(nn.Module):
             raise ValueError(f"channels: a multiple of groups = {self.groups} a level is needed, got {self.channels}")
         if self.scaling_factor == 0:
             raise ValueError(f"scaling_factor: it must not be 0, got {self.scaling_factor}")
+        check_dropout(self.dropout)
         super().__post_init__()
 
     def setup(self):
         dtype = jnp.promote_types(self.dtype, jnp.float32) if self.upcast else self.dtype
-        shared = (self.channels, self.blocks, self.groups, self.attention, dtype, self.remat)
+        shared = (self.channels, self.blocks, self.groups, self.attention, self.dropout, dtype, self.remat)
         self.encoder = Encoder(2 * self.latent_channels, *shared)
         self.decoder = Decoder(self.out_channels, *shared)
         self.quant_conv = conv(2 * self.latent_channels, 1, dtype) if self.moments_conv else None
         self.post_quant_conv = conv(self.latent_channels, 1, dtype) if self.latents_conv else None
 
-    def __call__(self, x: Any) -> Float[Array, "b h w k"]:
-        return self.decode(self.encode(x)[0])
+    def __call__(self, x: Any, *, deterministic: bool = True) -> Float[Array, "b h w k"]:
+        mean, _ = self.encode(x, deterministic=deterministic)
+        return self.decode(mean, deterministic=deterministic)
 
-    def encode(self, x: Any) -> tuple[Float[Array, "b h w k"], Float[Array, "b h w k"]]:
+    def encode(self, x: Any, *, deterministic: bool = True) -> tuple[Float[Array, "b h w k"], Float[Array, "b h w k"]]:
         """(mean, logvar) of q(z | x), each [b, h', w', latent_channels], for x [b, h, w, in_channels]."""
         _check_images("x", x, self.in_channels, 2 ** (len(self.channels) - 1))
-        h = self.encoder(x)
+        h = self.encoder(x, deterministic)
         h = h if self.quant_conv is None else self.quant_conv(h)
         mean, logvar = jnp.split(h.astype(_wide(h)), 2, axis=-1)
         return mean, jnp.clip(logvar, *LOGVAR_RANGE)
 
-    def decode(self, z: Any) -> Float[Array, "b h w k"]:
+    def decode(self, z: Any, *, deterministic: bool = True) -> Float[Array, "b h w k"]:
         """Images [b, h, w, out_channels] of latents z [b, h', w', latent_channels]."""
         _check_images("z", z, self.latent_channels, 1)
-        h = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+        h = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z), deterministic)
         return h.astype(_wide(h))
 
 
@@ -112,17 +116,19 @@ class Encoder(nn.Module):
     blocks: int
     groups: int
     attention: bool
+    dropout: float
     dtype: Any
     remat: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 k"]:
+    def __call__(self, x: Float[Array, "b h w c"], deterministic: bool) -> Float[Array, "b h2 w2 k"]:
+        rest = (self.dropout, deterministic, self.dtype)
         h = conv(self.channels[0], 3, self.dtype, name="conv_in")(x)
         level = nn.remat(Level) if self.remat and not self.is_initializing() else Level
         for i, channels in enumerate(self.channels):
             end = "" if i == len(self.channels) - 1 else "downsamplers__0"
-            h = level(channels, self.blocks, self.groups, end, self.dtype, name=f"down_blocks__{i}")(h)
-        h = Middle(self.groups, self.attention, self.dtype, name="mid_block")(h)
+            h = level(channels, self.blocks, self.groups, end, *rest, name=f"down_blocks__{i}")(h)
+        h = Middle(self.groups, self.attention, *rest, name="mid_block")(h)
         return _out(self, h)
 
 
@@ -134,17 +140,19 @@ class Decoder(nn.Module):
     blocks: int
     groups: int
     attention: bool
+    dropout: float
     dtype: Any
     remat: bool
 
     @nn.compact
-    def __call__(self, z: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 k"]:
+    def __call__(self, z: Float[Array, "b h w c"], deterministic: bool) -> Float[Array, "b h2 w2 k"]:
+        rest = (self.dropout, deterministic, self.dtype)
         h = conv(self.channels[-1], 3, self.dtype, name="conv_in")(z)
-        h = Middle(self.groups, self.attention, self.dtype, name="mid_block")(h)
+        h = Middle(self.groups, self.attention, *rest, name="mid_block")(h)
         level = nn.remat(Level) if self.remat and not self.is_initializing() else Level
         for i, channels in enumerate(reversed(self.channels)):
             end = "" if i == len(self.channels) - 1 else "upsamplers__0"
-            h = level(channels, self.blocks + 1, self.groups, end, self.dtype, name=f"up_blocks__{i}")(h)
+            h = level(channels, self.blocks + 1, self.groups, end, *rest, name=f"up_blocks__{i}")(h)
         return _out(self, h)
 
 
@@ -155,12 +163,15 @@ class Level(nn.Module):
     blocks: int
     groups: int
     end: str
+    dropout: float
+    deterministic: bool
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 k"]:
+        rest = (self.dropout, self.deterministic, self.dtype)
         for i in range(self.blocks):
-            x = Block(self.channels, self.groups, self.dtype, name=f"resnets__{i}")(x)
+            x = Block(self.channels, self.groups, *rest, name=f"resnets__{i}")(x)
         return Resize(self.end, self.dtype, name=self.end)(x) if self.end else x
 
 
@@ -184,14 +195,17 @@ class Middle(nn.Module):
 
     groups: int
     attention: bool
+    dropout: float
+    deterministic: bool
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        x = Block(x.shape[-1], self.groups, self.dtype, name="resnets__0")(x)
+        rest = (self.dropout, self.deterministic, self.dtype)
+        x = Block(x.shape[-1], self.groups, *rest, name="resnets__0")(x)
         if self.attention:
             x = Attention(self.groups, self.dtype, name="attentions__0")(x)
-        return Block(x.shape[-1], self.groups, self.dtype, name="resnets__1")(x)
+        return Block(x.shape[-1], self.groups, *rest, name="resnets__1")(x)
 
 
 class Block(nn.Module):
@@ -199,6 +213,8 @@ class Block(nn.Module):
 
     channels: int
     groups: int
+    dropout: float
+    deterministic: bool
     dtype: Any
 
     @nn.compact
@@ -206,6 +222,7 @@ class Block(nn.Module):
         h = nn.silu(_norm(self, "norm1")(x))
         h = conv(self.channels, 3, self.dtype, name="conv1")(h)
         h = nn.silu(_norm(self, "norm2")(h))
+        h = nn.Dropout(self.dropout, deterministic=self.deterministic)(h)
         h = conv(self.channels, 3, self.dtype, name="conv2")(h)
         if x.shape[-1] != self.channels:
             x = conv(self.channels, 1, self.dtype, name="conv_shortcut")(x)

@@ -8,7 +8,7 @@
               m = buckets/4
 
 Queries and keys are not scaled; norms are root-mean-square, nothing has a bias. The feed-forward layer is f(Wx) in
-T5 and f(Wx) Vx in T5 1.1. The blocks run under `lax.scan`.
+T5 and f(Wx) Vx in T5 1.1. Dropout follows the table, f, every layer and the last norm. The blocks run under `lax.scan`.
 
 Source: Raffel et al. 2020, section 2.1; Shazeer 2020 (gated layers). Names are transformers' own.
 """
@@ -22,7 +22,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from diffjax.networks._attention import attention
-from diffjax.networks._embedding import dense
+from diffjax.networks._embedding import check_dropout, dense
 from diffjax.networks._init import constant
 from diffjax.networks._repeat import repeat
 from diffjax.networks._transformer import Table
@@ -42,11 +42,14 @@ class T5Encoder(nn.Module):
       activation, gated: of the feed-forward layer.
       buckets, distance: of the relative positions; from `distance` on all are one bucket.
       epsilon: of the norms.
+      dropout: the probability of dropping a feature in training; published encoders were trained with 0.1, and also
+        dropped attention's weights, which is left out here.
       dtype: of the computation; parameters and the output are float32.
       remat: keep only what enters each block for the backward pass.
 
     Raises:
-      ValueError: fewer than four buckets, or a distance within the buckets that count one by one.
+      ValueError: fewer than four buckets, a distance within the buckets that count one by one, or a dropout outside
+        [0, 1).
     """
 
     vocabulary: int = 32128
@@ -60,6 +63,7 @@ class T5Encoder(nn.Module):
     buckets: int = 32
     distance: int = 128
     epsilon: float = 1e-6
+    dropout: float = 0.0
     dtype: Any = jnp.float32
     remat: bool = False
 
@@ -68,18 +72,20 @@ class T5Encoder(nn.Module):
             raise ValueError(f"buckets: an even number of at least 4 is needed, got {self.buckets}")
         if self.distance <= self.buckets // 4:
             raise ValueError(f"distance: more than buckets/4 = {self.buckets // 4} is needed, got {self.distance}")
+        check_dropout(self.dropout)
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, ids: Any, mask: Any = None) -> Float[Array, "b n width"]:
+    def __call__(self, ids: Any, mask: Any = None, *, deterministic: bool = True) -> Float[Array, "b n width"]:
         ids = jnp.asarray(ids)
         if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
             raise ValueError(f"ids: integers [b, n] are needed, got {ids.dtype} {ids.shape}")
         if mask is not None and (mask.shape != ids.shape or mask.dtype != jnp.bool_):
             raise ValueError(f"mask: booleans {ids.shape} are needed, got {mask.dtype} {mask.shape}")
         h = Table(self.vocabulary, self.width, name="shared")(ids).astype(self.dtype)
-        fields = {name: getattr(self, name) for name in T5Stack.__dataclass_fields__ if name not in ("parent", "name")}
-        h = T5Stack(**fields, name="encoder")(h, mask)
+        own = ("parent", "name", "deterministic")
+        fields = {name: getattr(self, name) for name in T5Stack.__dataclass_fields__ if name not in own}
+        h = T5Stack(**fields, deterministic=deterministic, name="encoder")(h, mask)
         return h.astype(jnp.promote_types(self.dtype, jnp.float32))
 
 
@@ -95,6 +101,8 @@ class T5Stack(nn.Module):
     buckets: int
     distance: int
     epsilon: float
+    dropout: float
+    deterministic: bool
     dtype: Any
     remat: bool
 
@@ -103,10 +111,11 @@ class T5Stack(nn.Module):
         places = ("layer__0", "SelfAttention", "relative_attention_bias")  # where the file has it, of block 0 alone
         table = Within(places, self.buckets, self.heads, name="block__0")
         bias = table(relative_buckets(h.shape[1], self.buckets, self.distance)).transpose(2, 0, 1)[None]
-        names = ("heads", "head_features", "hidden", "activation", "gated", "epsilon", "dtype")
+        names = (name for name in T5Block.__dataclass_fields__ if name not in ("parent", "name"))
         fields = {name: getattr(self, name) for name in names}
+        h = dropout(self, h)
         h = repeat(self, T5Block, fields, "block", self.depth, h, bias, mask, scan=True, remat=self.remat)
-        return rms_norm(self, "final_layer_norm")(h)
+        return dropout(self, rms_norm(self, "final_layer_norm")(h))
 
 
 class Within(nn.Module):
@@ -133,27 +142,33 @@ class T5Block(nn.Module):
     activation: Callable[[Any], Any]
     gated: bool
     epsilon: float
+    dropout: float
+    deterministic: bool
     dtype: Any
 
     @nn.compact
     def __call__(self, h: Any, bias: Any, mask: Any = None) -> Float[Array, "b n c"]:
-        attend = T5Attention(self.heads, self.head_features, self.epsilon, self.dtype, name="layer__0")
-        forward = T5Layer(self.hidden, self.activation, self.gated, self.epsilon, self.dtype, name="layer__1")
+        shared = (self.epsilon, self.dropout, self.deterministic, self.dtype)
+        attend = T5Attention(self.heads, self.head_features, *shared, name="layer__0")
+        forward = T5Layer(self.hidden, self.activation, self.gated, *shared, name="layer__1")
         return forward(attend(h, bias, mask))
 
 
 class T5Attention(nn.Module):
-    """`(h [b, n, c], bias [1, heads, n, n], mask [b, n] or None) -> h + attention(norm h)`."""
+    """`(h [b, n, c], bias [1, heads, n, n], mask [b, n] or None) -> h + dropout(attention(norm h))`."""
 
     heads: int
     head_features: int
     epsilon: float
+    dropout: float
+    deterministic: bool
     dtype: Any
 
     @nn.compact
     def __call__(self, h: Any, bias: Any, mask: Any = None) -> Float[Array, "b n c"]:
         x = rms_norm(self, "layer_norm")(h)
-        return h + HeadsOfT5(self.heads, self.head_features, self.dtype, name="SelfAttention")(x, bias, mask)
+        x = HeadsOfT5(self.heads, self.head_features, self.dtype, name="SelfAttention")(x, bias, mask)
+        return h + dropout(self, x)
 
 
 class HeadsOfT5(nn.Module):
@@ -173,26 +188,31 @@ class HeadsOfT5(nn.Module):
 
 
 class T5Layer(nn.Module):
-    """`h [b, n, c] -> h + feed-forward(norm h)`."""
+    """`h [b, n, c] -> h + dropout(feed-forward(norm h))`."""
 
     hidden: int
     activation: Callable[[Any], Any]
     gated: bool
     epsilon: float
+    dropout: float
+    deterministic: bool
     dtype: Any
 
     @nn.compact
     def __call__(self, h: Any) -> Float[Array, "b n c"]:
         x = rms_norm(self, "layer_norm")(h)
-        return h + T5FeedForward(self.hidden, self.activation, self.gated, self.dtype, name="DenseReluDense")(x)
+        fields = (self.hidden, self.activation, self.gated, self.dropout, self.deterministic, self.dtype)
+        return h + dropout(self, T5FeedForward(*fields, name="DenseReluDense")(x))
 
 
 class T5FeedForward(nn.Module):
-    """`x [b, n, c] -> Wo f(W x)`, or Wo (f(W0 x) W1 x) where `gated`."""
+    """`x [b, n, c] -> Wo dropout(f(W x))`, or Wo dropout(f(W0 x) W1 x) where `gated`."""
 
     hidden: int
     activation: Callable[[Any], Any]
     gated: bool
+    dropout: float
+    deterministic: bool
     dtype: Any
 
     @nn.compact
@@ -200,7 +220,12 @@ class T5FeedForward(nn.Module):
         linear = lambda features, name: dense(features, self.dtype, name=name, bias=False)
         h = self.activation(linear(self.hidden, "wi_0" if self.gated else "wi")(x))
         h = h * linear(self.hidden, "wi_1")(x) if self.gated else h
-        return linear(x.shape[-1], "wo")(h)
+        return linear(x.shape[-1], "wo")(dropout(self, h))
+
+
+def dropout(layer: Any, h: Any) -> Any:
+    """h with features dropped as the layer's fields say."""
+    return nn.Dropout(layer.dropout, deterministic=layer.deterministic)(h)
 
 
 def rms_norm(layer: Any, name: str) -> nn.RMSNorm:
