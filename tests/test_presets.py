@@ -9,14 +9,14 @@ import pytest
 from test_data_files import DATA, needs_cifar
 
 from diffjax import config as c
-from diffjax.training import init_state, jit_layout, make_ema, make_train_step, train
+from diffjax.training import init_state, make_ema, make_train_step, pmap_layout, train
 
 
 @needs_cifar
 @pytest.mark.slow
 @pytest.mark.relative
 def test_cifar10_trains(tmp_path):
-    """The preset's own network and loss, eight images a step, one a device: 2 to 3 minutes on two idle cores."""
+    """The preset's own network and loss, eight images a step, on two devices: several minutes on two idle cores."""
     preset = c.PRESETS["cifar10"]
     data_config = dataclasses.replace(preset.data, path=str(DATA / "cifar10.zip"))
     config = dataclasses.replace(preset, steps=100, batch_size=8, data=data_config)
@@ -24,7 +24,8 @@ def test_cifar10_trains(tmp_path):
     parts = c.build(config, data.classes)
     x0, cond = data.source(0, 0, 1)
     state = init_state(jax.random.key(0), parts.network, parts.tx, x0, cond)
-    layout = jit_layout(make_train_step(parts.loss, parts.tx, ema=make_ema(0.99)), None)
+    step = make_train_step(parts.loss, parts.tx, ema=make_ema(0.99), axis_name="data")
+    layout = pmap_layout(step, jax.devices()[:2])
     log = tmp_path / "metrics.jsonl"
     options = {"steps": 100, "batch_size": 8, "seed": 0, "log": log, "log_every": 1, "progress": False}
     state = train(state, layout, data.source, **options)
