@@ -25,6 +25,7 @@ FIELDS = {
     "head_channels": 8,
     "text_width": 5,
     "low_resolution": True,
+    "num_classes": 3,
     "dropout": 0.3,
 }
 RNG = np.random.default_rng(3)
@@ -32,7 +33,9 @@ IMAGE = jnp.asarray(RNG.normal(size=(3, 7, 6, 2)), jnp.float32)  # odd sizes
 C_NOISE = jnp.array([-1.0, 0.0, 1.0])
 MASK = np.array([[True, True, False], [True, False, False], [False, False, False]])
 TEXT = Text(jnp.asarray(RNG.normal(size=(3, 3, 5)), jnp.float32), jnp.asarray(MASK))
-COND = Cascade(TEXT, jnp.asarray(RNG.normal(size=(3, 4, 3, 2)), jnp.float32), jnp.array([-0.5, 0.0, 0.5]))
+COND = Cascade(
+    TEXT, jnp.asarray(RNG.normal(size=(3, 4, 3, 2)), jnp.float32), jnp.array([-0.5, 0.0, 0.5]), jnp.array([0, 1, 3])
+)
 
 
 @pytest.fixture(scope="module", name="made")
@@ -60,6 +63,7 @@ def test_every_condition_matters_sample_by_sample(made):
     for cond in (
         COND._replace(low_resolution=COND.low_resolution.at[1, 0, 0].add(1.0)),
         COND._replace(noise_level=COND.noise_level.at[1].add(0.2)),
+        COND._replace(label=jnp.array([0, 2, 3])),
     ):
         moved = changes(apply(params, IMAGE, C_NOISE, cond), y)
         assert moved[1] > 1e-3
@@ -74,16 +78,23 @@ def test_every_condition_matters_sample_by_sample(made):
 def test_wrong_conditions_are_refused(made):
     network, params, _ = made
     for cond, message in [
-        (None, "cond: a Cascade"),
+        (None, "cond: a Cascade with text, label, low_resolution, noise_level is needed, got NoneType"),
         (TEXT, "cond: a Cascade.* got Text"),
+        (COND._replace(label=None), "cond: labels are needed"),
+        (COND._replace(label=jnp.array([0, 4, 0])), "cond: labels must be within 0 .. 3"),
         (COND._replace(text=None), "cond: a Text"),
         (COND._replace(noise_level=None), "cond: a Cascade"),
         (COND._replace(low_resolution=jnp.zeros((3, 8, 6, 2))), r"no larger than x \(3, 7, 6, 2\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             network.apply(params, IMAGE, C_NOISE, cond)
-    plain = EfficientUNet(**FIELDS | {"text_width": None, "low_resolution": False})
-    for cond, message in [(TEXT, "text_width=None"), (COND, "low_resolution=False"), (Cascade(TEXT), "text_width")]:
+    plain = EfficientUNet(**FIELDS | {"text_width": None, "low_resolution": False, "num_classes": None})
+    for cond, message in [
+        (TEXT, "text_width=None"),
+        (COND, "low_resolution=False"),
+        (Cascade(TEXT), "text_width=None"),
+        (Cascade(label=COND.label), "num_classes=None"),
+    ]:
         with pytest.raises(ValueError, match=message):
             plain.init(KEY, IMAGE, C_NOISE, cond)
     with pytest.raises(ValueError, match=r"x: images .* \(3, 4\)"):
@@ -100,6 +111,16 @@ def test_starts_at_zero_by_one_draw_and_bfloat16(monkeypatch):
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(params["out"]))
     y = jax.eval_shape(module.apply, {"params": params}, IMAGE, C_NOISE, COND)
     assert (y.shape, y.dtype) == ((3, 7, 6, 5), jnp.float32)
+
+
+def test_a_condition_alone_needs_no_cascade():
+    alone = EfficientUNet(**FIELDS | {"text_width": None, "low_resolution": False})
+    shapes = [jax.eval_shape(alone.init, KEY, IMAGE, C_NOISE, c) for c in (COND.label, Cascade(label=COND.label))]
+    assert shapes[0] == shapes[1]
+    both = alone.clone(text_width=5)
+    with pytest.raises(ValueError, match="cond: a Cascade with text, label is needed, got Text"):
+        both.init(KEY, IMAGE, C_NOISE, TEXT)
+    jax.eval_shape(both.init, KEY, IMAGE, C_NOISE, Cascade(TEXT, label=COND.label))
 
 
 @pytest.mark.slow

@@ -12,8 +12,9 @@ from test_networks import perturbed
 
 from diffjax import metrics
 from diffjax.interop import read_inception
-from diffjax.interop._keys import to_tensors
+from diffjax.interop._keys import to_params, to_tensors
 from diffjax.networks import (
+    MLP,
     Classifier,
     InceptionV3,
     PlainMLP,
@@ -120,11 +121,30 @@ def test_features_feed_every_distance(params):
     assert metrics.precision_recall(two, one).precision > 0.8 > metrics.precision_recall(far, one).precision
 
 
+@pytest.mark.parametrize("perceptron", [MLP, PlainMLP])
+def test_perceptrons_under_scan(perceptron):
+    """Three blocks in one array each, and one block traced, for the values and gradients of those written out."""
+    make = lambda scan: perceptron(width=8, depth=4, dropout=0.5, scan=scan)
+    x = jnp.ones((3, 4))
+    shapes = [jax.eval_shape(make(scan).init, KEY, x, C_NOISE)["params"] for scan in (False, True)]
+    params = perturbed(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes[0]), size=0.5)
+    stacked = jax.tree.map(jnp.asarray, to_params(to_tensors(params), shapes[1]))
+    loss = lambda p, scan: jnp.sum(make(scan).apply({"params": p}, x, C_NOISE) ** 2)
+    both = quick_jit(lambda p, q: [jax.value_and_grad(loss)(p, False), jax.value_and_grad(loss)(q, True)])
+    (value, slope), (same, again) = both(params, stacked)
+    np.testing.assert_allclose(same, value, rtol=1e-5)
+    slope, again = to_tensors(slope), to_tensors(again)
+    assert slope.keys() == again.keys()
+    for key, expected in slope.items():
+        np.testing.assert_allclose(again[key], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max(), err_msg=key)
+    assert any(key.startswith(("blocks.3", "layers.2")) and np.any(slope[key]) for key in slope)
+
+
 def test_plain_mlp():
     module = PlainMLP(width=8, depth=2, num_classes=2, dtype=jnp.bfloat16, dropout=0.5)
     network, x, labels = from_linen(module), jnp.ones((3, 4)), jnp.array([0, 1, 2])
     params = perturbed(network.init(KEY, x, C_NOISE, labels), size=0.5)
-    assert set(params) == {"conditioning", "hidden_0", "hidden_1", "out"}
+    assert set(params) == {"conditioning", "first", "layers__0", "out"}
     apply = quick_jit(network.apply)
     y = np.asarray(apply(params, x, jnp.zeros(3), labels))
     assert y.dtype == np.float32

@@ -49,8 +49,8 @@ def fresh_state(tx=TX):
     """Two layers named as ours, and a row for each sample whose gradient is that sample's noise."""
     a, b = jax.random.split(jax.random.key(1))
     params = {
-        "hidden_0": {"kernel": jax.random.normal(a, (D, WIDTH)) / 3, "bias": jnp.full(WIDTH, 0.1)},
-        "close_0": {"kernel": jax.random.normal(b, (WIDTH, D)) / 6},
+        "hidden": {"kernel": jax.random.normal(a, (D, WIDTH)) / 3, "bias": jnp.full(WIDTH, 0.1)},
+        "close": {"kernel": jax.random.normal(b, (WIDTH, D)) / 6},
         "rows": jnp.zeros((B, D)),
     }
     return state_from_params(jax.random.key(3), params, tx)
@@ -60,8 +60,8 @@ def loss(params, key, x, index, total):
     """mean |close(tanh(hidden(x + eps))) - x|^2 + sum_i <rows_i, eps_i>/b."""
     traces.append(None)
     eps = normal_like(sample_keys(key, index), x)
-    h = jnp.tanh((x + eps) @ params["hidden_0"]["kernel"] + params["hidden_0"]["bias"])
-    error = h @ params["close_0"]["kernel"] - x
+    h = jnp.tanh((x + eps) @ params["hidden"]["kernel"] + params["hidden"]["bias"])
+    error = h @ params["close"]["kernel"] - x
     value = jnp.mean(error**2) + jnp.sum(params["rows"][index] * eps) / len(index)
     return value, {"t": index / total, "per_sample": jnp.mean(error**2, axis=1)}
 
@@ -69,7 +69,7 @@ def loss(params, key, x, index, total):
 def by_hand(x):
     """(gradients, noise, loss) of the first step, in float64."""
     state = jax.device_get(fresh_state().params)
-    W, c, V = (np.asarray(a, float) for a in (*state["hidden_0"].values(), state["close_0"]["kernel"]))
+    W, c, V = (np.asarray(a, float) for a in (*state["hidden"].values(), state["close"]["kernel"]))
     W, c = (W, c) if W.ndim == 2 else (c, W)
     keys = sample_keys(jax.random.fold_in(jax.random.key(3), 0), jnp.arange(B))
     eps = np.asarray(normal_like(keys, jnp.asarray(x)))
@@ -78,8 +78,8 @@ def by_hand(x):
     error = h @ V - x
     back = (2 / error.size) * error @ V.T * (1 - h**2)
     grads = {
-        "hidden_0": {"kernel": noisy.T @ back, "bias": back.sum(0)},
-        "close_0": {"kernel": (2 / error.size) * h.T @ error},
+        "hidden": {"kernel": noisy.T @ back, "bias": back.sum(0)},
+        "close": {"kernel": (2 / error.size) * h.T @ error},
         "rows": eps / B,
     }
     return grads, eps, np.mean(error**2, axis=1)
@@ -345,8 +345,8 @@ def test_tensor_rules_name_layers_of_our_networks_in_every_part_of_the_state():
         assert unet[f"{part}/up_1_0/conv_1/kernel"] == P(None, None, None, "tensor")
         assert unet[f"{part}/up_1_0/conv_2/kernel"] == P(None, None, "tensor")
         assert unet[f"{part}/in/kernel"] == unet[f"{part}/out/kernel"] == P()
-        assert mlp[f"{part}/hidden_2/kernel"] == P(None, "tensor")
-        assert mlp[f"{part}/close_2/kernel"] == P("tensor")
+        assert mlp[f"{part}/blocks__2/hidden/kernel"] == P(None, "tensor")
+        assert mlp[f"{part}/blocks__2/close/kernel"] == P("tensor")
         assert dit[f"{part}/transformer_blocks__0/attn/add_q_proj/kernel"] == P(None, "tensor")
         assert dit[f"{part}/transformer_blocks__1/ff/net__2/kernel"] == P("tensor")
         assert stacked[f"{part}/transformer_blocks__/ff/net__0/proj/kernel"] == P(None, None, "tensor")
@@ -361,10 +361,10 @@ def test_a_rule_may_say_what_fsdp_splits():
     mesh = make_mesh(fsdp=2, tensor=4)
     rules = [(r"kernel", P("fsdp", "tensor")), (r"bias", P(("fsdp", "tensor"))), (r"rows", P(None, "tensor"))]
     found = tensor_places(mesh, rules, 1)(fresh_state()).params
-    assert found["hidden_0"] == {"kernel": P("fsdp", "tensor"), "bias": P(("fsdp", "tensor"))}
+    assert found["hidden"] == {"kernel": P("fsdp", "tensor"), "bias": P(("fsdp", "tensor"))}
     assert found["rows"] == P("fsdp", "tensor")  # where no rule does, the longest axis
     whole = without_fsdp(found)
-    assert whole["hidden_0"] == {"kernel": P(None, "tensor"), "bias": P("tensor")}
+    assert whole["hidden"] == {"kernel": P(None, "tensor"), "bias": P("tensor")}
     assert whole["rows"] == P(None, "tensor")
     assert without_fsdp(P(("fsdp",), ("data", "fsdp", "tensor"), None)) == P(None, ("data", "tensor"))
 
@@ -376,7 +376,7 @@ def errors():
     step, eight = (lambda state, batch: (state, {})), jax.devices()
     small = {"w": jnp.zeros((3, 5)), "bias": jnp.zeros(7)}
     state = state_from_params(jax.random.key(0), small, optax.sgd(0.1))
-    odd = fresh_state()._replace(params={"hidden_0": {"kernel": jnp.zeros((8, 30))}})
+    odd = fresh_state()._replace(params={"hidden": {"kernel": jnp.zeros((8, 30))}})
     yield "mesh of 16", lambda: make_mesh(data=16), r"a mesh of \(16, 1, 1\) needs 16 devices, there are 8"
     yield "3 of 8", lambda: make_mesh(fsdp=3), "fsdp, tensor: 3 x 1 does not divide the 8 devices"
     yield "none", lambda: make_mesh(tensor=0), "tensor: at least 1, got 0"
@@ -387,7 +387,7 @@ def errors():
     yield "no tensor axis", lambda: tensor_layout(step, data_mesh()), "mesh: it needs an axis 'tensor'"
     yield "nothing to shard", lambda: fsdp_layout(step).put_state(state), "fsdp: 8 parts, but no array has 128"
     yield "no rule", lambda: tensor_layout(step).put_state(state), "rules: none of .*qkv.* fits an array"
-    yield "no division", lambda: tensor_layout(step).put_state(odd), r"params/hidden_0/kernel of shape \(8, 30\)"
+    yield "no division", lambda: tensor_layout(step).put_state(odd), r"params/hidden/kernel of shape \(8, 30\)"
     yield "accumulate 0", lambda: make_train_step(loss, TX, ema=frozen, accumulate=0), "accumulate: at least 1, got 0"
     three = make_train_step(loss, TX, ema=frozen, accumulate=3)
     yield "accumulate 3", lambda: three(fresh_state(), batch_of(0)), "accumulate: a batch of 64 .* in 3 equal parts"

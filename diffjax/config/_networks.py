@@ -1,6 +1,6 @@
 """The network that a configuration names, and what its optimiser has to keep.
 
-mlp                        width, depth                                              vectors
+mlp                        width, depth, scan                                        vectors
 unet                       channels, multipliers, blocks, attention, head_channels   images
 ddpm ddpmpp ncsnpp adm     the same (heads: adm alone)
 edm2                       the same; its weights are normalised after each update
@@ -53,7 +53,7 @@ def build_network(config: NetworkConfig, classes: int | None) -> Network:
     if config.name in _TRANSFORMERS:
         own = {name: getattr(config, name) for name in ("width", "depth", "heads", "patch", "scan")}
         return from_linen(_TRANSFORMERS[config.name](**own, **told, **computed))
-    return from_linen(MLP(width=config.width, depth=config.depth, **told, **computed))
+    return from_linen(MLP(width=config.width, depth=config.depth, scan=config.scan, **told, **computed))
 
 
 def projection(config: NetworkConfig) -> Callable[[Any], Any] | None:

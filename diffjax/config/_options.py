@@ -161,7 +161,7 @@ class NetworkConfig:
     patch: int = 2
     """dit, uvit: pixels along a side of a patch."""
     scan: bool = False
-    """dit, uvit: compile one block, not each of them; for deep networks on accelerators."""
+    """mlp, dit, uvit: compile one block, not each of them; for deep networks on accelerators."""
     dropout: float = 0.0
     """Probability of dropping a hidden feature in training."""
     dtype: Literal["float32", "bfloat16"] = "float32"

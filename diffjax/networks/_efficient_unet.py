@@ -1,6 +1,7 @@
 """Efficient U-Net: most of the parameters at the low resolutions, with text and a low-resolution image as conditions.
 
     told   c_noise, noise level of the low resolution, pooled text -> linear, SiLU, linear of each -> sum -> SiLU
+           (and of a label, its row of a table)                                                     ^
     x, low resolution enlarged -> conv -> DBlock 0 -> ... -> DBlock n --+
                                             \\-- skips/sqrt(2) --\\       v
     y <- linear* <----------------------- UBlock 0 <- ... <- UBlock n <-+                       * starts at zero
@@ -24,32 +25,41 @@ from jaxtyping import Array, Float
 
 from diffjax.networks._attention import attention
 from diffjax.networks._blocks import GroupNorm, ResidualBlock, conv, enlarge
-from diffjax.networks._embedding import broadcast_noise, check_dropout, dense, fourier_features
+from diffjax.networks._embedding import (
+    as_labels,
+    broadcast_noise,
+    check_dropout,
+    dense,
+    fourier_features,
+    label_rows,
+)
 from diffjax.networks._init import constant, normal
 from diffjax.networks._repeat import repeat
 from diffjax.networks._text import Text, TextTokens
 
 
 class Cascade(NamedTuple):
-    """The conditions of a super-resolution network.
+    """The conditions of a network that has several, each None where it has not.
 
     Attributes:
-      text: a `Text`, or None.
-      low_resolution: images [b, h, w, c] no larger than x, or None; noised to `noise_level` by whoever makes them
+      text: a `Text`.
+      low_resolution: images [b, h, w, c] no larger than x; noised to `noise_level` by whoever makes them
         (conditioning augmentation, Ho et al. 2022).
-      noise_level: [b], of the low-resolution images, on the scale of c_noise; or None.
+      noise_level: [b], of the low-resolution images, on the scale of c_noise.
+      label: [b], of classes.
     """
 
     text: Any = None
     low_resolution: Any = None
     noise_level: Any = None
+    label: Any = None
 
 
 class EfficientUNet(nn.Module):
     """Imagen's Efficient U-Net `(x [b, h, w, c], c_noise [b], cond) -> y [b, h, w, c]`, y in float32.
 
-    cond is None, a `Text` where only `text_width` is set, and a `Cascade` where `low_resolution` is. Sizes are halved
-    rounding up, and doubled back to what they were.
+    cond is a `Cascade` of what the fields ask for; a `Text` will do where that is all, a label where that is, and None
+    where they ask for nothing. Sizes are halved rounding up, and doubled back to what they were.
 
     Attributes:
       channels: of the outermost level, even.
@@ -60,6 +70,8 @@ class EfficientUNet(nn.Module):
       head_channels: channels of an attention head, a divisor of the channels where there is attention.
       text_width: features of the text's embedding; None where there is no text.
       low_resolution: whether cond has a low-resolution image and its noise level.
+      num_classes: cond has an integer label [b] in 0 .. num_classes, the last being the null label of classifier-free
+        guidance; None where it has no label.
       dropout: the probability of dropping a feature in training.
       dtype: of the computation; parameters are float32, the output at least that.
       out_channels: channels of y, those of x where None.
@@ -79,6 +91,7 @@ class EfficientUNet(nn.Module):
     head_channels: int = 128
     text_width: int | None = None
     low_resolution: bool = False
+    num_classes: int | None = None
     dropout: float = 0.0
     dtype: Any = jnp.float32
     out_channels: int | None = None
@@ -111,9 +124,10 @@ class EfficientUNet(nn.Module):
     ) -> Float[Array, "b h w k"]:
         if x.ndim != 4:
             raise ValueError(f"x: images [b, height, width, channels] are needed, got shape {x.shape}")
-        text, small, level = self._conditions(cond, x)
+        text, small, level, label = self._conditions(cond, x)
         tokens = None if self.text_width is None else TextTokens(self.text_width, name="text")(text)
-        told = _Told(4 * self.channels, self.dtype, name="told")(broadcast_noise(c_noise, x), level, tokens)
+        told = _Told(4 * self.channels, self.num_classes, self.dtype, name="told")
+        told = told(broadcast_noise(c_noise, x), level, tokens, label)
         h = x.astype(self.dtype)
         if small is not None:
             shape = (*x.shape[:3], small.shape[-1])
@@ -148,39 +162,56 @@ class EfficientUNet(nn.Module):
         return self.text_attention if self.text_width is not None else ()
 
     def _conditions(self, cond, x):
-        """(text, low-resolution images, their noise level), each None where the fields say so."""
-        if not self.low_resolution:
-            if isinstance(cond, Cascade):
-                if cond.low_resolution is not None or cond.noise_level is not None:
-                    raise ValueError("cond: a network with low_resolution=False takes no low-resolution image")
-                cond = cond.text
-            if self.text_width is None and cond is not None:
-                raise ValueError(f"cond: a network with text_width=None takes no {type(cond).__name__}")
-            return cond, None, None
-        if not isinstance(cond, Cascade) or cond.low_resolution is None or cond.noise_level is None:
-            raise ValueError(f"cond: a Cascade(text, low_resolution, noise_level) is needed, got {type(cond).__name__}")
+        """(text, low-resolution images, their noise level, label), each None where the fields do not ask for it."""
+        if not isinstance(cond, Cascade):
+            cond = self._alone(cond)
+        small, level = cond.low_resolution, cond.noise_level
+        if not self.low_resolution and (small is not None or level is not None):
+            raise ValueError("cond: a network with low_resolution=False takes no low-resolution image")
         if self.text_width is None and cond.text is not None:
             raise ValueError("cond: a network with text_width=None takes no text")
-        small = jnp.asarray(cond.low_resolution)
+        if self.num_classes is None and cond.label is not None:
+            raise ValueError("cond: a network with num_classes=None takes no label")
+        if not self.low_resolution:
+            return cond.text, None, None, cond.label
+        if small is None or level is None:
+            raise ValueError("cond: a Cascade with low_resolution and noise_level is needed, got None for one of them")
+        small = jnp.asarray(small)
         if small.ndim != 4 or len(small) != len(x) or small.shape[1] > x.shape[1] or small.shape[2] > x.shape[2]:
             raise ValueError(f"cond: low_resolution [b, h, w, c] no larger than x {x.shape}, got {small.shape}")
-        return cond.text, small, broadcast_noise(cond.noise_level, x)
+        return cond.text, small, broadcast_noise(level, x), cond.label
+
+    def _alone(self, cond):
+        """The `Cascade` of a condition that is the only one."""
+        asked = {"text": self.text_width is not None, "label": self.num_classes is not None}
+        names = [name for name, needed in asked.items() if needed]
+        if self.low_resolution or len(names) > 1:
+            needed = [*names, *["low_resolution", "noise_level"][: 2 * self.low_resolution]]
+            raise ValueError(f"cond: a Cascade with {', '.join(needed)} is needed, got {type(cond).__name__}")
+        if not names and cond is not None:
+            kind = type(cond).__name__
+            raise ValueError(f"cond: a network with text_width=None and num_classes=None takes no {kind}")
+        return Cascade(**dict.fromkeys(names, cond))
 
 
 class _Told(nn.Module):
-    """`(c_noise [b], noise_level [b], tokens) -> [b, width]`, float32 at least."""
+    """`(c_noise [b], noise_level [b], tokens, label [b]) -> [b, width]`, float32 at least."""
 
     width: int
+    num_classes: int | None
     dtype: Any
 
     @nn.compact
-    def __call__(self, c_noise, noise_level, tokens):
+    def __call__(self, c_noise, noise_level, tokens, label):
         wide = jnp.promote_types(self.dtype, jnp.float32)
         h = self._two_layers("noise", fourier_features(c_noise.astype(wide), self.width), wide)
         if noise_level is not None:
             h = h + self._two_layers("low", fourier_features(noise_level.astype(wide), self.width), wide)
         if tokens is not None:
             h = h + self._two_layers("text", self._pool(tokens, wide), wide)
+        if self.num_classes is not None:
+            table = self.param("classes", normal(1.0), (self.num_classes + 1, self.width), jnp.float32)
+            h = h + label_rows(table, as_labels(label, self.num_classes, c_noise.shape)).astype(wide)
         return nn.silu(h)
 
     def _two_layers(self, name, h, dtype):

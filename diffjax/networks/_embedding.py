@@ -111,7 +111,7 @@ class Conditioning(nn.Module):
         if self.num_classes is not None:
             labels = as_labels(cond, self.num_classes, c_noise.shape)
             table = self.param("classes", normal(1.0), (self.num_classes + 1, self.width), jnp.float32)
-            h = h + table.at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False).astype(h.dtype)
+            h = h + label_rows(table, labels).astype(h.dtype)
         elif self.text_width is not None:
             text = TextTokens(self.text_width, name="text_tokens")(cond)
             h = h + dense(self.width, self.dtype, name="text_embedding")(pooled(text, h.dtype))
@@ -130,6 +130,11 @@ def as_labels(cond: Any, num_classes: int, shape: tuple[int, ...]) -> Int[Array,
     in_range = (labels >= 0) & (labels <= num_classes)
     check(in_range, f"cond: labels must be within 0 .. {num_classes} (the last is the null label), got {cond}")
     return labels
+
+
+def label_rows(table: Float[Array, "n k"], labels: Int[Array, " b"]) -> Float[Array, "b k"]:
+    """The rows of a table; NaN for a label that it has not."""
+    return table.at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def as_vector(cond: Any) -> Float[Array, "b k"]:

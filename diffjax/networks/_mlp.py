@@ -18,6 +18,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from diffjax.networks._embedding import Conditioning, broadcast_noise, check_dropout, dense
+from diffjax.networks._repeat import repeat
 from diffjax.networks._text import check_label_or_text
 
 
@@ -42,6 +43,7 @@ class MLP(nn.Module):
       dropout: the probability of dropping a hidden feature in training.
       dtype: of the computation; parameters are float32.
       remat: keep only what enters each block for the backward pass, and compute the rest again: less memory, more time.
+      scan: the blocks by `lax.scan`, which compiles one of them.
 
     Raises:
       ValueError: a width that is odd, a dropout outside [0, 1), both num_classes and text_width, or a cond that
@@ -55,6 +57,7 @@ class MLP(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     remat: bool = False
+    scan: bool = False
 
     def __post_init__(self):
         if self.width < 2 or self.width % 2:
@@ -72,20 +75,28 @@ class MLP(nn.Module):
         conditioning = Conditioning(self.width, self.num_classes, self.text_width, wide, name="conditioning")
         told = conditioning(broadcast_noise(c_noise, x), cond)
         h = dense(self.width, self.dtype, name="in")(flat)
-        again = self.remat and not self.is_initializing()  # it would hide the parameters from the draw that makes them
-        branch = nn.remat(MLP._branch, static_argnums=(3, 4)) if again else MLP._branch
-        for i in range(self.depth):
-            h = h + branch(self, h, told, i, deterministic)
+        fields = {"width": self.width, "dropout": self.dropout, "deterministic": deterministic, "dtype": self.dtype}
+        h = repeat(self, _Block, fields, "blocks", self.depth, h, told, scan=self.scan, remat=self.remat)
         h = nn.silu(nn.LayerNorm(use_scale=False, use_bias=False, dtype=self.dtype, name="norm")(h))
         y = dense(flat.shape[1], self.dtype, name="out", zero=True)(h)
         return y.astype(wide).reshape(x.shape)
 
-    def _branch(self, h, told, i, deterministic):
-        scale, shift = jnp.split(dense(2 * self.width, self.dtype, name=f"modulate_{i}")(told), 2, axis=-1)
-        h = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype, name=f"norm_{i}")(h) * (1 + scale) + shift
-        h = nn.silu(dense(self.width, self.dtype, name=f"hidden_{i}")(h))
-        h = nn.Dropout(self.dropout, deterministic=deterministic)(h)
-        return dense(self.width, self.dtype, name=f"close_{i}", zero=True)(h)
+
+class _Block(nn.Module):
+    """A residual block `(h [b, width], told [b, width]) -> h`."""
+
+    width: int
+    dropout: float
+    deterministic: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, told):
+        scale, shift = jnp.split(dense(2 * self.width, self.dtype, name="modulate")(told), 2, axis=-1)
+        h = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype, name="norm")(x) * (1 + scale) + shift
+        h = nn.silu(dense(self.width, self.dtype, name="hidden")(h))
+        h = nn.Dropout(self.dropout, deterministic=self.deterministic)(h)
+        return x + dense(self.width, self.dtype, name="close", zero=True)(h)
 
 
 class PlainMLP(nn.Module):
@@ -98,6 +109,7 @@ class PlainMLP(nn.Module):
       dropout: the probability of dropping a hidden feature in training.
       dtype: of the computation; parameters are float32.
       remat: keep only what enters each layer for the backward pass, and compute the rest again: less memory, more time.
+      scan: the layers after the first by `lax.scan`.
 
     Raises:
       ValueError: a width that is odd, no hidden layer, a dropout outside [0, 1), both num_classes and text_width, or a
@@ -111,6 +123,7 @@ class PlainMLP(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     remat: bool = False
+    scan: bool = False
 
     def __post_init__(self):
         if self.width < 2 or self.width % 2:
@@ -130,12 +143,22 @@ class PlainMLP(nn.Module):
         told = conditioning(broadcast_noise(c_noise, x), cond)
         flat = x.reshape(x.shape[0], -1)
         h = jnp.concatenate([flat.astype(self.dtype), told.astype(self.dtype)], axis=-1)
-        again = self.remat and not self.is_initializing()  # as in `MLP`
-        layer = nn.remat(PlainMLP._layer, static_argnums=(2, 3)) if again else PlainMLP._layer
-        for i in range(self.depth):
-            h = layer(self, h, i, deterministic)
+        fields = {"width": self.width, "dropout": self.dropout, "deterministic": deterministic, "dtype": self.dtype}
+        h = _Layer(**fields, name="first")(h)
+        if self.depth > 1:
+            h = repeat(self, _Layer, fields, "layers", self.depth - 1, h, scan=self.scan, remat=self.remat)
         return dense(flat.shape[1], self.dtype, name="out", zero=True)(h).astype(wide).reshape(x.shape)
 
-    def _layer(self, h, i, deterministic):
-        h = nn.silu(dense(self.width, self.dtype, name=f"hidden_{i}")(h))
-        return nn.Dropout(self.dropout, deterministic=deterministic)(h)
+
+class _Layer(nn.Module):
+    """A hidden layer `h [b, k] -> [b, width]`."""
+
+    width: int
+    dropout: float
+    deterministic: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, h):
+        h = nn.silu(dense(self.width, self.dtype, name="hidden")(h))
+        return nn.Dropout(self.dropout, deterministic=self.deterministic)(h)

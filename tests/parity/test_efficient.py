@@ -14,13 +14,17 @@ def make(config, dtype):
 
 
 def inputs(config):
-    text = small = level = cond = None
+    text = small = level = label = cond = None
+    if "num_classes" in config:
+        cond = label = np.array(theirs.labels(config), np.int32)
     if "text_width" in config:
         mask = np.array([[True, True, True, False, False], [False] * 5])  # the second has no text
         cond = text = Text(tools.noise((2, 5, config["text_width"]), "embedding"), mask)
     if "small" in config:
         small, level = own.images(tools.noise((2, 3, *config["small"]), "small")), tools.noise((2,), "level")
-        cond = Cascade(text, small, level)
+        cond = Cascade(text, small, level, label)
+    elif text is not None and label is not None:
+        cond = Cascade(text, label=label)
     return own.images(tools.noise((2, 3, *config["size"]), "x")), tools.noise((2,), "c_noise"), cond
 
 

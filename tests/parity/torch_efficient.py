@@ -24,6 +24,8 @@ CASES = {
     "efficient_heads": SMALL | {"head_channels": 4, "self_attention": [0, 1], "size": [8, 8]},
     "efficient_text_alone": SMALL | {"text_width": WIDTH, "self_attention": [], "text_attention": [0], "size": [8, 8]},
     "efficient_strides": SMALL | {"strides": [1, 2], "blocks": [2, 1], "text_width": WIDTH, "size": [6, 8]},
+    "efficient_labels": SMALL | {"num_classes": 3, "size": [6, 6]},
+    "efficient_labels_and_text": SMALL | {"num_classes": 2, "text_width": WIDTH, "size": [8, 8]},
     "efficient_three": SMALL
     | {"multipliers": [1, 1, 2], "blocks": [1, 1, 3], "strides": [2, 1, 2], "out_channels": 4, "size": [8, 8]},
 }
@@ -38,6 +40,10 @@ def conditions(config):
     if "small" in config:
         small, level = tools.noise((2, 3, *config["small"]), "small"), tools.noise((2,), "level")
     return embedding, mask, small, level
+
+
+def labels(config):
+    return [config["num_classes"], 1]  # the first is the null label
 
 
 def reference(name, config):
@@ -132,6 +138,8 @@ class Net:
             logits = (keys * self.weight("told.pool_query", 1, keys.shape[-1])).sum(-1) / math.sqrt(keys.shape[-1])
             weights = torch.softmax(logits.masked_fill(~tokens[1], -torch.inf), -1)
             h = h + self.pair("told.text", torch.einsum("bn,bnk->bk", weights, embedding), width)
+        if (classes := self.config.get("num_classes")) is not None:
+            h = h + self.weight("told.classes", classes + 1, width)[labels(self.config)]
         return F.silu(h)
 
     def pair(self, key, h, width):

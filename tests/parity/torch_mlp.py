@@ -72,13 +72,14 @@ class Net:
     def residual(self, flat, told, width):
         h = self.linear("in", flat, width)
         for i in range(self.config["depth"]):
-            scale, shift = self.linear(f"modulate_{i}", told, 2 * width).chunk(2, 1)
+            scale, shift = self.linear(f"blocks.{i}.modulate", told, 2 * width).chunk(2, 1)
             branch = F.layer_norm(h, (width,), eps=1e-6) * (1 + scale) + shift
-            h = h + self.linear(f"close_{i}", F.silu(self.linear(f"hidden_{i}", branch, width)), width)
+            h = h + self.linear(f"blocks.{i}.close", F.silu(self.linear(f"blocks.{i}.hidden", branch, width)), width)
         return F.silu(F.layer_norm(h, (width,), eps=1e-6))
 
     def plain(self, flat, told, width):
         h = torch.cat([flat, told], 1)
         for i in range(self.config["depth"]):
-            h = F.silu(self.linear(f"hidden_{i}", h, width))
+            name = f"layers.{i - 1}" if i else "first"
+            h = F.silu(self.linear(f"{name}.hidden", h, width))
         return h
