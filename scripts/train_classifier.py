@@ -43,7 +43,7 @@ class Plan(NamedTuple):
 PLANS = {
     "digits": Plan(Classifier(10, channels=16, multipliers=(1, 2), dropout=0.1), steps=800),
     "mnist": Plan(Classifier(10, channels=8, dropout=0.1), steps=1000, batch_size=32, peak=4e-3, shift=2),
-    "cifar10": Plan(Classifier(10, channels=32, dropout=0.1), steps=3000, batch_size=128, shift=4, flip=True),
+    "cifar10": Plan(Classifier(10, channels=16, dropout=0.05), steps=4000, peak=4e-3, shift=3, flip=True),
 }
 
 

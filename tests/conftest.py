@@ -1,21 +1,20 @@
 """Every test runs on eight CPU devices, in the float32 that users have; `truth/` turns float64 on for itself.
 
-Most of the time goes into compiling programs that run once, so that they are compiled without optimisation, which halves
-it. XLA_FLAGS=--xla_backend_optimization_level=3 has them compiled as users do: so does `.ci/run` for the slow tests.
+Most of the time goes into compiling programs that run once, so they are compiled without optimisation, which halves it.
+XLA_FLAGS=--xla_backend_optimization_level=3 has them compiled as users do: so does `.ci/run` for the slow tests.
 """
 
 import importlib.metadata
 import os
 
-_FLAGS = os.environ.get("XLA_FLAGS", "")
-if "xla_force_host_platform_device_count" not in _FLAGS:
-    _FLAGS += " --xla_force_host_platform_device_count=8"
-if "xla_backend_optimization_level" not in _FLAGS:
-    _FLAGS += " --xla_backend_optimization_level=0"
-    if importlib.metadata.version("jaxlib").startswith("0.10."):  # a newer one does not know it, and would abort
-        _FLAGS += " --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = _FLAGS
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
+if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+    if importlib.metadata.version("jaxlib").startswith("0.10."):  # a newer one does not know it, and would abort
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # tests neither read nor fill the user's cache
 

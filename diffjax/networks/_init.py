@@ -9,6 +9,7 @@ so the module is only traced, each initialiser notes (mean, std) of the leaf it 
 (He et al. 2015, eq. 14 has std^2 = 2/fan_in; with 1, a linear layer keeps the variance of its input.)
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -88,32 +89,39 @@ def _stacked_leaf(notes, leaf, law, length):
 
 def draw_together(init: Callable[..., Any], key: Any, *args: Any) -> Any:
     """`init(key, *args)` in law, by one draw; where a leaf comes from another initialiser, `init` itself, compiled."""
-    laws: list[_Note | None] = []
+    leaves, treedef = jax.tree.flatten((key, args))
+    about = jax.eval_shape(lambda *leaves: leaves, *leaves)
+    found = _traced(init, treedef, about, jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
+    if found is None:
+        return jax.jit(init)(key, *args)
+    shapes, treedef, laws = found
+    return jax.device_put(jax.tree.unflatten(treedef, _cut(key, shapes, laws)))
 
-    def trace(*arguments):
+
+@functools.lru_cache(16)  # a run asks for the shapes of its state, then for the state
+def _traced(init, treedef, about, x64):
+    """(shapes of the leaves, tree, (mean, std) of each) of what `init` makes; None where a leaf has no note."""
+    laws: list[tuple[float, float] | None] = []
+
+    def trace(*leaves):
+        key, args = jax.tree.unflatten(treedef, leaves)
         with _noting() as notes:
-            tree = init(*arguments)
-            known = {id(note.leaf): note for note in notes}
+            tree = init(key, *args)
+            known = {id(note.leaf): (note.mean, note.std) for note in notes}
             laws.extend(known.get(id(leaf)) for leaf in jax.tree.leaves(tree))
         return tree
 
-    shapes, treedef = jax.tree.flatten(jax.eval_shape(trace, key, *args))
-    notes = [law for law in laws if law is not None]
-    if len(notes) < len(laws):
-        return jax.jit(init)(key, *args)
-    return jax.device_put(jax.tree.unflatten(treedef, _cut(key, shapes, notes)))
+    shapes, treedef_out = jax.tree.flatten(jax.eval_shape(trace, *about))
+    return None if None in laws else (shapes, treedef_out, laws)
 
 
 def _cut(key, shapes, laws):
     """The leaves, each its share of one standard normal vector, scaled."""
-    sizes = [shape.size if law.std else 0 for shape, law in zip(shapes, laws, strict=True)]
+    sizes = [shape.size if std else 0 for shape, (_, std) in zip(shapes, laws, strict=True)]
     ends = list(itertools.accumulate(sizes))
     unit = jax.random.normal(key, (sum(sizes),), jnp.float32)
     xp = np if is_concrete(unit) else jnp  # host slices compile nothing
     unit = xp.asarray(unit)
-    for shape, law, size, end in zip(shapes, laws, sizes, ends, strict=True):
-        if size:
-            leaf = law.mean + law.std * unit[end - size : end].reshape(shape.shape)
-        else:
-            leaf = xp.full(shape.shape, law.mean)
+    for shape, (mean, std), size, end in zip(shapes, laws, sizes, ends, strict=True):
+        leaf = mean + std * unit[end - size : end].reshape(shape.shape) if size else xp.full(shape.shape, mean)
         yield xp.asarray(leaf, shape.dtype)

@@ -114,7 +114,7 @@ def test_float32_reaches_what_the_module_says(lam):
     np.testing.assert_allclose(found[0], log_prob, rtol=2e-6, atol=1e-3)
     np.testing.assert_allclose(found[2], denoised, atol=1e-5)
     for ours in map(np.asarray, (found[1], found[3])):
-        assert np.sqrt(np.mean((ours - score) ** 2) / np.mean(score**2)) < 1e-3  # 4e-8 as users compile it, with sums in parts
+        assert np.sqrt(np.mean((ours - score) ** 2) / np.mean(score**2)) < 1e-3  # 4e-8 optimised: sums in parts
 
 
 def test_cifar_sized_data_fit():
