@@ -1,7 +1,8 @@
 """Every test runs on eight CPU devices, in the float32 that users have; `truth/` turns float64 on for itself.
 
 Most of the time goes into compiling programs that run once, so they are compiled without optimisation, which halves it.
-XLA_FLAGS=--xla_backend_optimization_level=3 has them compiled as users do: so does `.ci/run` for the slow tests.
+XLA_FLAGS=--xla_backend_optimization_level=3 has them compiled as users do: so does `.ci/run` for the slow tests and
+those of float32. What a test compiles by `quick_jit` is never optimised.
 """
 
 import importlib.metadata

@@ -42,6 +42,14 @@ def _names_classes(path):
     return any(word in str(path[-1]) + str(path[-2:]) for word in ("class", "label", "embedding_table", "embedding"))
 
 
+@pytest.mark.parametrize("name", ["mlp", "dit", "uvit"])
+def test_blocks_are_stacked_where_scan_is_asked_for(name):
+    for scan in (False, True):
+        network = build_network(small(name, scan=scan), 3)
+        params = jax.eval_shape(network.init, jax.random.key(0), IMAGES, jnp.zeros(2), jnp.zeros(2, int))
+        assert any(key.endswith("__") for key in params) == scan
+
+
 def test_names_are_all_there():
     assert set(get_args(get_type_hints(c.NetworkConfig)["name"])) == {"mlp", *NAMES}
 

@@ -118,6 +118,8 @@ def test_a_condition_alone_needs_no_cascade():
     shapes = [jax.eval_shape(alone.init, KEY, IMAGE, C_NOISE, c) for c in (COND.label, Cascade(label=COND.label))]
     assert shapes[0] == shapes[1]
     both = alone.clone(text_width=5)
+    with pytest.raises(ValueError, match=r"cond: integer labels of shape \(3,\) are needed, got Text"):
+        alone.init(KEY, IMAGE, C_NOISE, TEXT)
     with pytest.raises(ValueError, match="cond: a Cascade with text, label is needed, got Text"):
         both.init(KEY, IMAGE, C_NOISE, TEXT)
     jax.eval_shape(both.init, KEY, IMAGE, C_NOISE, Cascade(TEXT, label=COND.label))

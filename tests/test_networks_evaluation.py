@@ -123,15 +123,18 @@ def test_features_feed_every_distance(params):
 
 @pytest.mark.parametrize("perceptron", [MLP, PlainMLP])
 def test_perceptrons_under_scan(perceptron):
-    """Three blocks in one array each, and one block traced, for the values and gradients of those written out."""
-    make = lambda scan: perceptron(width=8, depth=4, dropout=0.5, scan=scan)
+    """Blocks in one array each, computed again in the gradient, give the values and gradients of those written out."""
+    make = lambda scan: perceptron(width=8, depth=4, dropout=0.5, scan=scan, remat=scan)
     x = jnp.ones((3, 4))
     shapes = [jax.eval_shape(make(scan).init, KEY, x, C_NOISE)["params"] for scan in (False, True)]
+    assert [bool({"blocks__", "layers__"} & set(shape)) for shape in shapes] == [False, True]
     params = perturbed(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes[0]), size=0.5)
     stacked = jax.tree.map(jnp.asarray, to_params(to_tensors(params), shapes[1]))
     loss = lambda p, scan: jnp.sum(make(scan).apply({"params": p}, x, C_NOISE) ** 2)
     both = quick_jit(lambda p, q: [jax.value_and_grad(loss)(p, False), jax.value_and_grad(loss)(q, True)])
     (value, slope), (same, again) = both(params, stacked)
+    dropped = quick_jit(lambda p, key: from_linen(make(True)).apply(p, x, C_NOISE, key=key))
+    assert np.any(np.asarray(dropped(stacked, KEY)) != dropped(stacked, jax.random.key(1)))
     np.testing.assert_allclose(same, value, rtol=1e-5)
     slope, again = to_tensors(slope), to_tensors(again)
     assert slope.keys() == again.keys()
@@ -157,5 +160,7 @@ def test_plain_mlp():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *gradients)
     with pytest.raises(ValueError, match=r"depth: .* 0"):
         PlainMLP(depth=0)
+    with pytest.raises(ValueError, match=r"depth: .* -1"):
+        MLP(depth=-1)
     with pytest.raises(ValueError, match=r"width: .* 5"):
         PlainMLP(width=5)

@@ -137,7 +137,7 @@ def test_gradient_and_noise_are_those_of_the_formula(name):
     grads, metrics, noise = first_step(name)
     truth, eps, losses = by_hand(batch_of(0))
     assert distance(grads, truth) <= 1e-5
-    np.testing.assert_allclose(noise, eps, rtol=1e-6)  # a program may round otherwise, on no more than the last digit
+    np.testing.assert_allclose(noise, eps, rtol=1e-6)  # programs differ in rounding
     assert len(np.unique(noise)) == noise.size
     np.testing.assert_allclose(metrics["loss"], losses.mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["loss_by_level"], losses.reshape(4, -1).mean(1), rtol=1e-5)

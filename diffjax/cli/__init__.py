@@ -78,7 +78,7 @@ def _collect_seldom() -> None:
     Only for a process of our own: what is there by now, the imported modules, is never looked at again.
     """
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(50_000)
 
 
 def _parse(argv: list[str]) -> Train | Sample | Evaluate | Checkpoint:

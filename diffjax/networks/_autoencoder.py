@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from diffjax.networks._attention import attention
 from diffjax.networks._blocks import GroupNorm, conv, enlarge
 from diffjax.networks._embedding import check_dropout, dense
+from diffjax.networks._repeat import again
 
 EPSILON = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -124,7 +125,7 @@ class Encoder(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], deterministic: bool) -> Float[Array, "b h2 w2 k"]:
         rest = (self.dropout, deterministic, self.dtype)
         h = conv(self.channels[0], 3, self.dtype, name="conv_in")(x)
-        level = nn.remat(Level) if self.remat and not self.is_initializing() else Level
+        level = again(self, Level, self.remat)
         for i, channels in enumerate(self.channels):
             end = "" if i == len(self.channels) - 1 else "downsamplers__0"
             h = level(channels, self.blocks, self.groups, end, *rest, name=f"down_blocks__{i}")(h)
@@ -149,7 +150,7 @@ class Decoder(nn.Module):
         rest = (self.dropout, deterministic, self.dtype)
         h = conv(self.channels[-1], 3, self.dtype, name="conv_in")(z)
         h = Middle(self.groups, self.attention, *rest, name="mid_block")(h)
-        level = nn.remat(Level) if self.remat and not self.is_initializing() else Level
+        level = again(self, Level, self.remat)
         for i, channels in enumerate(reversed(self.channels)):
             end = "" if i == len(self.channels) - 1 else "upsamplers__0"
             h = level(channels, self.blocks + 1, self.groups, end, *rest, name=f"up_blocks__{i}")(h)

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from diffjax.networks._embedding import broadcast_noise, check_dropout, dense, fourier_features, matrix_product
 from diffjax.networks._init import constant, normal
 from diffjax.networks._positions import rotation_angles, wave_positions
-from diffjax.networks._repeat import repeat
+from diffjax.networks._repeat import again, repeat
 from diffjax.networks._text import TextTokens, pooled
 from diffjax.networks._transformer import Block, JointBlock, Told, TwoLayers, layer_norm, modulate
 
@@ -163,7 +163,7 @@ class DiT(nn.Module):
         both = h, dense(self.width, self.dtype, name="context_embedder")(text.embedding)
         if self.depth > 1:
             both = self._repeat(JointBlock, fields, self.depth - 1, both, told, text.mask, angles)
-        block = nn.remat(JointBlock) if self.remat and not self.is_initializing() else JointBlock
+        block = again(self, JointBlock, self.remat)
         last = block(**fields, last=True, name=f"transformer_blocks__{self.depth - 1}")
         return last(both, told, text.mask, angles)[0], told
 

@@ -28,6 +28,7 @@ from diffjax.networks._blocks import enlarge
 from diffjax.networks._embedding import as_labels, as_vector, broadcast_noise, check_dropout
 from diffjax.networks._init import constant
 from diffjax.networks._magnitude import MPConv, MPFourier, MPLabels, mp_concatenate, mp_silu, mp_sum, unit
+from diffjax.networks._repeat import again
 from diffjax.networks._text import TextTokens, check_label_or_text, pooled
 
 
@@ -137,8 +138,7 @@ class EDM2UNet(nn.Module):
         return h
 
     def _block(self, name, channels, encoder, attend, deterministic):
-        # Not at initialisation, where remat would hide the parameters from the one draw that makes them.
-        block = nn.remat(_Block) if self.remat and not self.is_initializing() else _Block
+        block = again(self, _Block, self.remat)
         return block(
             channels=channels,
             encoder=encoder,

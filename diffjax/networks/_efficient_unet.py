@@ -1,7 +1,7 @@
-"""Efficient U-Net: most of the parameters at the low resolutions, with text and a low-resolution image as conditions.
+"""Efficient U-Net: most of the parameters at the low resolutions; told a text, a label and a low-resolution image.
 
     told   c_noise, noise level of the low resolution, pooled text -> linear, SiLU, linear of each -> sum -> SiLU
-           (and of a label, its row of a table)                                                     ^
+           and, of a label, its row of a table -----------------------------------------------------^
     x, low resolution enlarged -> conv -> DBlock 0 -> ... -> DBlock n --+
                                             \\-- skips/sqrt(2) --\\       v
     y <- linear* <----------------------- UBlock 0 <- ... <- UBlock n <-+                       * starts at zero
@@ -31,15 +31,17 @@ from diffjax.networks._embedding import (
     check_dropout,
     dense,
     fourier_features,
-    label_rows,
+    rows_of,
 )
 from diffjax.networks._init import constant, normal
-from diffjax.networks._repeat import repeat
+from diffjax.networks._repeat import again, repeat
 from diffjax.networks._text import Text, TextTokens
 
 
 class Cascade(NamedTuple):
     """The conditions of a network that has several, each None where it has not.
+
+    No condition, for guidance, is one too: the text `Text(0.0, False)`, the null label, the same low resolution.
 
     Attributes:
       text: a `Text`.
@@ -211,7 +213,7 @@ class _Told(nn.Module):
             h = h + self._two_layers("text", self._pool(tokens, wide), wide)
         if self.num_classes is not None:
             table = self.param("classes", normal(1.0), (self.num_classes + 1, self.width), jnp.float32)
-            h = h + label_rows(table, as_labels(label, self.num_classes, c_noise.shape)).astype(wide)
+            h = h + rows_of(table, as_labels(label, self.num_classes, c_noise.shape)).astype(wide)
         return nn.silu(h)
 
     def _two_layers(self, name, h, dtype):
@@ -261,10 +263,9 @@ class _Up(nn.Module):
     @nn.compact
     def __call__(self, h, told, tokens):
         fields = {"channels": self.channels, **self.block}
-        h = _again(self, ResidualBlock)(**fields, name="enter")(h, told)
+        h = again(self, ResidualBlock, self.remat)(**fields, name="enter")(h, told)
         rest = self.blocks - 1
-        if rest:
-            h = repeat(self, ResidualBlock, fields, "resnets", rest, h, told, scan=self.scan, remat=self.remat)
+        h = repeat(self, ResidualBlock, fields, "resnets", rest, h, told, scan=self.scan, remat=self.remat)
         h = _attend(self, h, tokens)
         return conv(self.out, 3, self.block["dtype"], name="conv")(self._enlarged(h))
 
@@ -275,13 +276,8 @@ class _Up(nn.Module):
 def _attend(block, h, tokens):
     if not (block.own or block.text):
         return h
-    module = _again(block, _Attention)
+    module = again(block, _Attention, block.remat)
     return module(block.own, block.text, block.head_channels, block.block["dtype"], name="attention")(h, tokens)
-
-
-def _again(module, block):
-    """Not at initialisation, where remat would hide the parameters from the one draw that makes them."""
-    return nn.remat(block) if module.remat and not module.is_initializing() else block
 
 
 class _Attention(nn.Module):

@@ -111,7 +111,7 @@ class Conditioning(nn.Module):
         if self.num_classes is not None:
             labels = as_labels(cond, self.num_classes, c_noise.shape)
             table = self.param("classes", normal(1.0), (self.num_classes + 1, self.width), jnp.float32)
-            h = h + label_rows(table, labels).astype(h.dtype)
+            h = h + rows_of(table, labels).astype(h.dtype)
         elif self.text_width is not None:
             text = TextTokens(self.text_width, name="text_tokens")(cond)
             h = h + dense(self.width, self.dtype, name="text_embedding")(pooled(text, h.dtype))
@@ -124,6 +124,8 @@ def as_labels(cond: Any, num_classes: int, shape: tuple[int, ...]) -> Int[Array,
     """A condition as labels [b] in 0 .. num_classes, or ValueError."""
     if cond is None:
         raise ValueError(f"cond: labels are needed with num_classes={num_classes}; {num_classes} is the null label")
+    if isinstance(cond, Text):
+        raise ValueError(f"cond: integer labels of shape {shape} are needed, got Text")
     labels = jnp.asarray(cond)
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != shape:
         raise ValueError(f"cond: integer labels of shape {shape} are needed, got {labels.dtype} {labels.shape}")
@@ -132,9 +134,9 @@ def as_labels(cond: Any, num_classes: int, shape: tuple[int, ...]) -> Int[Array,
     return labels
 
 
-def label_rows(table: Float[Array, "n k"], labels: Int[Array, " b"]) -> Float[Array, "b k"]:
-    """The rows of a table; NaN for a label that it has not."""
-    return table.at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+def rows_of(table: Float[Array, "n k"], indices: Int[Array, " b"]) -> Float[Array, "b k"]:
+    """Rows of a table; NaN for one that it has not."""
+    return table.at[indices].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def as_vector(cond: Any) -> Float[Array, "b k"]:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from diffjax._typing import Params
 from diffjax.networks._convolution import convolution
-from diffjax.networks._embedding import label_rows
+from diffjax.networks._embedding import rows_of
 from diffjax.networks._init import normal
 
 EPSILON = 1e-4
@@ -90,7 +90,7 @@ class MPLabels(nn.Module):
     @nn.compact
     def __call__(self, labels: Int[Array, " b"]) -> Float[Array, "b k"]:
         w = unit_rows(self.param("kernel", normal(1.0), (self.rows, self.features), jnp.float32), self.dtype)
-        return label_rows(math.sqrt(self.rows) * w, labels)
+        return rows_of(math.sqrt(self.rows) * w, labels)
 
 
 def unit_rows(kernel: Any, dtype: Any) -> Any:

@@ -18,7 +18,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from diffjax.networks._embedding import Conditioning, broadcast_noise, check_dropout, dense
-from diffjax.networks._repeat import repeat
+from diffjax.networks._repeat import again, repeat
 from diffjax.networks._text import check_label_or_text
 
 
@@ -46,8 +46,8 @@ class MLP(nn.Module):
       scan: the blocks by `lax.scan`, which compiles one of them.
 
     Raises:
-      ValueError: a width that is odd, a dropout outside [0, 1), both num_classes and text_width, or a cond that
-        does not fit.
+      ValueError: a width that is odd, a negative depth, a dropout outside [0, 1), both num_classes and text_width,
+        or a cond that does not fit.
     """
 
     width: int = 128
@@ -62,6 +62,8 @@ class MLP(nn.Module):
     def __post_init__(self):
         if self.width < 2 or self.width % 2:
             raise ValueError(f"width: an even number is needed, got {self.width}")
+        if self.depth < 0:
+            raise ValueError(f"depth: at least 0 is needed, got {self.depth}")
         check_label_or_text(self.num_classes, self.text_width)
         check_dropout(self.dropout)
         super().__post_init__()
@@ -144,9 +146,8 @@ class PlainMLP(nn.Module):
         flat = x.reshape(x.shape[0], -1)
         h = jnp.concatenate([flat.astype(self.dtype), told.astype(self.dtype)], axis=-1)
         fields = {"width": self.width, "dropout": self.dropout, "deterministic": deterministic, "dtype": self.dtype}
-        h = _Layer(**fields, name="first")(h)
-        if self.depth > 1:
-            h = repeat(self, _Layer, fields, "layers", self.depth - 1, h, scan=self.scan, remat=self.remat)
+        h = again(self, _Layer, self.remat)(**fields, name="first")(h)
+        h = repeat(self, _Layer, fields, "layers", self.depth - 1, h, scan=self.scan, remat=self.remat)
         return dense(flat.shape[1], self.dtype, name="out", zero=True)(h).astype(wide).reshape(x.shape)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from diffjax.networks._embedding import fourier_features, label_rows, timestep_features
+from diffjax.networks._embedding import fourier_features, rows_of, timestep_features
 from diffjax.networks._init import normal
 
 
@@ -76,4 +76,4 @@ class Learned(nn.Module):
     def __call__(self, c_noise: Float[Array, " b"], features: int) -> Float[Array, "b k"]:
         table = self.param("embedding", normal(1.0), (self.count, features), jnp.float32)
         row = jnp.round(c_noise).astype(jnp.int32)
-        return label_rows(table, row).astype(c_noise.dtype)
+        return rows_of(table, row).astype(c_noise.dtype)

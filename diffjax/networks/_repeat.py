@@ -44,9 +44,10 @@ def repeat(
       scan: one block under `lax.scan`.
       remat: compute blocks again in the backward pass.
     """
+    if depth == 0:
+        return (h, []) if collect else h
     if not scan:
-        # Not at initialisation, where remat would hide the parameters from the one draw that makes them.
-        block = nn.remat(block) if remat and not module.is_initializing() else block
+        block = again(module, block, remat)
         after = []
         for i in range(depth):
             own = () if each is None else (each[i],)
@@ -68,6 +69,17 @@ def repeat(
 
     h, after = jax.lax.scan(jax.checkpoint(body) if remat else body, h, (params, keys, each))
     return (h, after) if collect else h
+
+
+def again(module: nn.Module, block: type[nn.Module], remat: bool) -> type[nn.Module]:
+    """The block rematerialised; not at initialisation, where that would hide its parameters from the draw of all.
+
+    Args:
+      module: that the block is part of, in its compact method.
+      block: a Linen class.
+      remat: whether to compute it again in the backward pass.
+    """
+    return nn.remat(block) if remat and not module.is_initializing() else block
 
 
 def settled(x: Any, module: nn.Module) -> Any:

@@ -22,7 +22,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from diffjax.networks._attention import attention
-from diffjax.networks._embedding import as_labels, as_vector, dense, label_rows
+from diffjax.networks._embedding import as_labels, as_vector, dense, rows_of
 from diffjax.networks._init import constant, normal
 from diffjax.networks._positions import rotate
 
@@ -69,7 +69,7 @@ class Table(nn.Module):
     @nn.compact
     def __call__(self, labels: Any) -> Float[Array, "b width"]:
         table = self.param("embedding", normal(1.0), (self.rows, self.width), jnp.float32)
-        return label_rows(table, labels)
+        return rows_of(table, labels)
 
 
 class ClassEmbedder(nn.Module):

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from diffjax.networks._blocks import GroupNorm, ResidualBlock, SelfAttention, conv, enlarge
 from diffjax.networks._embedding import Conditioning, broadcast_noise, check_dropout
+from diffjax.networks._repeat import again
 from diffjax.networks._text import check_label_or_text
 
 
@@ -119,13 +120,9 @@ class UNet(nn.Module):
         return h
 
     def _block(self, h, told, name, multiplier, deterministic):
-        block = nn.remat(ResidualBlock) if self._again() else ResidualBlock
+        block = again(self, ResidualBlock, self.remat)
         return block(self.channels * multiplier, self.dropout, deterministic, self.dtype, name=name)(h, told)
 
     def _attention(self, h, name):
-        attention = nn.remat(SelfAttention) if self._again() else SelfAttention
+        attention = again(self, SelfAttention, self.remat)
         return attention(self.head_channels, self.dtype, name=name)(h)
-
-    def _again(self):
-        """Not at initialisation, where it would hide the parameters from the one draw that makes them."""
-        return self.remat and not self.is_initializing()

@@ -24,7 +24,7 @@ from diffjax.networks._attention import attention
 from diffjax.networks._blocks import conv
 from diffjax.networks._dit import PatchProjection, learned_positions, patches, unpatched
 from diffjax.networks._embedding import as_labels, broadcast_noise, check_dropout, dense, fourier_features
-from diffjax.networks._repeat import repeat
+from diffjax.networks._repeat import again, repeat
 from diffjax.networks._text import TextTokens
 from diffjax.networks._transformer import Table, layer_norm
 
@@ -127,7 +127,7 @@ class UViT(nn.Module):
         }
         many = partial(repeat, self, UViTBlock, fields, scan=self.scan, remat=self.remat)
         h, skips = many("in_blocks", self.depth // 2, h, mask, collect=True)
-        block = nn.remat(UViTBlock) if self.remat and not self.is_initializing() else UViTBlock
+        block = again(self, UViTBlock, self.remat)
         h = block(**fields, name="mid_block")(h, mask)
         return many("out_blocks", self.depth // 2, h, mask, each=skips[::-1])
 

@@ -37,9 +37,9 @@ TENSOR_RULES: Rules = (
     (r"norm_2/(scale|bias)", PartitionSpec(TENSOR)),
     (r"conv_2/kernel", PartitionSpec(None, None, TENSOR, None)),
     # the residual block of the perceptron
-    (r"hidden/kernel", PartitionSpec(None, TENSOR)),
-    (r"hidden/bias", PartitionSpec(TENSOR)),
-    (r"close/kernel", PartitionSpec(TENSOR, None)),
+    (r"/hidden/kernel", PartitionSpec(None, TENSOR)),
+    (r"/hidden/bias", PartitionSpec(TENSOR)),
+    (r"/close/kernel", PartitionSpec(TENSOR, None)),
     # transformers: attention
     (r"(to_[qkv]|add_[qkv]_proj|attn/qkv)/kernel", PartitionSpec(None, TENSOR)),
     (r"(to_[qkv]|add_[qkv]_proj|attn/qkv)/bias", PartitionSpec(TENSOR)),

@@ -106,7 +106,9 @@ def test_float32_reaches_what_the_module_says(lam):
     process, t = dj.Rectified(), np.float32(1 / (1 + np.exp(lam / 2)))
     alpha, sigma = (np.full(4, level, np.float32) for level in (np.float32(1) - t, t))
     xt = noisy(rng, data, alpha, sigma).astype(np.float32)
-    found = truths(Empirical(jnp.asarray(data), block=128), process, jnp.asarray(xt), jnp.full(4, t, jnp.float32))
+    # As users compile it: sums that are not vectorised lose three digits.
+    run = jax.jit(truths, static_argnums=1, compiler_options={"xla_backend_optimization_level": 3})
+    found = run(Empirical(jnp.asarray(data), block=128), process, jnp.asarray(xt), jnp.full(4, t, jnp.float32))
     assert all(part.dtype == jnp.float32 for part in found)
     alpha, sigma = alpha.astype(np.float64), sigma.astype(np.float64)
     log_prob, denoised = brute_force(data, np.full(300, 1 / 300), alpha, sigma, xt)
@@ -114,7 +116,7 @@ def test_float32_reaches_what_the_module_says(lam):
     np.testing.assert_allclose(found[0], log_prob, rtol=2e-6, atol=1e-3)
     np.testing.assert_allclose(found[2], denoised, atol=1e-5)
     for ours in map(np.asarray, (found[1], found[3])):
-        assert np.sqrt(np.mean((ours - score) ** 2) / np.mean(score**2)) < 1e-3  # 4e-8 optimised: sums in parts
+        assert np.sqrt(np.mean((ours - score) ** 2) / np.mean(score**2)) < 2e-5
 
 
 def test_cifar_sized_data_fit():
