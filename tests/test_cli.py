@@ -102,6 +102,12 @@ def test_the_same_command_again_trains_no_further(run, capfd):
     assert before[Path("samples.png")] == after[Path("samples.png")]
 
 
+def test_as_many_samples_are_drawn_as_asked_for(run, tmp_path, capfd):
+    shutil.copytree(run, tmp_path / "run")
+    assert call(capfd, *TRAIN, "--samples", "64", "--out", tmp_path / "run")[0] == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["samples"] == 64
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["jit"], ["fsdp", "--accumulate", "2"], ["tensor", "--split", "2"]])
 def test_layouts_agree(run, tmp_path, capfd, options):
@@ -273,6 +279,7 @@ def test_vectors_that_make_no_picture_are_saved_as_arrays(tmp_path, capfd):
         (["train", "toy2d", "--accumulate", "0"], ["accumulate", "0"]),
         (["train", "toy2d", "--accumulate", "3"], ["accumulate", "64 samples a device", "3"]),
         (["train", "toy2d", "--save-every", "0"], ["save-every", "0"]),
+        (["train", "toy2d", "--samples", "1"], ["samples", "1"]),
         (["train", "toy2d", "--ema-decay", "1.0"], ["decay", "1.0"]),
         (["train", "toy2d", "--process.beta-min", "0.1"], ["process.beta_min", "0.1"]),
         (["train", "toy2d", "--sampler.eta", "0.5"], ["sampler.eta", "0.5"]),

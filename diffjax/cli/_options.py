@@ -84,6 +84,8 @@ class Train:
     """How many of the newest checkpoints stay on the disk."""
     log_every: int = 50
     """Steps from one line of metrics.jsonl to the next."""
+    samples: int = EVALUATED
+    """How many samples are drawn in the end, to be looked at and measured."""
     tensorboard: bool = False
     """Write the same lines for TensorBoard, into RUN/tensorboard (extra "log")."""
     profile: tuple[int, int] | None = None

@@ -24,7 +24,7 @@ from diffjax.cli._hosts import say, start_together
 from diffjax.cli._layout import check_layout, make_layout
 from diffjax.cli._measure import measure, show
 from diffjax.cli._memory import keep_memory
-from diffjax.cli._options import EVALUATED, Train
+from diffjax.cli._options import Train
 from diffjax.cli._picture import has_picture, save_arrays, save_measured
 from diffjax.cli._run import fresh_state, read_config, write_file
 from diffjax.config import Config, Data, Parts, build, build_data, check_config, differences, essence, to_json
@@ -52,6 +52,8 @@ def run_train(options: Train, argv: list[str]) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"{name.replace('_', '-')}: at least 1, got {value}")
+    if options.samples < 2:
+        raise ValueError(f"samples: at least 2, got {options.samples}")
     if not options.save_seconds > 0:
         raise ValueError(f"save-seconds: more than 0, got {options.save_seconds}")
     if options.profile is not None and not 1 <= options.profile[0] <= options.profile[1]:
@@ -156,7 +158,7 @@ def _finish(out: Path, options: Train, data: Data, parts: Parts, state: TrainSta
     config, mesh = options.config, data_mesh(find_devices(options.devices))
     say("drawing and measuring samples ...")
     draw = Draw(config, data, parts, averaged(config, state.ema), mesh=mesh)
-    results, x, labels = measure(draw, data, n=EVALUATED, seed=config.seed)
+    results, x, labels = measure(draw, data, n=options.samples, seed=config.seed)
     agree_on_main(lambda: _write(out, data, results, x, labels))
 
 
