@@ -11,7 +11,7 @@ Found, of held-out images, on two cores shared with other programs (load 15):
 
     digits     98.3 % of 359        6 minutes
     mnist      98.2 % of 2000      12 minutes      trained on 8000 images of t10k
-    cifar10    not run yet
+    cifar10    73.0 % of 10000     31 minutes      five passes; more --steps for more
 """
 
 import argparse
