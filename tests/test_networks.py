@@ -14,6 +14,7 @@ from flax import linen as nn, nnx
 from diffjax.networks import MLP, DiT, UNet, UViT, from_equinox, from_linen, from_nnx
 from diffjax.networks._attention import attention
 from diffjax.networks._blocks import GroupNorm, SelfAttention, conv, enlarge
+from diffjax.networks._embedding import dense
 
 KEY = jax.random.key(0)
 
@@ -43,6 +44,23 @@ def dropouts():
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def test_init_is_traced_once_for_shapes_and_values():
+    traced = []
+
+    class Counted(nn.Module):
+        @nn.compact
+        def __call__(self, x, c_noise, cond=None):
+            traced.append(x.shape)
+            return dense(x.shape[-1], jnp.float32, name="out")(x)
+
+    network = from_linen(Counted())
+    make = lambda d: network.init(KEY, jnp.zeros((1, d)), jnp.zeros(1))
+    shapes = jax.eval_shape(partial(make, 2))
+    assert jax.tree.map(lambda leaf: leaf.shape, make(2)) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+    assert make(3)["out"]["kernel"].shape == (3, 3)
+    assert traced == [(1, 2), (1, 3)]
 
 
 class LinenNet(nn.Module):

@@ -156,6 +156,10 @@ def test_plain_mlp():
     answer = lambda p, remat: module.clone(remat=remat, dtype=jnp.float32).apply({"params": p}, x, C_NOISE, labels)
     losses = [lambda p, remat=remat: jnp.sum(answer(p, remat) ** 2) for remat in (False, True)]
     assert ["remat" in str(jax.make_jaxpr(loss)(params)) for loss in losses] == [False, True]
+    one = module.clone(depth=1, remat=True)  # its first layer too is computed again
+    layer = {name: params[name] for name in ("conditioning", "first", "out")}
+    slope = jax.grad(lambda p: jnp.sum(one.apply({"params": p}, x, C_NOISE, labels)))
+    assert "remat" in str(jax.make_jaxpr(slope)(layer))
     gradients = quick_jit(lambda p: [jax.grad(loss)(p) for loss in losses])(params)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *gradients)
     with pytest.raises(ValueError, match=r"depth: .* 0"):
