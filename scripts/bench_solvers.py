@@ -69,7 +69,7 @@ from tqdm import tqdm
 import diffjax as dj
 from diffjax import metrics, process, samplers
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests" / "helpers"))
 from walk import walk
 
 # --- problems ---

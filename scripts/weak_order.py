@@ -4,7 +4,7 @@
 
 Gaussian data of variance 0.25 with its exact denoiser, `Karras()` and its uniform grid: EDM's, sigma from 80 to 0.002,
 without a last denoise (which changes the figures by 0.002 percent). A step is then affine, and its matrices carry the
-variance exactly (`tests/weak.py`): nothing is drawn. Writes `errors.csv`. One minute on two CPU cores, and
+variance exactly (`tests/helpers/weak.py`): nothing is drawn. Writes `errors.csv`. One minute on two CPU cores, and
 
                                       evaluations  order   16 steps  128 steps   fitted  amid noise
     DDPM, small variance                        1      1    -47.60%   -8.8951%     0.93        0.99
@@ -45,7 +45,7 @@ from tqdm import tqdm
 import diffjax as dj
 from diffjax import samplers
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests" / "helpers"))
 from weak import fitted, marginal_variance, output_variance, output_variance_by_diffrax
 
 DATA_VARIANCE = 0.25

@@ -3,6 +3,10 @@
 Most of the time goes into compiling programs that run once, so they are compiled without optimisation, which halves it.
 XLA_FLAGS=--xla_backend_optimization_level=3 has them compiled as users do: so does `.ci/run` for the slow tests and
 those of float32. What a test compiles by `quick_jit` is never optimised.
+
+Compiled programs are kept in ~/.cache/diffjax/tests-MACHINE from one run to the next: JAX finds one by a hash of the
+program itself, the versions of jaxlib and XLA, the flags and the devices, so that a function that changed is compiled
+anew (test_compiled.py). DIFFJAX_TEST_CACHE=off keeps nothing. Processes that tests start do not take part.
 """
 
 import importlib.metadata
@@ -17,7 +21,7 @@ if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
     if importlib.metadata.version("jaxlib").startswith("0.10."):  # a newer one does not know it, and would abort
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("MPLBACKEND", "agg")
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # tests neither read nor fill the user's cache
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # tests neither read nor fill the user's own cache
 
 from jaxtyping import install_import_hook
 
@@ -36,3 +40,13 @@ _CHECKED = (
     "samplers",
 )
 install_import_hook([f"diffjax.{name}" for name in _CHECKED], "beartype.beartype")
+
+import jax
+
+from diffjax.cli._compiled import cache_folder, keep_compiled
+
+if os.environ.get("DIFFJAX_TEST_CACHE", "on") != "off":
+    jax.config.update("jax_enable_compilation_cache", True)
+    keep_compiled(str(cache_folder("tests")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

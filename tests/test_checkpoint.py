@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 import training_toy as toy
+from damage import array_file, flip
 from jax.sharding import AxisType
 
 from diffjax.training import Checkpoints, data_mesh, state_from_params
@@ -139,19 +140,6 @@ def test_missing_checkpoint_is_named(tmp_path):
             checkpoints.restore({"w": jnp.zeros(2)})
         with pytest.raises(FileNotFoundError, match="no checkpoint of step 4"):
             checkpoints.restore({"w": jnp.zeros(2)}, 4)
-
-
-def flip(path, at=None, bit=0):
-    """Flips one bit of a file, in the middle unless told where."""
-    raw = bytearray(path.read_bytes())
-    raw[len(raw) // 2 if at is None else at] ^= 1 << bit
-    path.write_bytes(raw)
-
-
-def array_file(step_folder):
-    """The file with most of the arrays in it."""
-    files = (path for path in (step_folder / "state").rglob("*") if path.is_file())
-    return max(files, key=lambda path: path.stat().st_size)
 
 
 def save_steps(folder, *steps, size=50_000):

@@ -42,9 +42,9 @@ def test_two_processes_write_read_and_fall_back_together(tmp_path):
     place = lambda x: jax.device_put(x, jax.NamedSharding(mesh, jax.P("data") if x.ndim else jax.P()))
     with Checkpoints(tmp_path / "saved") as checkpoints:
         checkpoints.save(10, jax.tree.map(place, values(10)))
-    script, port = Path(__file__).with_name("checkpoint_pair.py"), free_port()
+    script, port = Path(__file__).parent / "helpers" / "checkpoint_pair.py", free_port()
     command = [sys.executable, str(script), str(tmp_path / "saved"), str(port)]
-    environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
     pair = [
         subprocess.Popen(
             [*command, str(i)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_checkpoint import array_file, flip
+from damage import array_file, flip
 
 from diffjax.cli import main
 from diffjax.cli._folder import lock_run

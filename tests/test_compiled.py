@@ -90,3 +90,30 @@ def test_a_command_leaves_its_programs_there(tmp_path):
     command = [sys.executable, "-m", "diffjax.cli", "train", "toy2d", *size, "--out", str(tmp_path / "run")]
     subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)
     assert len(list(tmp_path.glob("diffjax/compiled-*/*"))) > 1
+
+
+CHANGED = """
+import sys, jax
+from jax import monitoring
+found = []
+monitoring.register_event_listener(lambda name, **_: found.append(name.rpartition("/")[2]))
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+f = jax.jit(lambda x: {body})
+print(f(3.0), "cache_hits" in found, "cache_misses" in found)
+"""
+
+
+def test_a_function_that_changed_is_compiled_anew(tmp_path):
+    """Each in a new process, as two runs of the tests are: the cache of conftest's settings answers by the program."""
+
+    def answer(body):
+        command = [sys.executable, "-c", CHANGED.format(body=body), str(tmp_path)]
+        environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "true"}
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=120)
+        return done.stdout.split()
+
+    assert answer("x * 2 + 1") == ["7.0", "False", "True"]
+    assert answer("x * 2 + 1") == ["7.0", "True", "False"]
+    assert answer("x * 2 + 2") == ["8.0", "False", "True"]

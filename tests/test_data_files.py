@@ -5,16 +5,15 @@ The real MNIST and CIFAR-10 are looked for in $DIFFJAX_DATA, or in ../shared/dat
 
 import gzip
 import io
-import os
 import struct
 import tarfile
 import zipfile
-from pathlib import Path
 
 import cloudpickle
 import numpy as np
 import pytest
 from PIL import Image
+from real_data import DATA, needs_cifar, needs_mnist
 
 from diffjax import config as c
 from diffjax.data import (
@@ -31,9 +30,6 @@ from diffjax.data import (
     uniforms,
 )
 
-DATA = Path(os.environ.get("DIFFJAX_DATA", Path(__file__).parents[2] / "shared" / "data"))
-needs_mnist = pytest.mark.skipif(not (DATA / "mnist").is_dir(), reason=f"no MNIST in {DATA}")
-needs_cifar = pytest.mark.skipif(not (DATA / "cifar10.zip").is_file(), reason=f"no cifar10.zip in {DATA}")
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (12, 6, 6, 3), np.uint8)
 LABELS = np.arange(12) % 3

@@ -48,7 +48,7 @@ def is_free(port):
 
 def work(folder, part):
     """What both processes saw, and the arrays of process 0."""
-    launched(folder, part, program=ROOT / "tests" / "hosts_worker.py")
+    launched(folder, part, program=ROOT / "tests" / "helpers" / "hosts_worker.py")
     seen = [json.loads((folder / f"{part}_{i}.json").read_text()) for i in range(2)]
     return seen, np.load(folder / f"{part}.npz")
 
@@ -133,7 +133,7 @@ def test_two_processes_train_save_and_resume_bitwise_in_every_layout(tmp_path):
 @pytest.mark.slow
 def test_training_that_ends_early_ends_in_both(tmp_path):
     """An error that nobody catches ends its process, and so the other: no launcher does, which would be too late."""
-    program = ROOT / "tests" / "hosts_worker.py"
+    program = ROOT / "tests" / "helpers" / "hosts_worker.py"
     _, said = launched(tmp_path, "ends", program=program, grace=2 * PATIENCE, code=1)
     first, second = (json.loads((tmp_path / f"ends_{i}.json").read_text()) for i in range(2))
     # Rows 3 and 12 of 16 in batches 2 and 3: each process has one of them, and both name all.

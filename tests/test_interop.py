@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_networks import dropouts
+from nets import dropouts
 
 from diffjax import interop
 from diffjax.data import encoded, from_arrays

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_networks import perturbed
+from nets import perturbed, quick_jit
 
 from diffjax import training
 from diffjax.networks import EDM2UNet, from_linen, normalise_weights
@@ -15,7 +15,6 @@ from diffjax.networks._init import draw_together
 from diffjax.networks._magnitude import MPConv, MPLabels, mp_concatenate, mp_silu, mp_sum, unit
 
 KEY = jax.random.key(0)
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 FIELDS = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,), "head_channels": 8, "num_classes": 3}
 IMAGE = jnp.asarray(np.random.default_rng(5).normal(size=(3, 8, 4, 2)), jnp.float32)
 C_NOISE = jnp.array([-1.0, 0.0, 1.0])

@@ -1,12 +1,10 @@
 """Efficient U-Net does what its docstring says (float32); its parity is in tests/parity."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_networks import perturbed
+from nets import perturbed, quick_jit
 
 from diffjax import KarrasPrediction, VariancePreserving, classifier_free, make_denoiser
 from diffjax.interop._keys import to_params, to_tensors
@@ -14,7 +12,6 @@ from diffjax.networks import Cascade, EfficientUNet, Text, from_linen
 from diffjax.networks._init import draw_together
 
 KEY = jax.random.key(0)
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 FIELDS = {
     "channels": 8,
     "multipliers": (1, 2),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_networks import perturbed
+from nets import perturbed, quick_jit
 
 from diffjax import metrics
 from diffjax.interop import read_inception
@@ -25,7 +25,6 @@ from diffjax.networks import (
 from diffjax.networks._init import draw_together
 
 KEY = jax.random.key(0)
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 CLASSIFIER = Classifier(3, channels=8, multipliers=(1, 2), dropout=0.3)
 IMAGE = jnp.asarray(np.random.default_rng(5).normal(size=(3, 7, 5, 2)), jnp.float32)
 C_NOISE = jnp.array([-1.0, 0.0, 1.0])

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_networks import perturbed
-from test_networks_transformers import C_NOISE, IMAGE, KEY, TEXT, WITH_TEXT, quick_jit
+from nets import perturbed, quick_jit
+from texts import C_NOISE, IMAGE, KEY, TEXT, WITH_TEXT
 
 from diffjax.losses import drop_condition
 from diffjax.networks import MLP, EDM2UNet, PlainMLP, Text, UNet, UNet2D, from_linen, normalise_weights

@@ -1,32 +1,17 @@
 """DiT, U-ViT and T5: what their docstrings say (float32); that they equal torch's is in tests/parity."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_networks import dropouts, perturbed
+from nets import dropouts, perturbed, quick_jit
+from texts import C_NOISE, IMAGE, KEY, RNG, TEXT, WITH_TEXT
 
 from diffjax.interop._keys import to_params, to_tensors
-from diffjax.networks import DiT, T5Encoder, Text, UViT, dit_b, dit_l, dit_s, dit_xl, from_linen
+from diffjax.networks import DiT, T5Encoder, UViT, dit_b, dit_l, dit_s, dit_xl, from_linen
 from diffjax.networks._init import draw_together
 from diffjax.networks._positions import rotate, rotation_angles
 from diffjax.networks._t5 import relative_buckets
-
-KEY = jax.random.key(0)
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-RNG = np.random.default_rng(3)
-IMAGE = jnp.asarray(RNG.normal(size=(3, 4, 6, 2)), jnp.float32)
-C_NOISE = jnp.array([-1.0, 0.0, 1.0])
-MASK = np.array([[True, True, False], [True, False, False], [False, False, False]])
-TEXT = Text(jnp.asarray(RNG.normal(size=(3, 3, 5)), jnp.float32), jnp.asarray(MASK))
-TINY = {"width": 16, "depth": 2, "heads": 2, "text_width": 5}
-WITH_TEXT = {
-    "cross": partial(DiT, **TINY, qk_norm=True, norm_affine=True),
-    "joint": partial(DiT, **TINY, joint=True, rope=100.0),
-    "uvit": partial(UViT, **TINY | {"depth": 3}),
-}
 
 
 @pytest.mark.parametrize("name", list(WITH_TEXT))

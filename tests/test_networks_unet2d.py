@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_networks import perturbed
+from nets import perturbed, quick_jit
 
 from diffjax.interop._unet2d import unet2d, unet2d_inputs
 from diffjax.networks import Text, from_linen
@@ -22,7 +22,6 @@ KEY = jax.random.key(0)
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 4, 3)), jnp.float32)
 LEVEL = jnp.array([-0.5, 1.0])
 LABELS = jnp.array([1, 3])
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 TINY = {"channels": (8, 16), "layers": 1, "down": (Stage(), Stage(1)), "up": (Stage(1), Stage()), "groups": 4}
 
 

@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from test_data_files import DATA, needs_cifar
+from real_data import DATA, needs_cifar
 
 from diffjax import config as c
 from diffjax.training import init_state, make_ema, make_train_step, pmap_layout, train

@@ -668,7 +668,7 @@ def test_trace_of_some_steps(tmp_path):
 def start(folder, steps, *options):
     """The toy run in a process of its own."""
     here = Path(__file__).parent
-    command = [sys.executable, str(here / "training_toy.py"), str(folder), str(steps), *map(str, options)]
+    command = [sys.executable, str(here / "helpers" / "training_toy.py"), str(folder), str(steps), *map(str, options)]
     environment = {**os.environ, "PYTHONPATH": str(here.parent), "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -33,7 +33,7 @@ def keep_compiled(choice: str | None) -> None:
     told = not jax.config.jax_enable_compilation_cache or jax.config.jax_compilation_cache_dir  # pyright: ignore
     if choice == "none" or (choice is None and (told or jax.distributed.is_initialized())):
         return
-    folder = _own_folder() if choice is None else Path(choice).absolute()
+    folder = cache_folder("compiled") if choice is None else Path(choice).absolute()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_private(folder):
@@ -47,8 +47,8 @@ def keep_compiled(choice: str | None) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def _own_folder() -> Path:
-    """One for each kind of processor: a home may be shared by machines that cannot run each other's programs."""
+def cache_folder(name: str) -> Path:
+    """A cache of the user's, one for each kind of processor: a home may be shared by machines that differ."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         kind = next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -56,7 +56,7 @@ def _own_folder() -> Path:
         kind = platform.processor()
     machine = f"{platform.machine()}-{zlib.crc32(kind.encode()):08x}"
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "diffjax" / f"compiled-{machine}"
+    return Path(home) / "diffjax" / f"{name}-{machine}"
 
 
 def _is_private(folder: Path) -> bool:

@@ -1,6 +1,6 @@
 """One of two processes that share a folder of checkpoints; started by tests/test_checkpoint_hosts.py.
 
-python tests/checkpoint_pair.py FOLDER PORT PROCESS
+python tests/helpers/checkpoint_pair.py FOLDER PORT PROCESS
 """
 
 import os

@@ -1,6 +1,6 @@
 """One of several processes of a run, for `test_hosts.py`: does what must be done together, and writes down what it saw.
 
-    python scripts/launch.py --processes 2 --program tests/hosts_worker.py FOLDER short|long|again|ends
+    python scripts/launch.py --processes 2 --program tests/helpers/hosts_worker.py FOLDER short|long|again|ends
 
 short: meets, disagrees, reads its share, takes two steps. long: trains in three layouts, saves, and draws samples.
 again: new processes go on from the middle. ends: each way in which training ends early; the last one ends the process.
