@@ -5,9 +5,10 @@
     RUN/config.json  RUN/checkpoints/  RUN/metrics.jsonl  RUN/samples.png  RUN/results.json
 
 Exit codes: 0 done; 2 bad input, one line on stderr that names the argument and its value, and nothing written; 1 the
-run failed (a loss that is not finite, a full disk), one line; 130 Ctrl-C and 143 SIGTERM, after saving, with the
-command that goes on; 75 another process of the run is gone, so that starting all again may help (JAX itself aborts with
-134 then). DIFFJAX_TRACEBACK=1 shows where an error came from.
+run failed (a loss that is not finite, a full disk, a picture that cannot be decoded), one line, and what could be saved
+is; 130 Ctrl-C, 143 SIGTERM and 129 a closed terminal, after saving, with the command that goes on; 75 another process
+of the run is gone, so that starting all again may help (JAX itself aborts with 134 then). DIFFJAX_TRACEBACK=1 shows
+where an error came from.
 """
 
 import contextlib
@@ -31,6 +32,7 @@ from diffjax import __version__
 from diffjax.cli._checkpoint import Checkpoint as Checkpoint, run_checkpoint
 from diffjax.cli._evaluate import run_evaluate
 from diffjax.cli._options import Evaluate as Evaluate, Sample as Sample, Train as Train
+from diffjax.cli._print import print_line
 from diffjax.cli._sample import run_sample
 from diffjax.cli._train import run_train
 from diffjax.training import Failed, NotFinite, Refused, Stopped, Unreachable, is_bad_input, leave
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _collect_seldom()
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv in (["--version"], ["-V"]):
-        print(f"diffjax {__version__}")
+        print_line(f"diffjax {__version__}")
         return 0
     try:
         command = _parse(argv)
@@ -112,9 +114,9 @@ def _parse(argv: list[str]) -> Train | Sample | Evaluate | Checkpoint:
 def _interrupted(stop: KeyboardInterrupt, argv: list[str]) -> int:
     again = f"the same command continues: {shlex.join(['diffjax', *argv])}"
     if isinstance(stop, Stopped):
-        print(f"\ndiffjax: {stop}; saved; {again}", file=sys.stderr)
+        print_line(f"\ndiffjax: {stop}; saved; {again}", error=True)
         return 128 + stop.signal
-    print(f"\ndiffjax: interrupted; {again}", file=sys.stderr)
+    print_line(f"\ndiffjax: interrupted; {again}", error=True)
     return 128 + signal.SIGINT
 
 
@@ -123,10 +125,11 @@ def _failed(error: Exception) -> int:
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     # An array in a message wraps over lines that belong together; a longer report is cut to its first line.
     text = " ".join(lines) if len(lines) <= 4 else f"{lines[0]} ..."
-    print(f"diffjax: {text or type(error).__name__}", file=sys.stderr)
+    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+    print_line(f"diffjax: {text or type(error).__name__}{notes}", error=True)
     if isinstance(error, Unreachable) or (jax.distributed.is_initialized() and _lost_a_peer(error)):
         return _TEMPORARY
-    return 2 if is_bad_input(error) and not isinstance(error, NotFinite) else 1
+    return 2 if is_bad_input(error) and not isinstance(error, NotFinite) and not notes else 1
 
 
 def _lost_a_peer(error: BaseException | None) -> bool:

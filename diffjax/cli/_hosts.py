@@ -14,6 +14,7 @@ import diffjax
 from diffjax.cli._compiled import keep_compiled
 from diffjax.cli._devices import use_cores
 from diffjax.cli._options import Hosts
+from diffjax.cli._print import print_line
 from diffjax.training import Refused, check_same, is_main, join
 
 _OWN = ("hosts", "compile_cache")
@@ -57,4 +58,4 @@ def _flat(options: Any, path: str) -> dict[str, Any]:
 def say(text: str) -> None:
     """Prints a line, in process 0 alone."""
     if is_main():
-        print(text, flush=True)
+        print_line(text)

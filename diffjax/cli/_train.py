@@ -26,6 +26,7 @@ from diffjax.cli._measure import measure, show
 from diffjax.cli._memory import keep_memory
 from diffjax.cli._options import Train
 from diffjax.cli._picture import has_picture, save_arrays, save_measured
+from diffjax.cli._print import print_line
 from diffjax.cli._run import fresh_state, read_config, write_file
 from diffjax.config import Config, Data, Parts, build, build_data, check_config, differences, essence, to_json
 from diffjax.data import prefetch
@@ -171,10 +172,10 @@ def _write(out: Path, data: Data, results: dict[str, float], x: Any, labels: Any
         save_measured(samples, x, labels, data)
     else:
         save_arrays(samples, x, labels)
-        print(f"samples of shape {data.shape} make no picture: x is in {samples}")
-    print(f"\nsamples   {samples}\nmeasures  {out / 'results.json'}\nlosses    {out / 'metrics.jsonl'}")
+        print_line(f"samples of shape {data.shape} make no picture: x is in {samples}")
+    print_line(f"\nsamples   {samples}\nmeasures  {out / 'results.json'}\nlosses    {out / 'metrics.jsonl'}")
     label = " --label 3" if data.classes else ""
-    print(f"draw more: diffjax sample {out}{label} --n 25 --out more{samples.suffix}")
+    print_line(f"draw more: diffjax sample {out}{label} --n 25 --out more{samples.suffix}")
 
 
 def _check_folder(out: Path, config: Config) -> None:

@@ -11,9 +11,11 @@ moved, and a signal or a full disk is answered where the devices are.
 import json
 import math
 import os
+import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +66,32 @@ class Record:
         self._since = time.perf_counter()
         self._skipped_in_all = 0
         self.skipped: list[int] = []  # the newest steps, where they were skipped one after the other
-        hidden = not (progress and self._main)
-        self._bar = tqdm(total=steps, initial=done, unit="step", disable=hidden, dynamic_ncols=True)
+        hidden = not (progress and self._main) or sys.stderr is None or sys.stderr.closed
+        self._warned: set[str] = set()
+        self._bar: Any = None
+        with self._or_without("the progress bar"):
+            self._bar = tqdm(total=steps, initial=done, unit="step", disable=hidden, dynamic_ncols=True)
 
     def __enter__(self) -> "Record":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        with self._or_without("the progress bar"):
+            if self._bar is not None:
+                self._bar.close()
+
+    @contextmanager
+    def _or_without(self, what: str) -> Iterator[None]:
+        """What cannot be written is dropped, with one warning: a closed terminal or a full disk ends no training."""
+        try:
+            yield
+        except (OSError, ValueError) as error:  # ValueError: a file that was closed here
+            if what == "the progress bar" and self._bar is not None:
+                self._bar.disable = True
+            if what not in self._warned:
+                self._warned.add(what)
+                with suppress(OSError, ValueError):
+                    warnings.warn(f"{what} cannot be written ({error}); training goes on without it", stacklevel=4)
 
     @contextmanager
     def spends(self, name: str) -> Iterator[None]:
@@ -117,18 +137,18 @@ class Record:
     def _tell(self, step: int, count: int, line: dict[str, float]) -> None:
         if self._path is not None:
             known = {name: value if math.isfinite(value) else None for name, value in line.items()}
-            try:
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": step, **known}, allow_nan=False) + "\n")
-            except OSError as error:  # which names no file where the disk is full
-                raise RuntimeError(f"log: {self._path} could not be written: {error.strerror}") from error
+            text = json.dumps({"step": step, **known}, allow_nan=False) + "\n"
+            with self._or_without(f"log: {self._path}"), self._path.open("a", encoding="utf-8") as file:
+                file.write(text)
         for watch in self._watch:
             watch(step, dict(line))
         self._skipped_in_all += int(line["skipped"])
         skipped = f", {self._skipped_in_all} skipped" if self._skipped_in_all else ""
         text = f"loss {line['loss']:.4f}, {line['images_per_second']:,.0f} images/s{skipped}"
-        self._bar.set_postfix_str(text, refresh=False)
-        self._bar.update(count)
+        with self._or_without("the progress bar"):
+            if self._bar is not None:
+                self._bar.set_postfix_str(text, refresh=False)
+                self._bar.update(count)
 
 
 def _per_step(rows: list[dict[str, Any]], steps_a_call: int) -> dict[str, np.ndarray]:
