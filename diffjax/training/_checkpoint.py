@@ -100,6 +100,7 @@ class Checkpoints:
         with self._orbax.quiet():
             self._empty_trash()
             self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._opened = os.stat(self.folder)
 
     def steps(self) -> list[int]:
         """The steps there are, ascending; one that is on its way to the disk counts."""
@@ -300,9 +301,15 @@ class Checkpoints:
                 self._sweeper = None
 
     def _check_folder(self) -> None:
-        # Orbax would make it anew, for a run of which nothing else is left.
-        if jax.process_count() == 1 and not self.folder.is_dir():
+        if self._is_gone():
             raise RuntimeError(f"{self.folder}: {_DELETED}")
+
+    def _is_gone(self) -> bool:
+        """Whether the folder is no longer the one that was opened: Orbax makes another, in which nothing else is."""
+        try:
+            return jax.process_count() == 1 and not os.path.samestat(self._opened, os.stat(self.folder))
+        except FileNotFoundError:
+            return True
 
     def close(self) -> None:
         """Waits, and frees the threads. Raises `RuntimeError` where a save failed."""
@@ -385,7 +392,7 @@ class Checkpoints:
             if any("No space left" in str(cause) for cause in self._orbax.causes(error)):
                 free = in_bytes(shutil.disk_usage(self.folder).free)
                 reason = f"No space left on device ({free} free); the checkpoints before are whole"
-            elif not self.folder.is_dir():
+            elif self._is_gone():
                 reason = _DELETED
             raise RuntimeError(f"{self.folder}: {what}: {reason}") from error
 
