@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import training_toy as toy
 
+from diffjax.cli import main
 from diffjax.training import Checkpoints
+from diffjax.training._record import truncate_log
 
 ROOT = Path(__file__).parents[1]
 
@@ -109,3 +111,49 @@ def test_a_command_whose_terminal_is_closed_ends_well(tmp_path):
     subprocess.run(["bash", "-c", script], env=environment, check=True, capture_output=True, timeout=300)
     assert (tmp_path / "code").read_text().strip() == "0"
     assert json.loads((tmp_path / "run" / "results.json").read_text())["samples"] == 8
+
+
+@pytest.mark.parametrize("junk", ["\0" * 40, "\ufeff", "\n \n"])
+def test_a_log_that_a_power_loss_broke_is_moved_aside_and_its_lines_kept(tmp_path, junk):
+    toy.run(tmp_path, 14)
+    log = tmp_path / "metrics.jsonl"
+    before = log.read_text()
+    log.write_text(junk + before, encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"log: .*metrics\.jsonl began with .*, it is now .*broken-"):
+        truncate_log(log, 7)
+    assert log.read_text() == before.splitlines(keepends=True)[0]
+    assert [path.read_text(encoding="utf-8") for path in tmp_path.glob("*.broken-*")] == [junk + before]
+    log.write_text(junk, encoding="utf-8")
+    with pytest.warns(UserWarning, match="it is now"):
+        truncate_log(log, 7)
+    assert log.read_text() == ""
+
+
+def test_an_empty_configuration_is_restored_from_the_newest_checkpoint(tmp_path, capfd):
+    size = [
+        "--steps",
+        "2",
+        "--batch-size",
+        "8",
+        "--network.width",
+        "8",
+        "--network.depth",
+        "1",
+        "--samples",
+        "8",
+        "--sampler.steps",
+        "2",
+    ]
+    command = ["train", "toy2d", *size, "--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    config = tmp_path / "run" / "config.json"
+    before = config.read_text()
+    config.write_text("")
+    with pytest.warns(UserWarning, match="config.json is empty; the copy in the newest checkpoint is used"):
+        assert main(["sample", str(tmp_path / "run"), "--n", "2", "--out", str(tmp_path / "x.npz")]) == 0
+    with pytest.warns(UserWarning, match="is empty"):
+        assert main([*command, "--seed", "3"]) == 2
+    assert "holds a run with seed 0, not 3" in capfd.readouterr().err
+    with pytest.warns(UserWarning, match="is empty"):
+        assert main(command) == 0
+    assert config.read_text() == before

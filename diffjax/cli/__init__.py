@@ -35,7 +35,7 @@ from diffjax.cli._options import Evaluate as Evaluate, Sample as Sample, Train a
 from diffjax.cli._print import print_line
 from diffjax.cli._sample import run_sample
 from diffjax.cli._train import run_train
-from diffjax.training import Failed, NotFinite, Refused, Stopped, Unreachable, is_bad_input, leave
+from diffjax.training import RESCUE, Failed, NotFinite, Refused, Stopped, Unreachable, is_bad_input, leave
 
 _TEMPORARY = 75  # EX_TEMPFAIL
 
@@ -125,7 +125,7 @@ def _failed(error: Exception) -> int:
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     # An array in a message wraps over lines that belong together; a longer report is cut to its first line.
     text = " ".join(lines) if len(lines) <= 4 else f"{lines[0]} ..."
-    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()) if note.startswith(RESCUE))
     print_line(f"diffjax: {text or type(error).__name__}{notes}", error=True)
     if isinstance(error, Unreachable) or (jax.distributed.is_initialized() and _lost_a_peer(error)):
         return _TEMPORARY

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffjax.cli._run import write_file
 from diffjax.config import Data
+from diffjax.training import write_durably
 
 LOCK = "lock"
 
@@ -85,4 +85,4 @@ def keep_digest(folder: Path, data: Data) -> None:
     """Writes the digest of the data, unless there is one."""
     kept = folder / "data.json"
     if not kept.exists():
-        write_file(kept, json.dumps({"sha256": digest_data(data)}) + "\n")
+        write_durably(kept, json.dumps({"sha256": digest_data(data)}) + "\n")

@@ -27,7 +27,7 @@ from diffjax.cli._memory import keep_memory
 from diffjax.cli._options import Train
 from diffjax.cli._picture import has_picture, save_arrays, save_measured
 from diffjax.cli._print import print_line
-from diffjax.cli._run import fresh_state, read_config, write_file
+from diffjax.cli._run import fresh_state, read_config
 from diffjax.config import Config, Data, Parts, build, build_data, check_config, differences, essence, to_json
 from diffjax.data import prefetch
 from diffjax.training import (
@@ -41,6 +41,7 @@ from diffjax.training import (
     is_main,
     tensorboard,
     train,
+    write_durably,
 )
 
 
@@ -100,15 +101,18 @@ def _hold(held: contextlib.ExitStack, out: Path, config: Config, data: Data) -> 
     out.mkdir(parents=True, exist_ok=True)
     held.enter_context(lock_run(out))
     _check_folder(out, config)  # again: now nobody else writes
-    if not (out / "config.json").exists():
-        write_file(out / "config.json", to_json(config))
+    kept = out / "config.json"
+    if not kept.exists() or not kept.read_bytes().strip(b"\0 \n"):  # a power loss leaves it empty
+        write_durably(kept, to_json(config))
     if config.data.path is not None:
         keep_digest(out, data)
 
 
 def _train(options: Train, out: Path, data: Data, parts: Parts, layout: Layout, shapes: TrainState) -> None:
     config = options.config
-    about = {"config": hashlib.sha256(to_json(essence(config)).encode()).hexdigest(), **layout.about}
+    text = to_json(config)  # the copy from which an empty config.json is restored
+    about = {"config": hashlib.sha256(to_json(essence(config)).encode()).hexdigest(), "configuration": text}
+    about |= layout.about
     watch = [tensorboard(out / "tensorboard")] if options.tensorboard and is_main() else []
     with Checkpoints(out / "checkpoints", keep=options.keep, about=about) as checkpoints:
         state = _begin(checkpoints, layout, shapes, config, out, data, parts)
@@ -164,7 +168,7 @@ def _finish(out: Path, options: Train, data: Data, parts: Parts, state: TrainSta
 
 
 def _write(out: Path, data: Data, results: dict[str, float], x: Any, labels: Any) -> None:
-    write_file(out / "results.json", json.dumps(results, indent=2) + "\n")
+    write_durably(out / "results.json", json.dumps(results, indent=2) + "\n")
     show(results)
     picture = has_picture(data)
     samples = out / ("samples.png" if picture else "samples.npz")

@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffjax.training._distributed import agree_on_main, is_main
+from diffjax.training._durable import write_durably
 from diffjax.training._watch import Watch, peak_bytes
 
 
@@ -140,6 +141,8 @@ class Record:
             text = json.dumps({"step": step, **known}, allow_nan=False) + "\n"
             with self._or_without(f"log: {self._path}"), self._path.open("a", encoding="utf-8") as file:
                 file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
         for watch in self._watch:
             watch(step, dict(line))
         self._skipped_in_all += int(line["skipped"])
@@ -178,7 +181,8 @@ def _means(each: dict[str, np.ndarray]) -> dict[str, float]:
 def truncate_log(path: str | Path, step: int) -> None:
     """Removes the lines of a JSONL log beyond a step, and a line that was cut short; the file may be absent.
 
-    The rest is written beside it first, and put in its place by one rename.
+    The rest is written beside it first, and put in its place by one rename. A log that begins with what a power loss or
+    an editor leaves there (NULs, a byte order mark, blank lines) is moved aside, with a warning, and its lines kept.
 
     Raises:
       ValueError: the first line is no record of ours, whole or cut short: it is another file, and stays as it is.
@@ -187,18 +191,21 @@ def truncate_log(path: str | Path, step: int) -> None:
     if not path.exists():
         return
     text = path.read_text(encoding="utf-8", errors="replace")
-    lines = text.splitlines()
-    if lines and _step_of(lines[0]) is None and not (text == lines[0] and _is_cut_short(text)):
+    sound = text.lstrip("\0\ufeff \t\r\n")
+    lines = sound.splitlines()
+    if lines and _step_of(lines[0]) is None and not (sound == lines[0] and _is_cut_short(sound)):
         raise ValueError(f"log: {path} is not a log of training, its first line is {lines[0][:40]!r}")
+    if sound != text:
+        aside = path.with_name(f"{path.name}.broken-{int(time.time())}")
+        os.replace(path, aside)
+        warnings.warn(f"log: {path} began with {text[:1]!r}, it is now {aside}; its lines are kept", stacklevel=3)
     kept = []
     for line in lines:
         at = _step_of(line)
         if at is None or at > step:
             break
         kept.append(line + "\n")
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text("".join(kept), encoding="utf-8")
-    os.replace(beside, path)
+    write_durably(path, "".join(kept))
 
 
 def _step_of(line: str) -> int | None:

@@ -16,6 +16,9 @@ from diffjax.training._finite import NotFinite, check_parameters
 from diffjax.training._signals import Stopped
 from diffjax.training._state import TrainState
 
+RESCUE = ("saved at step ", "the newest step could not be saved: ")
+"""How the note begins that an error has of what became of the newest state, and what else libraries note does not."""
+
 
 class Saves:
     """The checkpoints of a run; none at all where there is no folder for them."""
@@ -92,9 +95,9 @@ class Saves:
                     self.save(step, state, {})
                 self.wait()
             except Exception as second:  # the error that ended the run is the one to be raised
-                error.add_note(f"the newest step could not be saved: {second}")
+                error.add_note(f"{RESCUE[1]}{second}")
             else:
-                error.add_note(f"saved at step {step}; the same call continues there")
+                error.add_note(f"{RESCUE[0]}{step}; the same call continues there")
             raise
 
     def wait(self) -> None:
