@@ -31,7 +31,14 @@ def start_together(options: Any, batch_size: int, devices: int | None = None) ->
 
 def meet(hosts: Hosts) -> None:
     """Joins the other processes, where there are any; before JAX starts."""
-    join(hosts.coordinator, hosts.num_processes, hosts.process_id, heartbeat=hosts.heartbeat)
+    join(
+        hosts.coordinator,
+        hosts.num_processes,
+        hosts.process_id,
+        heartbeat=hosts.heartbeat,
+        timeout=hosts.join_timeout,
+        tell=lambda text: print_line(f"diffjax: {text}", error=True),
+    )
 
 
 def check_together(options: Any) -> None:

@@ -19,7 +19,7 @@ from diffjax.cli._averages import averaged, make_average, snapshots
 from diffjax.cli._devices import find_devices, name_devices
 from diffjax.cli._draw import Draw
 from diffjax.cli._dry_run import dry_run
-from diffjax.cli._folder import LOCK, check_data, keep_digest, lock_run
+from diffjax.cli._folder import LOCK, check_data, digest_data, keep_digest, lock_run
 from diffjax.cli._hosts import say, start_together
 from diffjax.cli._layout import check_layout, make_layout
 from diffjax.cli._measure import measure, show
@@ -66,6 +66,8 @@ def run_train(options: Train, argv: list[str]) -> None:
     keep_memory()
     check_layout(options)
     data, parts = agree(lambda: _prepare(out, config))
+    if jax.process_count() > 1 and config.data.path is not None:
+        check_same({"data.path: its contents (SHA-256)": agree(lambda: digest_data(data))})
     layout = make_layout(options, parts, ema)
     shapes = agree(lambda: jax.eval_shape(lambda: fresh_state(config, data, parts)))
     layout.abstract(shapes)  # what does not fit is named before anything is written
