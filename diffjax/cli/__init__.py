@@ -11,14 +11,17 @@ of the run is gone, so that starting all again may help (JAX itself aborts with 
 where an error came from.
 """
 
+import ast
 import contextlib
 import functools
 import gc
+import inspect
 import io
 import operator
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import traceback
@@ -38,6 +41,7 @@ from diffjax.cli._train import run_train
 from diffjax.training import RESCUE, Failed, NotFinite, Refused, Stopped, Unreachable, is_bad_input, leave
 
 _TEMPORARY = 75  # EX_TEMPFAIL
+_NARROWEST = 40  # columns
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,9 +89,14 @@ def _collect_seldom() -> None:
 
 def _parse(argv: list[str]) -> Train | Sample | Evaluate | Checkpoint:
     """The command, by tyro; what it says of a mistake, in a box of several lines, becomes one `ValueError`."""
+    for word in argv:
+        check_text(word)
+    if shutil.get_terminal_size().columns < _NARROWEST:
+        os.environ["COLUMNS"] = str(_NARROWEST)  # the help of options would never fit
     every = (Train, Sample, Evaluate, Checkpoint)
     commands: Any = functools.reduce(
-        operator.or_, (Annotated[c, tyro.conf.subcommand(c.__name__.lower())] for c in every)
+        operator.or_,
+        (Annotated[c, tyro.conf.subcommand(c.__name__.lower(), description=_description(c))] for c in every),
     )
     complaint = io.StringIO()
     try:
@@ -109,6 +118,25 @@ def _parse(argv: list[str]) -> Train | Sample | Evaluate | Checkpoint:
     said = [" ".join(" ".join(section).split()) for section in sections]
     named = [said[0], *(part for part in said[1:] if part.startswith("Available"))]
     raise ValueError(f"{'; '.join(named).rstrip('.')} (diffjax --help lists what there is)")
+
+
+def check_text(word: str) -> None:
+    """Raises `ValueError` where an argument is not what was typed: a name that JAX's libraries could not open later."""
+    encoding = sys.getfilesystemencoding()
+    if not word.isascii() and encoding.lower().replace("-", "") != "utf8":
+        raise ValueError(f"{word!a}: names beyond ASCII need a UTF-8 locale (LC_ALL=C.UTF-8), got {encoding}")
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{word!a}: it is not UTF-8; rename the file or folder") from None
+
+
+def _description(command: type) -> str:
+    """The docstring of a command, read from its source where Python has dropped it (-OO)."""
+    text = command.__doc__
+    if text is None or text.startswith(f"{command.__name__}("):  # what a dataclass has without one
+        text = ast.get_docstring(ast.parse(inspect.getsource(command)).body[0]) or ""  # pyright: ignore
+    return inspect.cleandoc(text)
 
 
 def _interrupted(stop: KeyboardInterrupt, argv: list[str]) -> int:

@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import shlex
 import sys
+from pathlib import Path
 
 
 def print_line(text: str, *, error: bool = False) -> None:
@@ -18,3 +20,8 @@ def print_line(text: str, *, error: bool = False) -> None:
         # What is in its buffer would fail once more when Python ends, with exit code 120: it goes nowhere, too.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def quoted(path: str | Path) -> str:
+    """A path as an argument of a printed command: for the shell, and never to be taken for an option."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))

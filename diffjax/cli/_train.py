@@ -19,14 +19,14 @@ from diffjax.cli._averages import averaged, make_average, snapshots
 from diffjax.cli._devices import find_devices, name_devices
 from diffjax.cli._draw import Draw
 from diffjax.cli._dry_run import dry_run
-from diffjax.cli._folder import LOCK, check_data, digest_data, keep_digest, lock_run
+from diffjax.cli._folder import LOCK, check_data, check_out, digest_data, keep_digest, lock_run
 from diffjax.cli._hosts import say, start_together
 from diffjax.cli._layout import check_layout, make_layout
 from diffjax.cli._measure import measure, show
 from diffjax.cli._memory import keep_memory
 from diffjax.cli._options import Train
 from diffjax.cli._picture import has_picture, save_arrays, save_measured
-from diffjax.cli._print import print_line
+from diffjax.cli._print import print_line, quoted
 from diffjax.cli._run import fresh_state, read_config
 from diffjax.config import Config, Data, Parts, build, build_data, check_config, differences, essence, to_json
 from diffjax.data import prefetch
@@ -48,7 +48,8 @@ from diffjax.training import (
 def run_train(options: Train, argv: list[str]) -> None:
     """Trains, or goes on where the run stopped; then draws samples and measures them."""
     config = options.config
-    out = Path(options.out or f"runs/{config.name}")
+    out = Path(f"runs/{config.name}" if options.out is None else options.out)
+    check_out(out, config.name, named=options.out is not None)
     start_together(options, config.batch_size, options.devices)
     for name in ("save_every", "log_every", "keep"):
         value = getattr(options, name)
@@ -180,8 +181,8 @@ def _write(out: Path, data: Data, results: dict[str, float], x: Any, labels: Any
         save_arrays(samples, x, labels)
         print_line(f"samples of shape {data.shape} make no picture: x is in {samples}")
     print_line(f"\nsamples   {samples}\nmeasures  {out / 'results.json'}\nlosses    {out / 'metrics.jsonl'}")
-    label = " --label 3" if data.classes else ""
-    print_line(f"draw more: diffjax sample {out}{label} --n 25 --out more{samples.suffix}")
+    label = f" --label {min(3, data.classes - 1)}" if data.classes else ""
+    print_line(f"draw more: diffjax sample {quoted(out)}{label} --n 25 --out more{samples.suffix}")
 
 
 def _check_folder(out: Path, config: Config) -> None:
