@@ -157,3 +157,21 @@ def test_an_empty_configuration_is_restored_from_the_newest_checkpoint(tmp_path,
     with pytest.warns(UserWarning, match="is empty"):
         assert main(command) == 0
     assert config.read_text() == before
+
+
+HANGING = """
+import sys, threading
+from diffjax import cli
+def fail(options, argv):
+    threading.Thread(target=threading.Event().wait).start()
+    raise RuntimeError("runs/x/checkpoints: step 20 could not be saved: can't start new thread")
+cli.run_sample, cli._PATIENCE, sys.argv = fail, 0.2, ["diffjax", "sample", "runs/x"]
+sys.exit(cli.main())
+"""
+
+
+def test_a_command_that_failed_ends_though_a_thread_waits_for_ever():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", HANGING], env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert done.stderr == "diffjax: runs/x/checkpoints: step 20 could not be saved: can't start new thread\n"

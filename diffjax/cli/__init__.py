@@ -24,6 +24,8 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -42,13 +44,21 @@ from diffjax.training import RESCUE, Failed, NotFinite, Refused, Stopped, Unreac
 
 _TEMPORARY = 75  # EX_TEMPFAIL
 _NARROWEST = 40  # columns
+_PATIENCE = 5.0  # seconds for the threads of a process that failed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (default `sys.argv`) and returns its exit code."""
     if argv is None:
         _collect_seldom()
-    argv = list(sys.argv[1:] if argv is None else argv)
+        code = _run(sys.argv[1:])
+        if code:
+            _leave_hanging_threads(code)
+        return code
+    return _run(list(argv))
+
+
+def _run(argv: list[str]) -> int:
     if argv in (["--version"], ["-V"]):
         print_line(f"diffjax {__version__}")
         return 0
@@ -76,6 +86,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             leave(code)
         return code
     return 0
+
+
+def _leave_hanging_threads(code: int) -> None:
+    """Ends a process that failed where a thread would keep it: Orbax's, for a save that was begun and never went on."""
+    deadline = time.monotonic() + _PATIENCE
+    for thread in threading.enumerate():
+        pooled = thread.name.startswith("ThreadPoolExecutor")  # Python ends these by itself
+        if thread is not threading.main_thread() and not thread.daemon and not pooled:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                for stream in filter(None, (sys.stdout, sys.stderr)):
+                    with contextlib.suppress(OSError, ValueError):
+                        stream.flush()
+                os._exit(code)
 
 
 def _collect_seldom() -> None:

@@ -36,19 +36,17 @@ def check_out(out: Path, name: str, *, named: bool) -> None:
         raise ValueError(f"out: the name of a folder is needed, got {str(out)!r}")
     if "://" in str(out) or str(out).partition(":/")[0] in ("gs", "s3", "http", "https", "file", "hdfs"):
         raise ValueError(
-            f"out: a folder of this machine is needed, or one mounted on it, got {out}; copy the run elsewhere afterwards"
+            f"out: a folder of this machine is needed, or one mounted on it, got {out}; copy the run there later"
         )
     parts = [os.fsencode(part) for part in out.absolute().parts]
     if b"\0" in b"".join(parts):
         raise ValueError(f"out: no NUL can be in a name, got {str(out)!r}")
     longest = max(parts, key=len)
     if len(longest) > _LONGEST_NAME:
-        raise ValueError(
-            f"out: a name has at most {_LONGEST_NAME} bytes, got one of {len(longest)}; name a shorter one"
-        )
+        raise ValueError(f"out: a name has at most {_LONGEST_NAME} bytes, got one of {len(longest)}; shorten it")
     length = len(os.fsencode(out.absolute()))
     if length > _LONGEST_PATH:
-        raise ValueError(f"out: a path has at most {_LONGEST_PATH} bytes here, got one of {length}; name a shorter one")
+        raise ValueError(f"out: a path has at most {_LONGEST_PATH} bytes here, got one of {length}; shorten it")
 
 
 @contextmanager
