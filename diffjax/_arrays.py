@@ -99,14 +99,27 @@ def normal_like(keys: Shaped[Array, "b *k"], x: Float[Array, "b *d"]) -> Float[A
     return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(keys)
 
 
+def accumulator_dtype(dtype: Any) -> Any:
+    """The dtype in which numbers of a dtype are summed and averaged: float32 at least, so that small terms count.
+
+    A bfloat16 average does not move by less than 0.4 % a step. Integers and float64 stay what they are.
+    """
+    return jnp.float32 if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32 else dtype
+
+
+def as_accumulators(tree: Any) -> Any:
+    """A pytree of arrays, each in its `accumulator_dtype`."""
+    return jax.tree.map(lambda leaf: leaf if is_key(leaf) else leaf.astype(accumulator_dtype(leaf.dtype)), tree)
+
+
 def sum_features(x: Float[Array, "b *d"]) -> Float[Array, " b"]:
-    """The sum over everything but the batch axis: [b, *d] -> [b]."""
-    return jnp.sum(x, axis=tuple(range(1, x.ndim)))
+    """The sum over everything but the batch axis: [b, *d] -> [b], in float32 at least."""
+    return jnp.sum(x.astype(accumulator_dtype(x.dtype)), axis=tuple(range(1, x.ndim)))
 
 
 def mean_features(x: Float[Array, "b *d"]) -> Float[Array, " b"]:
-    """The mean over everything but the batch axis: [b, *d] -> [b]."""
-    return jnp.mean(x, axis=tuple(range(1, x.ndim)))
+    """The mean over everything but the batch axis: [b, *d] -> [b], in float32 at least."""
+    return jnp.mean(x.astype(accumulator_dtype(x.dtype)), axis=tuple(range(1, x.ndim)))
 
 
 def in_bytes(number: int | float) -> str:

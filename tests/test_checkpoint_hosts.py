@@ -1,7 +1,6 @@
 """Two processes and one folder of checkpoints: written together, read together, and all agree on what is damaged."""
 
 import os
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,15 +10,9 @@ import jax
 import numpy as np
 import pytest
 from checkpoint_pair import values
+from ports import free_port
 
 from diffjax.training import Checkpoints
-
-
-def free_port():
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def test_who_could_not_write_does_not_wait_for_the_others():

@@ -43,11 +43,6 @@ def test_a_tracked_average_is_the_sum_of_its_profile():
     np.testing.assert_allclose(found, profile(0.1, 300) @ params, rtol=1e-5)
 
 
-def test_an_average_keeps_the_dtype_of_parameters():
-    ema = make_power_ema(0.1)(jnp.asarray(3), jnp.ones(2, jnp.bfloat16), jnp.zeros(2, jnp.bfloat16))
-    assert ema.dtype == jnp.bfloat16
-
-
 @pytest.mark.parametrize(("width", "error"), [(0.04, 1e-3), (0.05, 1e-6), (0.07, 2e-4), (0.1, 1e-6), (0.15, 1e-3)])
 def test_any_width_from_snapshots_of_two(width, error):
     """Sixteen snapshots of each; the average of the wanted width by its own sum."""

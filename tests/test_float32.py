@@ -159,3 +159,24 @@ def test_weights_computed_in_float32_inside_jit_are_those_of_the_host(name):
             for exact, got in zip(jax.tree.leaves(host), jax.tree.leaves(traced), strict=True):
                 atol = 3e-6 * np.max(np.abs(exact)) + 1e-7
                 np.testing.assert_allclose(got, exact, rtol=WIDER_WEIGHTS.get(name, 3e-5), atol=atol)
+
+
+@pytest.mark.parametrize("power", [1, 2, 3])
+def test_a_schedule_that_float32_breaks_is_refused_and_finite_inside_jit(power):
+    """sqrt(1 - alpha^2) is 0 near the data in float32: refused where it can be seen, and no NaN where it cannot."""
+    alpha = lambda t: (1 - t) ** power
+    broken = lambda: dj.process.Schedule(alpha, lambda t: jnp.sqrt(1 - alpha(t) ** 2))
+    with pytest.raises(ValueError, match=r"Schedule: sigma loses its digits in float32, got 0.0 at t = .* -expm1\("):
+        broken()
+    with jax.enable_x64(True):
+        assert np.all(np.isfinite(dj.interval(broken())))
+
+    @jax.jit
+    def values(scale):  # inside jit nothing is looked at
+        made = dj.process.Schedule(lambda t: scale * alpha(t), lambda t: jnp.sqrt(1 - alpha(t) ** 2))
+        low, high = dj.interval(made)
+        return low, high, dj.logsnr(made, low), dj.uniform_grid(made, 3), dj.karras_grid(made, 3)
+
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(values(1.0)))
+    sound = dj.process.Schedule(alpha, lambda t: jnp.sqrt(-jnp.expm1(2 * power * jnp.log1p(-t))))
+    assert float(dj.logsnr(sound, dj.interval(sound)[0])) == pytest.approx(20, abs=1e-3)

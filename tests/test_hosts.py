@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import training_toy as toy
+from ports import free_port
 
 from diffjax import data
 from diffjax._arrays import normal_like, sample_keys
@@ -308,3 +309,23 @@ def test_launcher_passes_sigterm_on_and_then_ends_what_does_not_end(tmp_path, te
     peer.wait_for(lambda: all(path.exists() and path.read_text() == "ready" for path in counts), [launcher], 60)
     launcher.terminate()
     assert launcher.wait(timeout=60) == code
+
+
+@pytest.mark.slow
+def test_two_processes_with_different_data_are_refused_together(tmp_path):
+    """The same relative path in two working folders."""
+    port, ended = free_port(), []
+    size = ["--steps", "2", "--batch-size", "8", "--network.width", "8", "--data.name", "file", "--data.path", "a.npz"]
+    joined = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--out", str(tmp_path / "run")]
+    for process in range(2):
+        folder = tmp_path / str(process)
+        folder.mkdir()
+        np.savez(folder / "a.npz", x=np.random.default_rng(process).uniform(-1, 1, (40, 2)).astype(np.float32))
+        command = [sys.executable, "-m", "diffjax", "train", "toy2d", *size, *joined, "--process-id", str(process)]
+        ended.append(subprocess.Popen(command, cwd=folder, env=OURS, stderr=subprocess.PIPE, text=True))
+    for process in ended:
+        _, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 2, err
+        assert "data.path: its contents (SHA-256): " in err.splitlines()[-1]
+        assert "start all with the same" in err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()

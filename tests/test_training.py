@@ -1,7 +1,6 @@
 """Training against closed forms, and over devices: the same gradients, the same noise, the same end after a cut."""
 
 import itertools
-import json
 import os
 import re
 import signal
@@ -18,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 import training_toy as toy
+from training_toy import logged, run
 
 from diffjax._arrays import normal_like, sample_keys
 from diffjax.data import prefetch
@@ -37,7 +37,6 @@ from diffjax.training import (
     split_batch,
     state_from_params,
     tensorboard,
-    train,
     unreplicate,
 )
 from diffjax.training._finite import check_parameters
@@ -198,13 +197,12 @@ def test_ema_closed_form():
     np.testing.assert_allclose(capped["w"], 0.5, rtol=1e-6)
 
 
-def test_ema_weighs_a_moving_parameter_and_keeps_dtypes():
+def test_ema_weighs_a_moving_parameter():
     ema = make_ema(0.75, warmup=False)
     average = {"w": jnp.zeros((), jnp.bfloat16)}
     for n in range(4):
         average = ema(jnp.asarray(n), {"w": jnp.asarray(float(n), jnp.bfloat16)}, average)
-    assert average["w"].dtype == jnp.bfloat16
-    assert float(average["w"]) == pytest.approx(sum(0.25 * 0.75 ** (3 - n) * n for n in range(4)), rel=0.02)
+    assert float(average["w"]) == pytest.approx(sum(0.25 * 0.75 ** (3 - n) * n for n in range(4)), rel=1e-6)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
@@ -246,17 +244,6 @@ def test_batch_that_does_not_divide_is_named(place):
 # The loop
 
 
-def run(folder, steps, *, layout=None, source=toy.source, state=None, **options):
-    """`train` on the toy, in a folder."""
-    defaults = {"batch_size": 64, "seed": 3, "log": folder / "metrics.jsonl", "log_every": 7, "progress": False}
-    state = toy.fresh_state() if state is None else state
-    return train(state, layout or toy.make_layout("jit"), source, steps=steps, **{**defaults, **options})
-
-
-def logged(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_loop_logs_means_and_saves(tmp_path):
     with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
         state = run(tmp_path, 20, checkpoints=checkpoints, save_every=8)
@@ -291,7 +278,7 @@ def test_log_holds_no_step_twice_after_a_resume(tmp_path):
     assert [line["step"] for line in logged(tmp_path)] == [7, 14, 21]
 
 
-@pytest.mark.parametrize("text", ["dear diary\n", '{"loss": 1}\n', "[3]", "\n", "\xff\xfe"])
+@pytest.mark.parametrize("text", ["dear diary\n", '{"loss": 1}\n', "[3]", "\xff\xfe"])
 def test_log_that_is_another_file_is_refused_and_kept(tmp_path, text):
     log = tmp_path / "metrics.jsonl"
     log.write_bytes(text.encode("latin-1"))
@@ -305,11 +292,6 @@ def test_log_whose_first_line_was_cut_short_goes_on(tmp_path, text):
     (tmp_path / "metrics.jsonl").write_text(text)
     run(tmp_path, 3)
     assert [line["step"] for line in logged(tmp_path)] == [3]
-
-
-def test_log_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(RuntimeError, match=r"log: .*gone/metrics\.jsonl could not be written: No such file"):
-        run(tmp_path, 3, log=tmp_path / "gone" / "metrics.jsonl")
 
 
 def test_nothing_is_left_to_do(tmp_path):
@@ -438,7 +420,7 @@ def test_an_optimiser_that_has_lost_its_numbers_is_never_saved():
         check_parameters(4, worse)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_finishes_the_step_and_saves(tmp_path, number):
     before = signal.getsignal(number)
 
@@ -562,7 +544,7 @@ def test_what_a_source_raises_is_raised_as_it_is(tmp_path):
         return toy.source(seed, step, size)
 
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        with pytest.raises(OSError, match=r"^the cable$"):
+        with pytest.raises(OSError, match=r"^the cable\nsaved at step 5; the same call continues there$"):
             run(tmp_path, 40, source=source, checkpoints=checkpoints, save_every=5)
         assert checkpoints.latest() == 5
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("diffjax-batches")]

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, expand, sample_keys
+from diffjax._arrays import accumulator_dtype, as_accumulators, check, expand, sample_keys
 from diffjax._typing import Key, Sample, Time
 from diffjax.analytic._base import AbstractDistribution
 from diffjax.process import AbstractGaussianProcess
@@ -62,8 +62,8 @@ class Empirical(AbstractDistribution):
         keys, size = sample_keys(key, jnp.arange(n)), self.data.shape[0]
         if self.log_weights is None:
             return self.data[jax.vmap(lambda k: jax.random.randint(k, (), 0, size))(keys)]
-        u = jax.vmap(lambda k: jax.random.uniform(k, (), self.data.dtype))(keys)
-        below = jnp.cumsum(jnp.exp(self.log_weights))
+        u = jax.vmap(lambda k: jax.random.uniform(k, (), accumulator_dtype(self.data.dtype)))(keys)
+        below = jnp.cumsum(jnp.exp(as_accumulators(self.log_weights)))
         return self.data[jnp.minimum(jnp.searchsorted(below, u * below[-1], side="right"), size - 1)]
 
     def log_prob(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> Float[Array, " b"]:
@@ -77,13 +77,13 @@ class Empirical(AbstractDistribution):
 
     def denoise(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> Sample:
         _, total, sums = _running_sums(self, process, xt, t)
-        return (sums / total[:, None]).reshape(xt.shape)
+        return (sums / total[:, None]).reshape(xt.shape).astype(xt.dtype)
 
 
 def _running_sums(empirical, process, xt, t):
     """For the exponents l_i of the softmax: m = max l_i [b], sum_i e^(l_i - m) [b], sum_i e^(l_i - m) x_i [b, D]."""
     n, block = empirical.data.shape[0], empirical.block
-    data, x = empirical.data.reshape(n, -1), xt.reshape(xt.shape[0], -1)
+    data, x = empirical.data.reshape(n, -1), as_accumulators(xt.reshape(xt.shape[0], -1))
     alpha = jnp.broadcast_to(jnp.asarray(process.alpha(t), x.dtype), x.shape[:1])
     sigma = jnp.broadcast_to(jnp.asarray(process.sigma(t), x.dtype), x.shape[:1])
     equal = -jnp.log(jnp.asarray(n, x.dtype))

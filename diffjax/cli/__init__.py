@@ -5,21 +5,27 @@
     RUN/config.json  RUN/checkpoints/  RUN/metrics.jsonl  RUN/samples.png  RUN/results.json
 
 Exit codes: 0 done; 2 bad input, one line on stderr that names the argument and its value, and nothing written; 1 the
-run failed (a loss that is not finite, a full disk), one line; 130 Ctrl-C and 143 SIGTERM, after saving, with the
-command that goes on; 75 another process of the run is gone, so that starting all again may help (JAX itself aborts with
-134 then). DIFFJAX_TRACEBACK=1 shows where an error came from.
+run failed (a loss that is not finite, a full disk, a picture that cannot be decoded), one line, and what could be saved
+is; 130 Ctrl-C, 143 SIGTERM and 129 a closed terminal, after saving, with the command that goes on; 75 another process
+of the run is gone, so that starting all again may help (JAX itself aborts with 134 then). DIFFJAX_TRACEBACK=1 shows
+where an error came from.
 """
 
+import ast
 import contextlib
 import functools
 import gc
+import inspect
 import io
 import operator
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -31,20 +37,30 @@ from diffjax import __version__
 from diffjax.cli._checkpoint import Checkpoint as Checkpoint, run_checkpoint
 from diffjax.cli._evaluate import run_evaluate
 from diffjax.cli._options import Evaluate as Evaluate, Sample as Sample, Train as Train
+from diffjax.cli._print import print_line
 from diffjax.cli._sample import run_sample
 from diffjax.cli._train import run_train
-from diffjax.training import Failed, NotFinite, Refused, Stopped, Unreachable, is_bad_input, leave
+from diffjax.training import RESCUE, Failed, NotFinite, Refused, Stopped, Unreachable, is_bad_input, leave
 
 _TEMPORARY = 75  # EX_TEMPFAIL
+_NARROWEST = 40  # columns
+_PATIENCE = 5.0  # seconds for the threads of a process that failed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (default `sys.argv`) and returns its exit code."""
     if argv is None:
         _collect_seldom()
-    argv = list(sys.argv[1:] if argv is None else argv)
+        code = _run(sys.argv[1:])
+        if code:
+            _leave_hanging_threads(code)
+        return code
+    return _run(list(argv))
+
+
+def _run(argv: list[str]) -> int:
     if argv in (["--version"], ["-V"]):
-        print(f"diffjax {__version__}")
+        print_line(f"diffjax {__version__}")
         return 0
     try:
         command = _parse(argv)
@@ -72,6 +88,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _leave_hanging_threads(code: int) -> None:
+    """Ends a process that failed where a thread would keep it: Orbax's, for a save that was begun and never went on."""
+    deadline = time.monotonic() + _PATIENCE
+    for thread in threading.enumerate():
+        pooled = thread.name.startswith("ThreadPoolExecutor")  # Python ends these by itself
+        if thread is not threading.main_thread() and not thread.daemon and not pooled:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                for stream in filter(None, (sys.stdout, sys.stderr)):
+                    with contextlib.suppress(OSError, ValueError):
+                        stream.flush()
+                os._exit(code)
+
+
 def _collect_seldom() -> None:
     """Has Python look for garbage less often: a second of a start, most of which is making objects that stay.
 
@@ -83,9 +113,14 @@ def _collect_seldom() -> None:
 
 def _parse(argv: list[str]) -> Train | Sample | Evaluate | Checkpoint:
     """The command, by tyro; what it says of a mistake, in a box of several lines, becomes one `ValueError`."""
+    for word in argv:
+        check_text(word)
+    if shutil.get_terminal_size().columns < _NARROWEST:
+        os.environ["COLUMNS"] = str(_NARROWEST)  # the help of options would never fit
     every = (Train, Sample, Evaluate, Checkpoint)
     commands: Any = functools.reduce(
-        operator.or_, (Annotated[c, tyro.conf.subcommand(c.__name__.lower())] for c in every)
+        operator.or_,
+        (Annotated[c, tyro.conf.subcommand(c.__name__.lower(), description=_description(c))] for c in every),
     )
     complaint = io.StringIO()
     try:
@@ -109,12 +144,31 @@ def _parse(argv: list[str]) -> Train | Sample | Evaluate | Checkpoint:
     raise ValueError(f"{'; '.join(named).rstrip('.')} (diffjax --help lists what there is)")
 
 
+def check_text(word: str) -> None:
+    """Raises `ValueError` where an argument is not what was typed: a name that JAX's libraries could not open later."""
+    encoding = sys.getfilesystemencoding()
+    if not word.isascii() and encoding.lower().replace("-", "") != "utf8":
+        raise ValueError(f"{word!a}: names beyond ASCII need a UTF-8 locale (LC_ALL=C.UTF-8), got {encoding}")
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{word!a}: it is not UTF-8; rename the file or folder") from None
+
+
+def _description(command: type) -> str:
+    """The docstring of a command, read from its source where Python has dropped it (-OO)."""
+    text = command.__doc__
+    if text is None or text.startswith(f"{command.__name__}("):  # what a dataclass has without one
+        text = ast.get_docstring(ast.parse(inspect.getsource(command)).body[0]) or ""  # pyright: ignore
+    return inspect.cleandoc(text)
+
+
 def _interrupted(stop: KeyboardInterrupt, argv: list[str]) -> int:
     again = f"the same command continues: {shlex.join(['diffjax', *argv])}"
     if isinstance(stop, Stopped):
-        print(f"\ndiffjax: {stop}; saved; {again}", file=sys.stderr)
+        print_line(f"\ndiffjax: {stop}; saved; {again}", error=True)
         return 128 + stop.signal
-    print(f"\ndiffjax: interrupted; {again}", file=sys.stderr)
+    print_line(f"\ndiffjax: interrupted; {again}", error=True)
     return 128 + signal.SIGINT
 
 
@@ -123,10 +177,11 @@ def _failed(error: Exception) -> int:
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     # An array in a message wraps over lines that belong together; a longer report is cut to its first line.
     text = " ".join(lines) if len(lines) <= 4 else f"{lines[0]} ..."
-    print(f"diffjax: {text or type(error).__name__}", file=sys.stderr)
+    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()) if note.startswith(RESCUE))
+    print_line(f"diffjax: {text or type(error).__name__}{notes}", error=True)
     if isinstance(error, Unreachable) or (jax.distributed.is_initialized() and _lost_a_peer(error)):
         return _TEMPORARY
-    return 2 if is_bad_input(error) and not isinstance(error, NotFinite) else 1
+    return 2 if is_bad_input(error) and not isinstance(error, NotFinite) and not notes else 1
 
 
 def _lost_a_peer(error: BaseException | None) -> bool:

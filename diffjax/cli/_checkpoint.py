@@ -11,6 +11,7 @@ import numpy as np
 import tyro
 
 from diffjax.cli._folder import lock_run
+from diffjax.cli._print import print_line
 from diffjax.training import Checkpoints, Damaged, save_weights
 
 _GONE = "deleted since it was listed: the run goes on"
@@ -56,7 +57,7 @@ def run_checkpoint(options: Checkpoint, argv: list[str]) -> None:
 
 
 def _list(checkpoints: Checkpoints, run: Path, options: Checkpoint) -> None:
-    print(f"{'step':>10}  {'saved':25}  {'MiB':>9}  {'saved on':16}  metrics")
+    print_line(f"{'step':>10}  {'saved':25}  {'MiB':>9}  {'saved on':16}  metrics")
     for step in checkpoints.steps() if options.step is None else [options.step]:
         try:
             about = checkpoints.about(step)
@@ -64,14 +65,14 @@ def _list(checkpoints: Checkpoints, run: Path, options: Checkpoint) -> None:
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
             folder.stat()  # it is still there
         except FileNotFoundError:
-            print(f"{step:>10}  {_GONE}")
+            print_line(f"{step:>10}  {_GONE}")
             continue
         except ValueError as error:
-            print(f"{step:>10}  {str(error).removeprefix(f'{checkpoints.folder / str(step)}: ')}")
+            print_line(f"{step:>10}  {str(error).removeprefix(f'{checkpoints.folder / str(step)}: ')}")
             continue
         mesh = " ".join(f"{axis} {n}" for axis, n in about.get("mesh", {}).items() if n > 1) or "one device"
         metrics = "  ".join(f"{name} {value:.4g}" for name, value in about.get("metrics", {}).items())
-        print(f"{step:>10}  {about.get('time', ''):25}  {size:>9.2f}  {mesh:16}  {metrics}".rstrip())
+        print_line(f"{step:>10}  {about.get('time', ''):25}  {size:>9.2f}  {mesh:16}  {metrics}".rstrip())
 
 
 def _verify(checkpoints: Checkpoints, run: Path, options: Checkpoint) -> None:
@@ -81,12 +82,12 @@ def _verify(checkpoints: Checkpoints, run: Path, options: Checkpoint) -> None:
         try:
             checkpoints.verify(step)
         except FileNotFoundError:
-            print(f"{step:>10}  {_GONE}", flush=True)
+            print_line(f"{step:>10}  {_GONE}")
         except Damaged as error:
             damaged.append(step)
-            print(f"{step:>10}  {str(error).removeprefix(f'{checkpoints.folder / str(step)}: ')}", flush=True)
+            print_line(f"{step:>10}  {str(error).removeprefix(f'{checkpoints.folder / str(step)}: ')}")
         else:
-            print(f"{step:>10}  ok", flush=True)
+            print_line(f"{step:>10}  ok")
     if damaged:
         raise RuntimeError(
             f"{checkpoints.folder}: damaged: {_listed(damaged)}; training goes on from the last good one"
@@ -100,7 +101,7 @@ def _rollback(run: Path, folder: Path, step: int | None) -> None:
         raise ValueError(f"step: rollback goes to one of {_listed(steps)}, got {'none' if step is None else step}")
     with lock_run(run), Checkpoints(folder) as checkpoints:
         moved = checkpoints.rollback(step)
-    print(f"{folder}: the newest is now step {step}; moved to {folder / 'aside'}: {_listed(moved)}")
+    print_line(f"{folder}: the newest is now step {step}; moved to {folder / 'aside'}: {_listed(moved)}")
 
 
 def _export(checkpoints: Checkpoints, run: Path, options: Checkpoint) -> None:
@@ -113,7 +114,9 @@ def _export(checkpoints: Checkpoints, run: Path, options: Checkpoint) -> None:
     config = run / "config.json"
     about = {"step": str(step)} | ({"config": config.read_text(encoding="utf-8")} if config.is_file() else {})
     save_weights(out, weights, about)
-    print(f"{out}: {len(weights)} arrays, {sum(array.size for array in weights.values()):,} numbers, of step {step}")
+    print_line(
+        f"{out}: {len(weights)} arrays, {sum(array.size for array in weights.values()):,} numbers, of step {step}"
+    )
 
 
 def _averages(checkpoints: Checkpoints, step: int | None) -> tuple[int, dict[str, np.ndarray]]:

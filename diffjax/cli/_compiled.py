@@ -33,15 +33,15 @@ def keep_compiled(choice: str | None) -> None:
     told = not jax.config.jax_enable_compilation_cache or jax.config.jax_compilation_cache_dir  # pyright: ignore
     if choice == "none" or (choice is None and (told or jax.distributed.is_initialized())):
         return
-    folder = cache_folder("compiled") if choice is None else Path(choice).absolute()
     try:
+        folder = cache_folder("compiled") if choice is None else Path(choice).absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_private(folder):
             raise PermissionError(f"{folder} can be written by others than you")
         _clear(folder)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: `Path.home` finds none
         if choice is None:
-            return  # a home that cannot be written to: nothing is kept
+            return  # no home, or one that cannot be written to: nothing is kept
         raise ValueError(f"compile-cache: {error}") from None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

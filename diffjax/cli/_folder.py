@@ -15,10 +15,38 @@ from pathlib import Path
 
 import numpy as np
 
-from diffjax.cli._run import write_file
 from diffjax.config import Data
+from diffjax.training import write_durably
 
 LOCK = "lock"
+_LONGEST_NAME, _LONGEST_PATH = 255, 4096 - 256  # bytes, of most file systems; checkpoints lie some 100 deeper
+
+
+def check_out(out: Path, name: str, *, named: bool) -> None:
+    """Raises `ValueError` where a run cannot have this folder, whatever is in it; nothing is looked at.
+
+    Args:
+      out: the folder.
+      name: of the run.
+      named: whether the folder was given; it is runs/NAME otherwise.
+    """
+    if not named and (name != Path(name).name or name in ("", ".", "..")):
+        raise ValueError(f"name: the folder runs/NAME is made of it: no empty name, no slash and no dots, got {name!r}")
+    if named and not out.name:
+        raise ValueError(f"out: the name of a folder is needed, got {str(out)!r}")
+    if "://" in str(out) or str(out).partition(":/")[0] in ("gs", "s3", "http", "https", "file", "hdfs"):
+        raise ValueError(
+            f"out: a folder of this machine is needed, or one mounted on it, got {out}; copy the run there later"
+        )
+    parts = [os.fsencode(part) for part in out.absolute().parts]
+    if b"\0" in b"".join(parts):
+        raise ValueError(f"out: no NUL can be in a name, got {str(out)!r}")
+    longest = max(parts, key=len)
+    if len(longest) > _LONGEST_NAME:
+        raise ValueError(f"out: a name has at most {_LONGEST_NAME} bytes, got one of {len(longest)}; shorten it")
+    length = len(os.fsencode(out.absolute()))
+    if length > _LONGEST_PATH:
+        raise ValueError(f"out: a path has at most {_LONGEST_PATH} bytes here, got one of {length}; shorten it")
 
 
 @contextmanager
@@ -85,4 +113,4 @@ def keep_digest(folder: Path, data: Data) -> None:
     """Writes the digest of the data, unless there is one."""
     kept = folder / "data.json"
     if not kept.exists():
-        write_file(kept, json.dumps({"sha256": digest_data(data)}) + "\n")
+        write_durably(kept, json.dumps({"sha256": digest_data(data)}) + "\n")

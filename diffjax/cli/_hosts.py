@@ -14,6 +14,7 @@ import diffjax
 from diffjax.cli._compiled import keep_compiled
 from diffjax.cli._devices import use_cores
 from diffjax.cli._options import Hosts
+from diffjax.cli._print import print_line
 from diffjax.training import Refused, check_same, is_main, join
 
 _OWN = ("hosts", "compile_cache")
@@ -30,7 +31,14 @@ def start_together(options: Any, batch_size: int, devices: int | None = None) ->
 
 def meet(hosts: Hosts) -> None:
     """Joins the other processes, where there are any; before JAX starts."""
-    join(hosts.coordinator, hosts.num_processes, hosts.process_id, heartbeat=hosts.heartbeat)
+    join(
+        hosts.coordinator,
+        hosts.num_processes,
+        hosts.process_id,
+        heartbeat=hosts.heartbeat,
+        timeout=hosts.join_timeout,
+        tell=lambda text: print_line(f"diffjax: {text}", error=True),
+    )
 
 
 def check_together(options: Any) -> None:
@@ -57,4 +65,4 @@ def _flat(options: Any, path: str) -> dict[str, Any]:
 def say(text: str) -> None:
     """Prints a line, in process 0 alone."""
     if is_main():
-        print(text, flush=True)
+        print_line(text)

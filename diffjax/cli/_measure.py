@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.cli._draw import Draw
+from diffjax.cli._print import print_line
 from diffjax.config import Data
 from diffjax.process import interval, logsnr
 from diffjax.training import gather_rows, is_main, local_copy
@@ -151,4 +152,4 @@ def show(results: dict[str, float]) -> None:
     """Prints a line for each result."""
     width = max(map(len, results))
     for name, value in results.items():
-        print(f"{name:<{width}}  {value:,.4g}" if isinstance(value, float) else f"{name:<{width}}  {value:,}")
+        print_line(f"{name:<{width}}  {value:,.4g}" if isinstance(value, float) else f"{name:<{width}}  {value:,}")

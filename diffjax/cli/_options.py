@@ -44,6 +44,8 @@ class Hosts:
     """Which of them this is, from 0."""
     heartbeat: int = HEARTBEAT
     """Seconds after which a process that is not heard of counts as dead, and the others end (code 134)."""
+    join_timeout: int = 300
+    """Seconds to wait at the start for the others; then this process ends (code 75)."""
 
 
 HostOptions: TypeAlias = Annotated[Hosts, tyro.conf.arg(name="")]

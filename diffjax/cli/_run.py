@@ -4,7 +4,7 @@ RUN/config.json --> Config --> Data, Parts --+
 RUN/checkpoints/ ----------------------------+--> the averaged parameters
 """
 
-import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,24 @@ def read_config(run: Path, argument: str) -> Config:
     if not path.is_file():
         raise ValueError(f"{argument}: {run} holds no run (there is no config.json in it)")
     try:
-        return from_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return from_json(text)
     except ValueError as error:
-        raise ValueError(f"{argument}: {path}: {error}") from None
+        copy = _saved_config(run) if not text.strip("\0 \n") else None
+        if copy is None:
+            raise ValueError(f"{argument}: {path}: {error}") from None
+        warnings.warn(f"{argument}: {path} is empty; the copy in the newest checkpoint is used", stacklevel=2)
+        return copy
+
+
+def _saved_config(run: Path) -> Config | None:
+    """The configuration that the newest checkpoint of a run has a copy of; None where there is none."""
+    try:
+        with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
+            newest = checkpoints.latest()
+            return None if newest is None else from_json(checkpoints.about(newest)["about"]["configuration"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def check_run(run: str) -> None:
@@ -77,10 +92,3 @@ def fresh_state(config: Config, data: Data, parts: Parts) -> TrainState:
     cond = None if parts.null is None else jnp.asarray(cond)
     key, averages = jax.random.key(config.seed), names(config)
     return init_state(key, parts.network, parts.tx, jnp.asarray(x0), cond, averages=averages)
-
-
-def write_file(path: Path, text: str) -> None:
-    """A file, whole or not at all."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

@@ -19,14 +19,15 @@ from diffjax.cli._averages import averaged, make_average, snapshots
 from diffjax.cli._devices import find_devices, name_devices
 from diffjax.cli._draw import Draw
 from diffjax.cli._dry_run import dry_run
-from diffjax.cli._folder import LOCK, check_data, keep_digest, lock_run
+from diffjax.cli._folder import LOCK, check_data, check_out, digest_data, keep_digest, lock_run
 from diffjax.cli._hosts import say, start_together
 from diffjax.cli._layout import check_layout, make_layout
 from diffjax.cli._measure import measure, show
 from diffjax.cli._memory import keep_memory
 from diffjax.cli._options import Train
 from diffjax.cli._picture import has_picture, save_arrays, save_measured
-from diffjax.cli._run import fresh_state, read_config, write_file
+from diffjax.cli._print import print_line, quoted
+from diffjax.cli._run import fresh_state, read_config
 from diffjax.config import Config, Data, Parts, build, build_data, check_config, differences, essence, to_json
 from diffjax.data import prefetch
 from diffjax.training import (
@@ -40,13 +41,15 @@ from diffjax.training import (
     is_main,
     tensorboard,
     train,
+    write_durably,
 )
 
 
 def run_train(options: Train, argv: list[str]) -> None:
     """Trains, or goes on where the run stopped; then draws samples and measures them."""
     config = options.config
-    out = Path(options.out or f"runs/{config.name}")
+    out = Path(f"runs/{config.name}" if options.out is None else options.out)
+    check_out(out, config.name, named=options.out is not None)
     start_together(options, config.batch_size, options.devices)
     for name in ("save_every", "log_every", "keep"):
         value = getattr(options, name)
@@ -64,6 +67,8 @@ def run_train(options: Train, argv: list[str]) -> None:
     keep_memory()
     check_layout(options)
     data, parts = agree(lambda: _prepare(out, config))
+    if jax.process_count() > 1 and config.data.path is not None:
+        check_same({"data.path: its contents (SHA-256)": agree(lambda: digest_data(data))})
     layout = make_layout(options, parts, ema)
     shapes = agree(lambda: jax.eval_shape(lambda: fresh_state(config, data, parts)))
     layout.abstract(shapes)  # what does not fit is named before anything is written
@@ -99,15 +104,18 @@ def _hold(held: contextlib.ExitStack, out: Path, config: Config, data: Data) -> 
     out.mkdir(parents=True, exist_ok=True)
     held.enter_context(lock_run(out))
     _check_folder(out, config)  # again: now nobody else writes
-    if not (out / "config.json").exists():
-        write_file(out / "config.json", to_json(config))
+    kept = out / "config.json"
+    if not kept.exists() or not kept.read_bytes().strip(b"\0 \n"):  # a power loss leaves it empty
+        write_durably(kept, to_json(config))
     if config.data.path is not None:
         keep_digest(out, data)
 
 
 def _train(options: Train, out: Path, data: Data, parts: Parts, layout: Layout, shapes: TrainState) -> None:
     config = options.config
-    about = {"config": hashlib.sha256(to_json(essence(config)).encode()).hexdigest(), **layout.about}
+    text = to_json(config)  # the copy from which an empty config.json is restored
+    about = {"config": hashlib.sha256(to_json(essence(config)).encode()).hexdigest(), "configuration": text}
+    about |= layout.about
     watch = [tensorboard(out / "tensorboard")] if options.tensorboard and is_main() else []
     with Checkpoints(out / "checkpoints", keep=options.keep, about=about) as checkpoints:
         state = _begin(checkpoints, layout, shapes, config, out, data, parts)
@@ -163,7 +171,7 @@ def _finish(out: Path, options: Train, data: Data, parts: Parts, state: TrainSta
 
 
 def _write(out: Path, data: Data, results: dict[str, float], x: Any, labels: Any) -> None:
-    write_file(out / "results.json", json.dumps(results, indent=2) + "\n")
+    write_durably(out / "results.json", json.dumps(results, indent=2) + "\n")
     show(results)
     picture = has_picture(data)
     samples = out / ("samples.png" if picture else "samples.npz")
@@ -171,10 +179,10 @@ def _write(out: Path, data: Data, results: dict[str, float], x: Any, labels: Any
         save_measured(samples, x, labels, data)
     else:
         save_arrays(samples, x, labels)
-        print(f"samples of shape {data.shape} make no picture: x is in {samples}")
-    print(f"\nsamples   {samples}\nmeasures  {out / 'results.json'}\nlosses    {out / 'metrics.jsonl'}")
-    label = " --label 3" if data.classes else ""
-    print(f"draw more: diffjax sample {out}{label} --n 25 --out more{samples.suffix}")
+        print_line(f"samples of shape {data.shape} make no picture: x is in {samples}")
+    print_line(f"\nsamples   {samples}\nmeasures  {out / 'results.json'}\nlosses    {out / 'metrics.jsonl'}")
+    label = f" --label {min(3, data.classes - 1)}" if data.classes else ""
+    print_line(f"draw more: diffjax sample {quoted(out)}{label} --n 25 --out more{samples.suffix}")
 
 
 def _check_folder(out: Path, config: Config) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check
+from diffjax._arrays import as_accumulators, as_scalar, check
 from diffjax._typing import Sample, Scalar, Time
 from diffjax.guidance._base import AbstractRule, beside, number
 
@@ -45,17 +45,18 @@ class Projected(AbstractRule):
         update = good - bad
         square, limit = inner(update, update), beside(self.norm, xt)
         long = square > limit**2
-        update = update * jnp.where(long, limit / jnp.sqrt(jnp.where(long, square, 1.0)), 1.0)
+        update = update * jnp.where(long, limit / jnp.sqrt(jnp.where(long, square, 1.0)), 1.0).astype(update.dtype)
         along = projection(update, good)
         return good + (scale - 1) * (update + (beside(self.parallel, xt) - 1) * along)
 
 
 def inner(x: Any, y: Any) -> Any:
-    """<x, y> over the features of each sample, [b, 1, ..., 1], for x and y [b, *d]."""
+    """<x, y> over the features of each sample, [b, 1, ..., 1], for x and y [b, *d], in float32 at least."""
+    x, y = as_accumulators((x, y))
     return jnp.sum(x * y, axis=tuple(range(1, x.ndim)), keepdims=True)
 
 
 def projection(x: Any, on: Any) -> Any:
     """(<x, on>/||on||^2) on for each sample, [b, *d]; 0 where `on` is 0."""
     square = inner(on, on)
-    return inner(x, on) / jnp.where(square > 0, square, 1.0) * on
+    return (inner(x, on) / jnp.where(square > 0, square, 1.0)).astype(on.dtype) * on

@@ -13,7 +13,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import check
+from diffjax._arrays import as_accumulators, check
 from diffjax._typing import Sample, Scalar, Time
 from diffjax.guidance._base import AbstractRule, Linear, beside, number
 
@@ -46,4 +46,4 @@ class Rescaled(AbstractRule):
 
 
 def _variance(x):
-    return jnp.var(x, axis=tuple(range(1, x.ndim)), keepdims=True)
+    return jnp.var(as_accumulators(x), axis=tuple(range(1, x.ndim)), keepdims=True)

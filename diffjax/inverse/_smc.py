@@ -21,7 +21,15 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import check, default_index, normal_like, sample_keys, sum_features, time_dtype
+from diffjax._arrays import (
+    as_accumulators,
+    check,
+    default_index,
+    normal_like,
+    sample_keys,
+    sum_features,
+    time_dtype,
+)
 from diffjax._typing import Denoiser, Index, Key, Sample, Scalar
 from diffjax.guidance._posterior import CONJUGATE_GRADIENTS, isotropic, observe, positive, whiten
 from diffjax.process import AbstractGaussianProcess
@@ -52,7 +60,7 @@ def systematic(key: Key, log_weights: Float[Array, " k"]) -> Int[Array, " k"]:
     One uniform number u, and the particles where the cumulative weights pass (u + j)/k. Source: Kitagawa 1996.
     """
     k = log_weights.shape[0]
-    cumulative = jnp.cumsum(jax.nn.softmax(log_weights))
+    cumulative = jnp.cumsum(jax.nn.softmax(as_accumulators(log_weights)))
     points = (jnp.arange(k, dtype=cumulative.dtype) + jax.random.uniform(key, (), cumulative.dtype)) / k
     found = jnp.searchsorted(cumulative / cumulative[-1], points, side="right")
     return jnp.minimum(found, k - 1)

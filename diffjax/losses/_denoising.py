@@ -122,10 +122,17 @@ def per_sample_loss(
 
 
 def _weight_on_answer(weighting, process, parameterisation, t):
-    """w ||eps - eps_hat||^2 as a weight on ||y - y_hat||^2; `native` is 1 by definition, not by cancellation."""
+    """w ||eps - eps_hat||^2 as a weight on ||y - y_hat||^2; `native` is 1 by definition, not by cancellation.
+
+    At t = 0 or 1 itself one factor may be infinite where the other is 0, with a finite product (`on_v` and
+    v-prediction: 1 everywhere). There the weight is that of the nearest time inside (0, 1), its limit to rounding.
+    """
     if weighting is native:
         return jnp.ones_like(t)
-    return weighting(process, parameterisation, t) * eps_error_scale(parameterisation, process, t)
+    weight = lambda t: weighting(process, parameterisation, t) * eps_error_scale(parameterisation, process, t)
+    step = jnp.finfo(jnp.result_type(t)).epsneg
+    undefined = jnp.isnan(jax.lax.stop_gradient(weight(t)))
+    return weight(jnp.where(undefined, jnp.clip(t, step, 1 - step), t))
 
 
 def drop_condition(key: Key, cond: Cond, null: Cond, probability: Any, *, index: Index | None = None) -> Cond:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from diffjax._arrays import accumulator_dtype
 from diffjax.networks._init import normal
 
 
@@ -52,9 +53,11 @@ class TextTokens(nn.Module):
 
 
 def pooled(text: Text, dtype: Any) -> Float[Array, "b k"]:
-    """The mean [b, k] of the tokens that are there, computed in a dtype; at least one must be there."""
-    there = text.mask.astype(dtype)
-    return jnp.einsum("bn,bnk->bk", there, text.embedding.astype(dtype)) / jnp.sum(there, axis=1, keepdims=True)
+    """The mean [b, k] of the tokens that are there, in a dtype, summed in float32 at least; one must be there."""
+    wide = accumulator_dtype(dtype)
+    there = text.mask.astype(wide)
+    total = jnp.einsum("bn,bnk->bk", there, text.embedding.astype(wide))
+    return (total / jnp.sum(there, axis=1, keepdims=True)).astype(dtype)
 
 
 def check_label_or_text(num_classes: int | None, text_width: int | None) -> None:

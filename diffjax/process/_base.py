@@ -62,8 +62,9 @@ class AbstractGaussianProcess(AbstractProcess):
 
     Raises:
       ValueError: alpha or sigma is not positive and finite at one of the thousand times on [0, 1] that are looked at
-        (alpha may be 0 at t = 1, sigma at t = 0), or logsnr does not fall between them. Nothing is looked at inside
-        jit, and a class that registers its own `logsnr` answers for itself.
+        (alpha may be 0 at t = 1, sigma at t = 0), or logsnr does not fall between them; or one of them loses its digits
+        in float32, as sqrt(1 - alpha^2) does near the data. Nothing is looked at inside jit, and a class that registers
+        its own `logsnr` answers for itself.
     """
 
     def __check_init__(self):
@@ -95,10 +96,8 @@ def _check_schedule(process):
     """Looks at a schedule at a thousand times, in float64 on the host; not at all under a trace."""
     if not is_concrete(jnp.ones(())):
         return
-    with on_host(), jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        exact = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), float) if eqx.is_inexact_array(x) else x, process)
-        t = jnp.asarray(_LOOKED_AT)
-        alpha, sigma = (np.broadcast_to(values, t.shape) for values in (exact.alpha(t), exact.sigma(t)))
+    with on_host():
+        alpha, sigma = _in_float64(process, _LOOKED_AT)
     name = type(process).__name__
     for what, values, end, where in (("alpha", alpha, -1, "alpha(1)"), ("sigma", sigma, 0, "sigma(0)")):
         right = (values > 0) & (values < np.inf)
@@ -115,6 +114,39 @@ def _check_schedule(process):
     i = int(np.argmin(falls))
     first, second = (f"{value[k]} at t = {_LOOKED_AT[k]}" for k in (i, i + 1))
     check(falls, f"{name}: logsnr must fall, got {first} and {second}")
+    if not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        _check_float32(process, name)
+
+
+def _in_float64(process, times):
+    """alpha and sigma at times [n], [n] each, computed in float64."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        exact = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), float) if eqx.is_inexact_array(x) else x, process)
+        t = jnp.asarray(times, float)
+        return [np.broadcast_to(function(t), t.shape) for function in (exact.alpha, exact.sigma)]
+
+
+_NEAR = np.geomspace(1e-10, 0.1, 60)
+_IN_FLOAT32 = np.unique(np.float32(np.concatenate([_NEAR, _LOOKED_AT[1:-1], 1 - _NEAR[_NEAR > 1e-7]])))
+
+
+def _check_float32(process, name):
+    """Compares a schedule in float32 with itself in float64, where |logsnr| is at most 20."""
+    with on_host():
+        t = jnp.asarray(_IN_FLOAT32)
+        rough = [np.broadcast_to(function(t), t.shape) for function in (process.alpha, process.sigma)]
+        fine = _in_float64(process, _IN_FLOAT32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inside = abs(2 * np.log(fine[0] / fine[1])) <= MAX_LOGSNR
+        for what, found, truth in zip(("alpha", "sigma"), rough, fine, strict=True):
+            right = ~inside | (abs(found / truth - 1) < 0.05)
+            i = int(np.argmin(right))
+            check(
+                right,
+                f"{name}: {what} loses its digits in float32, got {found[i]} at t = {_IN_FLOAT32[i]} where float64 has "
+                f"{truth[i]}; write 1 - exp(-b) as -expm1(-b) and 1 - (1 - t)^k as -expm1(k log1p(-t)), and near t = 1 "
+                f"cos(pi t/2) as sin(pi (1 - t)/2)",
+            )
 
 
 def _value_and_rate(function, t):
@@ -161,7 +193,9 @@ def time_from_logsnr(process: AbstractGaussianProcess, value: Time) -> Time:
     steps = jnp.finfo(value.dtype).nmant + 30  # resolves times down to 1e-9 and every float below one
     low, high = jax.lax.fori_loop(0, steps, halve, (jnp.zeros_like(value), jnp.ones_like(value)))
     first, last = logsnr(still, jnp.zeros_like(value)), logsnr(still, jnp.ones_like(value))
-    t = jnp.where(value >= first, 0.0, jnp.where(value <= last, 1.0, jax.lax.stop_gradient(0.5 * (low + high))))
+    middle = 0.5 * (low + high)
+    middle = jnp.where(jnp.isfinite(logsnr(still, middle)), middle, high)  # sigma may be 0 to rounding below it
+    t = jnp.where(value >= first, 0.0, jnp.where(value <= last, 1.0, jax.lax.stop_gradient(middle)))
     # One Newton step of zero length: it moves nothing and carries the derivative to value and to the process. There is
     # none at an end that stands in for a value beyond it, and lambda(1) may be -inf.
     inside = jnp.minimum(t, 1 - jnp.finfo(value.dtype).epsneg)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from diffjax._arrays import check, default_index, sample_keys
+from diffjax._arrays import accumulator_dtype, as_accumulators, check, default_index, sample_keys
 from diffjax._typing import Index, Key, Sample
 from diffjax.samplers._base import _slots
 
@@ -89,7 +89,7 @@ def run_chains(
     if not 0 <= _whole("burn_in", burn_in) < steps:
         raise ValueError(f"burn_in: 0 .. {steps - 1} of {steps} steps can be left out, got {burn_in}")
     slots, kept = _slots(save, steps + 1)
-    weights = jnp.where(jnp.arange(steps) < burn_in, 0, weights)
+    weights = as_accumulators(jnp.where(jnp.arange(steps) < burn_in, 0, weights))
     index = default_index(x.shape[0], index)
     x, saved, means, acceptance = _run(key, kernel, x, taus, weights / weights.sum(), index, slots, kept, average)
     return Chains(x, None if save is None else saved, means, acceptance)
@@ -112,7 +112,9 @@ def _run(key, kernel, x, taus, weights, index, slots, kept, average):
 
     state = kernel.init(x)
     saved = keep(jnp.zeros((kept, *x.shape), x.dtype), slots[0], x)
-    mean_of = lambda f: jnp.zeros(f.shape, f.dtype if jnp.issubdtype(f.dtype, jnp.inexact) else x.dtype)
+    mean_of = lambda f: jnp.zeros(
+        f.shape, accumulator_dtype(f.dtype if jnp.issubdtype(f.dtype, jnp.inexact) else x.dtype)
+    )
     means = jax.tree.map(mean_of, jax.eval_shape(statistics, state))
     inputs = (jnp.arange(taus.shape[0]), taus, weights, slots[1:])
     (state, saved, (means, acceptance)), _ = jax.lax.scan(body, (state, saved, means), inputs)

@@ -25,6 +25,7 @@ from diffjax.training._distributed import (
     leave as leave,
     local_copy as local_copy,
 )
+from diffjax.training._durable import write_durably as write_durably
 from diffjax.training._ema import make_ema as make_ema
 from diffjax.training._export import load_weights as load_weights, save_weights as save_weights
 from diffjax.training._finite import NotFinite as NotFinite
@@ -45,6 +46,7 @@ from diffjax.training._power_ema import (
 )
 from diffjax.training._projected import projected as projected
 from diffjax.training._rules import TENSOR_RULES as TENSOR_RULES
+from diffjax.training._saves import RESCUE as RESCUE
 from diffjax.training._sharding import (
     Layout as Layout,
     fsdp_layout as fsdp_layout,

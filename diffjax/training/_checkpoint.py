@@ -29,6 +29,8 @@ from diffjax.training._about import Damaged, leaves_by_path, make_about
 from diffjax.training._digest import raw
 from diffjax.training._distributed import agree_on_main, gather_texts, is_main
 
+_DELETED = "the folder is gone, deleted or moved while it was in use"
+
 
 class Checkpoints:
     """A folder of checkpoints, newest kept; a context manager that waits and closes.
@@ -98,6 +100,7 @@ class Checkpoints:
         with self._orbax.quiet():
             self._empty_trash()
             self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._opened = os.stat(self.folder)
 
     def steps(self) -> list[int]:
         """The steps there are, ascending; one that is on its way to the disk counts."""
@@ -162,6 +165,7 @@ class Checkpoints:
                 shown = f"of shape {list(leaf.shape)}" if isinstance(leaf, jax.Array | np.ndarray) else repr(leaf)
                 raise ValueError(f"state: only arrays with elements in them are saved, and {path} is {shown}")
         self.wait()
+        self._check_folder()
         if step == self.latest():
             return
         args = self._ocp.args
@@ -283,6 +287,7 @@ class Checkpoints:
         try:
             with self._orbax.quiet(), self._named("a save did not reach the disk"):
                 self._manager.wait_until_finished()
+            self._check_folder()
         except RuntimeError:
             if jax.process_count() == 1 and not self.read_only:
                 for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
@@ -294,6 +299,17 @@ class Checkpoints:
                 self._over.set()
                 self._sweeper.join()
                 self._sweeper = None
+
+    def _check_folder(self) -> None:
+        if self._is_gone():
+            raise RuntimeError(f"{self.folder}: {_DELETED}")
+
+    def _is_gone(self) -> bool:
+        """Whether the folder is no longer the one that was opened: Orbax makes another, in which nothing else is."""
+        try:
+            return jax.process_count() == 1 and not os.path.samestat(self._opened, os.stat(self.folder))
+        except FileNotFoundError:
+            return True
 
     def close(self) -> None:
         """Waits, and frees the threads. Raises `RuntimeError` where a save failed."""
@@ -376,6 +392,8 @@ class Checkpoints:
             if any("No space left" in str(cause) for cause in self._orbax.causes(error)):
                 free = in_bytes(shutil.disk_usage(self.folder).free)
                 reason = f"No space left on device ({free} free); the checkpoints before are whole"
+            elif self._is_gone():
+                reason = _DELETED
             raise RuntimeError(f"{self.folder}: {what}: {reason}") from error
 
 

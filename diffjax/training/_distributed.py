@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from diffjax.training._roll_call import Absent, call_roll
 from diffjax.training._signals import Stopped
 
 HEARTBEAT = 30
@@ -50,6 +51,7 @@ def join(
     *,
     heartbeat: int = HEARTBEAT,
     timeout: int = 300,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> bool:
     """Joins the processes of a run; before any JAX computation. One process alone stays as it is.
 
@@ -66,15 +68,18 @@ def join(
       process_id: which one this is, from 0.
       heartbeat: seconds after which a process that is not heard of counts as dead.
       timeout: seconds to wait for the others at the start.
+      tell: told at once, in a line, for whom this process waits, where a coordinator is given.
 
     Returns:
       Whether it joined anything. JAX's devices are not started: what they shall be can still be said.
 
     Raises:
       ValueError: the three do not go together.
-      Unreachable: the others are not there.
+      Unreachable: the others did not come in time, or the coordinator's port is in use.
     """
     _check(coordinator, num_processes, process_id, heartbeat)
+    if timeout < 1:
+        raise ValueError(f"join-timeout: at least one second, got {timeout}")
     if jax.distributed.is_initialized():
         sys.excepthook = functools.partial(_end, sys.excepthook)
         return True
@@ -82,6 +87,16 @@ def join(
         return False
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away: `train` hears it itself
     bind = coordinator if coordinator is not None and _is_loopback(coordinator) else None
+    if coordinator is not None and num_processes is not None and process_id is not None:
+        host, _, port = coordinator.rpartition(":")
+        address = host.strip("[]"), int(port)
+        try:
+            call_roll(address, "" if bind is None else address[0], num_processes, process_id, timeout, tell)
+        except Absent as error:
+            raise Unreachable(
+                f"coordinator: {coordinator}: no run of {num_processes} within {timeout} s: {error}; start them all "
+                f"with the same --coordinator and --num-processes, each with its own --process-id"
+            ) from None
     try:
         jax.distributed.initialize(
             coordinator,

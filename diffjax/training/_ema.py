@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from diffjax._arrays import check
+from diffjax._arrays import as_accumulators, check
 from diffjax._typing import Params, Scalar
 
 
 def make_ema(decay: Scalar, *, warmup: bool = True) -> Callable[[Int[Array, ""], Params, Params], Params]:
     """Makes `(step, params, ema) -> ema`, the average after the update that was number `step` (from 0).
+
+    The average is float32 at least: one of bfloat16 parameters would round each small step back to where it was.
 
     Args:
       decay: weight of the old average at each step, a scalar in [0, 1); 0.999 averages over about 1,000 steps.
@@ -32,7 +34,8 @@ def make_ema(decay: Scalar, *, warmup: bool = True) -> Callable[[Int[Array, ""],
 
     def update(step: Int[Array, ""], params: Params, ema: Params) -> Params:
         factor = jnp.minimum(decay, (1 + step) / (10 + step)) if warmup else jnp.asarray(decay)
-        moved = optax.incremental_update(params, ema, 1 - factor)
+        ema = as_accumulators(ema)
+        moved = optax.incremental_update(as_accumulators(params), ema, 1 - factor)
         return jax.tree.map(lambda new, old: new.astype(old.dtype), moved, ema)
 
     return update

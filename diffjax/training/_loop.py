@@ -55,9 +55,13 @@ def train(
     devices a run that was cut and resumed ends bitwise where an uncut one does. The source is called in a thread, one
     batch ahead. Of several processes each asks for its rows, by `part=(process, processes)`.
 
-    Ctrl-C and SIGTERM save within two steps (two calls, of a layout that makes several a call) and raise `Stopped`; a
-    second one ends the process at once. Several processes stop together, whichever of them got it. (Only where this is
-    called from the main thread, which is where Python hears signals.)
+    Ctrl-C, SIGTERM and SIGHUP save within two steps (two calls, of a layout that makes several a call) and raise
+    `Stopped`; a second one ends the process at once. Several processes stop together, whichever of them got it. (Only
+    where this is called from the main thread, which is where Python hears signals.)
+
+    Whatever else ends the loop of one process alone (a source that raises, a watcher, a step out of memory) saves the
+    newest state there is before it is raised, with a note of its step. A bar or a line of the log that cannot be
+    written is dropped with one warning.
 
     A step whose loss or gradients are not finite leaves the state as it was and is counted as `skipped`. After
     `skip_limit` of them in a row the run ends. That is seen when metrics are fetched, so up to `log_every` - 1 steps
@@ -118,6 +122,7 @@ def train(
         record,
         trace,
         placed_batches(source, seed, batch_size, firsts, layout, prefetch) as batches,
+        saves.rescue(lambda: (done, layout.get_state(state))),
     ):
         for first in firsts:
             call = range(first, first + layout.steps)  # the numbers of its steps
@@ -125,6 +130,7 @@ def train(
             with record.spends("wait_seconds"):
                 batch = next(batches)
             state, metrics = layout.step(state, batch)
+            done = call[-1]
             record.add(metrics)
             trace.after(call, metrics)
             stop = asked()  # once: a signal may come between any two lines

@@ -22,6 +22,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from diffjax._arrays import as_accumulators
 from diffjax._typing import Params
 
 Average = Callable[[Int[Array, ""], Params, Params], Params]
@@ -46,7 +47,7 @@ def power_exponent(width: float) -> float:
 def make_power_ema(width: float) -> Average:
     """Makes `(step, params, ema) -> ema`, the average after the update that was number `step` (from 0), a scalar.
 
-    The first update sets ema to params, so that what it began with does not matter.
+    The first update sets ema to params, so that what it began with does not matter. The average is float32 at least.
 
     Args:
       width: standard deviation of the profile as a share of the run so far, a scalar in (0, 0.2886); 0.05 is short, 0.1
@@ -61,7 +62,8 @@ def make_power_ema(width: float) -> Average:
 
     def update(step: Int[Array, ""], params: Params, ema: Params) -> Params:
         fresh = -jnp.expm1(power * jnp.log1p(-1 / (step + 1)))  # 1 - b; at step 0, 1
-        moved = optax.incremental_update(params, ema, fresh)
+        ema = as_accumulators(ema)
+        moved = optax.incremental_update(as_accumulators(params), ema, fresh)
         return jax.tree.map(lambda new, old: new.astype(old.dtype), moved, ema)
 
     return update

@@ -11,9 +11,11 @@ moved, and a signal or a full disk is answered where the devices are.
 import json
 import math
 import os
+import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffjax.training._distributed import agree_on_main, is_main
+from diffjax.training._durable import write_durably
 from diffjax.training._watch import Watch, peak_bytes
 
 
@@ -64,14 +67,32 @@ class Record:
         self._since = time.perf_counter()
         self._skipped_in_all = 0
         self.skipped: list[int] = []  # the newest steps, where they were skipped one after the other
-        hidden = not (progress and self._main)
-        self._bar = tqdm(total=steps, initial=done, unit="step", disable=hidden, dynamic_ncols=True)
+        hidden = not (progress and self._main) or sys.stderr is None or sys.stderr.closed
+        self._warned: set[str] = set()
+        self._bar: Any = None
+        with self._or_without("the progress bar"):
+            self._bar = tqdm(total=steps, initial=done, unit="step", disable=hidden, dynamic_ncols=True)
 
     def __enter__(self) -> "Record":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        with self._or_without("the progress bar"):
+            if self._bar is not None:
+                self._bar.close()
+
+    @contextmanager
+    def _or_without(self, what: str) -> Iterator[None]:
+        """What cannot be written is dropped, with one warning: a closed terminal or a full disk ends no training."""
+        try:
+            yield
+        except (OSError, ValueError) as error:  # ValueError: a file that was closed here
+            if what == "the progress bar" and self._bar is not None:
+                self._bar.disable = True
+            if what not in self._warned:
+                self._warned.add(what)
+                with suppress(OSError, ValueError):
+                    warnings.warn(f"{what} cannot be written ({error}); training goes on without it", stacklevel=4)
 
     @contextmanager
     def spends(self, name: str) -> Iterator[None]:
@@ -117,18 +138,20 @@ class Record:
     def _tell(self, step: int, count: int, line: dict[str, float]) -> None:
         if self._path is not None:
             known = {name: value if math.isfinite(value) else None for name, value in line.items()}
-            try:
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": step, **known}, allow_nan=False) + "\n")
-            except OSError as error:  # which names no file where the disk is full
-                raise RuntimeError(f"log: {self._path} could not be written: {error.strerror}") from error
+            text = json.dumps({"step": step, **known}, allow_nan=False) + "\n"
+            with self._or_without(f"log: {self._path}"), self._path.open("a", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
         for watch in self._watch:
             watch(step, dict(line))
         self._skipped_in_all += int(line["skipped"])
         skipped = f", {self._skipped_in_all} skipped" if self._skipped_in_all else ""
         text = f"loss {line['loss']:.4f}, {line['images_per_second']:,.0f} images/s{skipped}"
-        self._bar.set_postfix_str(text, refresh=False)
-        self._bar.update(count)
+        with self._or_without("the progress bar"):
+            if self._bar is not None:
+                self._bar.set_postfix_str(text, refresh=False)
+                self._bar.update(count)
 
 
 def _per_step(rows: list[dict[str, Any]], steps_a_call: int) -> dict[str, np.ndarray]:
@@ -158,7 +181,8 @@ def _means(each: dict[str, np.ndarray]) -> dict[str, float]:
 def truncate_log(path: str | Path, step: int) -> None:
     """Removes the lines of a JSONL log beyond a step, and a line that was cut short; the file may be absent.
 
-    The rest is written beside it first, and put in its place by one rename.
+    The rest is written beside it first, and put in its place by one rename. A log that begins with what a power loss or
+    an editor leaves there (NULs, a byte order mark, blank lines) is moved aside, with a warning, and its lines kept.
 
     Raises:
       ValueError: the first line is no record of ours, whole or cut short: it is another file, and stays as it is.
@@ -167,18 +191,21 @@ def truncate_log(path: str | Path, step: int) -> None:
     if not path.exists():
         return
     text = path.read_text(encoding="utf-8", errors="replace")
-    lines = text.splitlines()
-    if lines and _step_of(lines[0]) is None and not (text == lines[0] and _is_cut_short(text)):
+    sound = text.lstrip("\0\ufeff \t\r\n")
+    lines = sound.splitlines()
+    if lines and _step_of(lines[0]) is None and not (sound == lines[0] and _is_cut_short(sound)):
         raise ValueError(f"log: {path} is not a log of training, its first line is {lines[0][:40]!r}")
+    if sound != text:
+        aside = path.with_name(f"{path.name}.broken-{int(time.time())}")
+        os.replace(path, aside)
+        warnings.warn(f"log: {path} began with {text[:1]!r}, it is now {aside}; its lines are kept", stacklevel=3)
     kept = []
     for line in lines:
         at = _step_of(line)
         if at is None or at > step:
             break
         kept.append(line + "\n")
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text("".join(kept), encoding="utf-8")
-    os.replace(beside, path)
+    write_durably(path, "".join(kept))
 
 
 def _step_of(line: str) -> int | None:

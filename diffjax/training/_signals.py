@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGINT (Ctrl-C) and SIGTERM, in one process and in several.
+"""Being asked to stop: SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal), in one process and in several.
 
 The first signal is kept for the loop, which ends after its next step; a second one ends the process at once.
 
@@ -28,7 +28,7 @@ class Stopped(KeyboardInterrupt):
 
     Attributes:
       step: how many updates the state that was saved has had.
-      signal: SIGINT (Ctrl-C) or SIGTERM.
+      signal: SIGINT (Ctrl-C), SIGTERM or SIGHUP.
     """
 
     def __init__(self, step: int, number: int):
@@ -64,6 +64,9 @@ def hear_signals() -> Iterator[Asked]:
         yield asked
         return
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # which nohup asks for
+        before[hangup] = signal.getsignal(hangup) or signal.SIG_DFL
 
     def handle(number, frame):
         received.append(number)

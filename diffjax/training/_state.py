@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import copied, is_concrete
+from diffjax._arrays import as_accumulators, copied, is_concrete
 from diffjax._typing import Cond, Key, Network, Params
 
 
@@ -27,8 +27,8 @@ class TrainState(NamedTuple):
     Attributes:
       step: how many updates were made, int32 [].
       params: what the optimiser moves; any pytree.
-      ema: a moving average of params, of the same structure; or several, a dict name -> average.
-      opt_state: the optimiser's.
+      ema: a moving average of params, of the same structure, float32 at least; or several, a dict name -> average.
+      opt_state: the optimiser's, of parameters in float32 at least: its moments are averages, too.
       key: a typed key; step n draws from `fold_in(key, n)`.
     """
 
@@ -52,8 +52,9 @@ def state_from_params(
     """
     # Strongly typed, as a step returns them: a process's weakly typed numbers would compile the step twice.
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
-    ema = {name: copied(params) for name in averages} if averages else copied(params)
-    return TrainState(jnp.zeros((), jnp.int32), copied(params), ema, _init(tx, copied(params)), key)
+    wide = as_accumulators(params)
+    ema = {name: copied(wide) for name in averages} if averages else copied(wide)
+    return TrainState(jnp.zeros((), jnp.int32), copied(params), ema, _init(tx, copied(wide)), key)
 
 
 def _init(tx: optax.GradientTransformation, params: Params) -> Any:

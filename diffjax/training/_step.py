@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from diffjax._arrays import as_accumulators
 from diffjax._typing import Params
 from diffjax.training._state import TrainState
 
@@ -79,7 +80,7 @@ def make_train_step(
             loss_of = lambda params: loss_fn(whole(params), key, batch, index, total)
             (loss, aux), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
             scalars = {"loss": loss} | {name: value for name, value in aux.items() if jnp.ndim(value) == 0}
-            return (grads, scalars), _by_level(aux, levels)
+            return as_accumulators((grads, scalars)), _by_level(aux, levels)
 
         means, sums = part(batch, index) if accumulate == 1 else _accumulate(part, accumulate, batch, index)
         if axis_name is not None:
@@ -90,7 +91,7 @@ def make_train_step(
 
         def update(old: Any, grads: Any) -> Any:
             params, average, opt_state = old
-            updates, opt_state = tx.update(grads, opt_state, params)
+            updates, opt_state = tx.update(grads, opt_state, as_accumulators(params))
             params = optax.apply_updates(params, updates)
             new = params, ema(state.step, params, average), opt_state
             return jax.tree.map(lambda a, b: a if a.dtype == b.dtype else a.astype(b.dtype), new, old)

@@ -1,6 +1,6 @@
 """A small run with a known shape, for the training tests; also a script they start in a new process.
 
-    python tests/training_toy.py FOLDER STEPS [--layout jit|pmap] [--devices N] [--slow SECONDS] [--nan-at STEP]
+    python tests/helpers/training_toy.py FOLDER STEPS [--layout jit|pmap] [--devices N] [--slow SECONDS] [--nan-at STEP]
 
 trains up to STEPS in FOLDER, resuming what is there, and prints a SHA-256 over every byte of the final state.
 """
@@ -8,6 +8,7 @@ trains up to STEPS in FOLDER, resuming what is there, and prints a SHA-256 over 
 import argparse
 import functools
 import hashlib
+import json
 import os
 import time
 
@@ -55,6 +56,20 @@ def make_loss(network):
         return jnp.mean(error**2), {"noise": jnp.mean(eps**2), "eps": eps}
 
     return loss
+
+
+def run(folder, steps, *, layout=None, source=source, state=None, **options):
+    """`train` on the toy, in a folder."""
+    from diffjax.training import train
+
+    defaults = {"batch_size": 64, "seed": 3, "log": folder / "metrics.jsonl", "log_every": 7, "progress": False}
+    state = fresh_state() if state is None else state
+    return train(state, layout or make_layout("jit"), source, steps=steps, **{**defaults, **options})
+
+
+def logged(folder):
+    """The lines of a run's log."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def make_tx():

@@ -1,0 +1,106 @@
+"""Whether all processes of a run are there, asked before JAX is: it would wait in silence, and then abort.
+
+    process 0       listens at the coordinator's address ------------- all have come: "go" --> closes it --+
+    process i > 0   connects, again and again --> says "i" --> waits for "go" -----------------------------+--> JAX
+
+A line of text each way over TCP, at the port that JAX's own service uses right afterwards.
+"""
+
+import contextlib
+import errno
+import selectors
+import socket
+import time
+from collections.abc import Callable
+
+_GREETING = "diffjax process "
+_GO = b"go\n"
+_AGAIN = 0.2  # seconds from one try to connect to the next
+
+
+class Absent(Exception):
+    """The others did not come in time, or the address cannot be had; its text says which."""
+
+
+def call_roll(
+    address: tuple[str, int], bind: str, processes: int, process: int, timeout: float, tell: Callable[[str], None]
+) -> None:
+    """Returns in every process when all are there.
+
+    Args:
+      address: host and port of process 0, as the others reach it.
+      bind: the address that process 0 listens at; "" for every one of its machine.
+      processes: how many there are.
+      process: which this one is, from 0.
+      timeout: seconds to wait.
+      tell: told at once for whom this process waits, and for how long.
+
+    Raises:
+      Absent: some did not come, or the port is in use.
+    """
+    where, deadline = f"{address[0]}:{address[1]}", time.monotonic() + timeout
+    if process == 0:
+        tell(f"process 0 waits at {where} for {processes - 1} more, up to {timeout:g} s")
+        _wait_for_all(bind, address[1], processes, deadline)
+    else:
+        tell(f"process {process} of {processes} waits for process 0 at {where}, up to {timeout:g} s")
+        _answer(address, process, deadline)
+
+
+def _wait_for_all(bind: str, port: int, processes: int, deadline: float) -> None:
+    try:
+        server = socket.create_server((bind, port), family=socket.AF_INET6 if ":" in bind else socket.AF_INET)
+    except OSError as error:
+        raise Absent(f"port {port} cannot be listened at: {error.strerror or error}") from None
+    here: dict[int, socket.socket] = {}
+    with contextlib.ExitStack() as opened, server, selectors.DefaultSelector() as selector:
+        server.setblocking(False)
+        selector.register(server, selectors.EVENT_READ)
+        while len(here) < processes - 1:
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready and time.monotonic() >= deadline:
+                missing = [str(i) for i in range(1, processes) if i not in here]
+                raise Absent(f"process {', '.join(missing)} of {processes} did not come")
+            for key, _ in ready:
+                if key.fileobj is server:
+                    connection = opened.enter_context(server.accept()[0])
+                    selector.register(connection, selectors.EVENT_READ)
+                    continue
+                connection = key.fileobj
+                assert isinstance(connection, socket.socket)
+                number = _greeted(connection, processes)
+                selector.unregister(connection)
+                if number is not None:
+                    here[number] = connection  # one that comes again, as after a restart, takes its place
+        for connection in here.values():
+            with contextlib.suppress(OSError):
+                connection.sendall(_GO)
+
+
+def _greeted(connection: socket.socket, processes: int) -> int | None:
+    """The number that a process says it is; None of what is none of ours."""
+    try:
+        text = connection.recv(64).decode("ascii", "replace")
+    except OSError:
+        return None
+    number = text.removeprefix(_GREETING).strip()
+    known = text.startswith(_GREETING) and number.isdecimal() and 0 < int(number) < processes
+    return int(number) if known else None
+
+
+def _answer(address: tuple[str, int], process: int, deadline: float) -> None:
+    reason = "nobody listens there"
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            with socket.create_connection(address, timeout=left) as connection:
+                connection.sendall(f"{_GREETING}{process}\n".encode())
+                connection.settimeout(max(_AGAIN, deadline - time.monotonic()))
+                if connection.recv(len(_GO)) == _GO:
+                    return
+                reason = "who listens there is no process 0 of ours, or has ended"
+        except TimeoutError:
+            reason = "not all processes came"
+        except OSError as error:
+            reason = "nobody listens there" if error.errno == errno.ECONNREFUSED else str(error.strerror or error)
+        time.sleep(_AGAIN)
+    raise Absent(reason)

@@ -1,0 +1,86 @@
+"""Processes that wait for each other say so, and end in one line where somebody does not come."""
+
+import socket
+import threading
+import time
+
+import pytest
+
+from diffjax.cli import main
+from diffjax.training._roll_call import Absent, call_roll
+
+
+@pytest.fixture
+def port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def called(port, processes, process, timeout, told=None):
+    """The error of one process, None where all came; in a thread of its own, started."""
+    found = []
+
+    def call():
+        try:
+            tell = (lambda text: None) if told is None else told.append
+            found.append(call_roll(("127.0.0.1", port), "127.0.0.1", processes, process, timeout, tell))
+        except Absent as error:
+            found.append(str(error))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    return lambda: (thread.join(), found[0])[1]
+
+
+def test_all_who_come_are_let_go_together(port):
+    """The last comes half a second late, one comes twice, and somebody else connects in between."""
+    told = []
+    early = [called(port, 3, 1, 10, told), called(port, 3, 0, 10, told)]
+    time.sleep(0.3)
+    with socket.create_connection(("127.0.0.1", port)) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\n")
+        time.sleep(0.2)
+        assert [call() for call in (*early, called(port, 3, 2, 10))] == [None, None, None]
+    assert sorted(told) == [
+        f"process 0 waits at 127.0.0.1:{port} for 2 more, up to 10 s",
+        f"process 1 of 3 waits for process 0 at 127.0.0.1:{port}, up to 10 s",
+    ]
+
+
+def test_who_does_not_come_is_named(port):
+    zero, two = called(port, 4, 0, 1), called(port, 4, 2, 1)
+    assert zero() == "process 1, 3 of 4 did not come"
+    assert two() in ("not all processes came", "who listens there is no process 0 of ours, or has ended")
+
+
+@pytest.mark.parametrize(("process", "reason"), [(1, "nobody listens there"), (0, "process 1 of 2 did not come")])
+def test_a_command_that_waits_in_vain_ends_in_one_line(port, process, reason, capfd):
+    argv = [
+        "train",
+        "toy2d",
+        "--coordinator",
+        f"127.0.0.1:{port}",
+        "--num-processes",
+        "2",
+        "--process-id",
+        str(process),
+    ]
+    start = time.monotonic()
+    assert main([*argv, "--join-timeout", "1"]) == 75
+    assert time.monotonic() - start < 5
+    first, second = capfd.readouterr().err.splitlines()
+    assert first.startswith("diffjax: process")
+    assert "up to 1 s" in first
+    assert second.startswith(
+        f"diffjax: coordinator: 127.0.0.1:{port}: no run of 2 within 1 s: {reason}; start them all"
+    )
+
+
+def test_a_port_in_use_is_named_at_once(capfd):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        argv = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id", "0"]
+        start = time.monotonic()
+        assert main(["train", "toy2d", *argv]) == 75
+    assert time.monotonic() - start < 5
+    assert f"port {port} cannot be listened at: Address already in use" in capfd.readouterr().err
