@@ -23,7 +23,6 @@ from diffjax import config as c, losses, networks, parameterisation, process as 
 from diffjax.cli import main
 from diffjax.cli._averages import names
 from diffjax.cli._draw import Draw
-from diffjax.config import _networks
 from diffjax.data import ImageFolder, checkerboard, digits, mixture, prefetch, swiss_roll, two_moons
 from diffjax.guidance import classifier_free
 from diffjax.training import Checkpoints, data_mesh, init_state, make_train_step
@@ -251,13 +250,17 @@ def test_a_run_is_what_its_options_say(tmp_path, monkeypatch):
     source = mixture(components=8, std=0.1)
     fresh = init_state(jax.random.key(5), network, tx, jnp.zeros((1, 2)), jnp.zeros(1, jnp.int32))
     step = jax.jit(make_train_step(loss, tx, ema=lambda step, params, ema: ema))
+    mix = lambda keep, old, new: jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, old, new)
     state, decayed, powered, logged = fresh, fresh.params, fresh.params, []
     for n in range(4):
         state, metrics = step(state, jax.tree.map(jnp.asarray, source(5, n, 12)))
         logged.append(float(metrics["loss"]))
-        mix = lambda keep, old: jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, old, state.params)
-        decayed = mix(min(0.15, (1 + n) / (10 + n)), decayed)  # with the warm-up, which the first step feels
-        powered = mix((1 - 1 / (n + 1)) ** (6.9372 + 1), powered)  # the exponent of a profile of width 0.1
+        decayed = mix(
+            min(0.15, (1 + n) / (10 + n)), decayed, state.params
+        )  # with the warm-up, which the first step feels
+        powered = mix(
+            (1 - 1 / (n + 1)) ** (6.9372 + 1), powered, state.params
+        )  # the exponent of a profile of width 0.1
     with Checkpoints(out / "checkpoints", read_only=True) as checkpoints:
         tx = c.build(config, 8).tx
         cond = jnp.zeros(1, jnp.int32)
@@ -310,7 +313,7 @@ def test_class_is_hidden_from_the_share_that_was_asked_for():
     """Each sample's loss is the one with its label or the one without any: the share without is `guidance.dropout`."""
     config = c.Config(data=c.DataConfig("mixture"), network=c.NetworkConfig("mlp", width=8, depth=1))
     n = 512
-    x0, labels = c.build_data(config.data).source(0, 0, n)
+    x0, labels = jax.tree.map(jnp.asarray, c.build_data(config.data).source(0, 0, n))
     params = None
 
     def each(share, cond):
@@ -319,7 +322,7 @@ def test_class_is_hidden_from_the_share_that_was_asked_for():
         assert parts.null == 8
         if params is None:
             params = perturbed(parts.network.init(jax.random.key(0), x0[:1], jnp.zeros(1), labels[:1]), size=0.5)
-        loss = jax.jit(lambda cond: parts.loss(params, jax.random.key(1), (jnp.asarray(x0), cond), jnp.arange(n), n)[1])
+        loss = jax.jit(lambda cond: parts.loss(params, jax.random.key(1), (x0, cond), jnp.arange(n), n)[1])
         return np.asarray(loss(cond)["per_sample"])
 
     heard, unheard = each(0.0, labels), each(0.0, np.full(n, 8, np.int32))
@@ -330,6 +333,9 @@ def test_class_is_hidden_from_the_share_that_was_asked_for():
         hidden = np.isclose(found, unheard, rtol=1e-4)
         np.testing.assert_allclose(found[~hidden], heard[~hidden], rtol=1e-4)
         assert abs(hidden[clear].mean() - share) < 5 * np.sqrt(share * (1 - share) / clear.sum()) + 1e-9
+    untold = c.build(config, None)  # of no labels, none are hidden
+    params = jax.eval_shape(untold.network.init, jax.random.key(0), x0[:1], jnp.zeros(1))
+    jax.eval_shape(lambda params: untold.loss(params, jax.random.key(1), (x0, None), jnp.arange(n), n), params)
 
 
 # --- the optimiser ---
@@ -353,7 +359,7 @@ def by_adam(params, gradients, config, steps):
     ("config", "steps"),
     [
         (c.OptimiserConfig(), 8),  # the warm-up is half the run at most
-        (c.OptimiserConfig(learning_rate=0.05, warmup=3, final=0.3, clip=0.5, weight_decay=0.2), 9),
+        (ODD.optimiser, 9),
         (c.OptimiserConfig(learning_rate=0.05, warmup=0, clip=3.0), 4),
         (c.OptimiserConfig(), 1),
     ],
@@ -369,44 +375,9 @@ def test_the_optimiser_is_adam_with_clipping_warm_up_decay_and_cosine(config, st
         updates, state = update(tree(gradient), state, params)
         params = optax.apply_updates(params, updates)
         found.append(np.concatenate([params["a"], params["b"]]))
-    np.testing.assert_allclose(np.array(found) - start, by_adam(start, gradients, config, steps) - start, rtol=1e-4, atol=1e-6)
-
-
-# --- the network ---
-
-
-def test_a_network_is_the_module_of_its_name_with_its_numbers(monkeypatch):
-    monkeypatch.setattr(_networks, "from_linen", lambda module: module)
-    n = networks
-    plain = {"num_classes": None, "dropout": 0.0, "dtype": jnp.float32, "remat": False}
-    odd = {"num_classes": 7, "dropout": 0.35, "dtype": jnp.bfloat16, "remat": True}
-    expected = {}
-    for kind, own in (("plain", plain), ("odd", odd)):
-        as_is = kind == "plain"
-        levels = {"multipliers": (1, 2) if as_is else (1, 3, 5), "blocks": 1 if as_is else 2}
-        levels |= {"attention": (1,) if as_is else (0, 2)}
-        unet = {"channels": 32 if as_is else 16, "head_channels": 32 if as_is else 8, **levels, **own}
-        tokens = {"width": 128, "depth": 3, "heads": 4, "patch": 2, "scan": False}
-        tokens = (tokens if as_is else {"width": 24, "depth": 5, "heads": 3, "patch": 4, "scan": True}) | own
-        paper = {"attention": levels["attention"], "layers": levels["blocks"]}
-        paper |= {name: own[name] for name in ("num_classes", "dropout")}
-        channels = (32, 64) if as_is else (16, 48, 80)
-        late = {"dtype": own["dtype"], "remat": own["remat"]}
-        expected |= {
-            (kind, "mlp"): n.MLP(**{name: tokens[name] for name in ("width", "depth", "scan")}, **own),
-            (kind, "unet"): n.UNet(**unet),
-            (kind, "ddpm"): n.ddpm(channels, **paper).clone(**late),
-            (kind, "ddpmpp"): n.ddpmpp(channels, **paper).clone(**late),
-            (kind, "ncsnpp"): n.ncsnpp(channels, **paper).clone(**late),
-            (kind, "adm"): n.adm(channels, **paper, head_channels=unet["head_channels"]).clone(**late),
-            (kind, "edm2"): n.EDM2UNet(**unet),
-            (kind, "dit"): n.DiT(**tokens),
-            (kind, "uvit"): n.UViT(**tokens),
-        }
-    for (kind, name), module in expected.items():
-        config = c.NetworkConfig(name=name) if kind == "plain" else dataclasses.replace(ODD.network, name=name)
-        assert c.build_network(config, 7 if kind == "odd" else None) == module, (kind, name)
-    assert len({repr(module) for module in expected.values()}) == len(expected) == 18
+    np.testing.assert_allclose(
+        np.array(found) - start, by_adam(start, gradients, config, steps) - start, rtol=1e-4, atol=1e-6
+    )
 
 
 # --- the data ---
@@ -418,7 +389,9 @@ LABELS = np.arange(12) % 3
 
 def pairs(data):
     """{image: label} of what is trained on and of what is held out."""
-    return [dict(zip([image.tobytes() for image in x], y.tolist(), strict=True)) for x, y in (data.train, data.held_out)]
+    return [
+        dict(zip([image.tobytes() for image in x], y.tolist(), strict=True)) for x, y in (data.train, data.held_out)
+    ]
 
 
 def items(images, chosen):
@@ -579,7 +552,8 @@ GROUPS = {
     "network": NETWORK,
     "optimiser": OPTIMISER,
 }
-"""Of groups whose tests walk over all of their fields themselves."""
+"""Of groups whose tests see by themselves that each of their fields has a value of its own there."""
+FILES = ("test_options_train.py", "test_registry_names.py", "test_config_networks.py")
 
 
 def test_every_field_has_its_check():
@@ -587,10 +561,5 @@ def test_every_field_has_its_check():
     left = {path for path in leaves(c.Config()) if path.partition(".")[0] not in GROUPS}
     assert left == set(CHECKS)
     here = Path(__file__).parent
-    text = "".join((here / name).read_text() for name in (Path(__file__).name, "test_registry_names.py"))
+    text = "".join((here / name).read_text() for name in FILES)
     assert {*CHECKS.values(), *GROUPS.values()} <= set(re.findall(r"^def (test_\w+)", text, re.MULTILINE))
-    # The optimiser's test and the network's: each field is read there.
-    for group, check in (("optimiser", by_adam), ("network", None)):
-        for field in dataclasses.fields(getattr(c.Config(), group)):
-            body = text if check is None else check.__code__.co_names
-            assert field.name in body, field.name
