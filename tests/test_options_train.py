@@ -257,10 +257,10 @@ def test_a_run_is_what_its_options_say(tmp_path, monkeypatch):
         logged.append(float(metrics["loss"]))
         decayed = mix(
             min(0.15, (1 + n) / (10 + n)), decayed, state.params
-        )  # with the warm-up, which the first step feels
+        )  # the first by its warm-up
         powered = mix(
             (1 - 1 / (n + 1)) ** (6.9372 + 1), powered, state.params
-        )  # the exponent of a profile of width 0.1
+        )  # of a profile of width 0.1
     with Checkpoints(out / "checkpoints", read_only=True) as checkpoints:
         tx = c.build(config, 8).tx
         cond = jnp.zeros(1, jnp.int32)
