@@ -255,12 +255,8 @@ def test_a_run_is_what_its_options_say(tmp_path, monkeypatch):
     for n in range(4):
         state, metrics = step(state, jax.tree.map(jnp.asarray, source(5, n, 12)))
         logged.append(float(metrics["loss"]))
-        decayed = mix(
-            min(0.15, (1 + n) / (10 + n)), decayed, state.params
-        )  # the first by its warm-up
-        powered = mix(
-            (1 - 1 / (n + 1)) ** (6.9372 + 1), powered, state.params
-        )  # of a profile of width 0.1
+        decayed = mix(min(0.15, (1 + n) / (10 + n)), decayed, state.params)  # the first by its warm-up
+        powered = mix((1 - 1 / (n + 1)) ** (6.9372 + 1), powered, state.params)  # of a profile of width 0.1
     with Checkpoints(out / "checkpoints", read_only=True) as checkpoints:
         tx = c.build(config, 8).tx
         cond = jnp.zeros(1, jnp.int32)
