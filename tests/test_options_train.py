@@ -27,7 +27,7 @@ from diffjax.data import ImageFolder, checkerboard, digits, mixture, prefetch, s
 from diffjax.guidance import classifier_free
 from diffjax.training import Checkpoints, data_mesh, init_state, make_train_step
 
-# --- what is written where nothing is said, and in each preset ---
+# --- defaults and presets ---
 
 DEFAULTS = {
     "name": "digits",
@@ -128,7 +128,7 @@ PRESETS = {
 }
 
 
-def test_defaults_and_presets_are_as_written():
+def test_defaults_and_presets_have_the_documented_values():
     assert dataclasses.asdict(c.Config()) == DEFAULTS
     assert list(c.PRESETS) == list(PRESETS)
     for name, preset in c.PRESETS.items():
@@ -179,19 +179,19 @@ def words(config, start):
 
 
 def test_each_option_of_train_sets_its_field(monkeypatch):
-    said = []
-    monkeypatch.setattr("diffjax.cli.run_train", lambda options, argv: said.append(options.config))
+    parsed = []
+    monkeypatch.setattr("diffjax.cli.run_train", lambda options, argv: parsed.append(options.config))
     preset = c.PRESETS["digits"]
     assert all(value != leaves(ODD)[path] for path, value in leaves(preset).items())
     assert main(["train", "digits", *words(ODD, preset)]) == 0
     assert main(["train", "digits"]) == 0
-    assert said == [ODD, preset]
+    assert parsed == [ODD, preset]
 
 
 # --- a run ---
 
 
-def test_a_run_is_what_its_options_say(tmp_path, monkeypatch):
+def test_a_run_equals_the_same_run_by_library_calls(tmp_path, monkeypatch):
     """Four updates through the command line, and the same by hand: parameters, averages and losses of every step."""
     monkeypatch.chdir(tmp_path)
     read = []
@@ -273,7 +273,7 @@ def test_a_run_is_what_its_options_say(tmp_path, monkeypatch):
     assert max(jax.tree.leaves(moved)) > 0.005  # the average is not the parameters themselves
 
 
-def test_samples_are_drawn_as_the_configuration_says():
+def test_samples_use_the_configured_sampler_grid_and_guidance_scale():
     config = c.Config(
         data=c.DataConfig("mixture"),
         process=c.ProcessConfig("rectified"),
@@ -305,33 +305,34 @@ def test_samples_are_drawn_as_the_configuration_says():
     assert np.max(np.abs(drawn - by_hand(1.5))) > 0.01
 
 
-def test_class_is_hidden_from_the_share_that_was_asked_for():
+def test_labels_are_dropped_with_the_configured_probability():
     """Each sample's loss is the one with its label or the one without any: the share without is `guidance.dropout`."""
     config = c.Config(data=c.DataConfig("mixture"), network=c.NetworkConfig("mlp", width=8, depth=1))
     n = 512
     x0, labels = jax.tree.map(jnp.asarray, c.build_data(config.data).source(0, 0, n))
-    params = None
+    built = lambda share, classes=8: c.build(
+        dataclasses.replace(config, guidance=c.GuidanceConfig(dropout=share)), classes
+    )
+    params = built(0.0).network.init(jax.random.key(0), x0[:1], jnp.zeros(1), labels[:1])
+    params = perturbed(params, size=0.5)  # a fresh network is 0 whatever the label
 
-    def each(share, cond):
-        nonlocal params
-        parts = c.build(dataclasses.replace(config, guidance=c.GuidanceConfig(dropout=share)), 8)
+    def each(share):
+        parts = built(share)
         assert parts.null == 8
-        if params is None:
-            params = perturbed(parts.network.init(jax.random.key(0), x0[:1], jnp.zeros(1), labels[:1]), size=0.5)
-        loss = jax.jit(lambda cond: parts.loss(params, jax.random.key(1), (x0, cond), jnp.arange(n), n)[1])
-        return np.asarray(loss(cond)["per_sample"])
+        loss = lambda cond: parts.loss(params, jax.random.key(1), (x0, cond), jnp.arange(n), n)
+        return jax.jit(lambda cond: loss(cond)[1]["per_sample"])
 
-    heard, unheard = each(0.0, labels), each(0.0, np.full(n, 8, np.int32))
-    clear = np.abs(heard - unheard) > 1e-3 * unheard
+    labelled, unlabelled = map(each(0.0), (labels, jnp.full(n, 8, jnp.int32)))
+    clear = np.abs(labelled - unlabelled) > 1e-3 * unlabelled
     assert clear.mean() > 0.9
     for share in (0.3, 1.0):
-        found = each(share, labels)
-        hidden = np.isclose(found, unheard, rtol=1e-4)
-        np.testing.assert_allclose(found[~hidden], heard[~hidden], rtol=1e-4)
-        assert abs(hidden[clear].mean() - share) < 5 * np.sqrt(share * (1 - share) / clear.sum()) + 1e-9
-    untold = c.build(config, None)  # of no labels, none are hidden
-    params = jax.eval_shape(untold.network.init, jax.random.key(0), x0[:1], jnp.zeros(1))
-    jax.eval_shape(lambda params: untold.loss(params, jax.random.key(1), (x0, None), jnp.arange(n), n), params)
+        found = each(share)(labels)
+        dropped = np.isclose(found, unlabelled, rtol=1e-4)
+        np.testing.assert_allclose(found[~dropped], labelled[~dropped], rtol=1e-4)
+        assert abs(dropped[clear].mean() - share) < 5 * np.sqrt(share * (1 - share) / clear.sum()) + 1e-9
+    parts = built(0.3, None)  # unconditional: there is no label to drop
+    params = jax.eval_shape(parts.network.init, jax.random.key(0), x0[:1], jnp.zeros(1))
+    jax.eval_shape(lambda params: parts.loss(params, jax.random.key(1), (x0, None), jnp.arange(n), n), params)
 
 
 # --- the optimiser ---
@@ -466,7 +467,7 @@ def test_a_share_is_held_out_by_its_seed(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, part, digits(split, holdout=0.4, seed=3))
 
 
-def test_digits_are_the_digits_and_mirrored_where_that_is_asked_for():
+def test_digits_are_split_and_flipped_as_configured():
     data, flipped = (c.build_data(c.DataConfig("digits", flip=flip)) for flip in (False, True))
     assert (data.shape, data.classes, data.log_prob) == ((8, 8, 1), 10, None)
     for part, split in (("train", "train"), ("held_out", "test")):
@@ -491,7 +492,7 @@ TOYS = {
 }
 
 
-def test_a_toy_is_the_density_of_its_name_and_never_held_out_what_it_trains_on():
+def test_a_toy_is_its_density_and_is_measured_on_draws_of_other_seeds():
     assert list(TOYS) == list(c.TOYS)
     same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
     for name, (make, classes) in TOYS.items():
@@ -506,39 +507,44 @@ def test_a_toy_is_the_density_of_its_name_and_never_held_out_what_it_trains_on()
         assert (data.log_prob is None) == (name in ("two_moons", "swiss_roll"))
         if data.log_prob is not None:
             same(data.log_prob(data.train[0]), toy.log_prob(data.train[0]))
-        hidden = c.build_data(c.DataConfig(name, conditional=False))
-        assert (hidden.classes, hidden.source(3, 5, 64)[1], hidden.train[1], hidden.held_out[1]) == (None,) * 4
-        same(hidden.source(3, 5, 64)[0], toy(3, 5, 64)[0])
+        plain = c.build_data(c.DataConfig(name, conditional=False))
+        assert (plain.classes, plain.source(3, 5, 64)[1], plain.train[1], plain.held_out[1]) == (None,) * 4
+        same(plain.source(3, 5, 64)[0], toy(3, 5, 64)[0])
 
 
-def test_labels_are_left_out_where_the_network_is_told_none(tmp_path):
+def test_an_unconditional_network_gets_no_labels(tmp_path):
     np.savez(tmp_path / "a.npz", x=IMAGES, y=LABELS)
     for config in (c.DataConfig("digits"), c.DataConfig("file", str(tmp_path / "a.npz"))):
-        data, hidden = (c.build_data(dataclasses.replace(config, conditional=told)) for told in (True, False))
-        assert (hidden.classes, hidden.source(0, 0, 4)[1], hidden.train[1], hidden.held_out[1]) == (None,) * 4
-        np.testing.assert_array_equal(hidden.source(0, 0, 4)[0], data.source(0, 0, 4)[0])
+        data, plain = (
+            c.build_data(dataclasses.replace(config, conditional=conditional)) for conditional in (True, False)
+        )
+        assert (plain.classes, plain.source(0, 0, 4)[1], plain.train[1], plain.held_out[1]) == (None,) * 4
+        np.testing.assert_array_equal(plain.source(0, 0, 4)[0], data.source(0, 0, 4)[0])
         assert data.classes == 1 + max(data.train[1].max(), data.held_out[1].max())
 
 
-# --- none is left out ---
+# --- completeness ---
 
-RUN, SAMPLES = "test_a_run_is_what_its_options_say", "test_samples_are_drawn_as_the_configuration_says"
+RUN, SAMPLES = (
+    "test_a_run_equals_the_same_run_by_library_calls",
+    "test_samples_use_the_configured_sampler_grid_and_guidance_scale",
+)
 NETWORK = "test_a_network_is_the_module_of_its_name_with_its_numbers"
 OPTIMISER = "test_the_optimiser_is_adam_with_clipping_warm_up_decay_and_cosine"
 CHECKS = {
     **dict.fromkeys(("name", "steps", "batch_size", "seed", "ema_decay", "ema_widths", "data.workers"), RUN),
-    "data.name": "test_a_toy_is_the_density_of_its_name_and_never_held_out_what_it_trains_on",
+    "data.name": "test_a_toy_is_its_density_and_is_measured_on_draws_of_other_seeds",
     "data.path": "test_files_are_read_as_their_name_says",
-    "data.conditional": "test_labels_are_left_out_where_the_network_is_told_none",
+    "data.conditional": "test_an_unconditional_network_gets_no_labels",
     "data.image_size": "test_images_are_scaled_to_the_size_of_the_configuration",
-    "data.flip": "test_digits_are_the_digits_and_mirrored_where_that_is_asked_for",
+    "data.flip": "test_digits_are_split_and_flipped_as_configured",
     "data.holdout": "test_a_share_is_held_out_by_its_seed",
     "data.holdout_seed": "test_a_share_is_held_out_by_its_seed",
-    "guidance.dropout": "test_class_is_hidden_from_the_share_that_was_asked_for",
+    "guidance.dropout": "test_labels_are_dropped_with_the_configured_probability",
     **dict.fromkeys(("guidance.scale", "sampler.steps"), SAMPLES),
     "sampler.name": "test_a_sampler_takes_the_steps_of_its_name",
     "sampler.grid": "test_a_grid_has_the_times_of_its_name",
-    "sampler.eta": "test_eta_arrives_where_there_is_one_and_is_refused_elsewhere",
+    "sampler.eta": "test_eta_sets_the_samplers_that_have_one_and_is_refused_for_others",
 }
 GROUPS = {
     "process": "test_a_process_has_the_alpha_and_sigma_of_its_name",

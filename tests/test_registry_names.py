@@ -33,13 +33,13 @@ def settings(formula, odd):
     return [{}, *({name: odd[name]} for name in taken)]
 
 
-def assert_told_apart(values, least=1e-3):
+def assert_distinct(values, least=1e-3):
     """Every two of the values differ by `least` of their size somewhere."""
     for a, b in itertools.combinations(values, 2):
         assert np.max(np.abs(np.subtract(values[a], values[b])) / (1e-9 + np.abs(values[a]))) > least, (a, b)
 
 
-def assert_others_are_refused(kind, cls, table, formulas, odd):
+def assert_other_numbers_are_refused(kind, cls, table, formulas, odd):
     """A number that a name has no use for is an error that says so."""
     assert set(odd) == numbers_of(cls)
     for name, formula in formulas.items():
@@ -114,9 +114,9 @@ def test_a_process_has_the_alpha_and_sigma_of_its_name():
             np.testing.assert_allclose(made.alpha(jnp.asarray(T, jnp.float32)), alpha, rtol=2e-5, err_msg=name)
             np.testing.assert_allclose(made.sigma(jnp.asarray(T, jnp.float32)), sigma, rtol=2e-5, err_msg=name)
             if numbers:
-                assert_told_apart({"default": formula(T), "changed": (alpha, sigma)})
-    assert_told_apart({name: formula(np.array([0.01, 0.3])) for name, formula in PROCESSES.items()})
-    assert_others_are_refused("process", c.ProcessConfig, c.PROCESSES, PROCESSES, ODD_PROCESS)
+                assert_distinct({"default": formula(T), "changed": (alpha, sigma)})
+    assert_distinct({name: formula(np.array([0.01, 0.3])) for name, formula in PROCESSES.items()})
+    assert_other_numbers_are_refused("process", c.ProcessConfig, c.PROCESSES, PROCESSES, ODD_PROCESS)
 
 
 # --- predictions: y = a x0 + b eps under the variance-preserving process, B = 0.1 t + 19.9 t^2/2 ---
@@ -159,7 +159,7 @@ def test_a_prediction_has_the_coefficients_of_its_name():
             std = numbers.get("data_std", inspect.signature(formula).parameters["data_std"].default)
             scale = 1 / np.sqrt((alpha * std) ** 2 + sigma**2)
             np.testing.assert_allclose(made.input_scale(process, t), scale, rtol=1e-4)
-    assert_told_apart({name: formula() for name, formula in PREDICTIONS.items()})
+    assert_distinct({name: formula() for name, formula in PREDICTIONS.items()})
 
 
 # --- weightings, on the loss of eps, under sub-VP, where alpha^2 + sigma^2 is not 1 ---
@@ -194,10 +194,10 @@ def test_a_weighting_is_the_function_of_its_name():
             found = made(process, parameterisation.VPrediction(), t)
             np.testing.assert_allclose(found, formula(**numbers), rtol=1e-4, err_msg=name)
             if numbers:
-                assert_told_apart({"default": formula(), "changed": found})
+                assert_distinct({"default": formula(), "changed": found})
     # P2 at k = gamma = 1 is the sigmoid at 0: the two differ in what numbers they take, and in these.
-    assert_told_apart({name: formula() for name, formula in WEIGHTINGS.items() if name != "p2"})
-    assert_others_are_refused("weighting", c.WeightingConfig, c.WEIGHTINGS, WEIGHTINGS, ODD_WEIGHTING)
+    assert_distinct({name: formula() for name, formula in WEIGHTINGS.items() if name != "p2"})
+    assert_other_numbers_are_refused("weighting", c.WeightingConfig, c.WEIGHTINGS, WEIGHTINGS, ODD_WEIGHTING)
 
 
 # --- times: F(t) for the cumulative distribution F on the interval of variance-preserving, |logsnr| <= 20 ---
@@ -263,8 +263,10 @@ def test_times_have_the_distribution_of_their_name():
             u = cumulative(**numbers)(np.asarray(t, np.float64))
             apart = (u - _spread(name, u) + 0.5) % 1 - 0.5  # around the circle
             np.testing.assert_allclose(apart, 0, atol=2e-5, err_msg=name)
-    assert_told_apart(drawn)
-    assert_others_are_refused("times", c.TimesConfig, c.TIMES, TIMES, ODD_TIMES)
+    assert_distinct(drawn)
+    flat = construct("times", c.TIMES, c.TimesConfig(name="mode", scale=0.0), process)  # 0 is a number, not a default
+    np.testing.assert_allclose(flat(KEY, N)[0], drawn["uniform",], rtol=1e-5)
+    assert_other_numbers_are_refused("times", c.TimesConfig, c.TIMES, TIMES, ODD_TIMES)
 
 
 # --- grids, of a rectified flow between |logsnr| = 20: sigma/alpha is t/(1 - t), from e^10 to e^-10 ---
@@ -300,7 +302,7 @@ def test_a_grid_has_the_times_of_its_name():
     for name, formula in GRIDS.items():
         ts = c.build_grid(c.SamplerConfig(grid=name, steps=6), process)
         np.testing.assert_allclose(ts, formula(6), rtol=1e-3, err_msg=name)
-    assert_told_apart({name: formula(6) for name, formula in GRIDS.items()})
+    assert_distinct({name: formula(6) for name, formula in GRIDS.items()})
     np.testing.assert_allclose(
         c.build_grid(c.SamplerConfig(grid="snr", steps=6), process, 3), GRIDS["snr"](3), rtol=1e-3
     )
@@ -466,10 +468,10 @@ def test_a_sampler_takes_the_steps_of_its_name():
         np.testing.assert_allclose(drawn[name], _walk(step), rtol=1e-4, atol=1e-5, err_msg=name)
     for name, make in BY_CLASS.items():
         np.testing.assert_array_equal(drawn[name], draw(make()), err_msg=name)
-    assert_told_apart(drawn)
+    assert_distinct(drawn)
 
 
-def test_eta_arrives_where_there_is_one_and_is_refused_elsewhere():
+def test_eta_sets_the_samplers_that_have_one_and_is_refused_for_others():
     for name in c.STEPPERS:
         config = c.SamplerConfig(name=name, eta=0.4)
         if name not in WITH_ETA:
@@ -480,3 +482,4 @@ def test_eta_arrives_where_there_is_one_and_is_refused_elsewhere():
         assert type(made) is type(c.build_stepper(c.SamplerConfig(name=name)))
         assert float(made.eta) == pytest.approx(0.4)
         assert made.stochastic
+        assert float(c.build_stepper(c.SamplerConfig(name=name, eta=0.0)).eta or 0.0) == 0.0
