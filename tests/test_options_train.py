@@ -207,7 +207,7 @@ def test_a_run_equals_the_same_run_by_library_calls(tmp_path, monkeypatch):
         steps=4,
         batch_size=12,
         seed=5,
-        ema_decay=0.15,
+        ema_decay=0.3,
         ema_widths=(0.1,),
         data=c.DataConfig("mixture", workers=2),
         process=c.ProcessConfig("variance_preserving", beta_max=10.0),
@@ -215,7 +215,7 @@ def test_a_run_equals_the_same_run_by_library_calls(tmp_path, monkeypatch):
         weighting=c.WeightingConfig("min_snr", gamma=2.0),
         times=c.TimesConfig("lognormal", mean=-0.5),
         network=c.NetworkConfig("mlp", width=8, depth=2, dropout=0.3),
-        optimiser=c.OptimiserConfig(learning_rate=0.1, warmup=1, final=0.3, clip=0.5, weight_decay=0.2),
+        optimiser=c.OptimiserConfig(learning_rate=0.1, warmup=0, final=0.3, clip=0.5, weight_decay=0.2),
         guidance=c.GuidanceConfig(dropout=0.4),
         sampler=c.SamplerConfig(steps=2),
     )
@@ -245,7 +245,7 @@ def test_a_run_equals_the_same_run_by_library_calls(tmp_path, monkeypatch):
             total=total,
         )
 
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 0.1, 1, 4, 0.03)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 0.1, 0, 4, 0.03)
     tx = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(schedule, weight_decay=0.2))
     source = mixture(components=8, std=0.1)
     fresh = init_state(jax.random.key(5), network, tx, jnp.zeros((1, 2)), jnp.zeros(1, jnp.int32))
@@ -255,7 +255,7 @@ def test_a_run_equals_the_same_run_by_library_calls(tmp_path, monkeypatch):
     for n in range(4):
         state, metrics = step(state, jax.tree.map(jnp.asarray, source(5, n, 12)))
         logged.append(float(metrics["loss"]))
-        decayed = mix(min(0.15, (1 + n) / (10 + n)), decayed, state.params)  # the first by its warm-up
+        decayed = mix(min(0.3, (1 + n) / (10 + n)), decayed, state.params)  # three steps of warm-up
         powered = mix((1 - 1 / (n + 1)) ** (6.9372 + 1), powered, state.params)  # of a profile of width 0.1
     with Checkpoints(out / "checkpoints", read_only=True) as checkpoints:
         tx = c.build(config, 8).tx

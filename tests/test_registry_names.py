@@ -455,9 +455,9 @@ WITH_ETA = (
 )
 
 
-def draw(stepper):
-    """The states at the last of LEVELS."""
-    start, ts = jnp.asarray(START, jnp.float32), _clock(LEVELS)
+def draw(stepper, levels=LEVELS):
+    """The states at the last of some noise levels."""
+    start, ts = jnp.asarray(START, jnp.float32), _clock(levels)
     return np.asarray(dj.sample(KEY, processes.Karras(**PROCESS), denoiser, start, ts, stepper, denoise=False))
 
 
@@ -469,6 +469,10 @@ def test_a_sampler_takes_the_steps_of_its_name():
     for name, make in BY_CLASS.items():
         np.testing.assert_array_equal(drawn[name], draw(make()), err_msg=name)
     assert_distinct(drawn)
+    fine = np.geomspace(3.0, 0.25, 41)  # s_churn/n is below its bound sqrt(2) - 1 from 25 steps on
+    np.testing.assert_array_equal(
+        draw(c.build_stepper(c.SamplerConfig(name="churn")), fine), draw(BY_CLASS["churn"](), fine)
+    )
 
 
 def test_eta_sets_the_samplers_that_have_one_and_is_refused_for_others():
