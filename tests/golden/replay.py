@@ -8,6 +8,7 @@ records/GROUP.json holds, under a name each,
                mean square, and their mean weighted by cos(place)
     read       of a command line: an expression for the numbers that it has written or printed
     after      the record of the same group whose command must have run before, in the same folder
+    slow       true where a relative is recorded beside it: left to the slow tests
     tolerance  how far numbers may be off, in units of the record's largest; 1e-5 by default. `why` gives the reason.
 
     python -m pytest tests/golden                   runs every command and compares
@@ -29,7 +30,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "records"
 TOLERANCE = 1e-5
-FIELDS = {"command", "read", "after", "tolerance", "why", "numbers"}
+FIELDS = {"command", "read", "after", "slow", "tolerance", "why", "numbers"}
 TABLES = {
     "processes": ("PROCESSES", 'loss(process="{}")'),
     "levels": ("PROCESSES", 'levels("{}")'),

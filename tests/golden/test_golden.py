@@ -16,7 +16,12 @@ def replay(tmp_path_factory):
     return Replay(tmp_path_factory.mktemp("golden"))
 
 
-@pytest.mark.parametrize(("group", "name"), select(RECORDS), ids=map("/".join, select(RECORDS)))
+def _each_record():
+    marks = lambda group, name: pytest.mark.slow if RECORDS[group][name].get("slow") else ()
+    return [pytest.param(*at, marks=marks(*at), id="/".join(at)) for at in select(RECORDS)]
+
+
+@pytest.mark.parametrize(("group", "name"), _each_record())
 def test_a_command_makes_the_numbers_that_are_recorded(replay, group, name):
     record = RECORDS[group][name]
     numbers = replay.numbers(group, name, RECORDS)
