@@ -56,7 +56,7 @@ ts = np.linspace(1.0, 0.05, 6)
 class Corners(eqx.Module):
     """The exact denoiser of normal distributions of variance 0.1 about the corners of a square, cheap to compile.
 
-    Each feature is N(1, 0.1) or N(-1, 0.1):  D = (0.1 alpha xt + sigma^2 tanh(alpha xt/v))/v,  v = 0.1 alpha^2 + sigma^2
+    D = (0.1 alpha xt + sigma^2 tanh(alpha xt/v))/v,   v = 0.1 alpha^2 + sigma^2,   each feature N(1, 0.1) or N(-1, 0.1)
     """
 
     process: Any
