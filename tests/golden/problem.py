@@ -226,7 +226,8 @@ labelled = dj.make_denoiser(
 other = dj.exact_denoiser(dj.Gaussian(jnp.array([0.2, -0.3]), jnp.array([0.6, 0.3])), process)
 operator, y = operators.Matrix(jnp.array([[1.0, 0.5]])), jnp.array([[0.6]])
 mask, known = jnp.array([True, False]), jnp.array([[0.8, 0.0]])
-fixed = {"t0": 0.01, "controller": diffrax.StepTo(jnp.linspace(0.01, 1.0, 9))}
+fixed = {"t0": 0.05, "controller": diffrax.StepTo(jnp.linspace(0.05, 1.0, 9))}
+clipped = dj.Clipped(process, 6.0, -6.0)
 to_class = jax.tree_util.Partial(lambda xt, t: -0.5 * jnp.sum((xt - jnp.array([1.0, -0.5])) ** 2, axis=-1) / (0.3 + t))
 
 
