@@ -231,7 +231,7 @@ def test_training_is_the_librarys_own_steps(wide):
 
 @covers("train", "layout", "split", "devices", "keep", "save_every", "log_every", "samples", "tensorboard")
 def test_where_a_run_is_trained_and_what_it_leaves(wide):
-    folder, _ = wide
+    folder, calls = wide
     names = {"config.json", "checkpoints", "metrics.jsonl", "samples.png", "results.json", "averages", "tensorboard"}
     assert {path.name for path in folder.iterdir()} == names
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
@@ -242,6 +242,8 @@ def test_where_a_run_is_trained_and_what_it_leaves(wide):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 3, 4, 6]  # and at every checkpoint
     assert measures(folder)["samples"] == 24
+    (board,) = calls.train["watch"]
+    board.close()  # or it waits for the end of the process
     (events,) = (folder / "tensorboard").iterdir()
     assert b"grad_norm" in events.read_bytes()
 
