@@ -64,7 +64,7 @@ def check(found, wanted, rel):
 
 def test_the_figures_of_a_run_and_of_its_evaluation(toy_run, trained, capfd):
     """By default both draw 1800 samples from seed 0, with the run's own guidance and steps."""
-    wanted = plane(draw(*trained[:2], 1800, as_frequent(1800)))
+    wanted = plane(draw(trained, 1800, as_frequent(1800)))
     check(measures(toy_run), wanted, 1e-4)
     check(printed(done(capfd, "evaluate", toy_run)), wanted, 1e-3)
 
@@ -75,11 +75,12 @@ def test_an_evaluation_with_every_option_prints_the_librarys_figures(toy_run, tr
     monkeypatch.setattr(_draw, "sample_n", lambda *args, **kw: chunks.append(kw["chunk"]) or dj.sample_n(*args, **kw))
     options = ["--n", 20, "--guidance", 4, "--steps", 3, "--seed", 5, "--chunk", 8, "--likelihood", 5]
     out = done(capfd, "evaluate", toy_run, *options)
-    network, params, _ = trained
     process = dj.Cosine()
-    wanted = plane(draw(network, params, 20, as_frequent(20), seed=5, scale=4.0, ts=dj.logsnr_grid(process, 3)))
+    wanted = plane(draw(trained, 20, as_frequent(20), seed=5, scale=4.0, ts=dj.logsnr_grid(process, 3)))
     x, labels = mixture()(2**32 + 1, 0, 4000)
-    denoiser = dj.make_denoiser(params, labels[:5], network=network, process=process, parameterisation=dj.VPrediction())
+    denoiser = dj.make_denoiser(
+        trained.ema, labels[:5], network=trained.network, process=process, parameterisation=dj.VPrediction()
+    )
     nats = dj.log_likelihood(
         jax.random.key(5), process, denoiser, jnp.asarray(x[:5]), divergence=Exact(), controller=adaptive(1e-3)
     ).nats
@@ -175,25 +176,48 @@ def test_figures_of_images(monkeypatch):
     assert plain["Frechet distance to held out: samples"] == pytest.approx(frechet(x, held_out), rel=1e-6)
 
 
-def test_likelihood_of_images_is_that_of_their_distribution():
-    """Pixels from N(0, 1/4), and the denoiser that follows from it: one probe of a multiple of the identity is exact.
+PIXELS = np.random.default_rng(0).normal(scale=0.5, size=(20, 2, 3, 1)).astype(np.float32)
+NATS = np.sum(-2 * PIXELS.astype(float) ** 2 - np.log(np.pi / 2) / 2, axis=(1, 2, 3)) / 6
+"""Log density of N(0, 1/4) in nats per pixel, [20]."""
 
-    What is guided, or given the labels of other items, is another denoiser.
+
+def likelihood(n, taken):
+    """What is measured of n images with the denoiser of N(0, 1/4), for which one probe is exact.
+
+    Where it is guided, or is given other labels than those of the items `taken`, it is another denoiser.
     """
-    x = np.random.default_rng(0).normal(scale=0.5, size=(12, 2, 3, 1)).astype(np.float32)
-    labels = np.arange(12, dtype=np.int32)
+    labels = np.arange(20, dtype=np.int32)
 
     def denoiser(cond, *, guided=True):
-        right = not guided and np.array_equal(cond, labels[:9])
+        right = not guided and np.array_equal(cond, labels[taken])
         return dj.exact_denoiser(dj.Gaussian(jnp.zeros((2, 3, 1)), 0.25 if right else 1.0), dj.Cosine())
 
     run = types.SimpleNamespace(parts=types.SimpleNamespace(process=dj.Cosine()), denoiser=denoiser)
-    data = Data(lambda *_: (x, labels), (-x, labels), (x, labels), 12, None)
-    found = measure_likelihood(run, data, 9, 0)
-    each = -np.sum(x[:9].astype(float) ** 2, axis=(1, 2, 3)) * 2 / 6 - np.log(np.pi / 2) / 2
+    data = Data(lambda *_: (PIXELS, labels), (-PIXELS, labels), (PIXELS, labels), 20, None)
+    return measure_likelihood(run, data, n, 0)
+
+
+def test_likelihood_of_images_is_that_of_their_distribution():
     name = "log density of held out, nats per dimension of x in [-1, 1] (continuous, at logsnr 14)"
+    found = likelihood(9, slice(9))
     assert list(found) == [f"{name}: mean", f"{name}: standard error"]
-    np.testing.assert_allclose(list(found.values()), [np.mean(each), np.sqrt(np.var(each) / 8)], atol=2e-3)
+    np.testing.assert_allclose(list(found.values()), [np.mean(NATS[:9]), np.sqrt(np.var(NATS[:9]) / 8)], atol=2e-3)
+
+
+def test_the_second_of_two_processes_measures_the_second_half(monkeypatch):
+    """Of 17 items the first takes nine, the second eight and the last one again, which is not counted."""
+    seen = []
+
+    def gather_rows(rows):
+        seen.append(rows / 6)
+        return np.concatenate([6 * NATS[:9], rows])
+
+    second = types.SimpleNamespace(process_count=lambda: 2, process_index=lambda: 1, random=jax.random)
+    monkeypatch.setattr(_measure, "jax", second)
+    monkeypatch.setattr(_measure, "gather_rows", gather_rows)
+    found = likelihood(17, [9, 10, 11, 12, 13, 14, 15, 16, 16])
+    np.testing.assert_allclose(seen, [NATS[[9, 10, 11, 12, 13, 14, 15, 16, 16]]], atol=5e-3)
+    assert list(found.values()) == pytest.approx([np.mean(NATS[:17]), np.sqrt(np.var(NATS[:17]) / 16)], abs=2e-3)
 
 
 def test_no_more_items_than_are_held_out(toy_run, capfd):

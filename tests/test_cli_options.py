@@ -13,6 +13,7 @@ from command_line import CLASSES, COVERED, TINY, TRAIN, covers, done, draw, meas
 
 import diffjax as dj
 from diffjax.cli import _draw, _hosts, _layout, _sample, _train, main
+from diffjax.cli._checkpoint import Checkpoint
 from diffjax.cli._known import read_known, read_mask
 from diffjax.cli._options import Evaluate, Hosts, Sample, Train
 from diffjax.config import PRESETS, build, build_data, from_json
@@ -91,7 +92,7 @@ def test_samples_of_a_class_on_given_times_are_the_librarys(toy_run, trained, tm
     assert f"{toy_run}: step 20 of 20" in out
     high, low = (float(t) for t in reversed(dj.interval(dj.Cosine())))
     labels = np.full(5, 3)
-    wanted = draw(*trained[:2], 5, labels, seed=7, scale=2.0, ts=np.array([high, 0.6, 0.2, low]))
+    wanted = draw(trained, 5, labels, seed=7, scale=2.0, ts=np.array([high, 0.6, 0.2, low]))
     with np.load(tmp_path / "x.npz") as file:
         close(file["x"], wanted)
         np.testing.assert_array_equal(file["labels"], labels)
@@ -103,7 +104,7 @@ def test_by_default_a_hundred_samples_with_the_runs_own_guidance(toy_run, traine
     monkeypatch.setattr(_sample, "save_rows", lambda *args: pictures.append(args))
     assert f"100 samples in 2.5 s: {toy_run / 'drawn.png'}\n" in done(capfd, "sample", toy_run)
     labels = np.repeat(np.arange(8), [13, 12, 13, 12, 13, 12, 13, 12])
-    wanted = draw(*trained[:2], 100, labels)
+    wanted = draw(trained, 100, labels)
     ((x, options),) = drawn
     close(x, wanted)
     assert options["chunk"] == 256
@@ -136,7 +137,7 @@ def test_samples_with_guidance_in_an_interval_are_the_librarys_by_any_chunk(toy_
     done(capfd, "sample", toy_run, *options, "--out", tmp_path / "x.npz")
     labels = np.arange(20) * CLASSES // 20
     ts = dj.logsnr_grid(dj.Cosine(), 3)
-    wanted = draw(*trained[:2], 20, labels, scale=4.0, ts=ts, interval=(-2.0, 3.0))
+    wanted = draw(trained, 20, labels, scale=4.0, ts=ts, interval=(-2.0, 3.0))
     close(np.load(tmp_path / "x.npz")["x"], wanted)
     assert drawn[0][1]["chunk"] == 8
 
@@ -151,7 +152,7 @@ def test_inpainting_is_repaint_and_then_puts_the_known_part_back(toy_run, traine
     done(capfd, "sample", toy_run, *options, "--out", tmp_path / "x.npz")
     method = RePaint(jnp.array([True, False]), np.array([[0.25, 9.0]], np.float32), 10 if times is None else times)
     ts = dj.logsnr_grid(dj.Cosine(), 3)
-    wanted = draw(*trained[:2], 8, np.full(8, 1), ts=ts, stepper=method)
+    wanted = draw(trained, 8, np.full(8, 1), ts=ts, stepper=method)
     ((x, _),) = drawn
     close(x, wanted)
     assert np.all(x[:, 0] != np.float32(0.25))  # the last denoising moves it
@@ -183,7 +184,7 @@ def test_samples_of_another_average_without_classes(wide, drawn, tmp_path, capfd
     folder, _ = wide
     run = read_run(folder, AVERAGES)
     params = Snapshots(folder / "averages", (0.05, 0.1)).reconstruct(run.ema["decay"], 0.07, 6)
-    wanted = draw(run.network, params, 24)
+    wanted = draw(run._replace(ema=params), 24)
     done(capfd, "sample", folder, "--ema-width", 0.07, "--n", 24, "--out", tmp_path / "x.npz")
     done(capfd, "evaluate", folder, "--ema-width", 0.07, "--n", 24)
     (x, _), (measured, _) = drawn
@@ -311,7 +312,8 @@ def test_a_run_is_written_to_its_own_name_by_default(tmp_path, monkeypatch, capf
 
 def test_every_option_is_compared_with_what_it_stands_for():
     """A new option needs a test that is marked as covering it."""
-    importlib.import_module("test_cli_measure")
-    commands = {"train": Train, "sample": Sample, "evaluate": Evaluate, "hosts": Hosts}
+    for module in ("test_cli_measure", "test_cli_checkpoint"):
+        importlib.import_module(module)
+    commands = {"train": Train, "sample": Sample, "evaluate": Evaluate, "checkpoint": Checkpoint, "hosts": Hosts}
     options = {(name, field.name) for name, of in commands.items() for field in dataclasses.fields(of)}
     assert options | {("train", "ema_widths")} == COVERED  # that one is of the configuration

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,10 +10,10 @@ import numpy as np
 import diffjax as dj
 from diffjax.cli import main
 from diffjax.config import build, build_data, from_json
-from diffjax.training import Checkpoints, data_mesh, init_state
+from diffjax.training import Checkpoints, TrainState, data_mesh, init_state
 
 TINY = ["--network.width", "16", "--network.depth", "1", "--batch-size", "16", "--sampler.steps", "4"]
-# A learning rate at which twenty steps are enough for every class to be told from the others.
+# A learning rate at which twenty steps are enough for the class to matter.
 FAST = ["--optimiser.learning-rate", "0.02", "--optimiser.warmup", "4"]
 CONDITIONAL = ["--data.conditional", "--guidance.scale", "1.5"]
 TRAIN = ["train", "toy2d", *TINY, *FAST, *CONDITIONAL, "--steps", "20", "--save-every", "8"]
@@ -62,11 +62,11 @@ def contents(folder):
 
 
 class Run(NamedTuple):
-    """A finished run, read by the library."""
+    """A finished run, read by the library: its network, averaged parameters and whole state."""
 
     network: dj.Network
-    ema: dict
-    state: tuple
+    ema: Any
+    state: TrainState
 
 
 def read_run(folder, averages=()):
@@ -86,10 +86,12 @@ def measures(folder):
     return json.loads((folder / "results.json").read_text())
 
 
-def draw(network, params, n, labels=None, *, seed=0, scale=1.5, ts=None, stepper=None, interval=None):
-    """n samples of a network trained as `TRAIN` does (cosine, v-prediction, DPM-Solver++ 2M in 4 steps of logsnr)."""
+def draw(run, n, labels=None, *, seed=0, scale=1.5, ts=None, stepper=None, interval=None):
+    """n samples of a run trained as `TRAIN` does (cosine, v-prediction, DPM-Solver++ 2M in 4 steps of logsnr)."""
     process = dj.Cosine()
-    denoiser = dj.make_denoiser(params, labels, network=network, process=process, parameterisation=dj.VPrediction())
+    denoiser = dj.make_denoiser(
+        run.ema, labels, network=run.network, process=process, parameterisation=dj.VPrediction()
+    )
     if labels is not None:
         guided = dj.classifier_free(denoiser, CLASSES, scale)
         denoiser = guided if interval is None else dj.within_interval(process, guided, denoiser, *interval)
