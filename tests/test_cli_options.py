@@ -307,7 +307,7 @@ def test_a_run_is_written_to_its_own_name_by_default(tmp_path, monkeypatch, capf
     (tmp_path / "runs" / "toy2d").mkdir(parents=True)
     (tmp_path / "runs" / "toy2d" / "thesis.tex").touch()
     monkeypatch.chdir(tmp_path)
-    assert "out: runs/toy2d holds no run" in refused(capfd, "train", "toy2d")
+    assert "out: runs/toy2d holds no run" in refused(capfd, "train", "toy2d", *TINY, "--dry-run")
 
 
 def test_every_option_is_compared_with_what_it_stands_for():
