@@ -50,3 +50,17 @@ if os.environ.get("DIFFJAX_TEST_CACHE", "on") != "off":
     keep_compiled(str(cache_folder("tests")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory):
+    """A finished run on the conditional mixture, by `command_line.TRAIN`; nobody may change it."""
+    from command_line import TRAIN
+
+    from diffjax.cli import main
+
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    assert main([*TRAIN, "--out", str(folder)]) == 0
+    return folder

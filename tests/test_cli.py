@@ -7,60 +7,25 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import matplotlib.image
 import numpy as np
 import pytest
+from command_line import TINY, TRAIN, call, contents, read_run, refused
 
-from diffjax.cli import main
 from diffjax.cli._folder import lock_run
-from diffjax.cli._measure import pixels, proportional_labels
 from diffjax.cli._picture import save_rows
-from diffjax.config import Data, build, build_data, from_json
-from diffjax.metrics import frechet_distance, moments
-from diffjax.training import Checkpoints, NotFinite, init_state
-
-TINY = ["--network.width", "16", "--network.depth", "1", "--batch-size", "16", "--sampler.steps", "4"]
-TRAIN = ["train", "toy2d", *TINY, "--data.conditional", "--guidance.scale", "1.5", "--steps", "20", "--save-every", "8"]
-
-
-def call(capfd, *argv):
-    """Exit code, stdout and stderr of a command line."""
-    capfd.readouterr()
-    code = main([str(arg) for arg in argv])
-    return (code, *capfd.readouterr())
-
-
-def refused(capfd, *argv):
-    """The one line that a bad command line gets."""
-    code, _, err = call(capfd, *argv)
-    assert code == 2
-    assert err.startswith("diffjax: ")
-    assert err.count("\n") == 1, err
-    return err
-
-
-def contents(folder):
-    """Every file of a folder and its bytes."""
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+from diffjax.config import PRESETS, Data, DataConfig, from_json, to_json
+from diffjax.training import NotFinite
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(toy_run):
     """A finished run on the conditional mixture."""
-    folder = tmp_path_factory.mktemp("runs") / "toy"
-    assert main([*TRAIN, "--out", str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """A finished run that knows no classes."""
-    folder = tmp_path_factory.mktemp("runs") / "plain"
-    assert main(["train", "toy2d", *TINY, "--steps", "2", "--data.name", "checkerboard", "--out", str(folder)]) == 0
-    return folder
+    return toy_run
 
 
 # What it does
@@ -85,10 +50,6 @@ def test_train_leaves_a_run(run):
     assert from_json((run / "config.json").read_text()).steps == 20
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [8, 16, 20]
     assert (run / "samples.png").read_bytes().startswith(b"\x89PNG")
-    results = json.loads((run / "results.json").read_text())
-    floor, ceiling = (value for name, value in results.items() if "floor" in name or "ceiling" in name)
-    assert floor < ceiling
-    assert results["samples"] == 1800
 
 
 def test_the_same_command_again_trains_no_further(run, capfd):
@@ -102,12 +63,6 @@ def test_the_same_command_again_trains_no_further(run, capfd):
     assert before[Path("samples.png")] == after[Path("samples.png")]
 
 
-def test_as_many_samples_are_drawn_as_asked_for(run, tmp_path, capfd):
-    shutil.copytree(run, tmp_path / "run")
-    assert call(capfd, *TRAIN, "--samples", "64", "--out", tmp_path / "run")[0] == 0
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["samples"] == 64
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["jit"], ["fsdp", "--accumulate", "2"], ["tensor", "--split", "2"]])
 def test_layouts_agree(run, tmp_path, capfd, options):
@@ -115,56 +70,6 @@ def test_layouts_agree(run, tmp_path, capfd, options):
     a, b = (json.loads((folder / "results.json").read_text()) for folder in (run, tmp_path / "other"))
     name = "sliced Wasserstein distance to held out: samples"
     assert a[name] == pytest.approx(b[name], rel=1e-3)
-
-
-@pytest.mark.slow
-def test_dry_run_tells_sizes_and_writes_nothing(run, tmp_path, capfd):
-    code, out, _ = call(capfd, *TRAIN, "--layout", "fsdp", "--dry-run", "--out", tmp_path / "none")
-    assert code == 0
-    assert not list(tmp_path.iterdir())
-    with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
-        config = from_json((run / "config.json").read_text())
-        data = build_data(config.data)
-        parts = build(config, data.classes)
-        x0, cond = data.source(0, 0, 1)
-        state = checkpoints.restore(init_state(jax.random.key(0), parts.network, parts.tx, x0, cond))
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    assert f"{count:,} parameters" in out
-    size = {line.split()[0]: float(line.split()[1]) for line in out.splitlines() if line.endswith("KiB")}
-    assert size["jit"] == size["pmap"] == pytest.approx(4 * 4 * count / 1024, rel=0.01)  # params, ema, two moments
-    assert size["fsdp"] < 0.25 * size["jit"]  # an eighth, and the small arrays whole
-    assert size["fsdp"] < size["tensor"] < size["jit"]
-    assert "FLOPs of a step" in out
-
-
-@pytest.mark.slow
-def test_samples_depend_on_neither_number_nor_chunk(run, tmp_path, capfd):
-    draw = ["sample", run, "--label", 3, "--out"]
-    assert call(capfd, *draw, tmp_path / "a.npz", "--n", 20, "--chunk", 8)[0] == 0
-    assert call(capfd, *draw, tmp_path / "b.npz", "--n", 11)[0] == 0
-    assert call(capfd, *draw, tmp_path / "c.npz", "--n", 11, "--seed", 1)[0] == 0
-    assert call(capfd, *draw, tmp_path / "d.npz", "--n", 11, "--guidance", 3)[0] == 0
-    a, b, c, d = (np.load(tmp_path / f"{name}.npz") for name in "abcd")
-    assert a["x"].shape == (20, 2)
-    np.testing.assert_array_equal(a["labels"], np.full(20, 3))
-    np.testing.assert_allclose(a["x"][:11], b["x"], rtol=1e-4, atol=1e-5)
-    assert np.abs(b["x"] - c["x"]).max() > 0.1
-    assert np.abs(b["x"] - d["x"]).max() > 1e-3
-
-
-@pytest.mark.slow
-def test_samples_without_a_label_are_all_classes_in_rows(run, tmp_path, capfd):
-    assert call(capfd, "sample", run, "--n", 16, "--out", tmp_path / "a.npz")[0] == 0
-    np.testing.assert_array_equal(np.load(tmp_path / "a.npz")["labels"], np.repeat(np.arange(8), 2))
-    for n in (3, 11, 25):
-        assert call(capfd, "sample", run, "--n", n, "--out", tmp_path / "a.npz")[0] == 0
-        labels, counts = np.unique(np.load(tmp_path / "a.npz")["labels"], return_counts=True)
-        assert len(labels) == min(n, 8)
-        assert np.ptp(counts) <= 1
-    code, out, _ = call(capfd, "sample", run, "--n", 16, "--steps", 3)
-    assert code == 0
-    assert str(run / "drawn.png") in out
-    (run / "drawn.png").unlink()
 
 
 def test_a_row_of_a_picture_is_a_class(tmp_path):
@@ -177,71 +82,6 @@ def test_a_row_of_a_picture_is_a_class(tmp_path):
     assert grid.shape == (10, 3)
     np.testing.assert_allclose(grid[:, :2], np.repeat((np.arange(10)[:, None] / 10 + 1) / 2, 2, 1), atol=0.01)
     np.testing.assert_array_equal(grid[:, 2] == 0, np.bincount(labels) == 2)
-
-
-def test_measured_labels_are_as_frequent_as_in_training():
-    y = np.repeat([4, 0, 1], [10, 60, 30])
-    np.testing.assert_array_equal(np.bincount(proportional_labels(y, 50)), [30, 15, 0, 0, 5])
-    for n in (7, 100, 333):
-        counts = np.bincount(proportional_labels(y, n), minlength=5)
-        assert np.abs(counts - np.bincount(y) * n / 100).max() <= 1
-
-
-def test_images_of_many_pixels_are_compared_by_projections():
-    rng = np.random.default_rng(1)
-    few, many = pixels((8, 8, 1)), pixels((40, 40, 3))
-    x = rng.normal(size=(500, 8, 8, 1))
-    np.testing.assert_array_equal(few.of(x), x.reshape(500, 64))
-    a, shift = rng.normal(size=(400, 40, 40, 3)).astype(np.float32), rng.normal(size=(40, 40, 3)).astype(np.float32)
-    projected, moved = many.of(a), many.of(a + shift)
-    assert (few.name, many.name, projected.shape) == ("", "256 random projections", (400, 256))
-    # In expectation squared lengths are kept: of 400 images, and of the difference between two sets.
-    assert np.sum(projected**2) == pytest.approx(np.sum(a**2), rel=0.05)
-    np.testing.assert_allclose(moved - projected, np.tile(many.of(shift[None]), (400, 1)), rtol=1e-3, atol=1e-3)
-    assert frechet_distance(moments(moved), moments(projected)) == pytest.approx(
-        np.sum(shift**2), rel=5 * (2 / 256) ** 0.5
-    )
-
-
-@pytest.mark.slow
-def test_a_grid_of_ones_own(run, plain, tmp_path, capfd):
-    for folder in (run, plain):
-        out = tmp_path / f"{folder.name}.npz"
-        assert call(capfd, "sample", folder, "--n", 8, "--ts", "1", "0.5", "0", "--out", out)[0] == 0
-        assert np.isfinite(np.load(out)["x"]).all()
-    assert "labels" not in np.load(tmp_path / "plain.npz")
-
-
-@pytest.mark.slow
-def test_evaluate(run, capfd):
-    code, out, err = call(capfd, "evaluate", run, "--n", 64, "--likelihood", 8)
-    assert (code, err) == (0, "")
-    for name in ("samples", "floor", "ceiling", "nats per dimension of x (continuous, at logsnr", "exact density"):
-        assert name in out
-    assert "bits" not in out
-    assert "likelihood: 4000 items are held out, got 4001" in refused(capfd, "evaluate", run, "--likelihood", 4001)
-
-
-def test_evaluate_finds_what_train_found(run, capfd):
-    results = json.loads((run / "results.json").read_text())
-    _, out, _ = call(capfd, "evaluate", run)
-    for name, value in results.items():
-        if "seconds" not in name:
-            assert f"{name}  {value:,.4g}" in " ".join(out.split()).replace(name + " ", name + "  ", 1)
-
-
-@pytest.mark.slow
-def test_digits_from_one_end_to_the_other(tmp_path, capfd):
-    small = ["--network.channels", 8, "--network.multipliers", 1, "--network.attention", "--network.blocks", 1]
-    argv = ["train", "digits", *small, "--steps", 20, "--batch-size", 16, "--sampler.steps", 3, "--out", tmp_path]
-    code, out, _ = call(capfd, *argv)
-    assert code == 0
-    results = json.loads((tmp_path / "results.json").read_text())
-    floor, ceiling = (value for name, value in results.items() if "floor" in name or "ceiling" in name)
-    assert 10 * floor < ceiling
-    assert results["nearest training image: held out, least"] > 0
-    assert "--label 3" in out
-    assert call(capfd, "sample", tmp_path, "--label", 3, "--n", 4, "--out", tmp_path / "threes.png")[0] == 0
 
 
 @pytest.mark.slow
@@ -351,6 +191,7 @@ def test_nan_in_the_data(tmp_path, capfd):
         (["--times", "3"], ["times", "--known", "3"]),
         (["--known", "no.npz", "--mask", "no.npz"], ["mask", "no.npz", "cannot be read"]),
         (["--ts", "1", "0.5", "0.7", "0"], ["ts", "descend", "0.7"]),
+        (["--ts", "1", "0.5", "0.5", "0"], ["ts", "descend", "0.5"]),
         (["--ts", "1.5", "0.5"], ["ts", "1.5"]),
         (["--ts", "1"], ["ts"]),
         (["--chunk", "0"], ["chunk", "0"]),
@@ -367,42 +208,29 @@ def test_bad_sampling_is_one_line_and_writes_nothing(run, options, names, capfd)
     assert contents(run) == before
 
 
-@pytest.mark.slow
-def test_classes_that_a_run_does_not_know(plain, capfd):
-    assert "label: this run knows no classes, got 3" in refused(capfd, "sample", plain, "--label", 3)
-    assert "guidance: this run knows no classes, got 2.0" in refused(capfd, "evaluate", plain, "--guidance", 2)
+def test_classes_that_a_run_does_not_know(tmp_path, capfd):
+    config = replace(PRESETS["toy2d"], data=DataConfig(name="checkerboard"))
+    (tmp_path / "config.json").write_text(to_json(config))
+    assert "label: this run knows no classes, got 3" in refused(capfd, "sample", tmp_path, "--label", 3)
+    for command in ("sample", "evaluate"):
+        assert "guidance: this run knows no classes, got 2.0" in refused(capfd, command, tmp_path, "--guidance", 2)
+    assert "interval: this run knows no classes, got 1.0 2.0" in refused(capfd, "sample", tmp_path, "--interval", 1, 2)
 
 
-@pytest.mark.slow
-def test_outside_the_interval_nothing_is_guided(run, tmp_path, capfd):
-    draw = lambda name, *options: _drawn(capfd, run, tmp_path / name, "--n", 16, *options)
-    plain, never = draw("a.npz", "--guidance", 1), draw("b.npz", "--guidance", 5, "--interval", 50, 60)
-    np.testing.assert_allclose(never, plain, rtol=1e-4, atol=1e-5)
-    always = draw("c.npz", "--guidance", 5, "--interval", -50, 60)
-    np.testing.assert_allclose(always, draw("d.npz", "--guidance", 5), rtol=1e-4, atol=1e-5)
-    assert np.max(np.abs(always - plain)) > 2e-3
-
-
-def _drawn(capfd, run, out, *options):
-    code, _, err = call(capfd, "sample", run, *options, "--out", out)
-    assert code == 0, err
-    return np.load(out)["x"]
-
-
-def test_inpainting_keeps_what_is_known(run, tmp_path, capfd):
-    np.savez(tmp_path / "known.npz", x=np.array([0.25, 9.0]))
-    np.savez(tmp_path / "mask.npz", mask=np.array([1, 0]))
-    files = ["--known", tmp_path / "known.npz", "--mask", tmp_path / "mask.npz", "--times", 2]
-    x = _drawn(capfd, run, tmp_path / "x.npz", "--n", 8, "--steps", 3, *files)
-    np.testing.assert_array_equal(x[:, 0], np.float32(0.25))
-    assert len(np.unique(x[:, 1])) == 8
-    np.savez(tmp_path / "wide.npz", x=np.zeros(3))
-    assert "wide.npz has shape (3,), the samples have (2,)" in refused(
-        capfd, "sample", run, "--known", tmp_path / "wide.npz", "--mask", tmp_path / "mask.npz"
-    )
+def test_a_known_part_that_does_not_fit(run, tmp_path, capfd):
+    for name, values in {"known": {"x": np.zeros(2)}, "wide": {"x": np.zeros(3)}, "mask": {"mask": [1, 0]}}.items():
+        np.savez(tmp_path / f"{name}.npz", **values)
     np.savez(tmp_path / "all.npz", mask=np.ones(2))
-    assert "keeps everything" in refused(
-        capfd, "sample", run, "--known", tmp_path / "known.npz", "--mask", tmp_path / "all.npz"
+    np.savez(tmp_path / "none.npz", mask=np.zeros(2))
+    for known, mask, message in (
+        ("wide", "mask", "wide.npz has shape (3,), the samples have (2,)"),
+        ("known", "all", "keeps everything"),
+        ("known", "none", "keeps nothing"),
+    ):
+        files = ["--known", tmp_path / f"{known}.npz", "--mask", tmp_path / f"{mask}.npz"]
+        assert message in refused(capfd, "sample", run, *files)
+    assert "known: inpainting needs --known and --mask, got only --mask" in refused(
+        capfd, "sample", run, "--mask", tmp_path / "mask.npz"
     )
 
 
@@ -520,13 +348,7 @@ def test_a_run_that_diverges_is_one_line_and_code_1(tmp_path, capfd):
 
 def saved(folder):
     """The newest state of a run, as bytes."""
-    config = from_json((folder / "config.json").read_text())
-    data = build_data(config.data)
-    parts = build(config, data.classes)
-    x0, cond = data.source(0, 0, 1)
-    like = init_state(jax.random.key(0), parts.network, parts.tx, x0, cond)
-    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        state = checkpoints.restore(like)
+    state = read_run(folder).state
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state._replace(key=jax.random.key_data(state.key)))]
 
 

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import covers
 from damage import array_file, flip
+from safetensors import safe_open
 
 from diffjax.cli import main
 from diffjax.cli._folder import lock_run
@@ -68,6 +70,23 @@ def test_list_verify_rollback_export(run, capfd):
     with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.steps() == [100]
     assert sorted(path.name for path in (run / "checkpoints" / "aside").iterdir()) == ["200", "300"]
+
+
+@covers("checkpoint", "action", "run", "step", "out")
+def test_an_older_step_alone_is_listed_and_exported_to_a_place_of_its_own(run, tmp_path, capfd):
+    rows = call(capfd, "list", run, "--step", 200)[1].splitlines()
+    assert [row.split()[0] for row in rows] == ["step", "200"]
+    files = [path for path in (run / "checkpoints" / "200").rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files) / 2**20
+    assert float(rows[1].split()[2]) == pytest.approx(size, abs=0.005)
+    out = tmp_path / "weights.safetensors"
+    code, text, _ = call(capfd, "export", run, "--step", 200, "--out", out)
+    assert (code, text) == (0, f"{out}: 2 arrays, 20,003 numbers, of step 200\n")
+    ema = state(200)["ema"]
+    jax.tree.map(np.testing.assert_array_equal, load_weights(out, ema), ema)
+    with safe_open(out, "np") as file:
+        about = file.metadata()
+    assert (about["step"], about["config"]) == ("200", (run / "config.json").read_text())
 
 
 def test_what_a_run_deletes_meanwhile_is_not_damage(run, tmp_path, monkeypatch, capfd):

@@ -1,0 +1,34 @@
+"""The figures of `diffjax evaluate` computed again in NumPy and SciPy, in float64."""
+
+import numpy as np
+import scipy.linalg
+
+
+def sliced(theta, x, y):
+    """The sliced Wasserstein-2 distance along directions theta [k, d]; every row is repeated to a common number."""
+    theta, x, y = (np.asarray(z, np.float64) for z in (theta, x, y))
+    common = np.lcm(len(x), len(y))
+    along_x, along_y = (np.repeat(np.sort(z @ theta.T, axis=0), common // len(z), axis=0) for z in (x, y))
+    return np.sqrt(np.mean((along_x - along_y) ** 2))
+
+
+def frechet(x, y):
+    """|m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)) of rows, by the matrix root itself."""
+    x, y = (np.asarray(z, np.float64).reshape(len(z), -1) for z in (x, y))
+    s_x, s_y = np.cov(x.T), np.cov(y.T)
+    cross = np.real(scipy.linalg.sqrtm(s_x @ s_y))
+    return np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(s_x + s_y - 2 * cross)
+
+
+def nearest(x, reference):
+    """The distance of each row to the nearest of a reference, [n], from all differences."""
+    x, reference = (np.asarray(z, np.float64).reshape(len(z), -1) for z in (x, reference))
+    return np.array([np.sqrt(np.min(np.sum((reference - row) ** 2, axis=1))) for row in x])
+
+
+def ring(x):
+    """The log density of eight Gaussians of standard deviation 0.1 on a ring of radius sqrt(2 (1 - 0.1^2)), [n]."""
+    angles = np.arange(8) * np.pi / 4
+    centres = np.sqrt(1.98) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    squares = np.sum((np.asarray(x, np.float64)[:, None] - centres) ** 2, axis=2)
+    return np.log(np.mean(np.exp(-squares / 0.02) / (0.02 * np.pi), axis=1))
