@@ -179,7 +179,8 @@ def test_the_predictor_follows_the_normalised_product():
     np.testing.assert_allclose(x, xt * np.sqrt(end / start), rtol=0.05)  # DDIM's own error; scores summed: a factor
 
 
-def test_no_correction_at_zero_noise():
+@pytest.mark.parametrize("corrected", [samplers.LangevinCorrected, samplers.PredictorCorrector])
+def test_no_correction_at_zero_noise(corrected):
     """The last step to sigma = 0 is the predictor's, and the denoiser is not asked there."""
     process, asked = dj.Rectified(), []
 
@@ -188,7 +189,7 @@ def test_no_correction_at_zero_noise():
         return 0.5 * xt
 
     xt, ts = jnp.ones((3, 2)), np.array([0.8, 0.4, 0.0])
-    stepper = samplers.LangevinCorrected(dj.DDIM(), 2, 0.1)
+    stepper = corrected(dj.DDIM(), 2, 0.1)
     x, saved = dj.sample(KEY(0), process, denoiser, xt, ts, stepper, denoise=False, save=[1])
     jax.block_until_ready(x)
     jax.effects_barrier()
