@@ -163,6 +163,8 @@ def test_the_corrections_law_on_a_gaussian():
     assert abs(float(x.mean()) - mean) < 4.5 * np.sqrt(variance / n)
     assert abs(float(x.var()) - variance) < 4.5 * variance * np.sqrt(2 / n)
     assert stepper.evaluations_per_step == 4
+    usual = samplers.LangevinCorrected(dj.DDIM())
+    assert (usual.corrections, float(usual.step_size)) == (4, 0.1)
     assert stepper.stochastic
 
 
