@@ -15,7 +15,7 @@ PROCESS = dj.process.OffsetCosine()
 @pytest.fixture(scope="module", name="flow")
 def _flow():
     """Data of four features, and its log-likelihood along the exact flow, compiled once for batches [16, 4]."""
-    data = dj.Gaussian(jnp.full(4, 0.5), jnp.array([0.3, 0.1, 0.01, 0.001]))
+    data = dj.Gaussian(jnp.array([0.5] * 4), jnp.array([0.3, 0.1, 0.01, 0.001]))
     top = dj.interval(PROCESS)[1]
     denoiser, terminal = dj.exact_denoiser(data, PROCESS), lambda x: data.log_prob(PROCESS, x, top)
     nats = lambda x0, **how: dj.log_likelihood(jax.random.key(1), PROCESS, denoiser, x0, terminal=terminal, **how)
