@@ -126,10 +126,19 @@ def test_digits_split_follows_the_seed():
         digits(holdout=1.0)
 
 
+OTHER_TOYS = {
+    "mixture": mixture(components=3, std=0.6),
+    "checkerboard": checkerboard(cells=6),
+    "two_moons": two_moons(noise=0.7),
+    "swiss_roll": swiss_roll(noise=5.0),
+}
+
+
 @pytest.mark.parametrize("name", list(TOYS))
-def test_toys_are_standardised(name):
+@pytest.mark.parametrize("toys", [TOYS, OTHER_TOYS], ids=["default", "other"])
+def test_toys_are_standardised(toys, name):
     """Mean 0 and total variance 2, within five standard errors."""
-    x, _ = TOYS[name](0, 0, 40_000)
+    x, _ = toys[name](0, 0, 40_000)
     standard_error = x.std(axis=0) / 200
     np.testing.assert_array_less(np.abs(x.mean(axis=0)), 5 * standard_error)
     square = np.sum(x.astype(float) ** 2, axis=1)
@@ -185,6 +194,21 @@ def test_moons_and_roll_lie_on_their_curves():
     u = x * scale + (2.0, 2 / (3 * np.pi))
     t = np.linalg.norm(u, axis=1)
     np.testing.assert_allclose(u, t[:, None] * np.stack([np.cos(t), np.sin(t)], axis=1), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("make", "spread"),
+    [(two_moons, 3 / 4 + 9 / 16 - 1 / np.pi), (swiss_roll, 39 * np.pi**2 / 4 - 4 - 4 / (9 * np.pi**2))],
+    ids=["two_moons", "swiss_roll"],
+)
+def test_noise_around_a_curve_has_its_standard_deviation(make, spread):
+    """Before standardising: the same draws with and without noise, in the curve's own units, differ by it."""
+    curve, noisy = (
+        np.sqrt(spread / 2 + noise**2) * make(noise=noise)(0, 0, 20_000)[0].astype(float) for noise in (0.0, 0.7)
+    )
+    difference = noisy - curve
+    assert abs(difference.mean()) < 5 * 0.7 / 200
+    assert abs(difference.std() - 0.7) < 5 * 0.7 / np.sqrt(2 * difference.size)
 
 
 @pytest.mark.parametrize(

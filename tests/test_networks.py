@@ -13,8 +13,12 @@ from nets import perturbed, quick_jit
 
 from diffjax.networks import MLP, DiT, UNet, UViT, from_equinox, from_linen, from_nnx
 from diffjax.networks._attention import attention
-from diffjax.networks._blocks import GroupNorm, SelfAttention, conv, enlarge
+from diffjax.networks._blocks import GroupNorm, ResidualBlock, SelfAttention, conv, enlarge
+from diffjax.networks._efficient_unet import _text_norm
 from diffjax.networks._embedding import dense
+from diffjax.networks._magnitude import unit
+from diffjax.networks._t5 import rms_norm
+from diffjax.networks._transformer import layer_norm
 
 KEY = jax.random.key(0)
 
@@ -417,6 +421,101 @@ def test_group_norm_is_its_definition():
     apply = quick_jit(GroupNorm().apply)
     np.testing.assert_allclose(apply({"params": params}, x), plain, atol=1e-5)
     np.testing.assert_allclose(apply({"params": params}, x, modulation), plain * (1 + scale) + shift, atol=2e-5)
+
+
+def test_norms_take_their_moments_in_float32():
+    """Of bfloat16 features of mean 8: in float32 each norm is its definition to 1e-5, where bfloat16 moments are off by
+    up to 0.3; in bfloat16 it is that, rounded once."""
+    x = jnp.asarray(8 + np.random.default_rng(1).normal(size=(2, 5, 4, 8)), jnp.bfloat16)
+
+    @quick_jit
+    def norms(x):
+        found = {}
+        for dtype in ("float32", "bfloat16"):
+            modules = {
+                "group": GroupNorm(dtype=dtype, groups=2),
+                "layer": layer_norm(dtype, name="norm"),
+                "text": _text_norm("norm", dtype),
+                "t5": rms_norm(types.SimpleNamespace(epsilon=1e-6, dtype=dtype), "norm"),
+            }
+            found[dtype] = {name: module.init_with_output(KEY, x)[0] for name, module in modules.items()}
+        found["bfloat16"]["unit"] = unit(x)
+        return found
+
+    def over_root(z, axes, epsilon):
+        return z / np.sqrt(np.mean(z**2, axes, keepdims=True) + epsilon)
+
+    z = np.asarray(x, np.float64)
+    split, centred = z.reshape(2, 20, 2, 4), z - z.mean(-1, keepdims=True)
+    truths = {
+        "group": over_root(split - split.mean((1, 3), keepdims=True), (1, 3), 1e-5).reshape(z.shape),
+        "layer": over_root(centred, -1, 1e-6),
+        "text": over_root(centred, -1, 1e-5),
+        "t5": over_root(z, -1, 1e-6),
+        "unit": z / (np.sqrt(np.mean(z**2, -1, keepdims=True)) + 1e-4),
+    }
+    for dtype, found in norms(x).items():
+        for name, answer in found.items():
+            assert answer.dtype == dtype
+            rounding = 2**-8 if dtype == "bfloat16" else 0
+            np.testing.assert_allclose(
+                np.asarray(answer, np.float64), truths[name], rtol=rounding, atol=1e-5, err_msg=name
+            )
+
+
+def test_residual_block_and_attention_are_their_definitions():
+    """By NumPy, with other channels and two heads; at the start they are the identity, up to the change of channels."""
+    rng = np.random.default_rng(2)
+    x, emb = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 4, 3, 4), (2, 5)))
+    block, attend = ResidualBlock(8, 0.0, True, jnp.float32), SelfAttention(4, jnp.float32)
+
+    @quick_jit
+    def start(x, emb):
+        y, first = block.init_with_output(KEY, x, emb)
+        z, second = attend.init_with_output(KEY, y)
+        return (y, z), first["params"], second["params"]
+
+    @quick_jit
+    def apply(first, second, x, emb):
+        y = block.apply({"params": first}, x, emb)
+        return y, attend.apply({"params": second}, y)
+
+    def convolved(x, layer):
+        kernel = np.asarray(layer["kernel"], np.float64)
+        size, (h, w) = len(kernel), x.shape[1:3]
+        padded = np.pad(x, [(0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)])
+        return layer["bias"] + sum(
+            padded[:, i : i + h, j : j + w] @ kernel[i, j] for i in range(size) for j in range(size)
+        )
+
+    def normed(x, layer, groups):
+        split = x.reshape(len(x), -1, groups, x.shape[-1] // groups)
+        split = split - split.mean((1, 3), keepdims=True)
+        split = split / np.sqrt(np.mean(split**2, (1, 3), keepdims=True) + 1e-5)
+        return split.reshape(x.shape) * layer["scale"] + layer["bias"]
+
+    dense = lambda x, layer: x @ np.asarray(layer["kernel"], np.float64) + layer["bias"]
+    silu = lambda x: x / (1 + np.exp(-x))
+
+    (y, z), first, second = start(x, emb)
+    np.testing.assert_allclose(y, convolved(np.asarray(x), first["skip"]), atol=1e-5)
+    np.testing.assert_array_equal(z, y)
+    kernel = np.asarray(first["conv_1"]["kernel"])
+    assert abs(np.sqrt(np.mean(kernel**2) * 36) - 1) < 5 / np.sqrt(2 * kernel.size)  # of variance 1/fan_in
+
+    first, second = (jax.tree.map(np.asarray, perturbed(params, size=0.3)) for params in (first, second))
+    y, z = apply(first, second, x, emb)
+    h = convolved(silu(normed(np.asarray(x, np.float64), first["norm_1"], 1)), first["conv_1"])
+    scale, shift = np.split(dense(np.asarray(emb), first["modulate"])[:, None, None], 2, axis=-1)
+    h = silu(normed(h, first["norm_2"], 2) * (1 + scale) + shift)
+    by_hand = convolved(np.asarray(x, np.float64), first["skip"]) + convolved(h, first["conv_2"])
+    np.testing.assert_allclose(y, by_hand, rtol=1e-4, atol=1e-4)
+    qkv = dense(normed(by_hand, second["norm"], 2), second["qkv"])
+    q, k, v = np.split(qkv.reshape(2, 12, 6, 4), 3, axis=2)
+    weights = np.exp(np.einsum("bnhc,bmhc->bhnm", q, k) / 2)
+    weights = weights / weights.sum(-1, keepdims=True)
+    attended = np.einsum("bhnm,bmhc->bnhc", weights, v).reshape(y.shape)
+    np.testing.assert_allclose(z, by_hand + dense(attended, second["out"]), rtol=1e-4, atol=1e-4)
 
 
 def test_enlarge_repeats_pixels_and_cuts():

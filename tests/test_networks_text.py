@@ -54,6 +54,13 @@ def test_text_matters_where_there_is_one(name):
     for unseen in (raised(slice(None), 2), raised(2)):  # padding; no token is there
         np.testing.assert_array_equal(apply(params, IMAGE, C_NOISE, unseen), y)
 
+    if name not in ("joint", "uvit"):  # whose tokens have places; elsewhere the mean is what counts
+        twice = Text(np.array(TEXT.embedding), TEXT.mask)
+        twice.embedding[0, 1] = twice.embedding[0, 0]
+        once = twice._replace(mask=jnp.asarray(TEXT.mask).at[0, 1].set(False))
+        repeated, single = (apply(params, IMAGE, C_NOISE, text) for text in (twice, once))
+        np.testing.assert_allclose(repeated[0], single[0], atol=1e-5)
+
     dropped = apply(params, IMAGE, C_NOISE, drop_condition(KEY, TEXT, Text(0.0, False), 1.0))
     assert np.all(changes(dropped, y)[:2] > 1e-3)
     np.testing.assert_array_equal(dropped[2], y[2])  # it had none before

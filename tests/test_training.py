@@ -420,6 +420,19 @@ def test_an_optimiser_that_has_lost_its_numbers_is_never_saved():
         check_parameters(4, worse)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_average_that_is_not_finite_is_never_saved(tmp_path, value):
+    """Alone: parameters and loss are as they should be."""
+    spoil = lambda step, params, ema: jax.tree.map(lambda leaf: jnp.where(step == 3, value, leaf), params)
+    loss = lambda params, key, batch, index, total: (jnp.sum(params["w"] ** 2), {})
+    state = state_from_params(jax.random.key(0), {"w": jnp.ones(2)}, optax.sgd(0.1))
+    layout = jit_layout(make_train_step(loss, optax.sgd(0.1), ema=spoil))
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(NotFinite, match="step 4: ema/w is not finite"):
+            run(tmp_path, 4, layout=layout, state=state, checkpoints=checkpoints, save_every=2)
+        assert checkpoints.latest() == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_finishes_the_step_and_saves(tmp_path, number):
     before = signal.getsignal(number)
@@ -598,9 +611,15 @@ def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
 
 
 def by_level(params, key, batch, index, total):
-    """A loss with times and terms that are known: sample i, at time i/64, costs i."""
-    terms = index.astype(jnp.float32)
-    return params["w"] * terms.mean(), {"t": index / 64, "per_sample": terms}
+    """A loss with times and terms that are known: the batch's."""
+    t, terms = batch
+    return params["w"] * terms.mean(), {"t": t, "per_sample": terms}
+
+
+def rising(seed, step, size):
+    """Of 64 samples, sample i, at time i/64, costs i; half of them in the second step, twice and at twice the cost."""
+    i = np.arange(size, dtype=np.float32) // (step + 1)
+    return i / 64, (step + 1) * i
 
 
 def test_loss_by_level_and_watchers(tmp_path):
@@ -608,19 +627,22 @@ def test_loss_by_level_and_watchers(tmp_path):
     layout = jit_layout(make_train_step(by_level, optax.sgd(0.0), ema=frozen, levels=5), data_mesh(jax.devices()[:1]))
     lines, board = [], tensorboard(tmp_path / "board")
     watch = [lambda step, line: lines.append((step, line)), board]
-    # 64 samples of time 0 .. 63/64, then 16 of time 0 .. 15/64, which fill two of the fifths alone.
-    run(tmp_path, 1, layout=layout, state=state, watch=watch)
-    run(tmp_path, 1, layout=layout, state=state, watch=watch, batch_size=16)
+    # 64 samples of time 0 .. 63/64, then of 0, 0, 1/64 .. 31/64, then of both together.
+    for steps, log_every in ((1, 1), (2, 2)):
+        run(tmp_path, steps, layout=layout, state=state, watch=watch, source=rising, log_every=log_every)
+    second = lambda seed, step, size: rising(seed, 1, size)
+    run(tmp_path, 1, layout=layout, state=state, watch=watch, source=second)
     board.close()
-    means = [[6, 19, 32, 45, 57.5], [6, 14, None, None, None]]
-    for (step, line), expected in zip(lines, means, strict=True):
+    both = [(13 * 6 + 26 * 12) / 39, (13 * 19 + 26 * 38) / 39, (13 * 32 + 12 * 57) / 25, 45, 57.5]
+    means = [[6, 19, 32, 45, 57.5], both, [12, 38, 57, None, None]]
+    assert [step for step, _ in lines] == [1, 2, 1]
+    for (_, line), expected in zip(lines, means, strict=True):
         found = [line[f"loss_by_level/{level:02}"] for level in range(5)]
         np.testing.assert_allclose(found, [np.nan if mean is None else mean for mean in expected])
-        assert step == 1
         assert all(isinstance(value, float) for value in line.values())
-    assert [logged(tmp_path)[0][f"loss_by_level/{level:02}"] for level in range(5)] == means[1]
+    assert [logged(tmp_path)[0][f"loss_by_level/{level:02}"] for level in range(5)] == means[2]
     assert ("loss", 31.5) in scalars(tmp_path / "board")
-    assert ("loss_by_level/01", 14.0) in scalars(tmp_path / "board")
+    assert ("loss_by_level/01", 38.0) in scalars(tmp_path / "board")
 
 
 def scalars(folder):

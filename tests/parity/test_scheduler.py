@@ -81,6 +81,17 @@ def test_dpm_solver_lowers_the_order_of_few_steps_alone():
         assert type(read_scheduler({**config, "lower_order_final": False}, steps).stepper) is DPMpp3MPublished
 
 
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler"])
+def test_the_files_quantile_and_largest_value_are_the_thresholds(name):
+    """Other than the defaults, each in its turn: |x0_hat| evenly from 0 to 5, so that a quantile q is 5 q."""
+    x0 = jnp.linspace(-5.0, 5.0, 2001).reshape(1, -1, 1)
+    for ratio, largest, bound in ((0.5, 10.0, 2.5), (0.8, 10.0, 4.0), (0.8, 3.0, 3.0), (0.1, 10.0, 1.0)):
+        thresholds = {"thresholding": True, "dynamic_thresholding_ratio": ratio, "sample_max_value": largest}
+        (transform,) = read_scheduler({"_class_name": name, **thresholds}).denoiser_transforms
+        found = transform(lambda xt, t: x0)(x0, jnp.asarray(0.5))
+        np.testing.assert_allclose(found, np.clip(x0, -bound, bound) / bound, atol=1e-5)
+
+
 def test_the_network_is_told_whole_steps_in_float32():
     with jax.enable_x64(False):
         for k in (1000, 30):

@@ -163,10 +163,26 @@ def test_the_corrections_law_on_a_gaussian():
     assert abs(float(x.mean()) - mean) < 4.5 * np.sqrt(variance / n)
     assert abs(float(x.var()) - variance) < 4.5 * variance * np.sqrt(2 / n)
     assert stepper.evaluations_per_step == 4
+    usual = samplers.LangevinCorrected(dj.DDIM())
+    assert (usual.corrections, float(usual.step_size)) == (4, 0.1)
     assert stepper.stochastic
 
 
-def test_no_correction_at_zero_noise():
+def test_the_predictor_follows_the_normalised_product():
+    """For one Gaussian of marginal variance m_t, whose product is N(0, m_t/W) at every level: the flow carries x as
+    sqrt(m_t) does, for any weights, and corrections of step size 1e-14 change nothing."""
+    process, variance = dj.VariancePreserving(), 0.3
+    p = dj.exact_denoiser(dj.Gaussian(jnp.zeros(1), variance), process)
+    denoiser = guidance.product(process, [p, p], [2.0, jnp.array([0.5, 1.0, 4.0])])
+    ts, xt = np.linspace(1.0, 0.05, 60), jnp.array([[0.3], [-1.0], [2.0]])
+    stepper = samplers.LangevinCorrected(dj.DDIM(), 1, 1e-14)
+    x = dj.sample(KEY(0), process, denoiser, xt, ts, stepper, denoise=False)
+    start, end = (float(process.alpha(t) ** 2 * variance + process.sigma(t) ** 2) for t in (ts[0], ts[-1]))
+    np.testing.assert_allclose(x, xt * np.sqrt(end / start), rtol=0.05)  # DDIM's own error is 3 %
+
+
+@pytest.mark.parametrize("corrected", [samplers.LangevinCorrected, samplers.PredictorCorrector])
+def test_no_correction_at_zero_noise(corrected):
     """The last step to sigma = 0 is the predictor's, and the denoiser is not asked there."""
     process, asked = dj.Rectified(), []
 
@@ -175,7 +191,7 @@ def test_no_correction_at_zero_noise():
         return 0.5 * xt
 
     xt, ts = jnp.ones((3, 2)), np.array([0.8, 0.4, 0.0])
-    stepper = samplers.LangevinCorrected(dj.DDIM(), 2, 0.1)
+    stepper = corrected(dj.DDIM(), 2, 0.1)
     x, saved = dj.sample(KEY(0), process, denoiser, xt, ts, stepper, denoise=False, save=[1])
     jax.block_until_ready(x)
     jax.effects_barrier()

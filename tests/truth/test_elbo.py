@@ -94,6 +94,46 @@ def near(parts, exact):
     return abs(parts.mean() - exact) < 4.5 * parts.std() / np.sqrt(len(parts)) + 1e-9
 
 
+def test_a_network_that_answers_one_number_has_its_bounds_in_closed_form():
+    """x0_hat = c makes the error snr ||c - x0||^2 whatever the noise, so that each sample's terms follow from its time.
+    Cosine: logsnr = -2 log tan(pi t/2), with slope -2 pi/sin(pi t). Of K steps each is drawn as often as the others."""
+    process, x0, c = dj.Cosine(), data(8), 0.4
+    network = dj.Network(lambda *_: None, lambda params, x, c_noise, cond=None, *, key=None: params + 0 * x)
+    keywords = choices(process, dj.X0Prediction()) | {"network": network}
+    keywords["reconstruction"] = lambda x0, eps, std: std * jnp.arange(8.0)
+    low, high = map(float, dj.interval(process))
+    ts = np.array([high, 0.8, 0.5, 0.3, low])
+
+    @jax.jit
+    def bounds(key):
+        times = dj.StratifiedTimes(process)
+        continuous = losses.continuous_elbo(jnp.asarray(c), key, x0, time_sampler=times, **keywords)
+        return continuous, losses.discrete_elbo(jnp.asarray(c), key, x0, ts=ts, **keywords)
+
+    snr = lambda t: np.tan(np.pi * t / 2) ** -2.0
+    square = np.sum((c - np.asarray(x0)) ** 2, axis=1)
+    steps = dict(zip(ts[:-1], 4 * np.expm1(np.log(snr(ts[1:]) / snr(ts[:-1]))), strict=True))
+    for (nats, parts), drawn in zip(bounds(jax.random.key(1)), ("any", "steps"), strict=True):
+        t = np.asarray(parts["t"])
+        if drawn == "steps":
+            np.testing.assert_array_equal(np.sort(t), np.sort(np.repeat(ts[:-1], 2)))
+            weight = np.array([steps[time] for time in t])
+        else:
+            assert np.all((t > low) & (t < high))
+            weight = (high - low) * 2 * np.pi / np.sin(np.pi * t)
+        by_hand = {
+            "prior": 0.5 * snr(high) * np.sum(np.asarray(x0) ** 2, axis=1),
+            "reconstruction": np.arange(8.0) / np.sqrt(snr(low)),
+            "diffusion": 0.5 * weight * snr(t) * square,
+        }
+        for name, truth in by_hand.items():
+            np.testing.assert_allclose(parts[name], truth, rtol=1e-9, err_msg=f"{drawn} {name}")
+        total = sum(by_hand.values())
+        np.testing.assert_allclose(parts["per_sample"], total, rtol=1e-9)
+        np.testing.assert_allclose(nats, np.mean(total), rtol=1e-9)
+        np.testing.assert_allclose(parts["standard_error"], np.std(total, ddof=1) / np.sqrt(8), rtol=1e-9)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vp", "karras"])
 def test_parts_of_the_continuous_bound(name):

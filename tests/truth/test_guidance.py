@@ -277,17 +277,23 @@ def papers_cfg_zero(good, bad, w):
     return (1 - w) * s * bad + w * good
 
 
-W, PHI, ETA, R = (np.array(v) for v in ([0.5, 3.0, 7.5], [0.0, 0.7, 1.0], [0.0, 0.5, -0.3], [0.3, 100.0, 1.0]))
+W, PHI, ETA = (np.array(v) for v in ([0.5, 3.0, 7.5], [0.0, 0.7, 1.0], [0.0, 0.5, -0.3]))
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (3, 4, 4, 2)])
 def test_rules_are_the_papers_formulas(shape):
-    """On x0_hat, with every number one a sample; a short and a long limit for APG."""
+    """On x0_hat, with every number one a sample, and by default; limits of APG above and below 1, on both sides of the
+    update's norm."""
     good, bad = (np.asarray(jax.random.normal(KEY(k), shape)) for k in (0, 1))
+    limit, length = np.array([0.7, 2.9, 3.2]), np.array([0.8, 3.0, 3.0])
+    update = np.reshape(bad, (3, -1))
+    bad = good - (length[:, None] * update / np.linalg.norm(update, axis=1, keepdims=True)).reshape(shape)
     loop = lambda f, *numbers: np.stack([f(good[i], bad[i], W[i], *(v[i] for v in numbers)) for i in range(3)])
     papers = [
         (guidance.Rescaled(jnp.asarray(PHI)), loop(papers_rescale, PHI)),
-        (guidance.Projected(jnp.asarray(ETA), jnp.asarray(R)), loop(papers_apg, ETA, R)),
+        (guidance.Rescaled(), loop(papers_rescale, [0.7] * 3)),
+        (guidance.Projected(jnp.asarray(ETA), jnp.asarray(limit)), loop(papers_apg, ETA, limit)),
+        (guidance.Projected(), loop(papers_apg, [0.0] * 3, [np.inf] * 3)),
         (guidance.Projected(1.0), loop(lambda g, b, w: b + w * (g - b))),
         (guidance.OptimalScale(), loop(papers_cfg_zero)),
     ]

@@ -10,6 +10,7 @@ from walk import walk
 import diffjax as dj
 from diffjax import samplers
 from diffjax.process import snr_grid
+from diffjax.samplers._exponential_adams import by_noise
 
 KEY = jax.random.key
 SLOW = pytest.mark.slow
@@ -27,6 +28,56 @@ def test_every_budget_has_a_method_and_a_grid(name):
             assert not stepper.stochastic
             if nfe in (1, 5):
                 assert all(np.all(np.isfinite(w)) for w in jax.tree.leaves(stepper.prepare(process, np.asarray(ts))))
+
+
+STD = 0.7
+IMAGE, FLAT = STD * 3072**0.5, STD * 64**0.43 / np.e
+X0, ADAMS = dj.X0Prediction, samplers.ExponentialAdams
+# (evaluations, features, smooth) -> the method, and (level, width) of a grid that is finest at sigma/alpha = level, its
+# steps equal in arcsinh(log(sigma/alpha/level)/width); or rho, where they are equal in (sigma/alpha)^(1/rho).
+BUDGETS = {
+    (6, 3072, False): (lambda: samplers.UniPC(2), 7.0),
+    (7, 3072, False): (lambda: samplers.UniPC(2), (IMAGE / 4.5, 0.6)),
+    (14, 3072, False): (lambda: samplers.UniPC(2), (IMAGE / 4.5, 0.6)),
+    (15, 3072, False): (lambda: ADAMS(X0(), 5, corrector=True), (IMAGE / 8, 0.6)),
+    (30, 3072, False): (lambda: ADAMS(X0(), 6, corrector=True), (IMAGE / 8, 0.6)),
+    (6, 2, True): (lambda: ADAMS(dj.KarrasPrediction(1.3 * STD), 3, corrector=True), (STD * 2**0.43 / np.e, 1.25)),
+    (6, 64, True): (
+        lambda: ADAMS(dj.KarrasPrediction(4.7 * STD), 5, corrector=True, clock=by_noise, orders=(1, 2, 3, 4, 4, 1)),
+        (0.83 * FLAT, 1.13),
+    ),
+    (8, 64, True): (lambda: samplers.IPNDM(3), (FLAT, 0.9)),
+    (9, 64, True): (lambda: samplers.IPNDM(3), (FLAT, 0.4)),
+    (14, 64, True): (lambda: samplers.IPNDM(3), (FLAT, 0.4)),
+    (15, 64, True): (lambda: ADAMS(dj.KarrasPrediction(STD), 5, corrector=True), (FLAT, 0.7)),
+    (30, 64, True): (lambda: ADAMS(dj.KarrasPrediction(STD), 6, corrector=True), (FLAT, 0.7)),
+    (60, 64, True): (lambda: ADAMS(dj.KarrasPrediction(STD), 7, corrector=True), (FLAT, 0.7)),
+}
+
+
+def test_each_budget_has_the_method_and_the_grid_that_the_search_found():
+    """What scripts/bench_solvers.py measured: borders of the budgets, methods, and grids by NumPy."""
+    process, steppers = dj.Rectified(), []
+
+    @jax.jit
+    def grids():
+        each = [
+            dj.recommended(process, nfe, data_std=STD, features=features, smooth=smooth)
+            for nfe, features, smooth in BUDGETS
+        ]
+        steppers.extend(stepper for stepper, _ in each)
+        return [ts for _, ts in each]
+
+    low, high = dj.interval(process)
+    for (budget, (make, finest)), ts, stepper in zip(BUDGETS.items(), map(np.asarray, grids()), steppers, strict=True):
+        ratio = ts / (1 - ts)
+        if isinstance(finest, tuple):
+            place = np.arcsinh(np.log(ratio / finest[0]) / finest[1])
+        else:
+            place = ratio ** (1 / finest)
+        np.testing.assert_allclose(place, np.linspace(place[0], place[-1], budget[0] + 1), atol=1e-9)
+        assert (ts[0], ts[-1]) == (float(high), float(low))
+        assert stepper == make(), budget
 
 
 def ring(process):

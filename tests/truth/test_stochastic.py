@@ -378,6 +378,8 @@ def test_a_correction_by_hand():
         e = 2 * r**2 * np.minimum(ratio, b**2 + sd_s**2)
         x = x + e * pull + np.sqrt(2 * e) * z
     np.testing.assert_allclose(found, x, rtol=1e-9)
+    usual = samplers.PredictorCorrector(dj.DDIM())
+    assert (usual.corrections, float(usual.snr)) == (1, 0.16)  # the paper's, for VE and CIFAR-10
     multistep = samplers.PredictorCorrector(dj.DPMpp2M(), 2)
     assert (multistep.evaluations_per_step, multistep.history, multistep.order) == (3, 1, 2)
 
