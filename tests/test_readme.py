@@ -68,7 +68,7 @@ def names():
         "ts": dj.logsnr_grid(process, 20),
         "mask": jnp.asarray([1, 0]),
         "y": x0 * jnp.asarray([1, 0]),
-        "features": np.random.default_rng(0).normal(size=(20, 2)) + [1.2, 0],
+        "features": np.random.default_rng(0).normal(size=(20, 2)) * [1.2, 0.8] + [2, 0],
         "real_features": np.random.default_rng(1).normal(size=(20, 2)),
         "known": known,
     }

@@ -85,8 +85,8 @@ def test_gradients_do_not_depend_on_the_layout(name):
 @needs_devices
 @pytest.mark.slow
 def test_noise_of_each_sample_is_the_same_in_every_layout():
-    """Its random bits, shown by uniform numbers, bit for bit. Normal ones are an inverse error function of them, which
-    every program rounds alike where it is compiled as users do, and to 2 ulp where it is not optimised."""
+    """Its random bits, shown by uniform numbers, bit for bit. Normal numbers are an inverse error function of them: they
+    are bitwise the same where programs are compiled as users do, and within 4 ulp where nothing is optimised."""
 
     # The gradient of sum_i <params[index_i], eps_i>/b is eps/b, row by row: the step itself shows its noise, and
     # dividing by powers of two loses nothing.
@@ -105,7 +105,7 @@ def test_noise_of_each_sample_is_the_same_in_every_layout():
     optimised = "xla_backend_optimization_level=0" not in os.environ["XLA_FLAGS"]
     for eps in found.values():
         np.testing.assert_array_equal(eps[:, 5:], truth[:, 5:])
-        np.testing.assert_array_max_ulp(eps[:, :5], truth[:, :5], maxulp=0 if optimised else 2)
+        np.testing.assert_array_max_ulp(eps[:, :5], truth[:, :5], maxulp=0 if optimised else 4)
 
 
 def test_each_step_draws_new_noise():
