@@ -86,7 +86,8 @@ def test_the_recipes_of_likelihood(names):
     truth = np.asarray(known.log_prob(process, x0, dj.time_from_logsnr(process, 14.0)))
     np.testing.assert_allclose(nats[0], truth, atol=2e-2)
     np.testing.assert_allclose(nats[1], truth, atol=0.5)  # with the noise of four probes
-    np.testing.assert_allclose(space["bound"], truth, atol=0.5)  # with the noise of fifty draws
+    error = likelihood.evaluate_continuous_elbo(names["key"], process, names["denoiser"], x0, draws=50).standard_error
+    assert np.all(np.abs(space["bound"] - truth) < 4.5 * error)  # the exact denoiser's bound is tight
     np.testing.assert_allclose(space["again"], x0, atol=1e-2)
     # Levels are 2/255 apart, so that a pixel's probability is nearly (2/255)^2 of the density.
     corner = -(np.log(0.5 / (2 * np.pi * 0.04)) + 2 * np.log(2 / 255)) / (2 * np.log(2))
@@ -96,7 +97,7 @@ def test_the_recipes_of_likelihood(names):
     np.testing.assert_allclose(space["between"], space["between"][::-1], atol=1e-2)
     assert np.all(known.log_prob(process, space["between"], dj.interval(process)[0]) > truth.max() - 12)
     back = dj.sample(names["key"], process, names["denoiser"], jnp.asarray(latents[-1]), names["ts"], dj.DDIM())
-    np.testing.assert_allclose(back, x0, atol=0.1)
+    np.testing.assert_allclose(back, x0, atol=0.15)
     assert np.abs(latents[-1] - latents[0]).max() < 0.5, "twenty steps of the flow end near the flow's own latent"
 
 
@@ -162,8 +163,9 @@ def test_the_recipes_of_inverse_problems(names):
     assert len(found) == 4
     for samples in found[:3]:
         np.testing.assert_allclose(samples[:, 0], names["x0"][:, 0], atol=0.5)
-        np.testing.assert_allclose(samples[:, 1], names["x0"][:, 1], atol=1)  # and five deviations about what follows
-    np.testing.assert_allclose(found[3], names["x0"], atol=1)  # of a picture, one near it
+    for samples in found[:2]:  # DiffPIR's twenty steps need not find the mode
+        np.testing.assert_allclose(samples[:, 1], names["x0"][:, 1], atol=0.8)  # four deviations
+    np.testing.assert_allclose(found[3], names["x0"], atol=0.5)  # near a picture
     np.testing.assert_allclose(space["particles"].x0[:, 0], 1, atol=0.5)
     np.testing.assert_allclose(space["particles"].x0[:, 1], 1, atol=1)
 

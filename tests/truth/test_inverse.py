@@ -184,7 +184,7 @@ def test_a_step_of_repaint_is_the_papers(monkeypatch):
 def test_replacement_is_biased_and_repaint_less():
     """Both chains' means and variances as their recursions say; against the exact posterior, replacement is off by a
     good part of what y should teach, and RePaint by less. Noise belongs to the sample's global index."""
-    process, n = dj.VariancePreserving(), 100_000  # variances to two percent
+    process, n = dj.VariancePreserving(), 20_000  # variances to 4.5 percent
     denoiser, ts = dj.exact_denoiser(prior(), process), np.linspace(0.95, 0.005, 21)
     slope = COVARIANCE[0, 1] / COVARIANCE[0, 0]
     exact = MEAN[1] + slope * (Y - MEAN[0]), COVARIANCE[1, 1] - slope * COVARIANCE[0, 1]

@@ -258,7 +258,7 @@ def test_any_number_of_steps(name):
         assert np.all(np.isfinite(x))
     if not stepper.stochastic:
         truth = dj.flow_map(data, process, xt, ts[0], ts[-1])
-        np.testing.assert_allclose(x, truth, atol=0.03 if stepper.order == 1 else 1e-3)
+        np.testing.assert_allclose(x, truth, atol=0.05 if stepper.order == 1 else 1e-3)
     assert 0.4 < np.std((x - 0.1) / np.sqrt([[[0.2], [0.4]], [[0.6], [0.8]]])) < 1.8  # of 16 numbers 1 +- 0.18
 
 
