@@ -131,9 +131,8 @@ def test_the_recipes_of_guidance(names):
     xt, t, process = 1.5 * names["xT"], jnp.array([0.5, 0.3, 0.05, 0.003]), names["process"]
     both = [line.split(" = ")[0] for line in lines], ("labelled", "unlabelled", "denoiser", "weaker")
     found, answers = jax.jit(lambda: [{name: space[name](xt, t) for name in some} for some in both])()
-    xt, alpha, sigma, logsnr = (
-        np.reshape(np.asarray(v, float), (4, -1)) for v in (xt, process.alpha(t), process.sigma(t), dj.logsnr(process, t))
-    )
+    values = (xt, process.alpha(t), process.sigma(t), dj.logsnr(process, t))
+    xt, alpha, sigma, logsnr = (np.reshape(np.asarray(value, float), (4, -1)) for value in values)
     truth = guided_by_hand(xt, alpha, sigma, logsnr, answers)
     assert found.keys() == truth.keys()
     for name, x0 in found.items():

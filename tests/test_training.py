@@ -85,8 +85,8 @@ def test_gradients_do_not_depend_on_the_layout(name):
 @needs_devices
 @pytest.mark.slow
 def test_noise_of_each_sample_is_the_same_in_every_layout():
-    """Its random bits, shown by uniform numbers, bit for bit. Normal numbers are an inverse error function of them: they
-    are bitwise the same where programs are compiled as users do, and within 4 ulp where nothing is optimised."""
+    """Its random bits, shown by uniform numbers, bit for bit. Normal numbers, an inverse error function of them, are
+    bitwise the same where programs are compiled as users do, and within 4 ulp where nothing is optimised."""
 
     # The gradient of sum_i <params[index_i], eps_i>/b is eps/b, row by row: the step itself shows its noise, and
     # dividing by powers of two loses nothing.

@@ -215,8 +215,8 @@ def test_conditions_that_differ_exchange_nothing_and_paths_in_one_dimension_do_n
 
 
 def test_optimal_transport_gives_each_sample_its_own_noise():
-    """Noise in a cyclic order of the data that it is nearest to: at a small epsilon the plan is that order, which is not
-    its own inverse."""
+    """Noise in a cyclic order of the data that it is nearest to: at a small epsilon the plan is that order, which is
+    not its own inverse."""
     pytest.importorskip("ott", reason="the extra `metrics` is not installed")
     x0 = jnp.asarray([[2.0, 0.0], [-1.0, 2.0], [-1.0, -2.0], [5.0, 5.0]])
     eps = 0.5 * jnp.roll(x0, 1, axis=0)

@@ -264,8 +264,8 @@ def test_any_number_of_steps(name):
 
 @pytest.mark.parametrize("name", each_stepper())
 def test_grids_may_touch_both_ends(name):
-    """A rectified grid from t = 1 (alpha = 0) to t = 0 (sigma = 0): one step of it is the data's mean, which is all that
-    is known of x0 there, and many end as the exact flow or near the data."""
+    """A rectified grid from t = 1 (alpha = 0) to t = 0 (sigma = 0): one step of it is the data's mean, which is all
+    that is known of x0 there, and many end as the exact flow or near the data."""
     process = dj.Rectified()
     denoiser = dj.exact_denoiser(gaussian(), process)
     xt = dj.prior(KEY(0), process, (6, 2))
