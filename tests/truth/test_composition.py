@@ -147,14 +147,15 @@ def test_the_corrections_law_on_a_gaussian():
     process, data, n = dj.VariancePreserving(), dj.Gaussian(jnp.array([0.8]), 0.3), 40_000
     denoiser, (t, s) = dj.exact_denoiser(data, process), (0.5, 0.4)
     start = 0.5 + 1.5 * jax.random.normal(KEY(0), (n, 1))
-    stepper = samplers.LangevinCorrected(dj.DDIM(), 3, jnp.asarray(0.2))
+    stepper = samplers.LangevinCorrected(dj.DDIM(eta=1.0), 3, jnp.asarray(0.2))
     x = dj.sample(KEY(1), process, denoiser, start, np.array([t, s]), stepper, denoise=False)
     (a_t, b_t), (a, b) = ((float(process.alpha(u)), float(process.sigma(u))) for u in (t, s))
     gain = a_t * 0.3 / (a_t**2 * 0.3 + b_t**2)
-    keep = b / b_t
+    added = b**2 / b_t**2 * (b_t**2 - (a_t / a) ** 2 * b**2)  # DDPM's, independent of the corrections' noise
+    keep = np.sqrt(b**2 - added) / b_t
     pull = keep + (a - keep * a_t) * gain
     mean = pull * 0.5 + (a - keep * a_t) * (0.8 - gain * a_t * 0.8)
-    variance = pull**2 * 1.5**2
+    variance = pull**2 * 1.5**2 + added
     marginal, r = a**2 * 0.3 + b**2, 0.2
     for _ in range(3):  # x + tau score + sqrt(2 tau) z, tau = r sigma^2, score = -(x - alpha m)/marginal
         tau = r * b**2

@@ -241,32 +241,38 @@ VARIANCES = {
 }
 
 
+def two_halves(seen=None):
+    """A prediction times params[0], and what it says of the variance times params[1]."""
+
+    def apply(params, x, c_noise, cond=None, *, key=None):
+        y, answer = params[0] * (0.8 * x + 0.1 * c_noise[:, None]), params[1] * jnp.sin(x)
+        if seen is not None:
+            seen.append((x, y, answer))
+        return jnp.concatenate([y, answer], axis=-1)
+
+    return dj.Network(lambda *_: None, apply)
+
+
 @eqx.filter_jit
-def _chain(chain, x0, ts):
+def _chain(params, chain, x0, ts):
+    key, keywords = jax.random.key(5), choices(chain) | {"ts": ts, "reconstruction": losses.BinDecoder(17)}
     out = {}
     for name, (variance, _) in VARIANCES.items():
         seen = []
-
-        def apply(params, x, c_noise, cond=None, *, key=None, seen=seen):
-            y, answer = 0.8 * x + 0.1 * c_noise[:, None], jnp.sin(x)
-            seen.append((x, y, answer))
-            return jnp.concatenate([y, answer], axis=-1)
-
-        keywords = choices(chain) | {"network": dj.Network(lambda *_: None, apply), "ts": ts}
-        keywords |= {"reconstruction": losses.BinDecoder(17)}
-        bound = losses.ddpm_bound(None, jax.random.key(5), x0, variance=variance, **keywords)
-        simple = losses.learned_variance_loss(None, jax.random.key(5), x0, **keywords)[1] if name == "learned" else None
-        out[name] = bound, simple, seen[0]
-    return out
+        bound = losses.ddpm_bound(params, key, x0, variance=variance, **keywords | {"network": two_halves(seen)})
+        out[name] = bound, seen[0]
+    hybrid = lambda params: losses.learned_variance_loss(params, key, x0, **keywords | {"network": two_halves()})
+    return out, jax.grad(hybrid, has_aux=True)(params)
 
 
-@pytest.mark.slow
 def test_every_step_of_the_chain_is_ddpms():
+    """And the hybrid loss moves the prediction by the simple loss alone, the variance by a thousandth of the bound."""
     betas = np.linspace(0.02, 0.3, 7)
     chain, ts = dj.DiscreteChain(jnp.asarray(betas)), np.arange(7, -1, -1) / 7
     x0 = np.random.default_rng(2).choice(np.linspace(-1, 1, 17), (210, 3))
-    alpha_bar = np.cumprod(1 - betas)
-    for name, ((nats, parts), simple, (xt, y_hat, answer)) in _chain(chain, jnp.asarray(x0), ts).items():
+    alpha_bar, params = np.cumprod(1 - betas), np.array([1.1, 0.9])
+    found, (slope, simple) = _chain(jnp.asarray(params), chain, jnp.asarray(x0), ts)
+    for name, ((nats, parts), (xt, y_hat, answer)) in found.items():
         k = np.rint(np.asarray(parts["t"]) * 7).astype(int)
         np.testing.assert_array_equal(np.bincount(k)[1:], 30)
         share = VARIANCES[name][1](np.asarray(answer))
@@ -275,38 +281,20 @@ def test_every_step_of_the_chain_is_ddpms():
         # The prior is the sampler's, N(0, 1 - alpha_bar_K), which fits the noise exactly.
         np.testing.assert_allclose(parts["prior"], 0.5 * alpha_bar[-1] / (1 - alpha_bar[-1]) * np.sum(x0**2, 1))
         np.testing.assert_allclose(nats, np.mean(parts["prior"] + by_hand))
-        if name == "learned":
-            eps = (np.asarray(xt) - np.sqrt(alpha_bar[k - 1])[:, None] * x0) / np.sqrt(1 - alpha_bar[k - 1])[:, None]
-            np.testing.assert_allclose(simple["simple"], np.mean((eps - y_hat) ** 2, 1), rtol=1e-9)
-            np.testing.assert_allclose(simple["bound"], by_hand / 3, rtol=1e-7)
-
-
-@pytest.mark.slow
-def test_the_hybrid_loss_moves_the_prediction_by_the_simple_loss_alone():
-    chain, ts = dj.DiscreteChain(jnp.linspace(0.02, 0.3, 4)), np.arange(4, -1, -1) / 4
-
-    def apply(params, x, c_noise, cond=None, *, key=None):
-        return jnp.concatenate([params[0] * x, params[1] * jnp.ones_like(x)], axis=-1)
-
-    network = dj.Network(lambda *_: None, apply)
-    keywords = choices(chain) | {"network": network, "ts": ts}
-    x0, params = data(64), jnp.array([0.7, 0.1])
-
-    @jax.jit
-    def slopes(params):
-        key = jax.random.key(6)
-        hybrid = lambda p: losses.learned_variance_loss(p, key, x0, share=0.5, **keywords)
-        simple = lambda p: jnp.mean(losses.learned_variance_loss(p, key, x0, **keywords)[1]["simple"])
-        bound = lambda p: losses.ddpm_bound(p, key, x0, **keywords)[1]["diffusion"].mean() / 2
-        return jax.grad(lambda p: hybrid(p)[0])(params), jax.grad(simple)(params), jax.grad(bound)(params)
-
-    hybrid, simple, bound = slopes(params)
-    np.testing.assert_allclose(hybrid[0], simple[0], rtol=1e-12)
-    np.testing.assert_allclose(hybrid[1], 0.5 * bound[1], rtol=1e-12)
-    assert simple[1] == 0
-    assert abs(bound[1]) > 1e-3
-    only = losses.prediction_only(network).apply(params, x0, x0[:, 0])
-    np.testing.assert_array_equal(only, 0.7 * x0)
+        each = np.asarray(parts["prior"]) + by_hand
+        np.testing.assert_allclose(parts["standard_error"], each.std(ddof=1) / np.sqrt(len(each)), rtol=1e-7)
+    # The hybrid loss has the learned variance's network and draws.
+    _, (xt, y_hat, answer) = jax.tree.map(np.asarray, found["learned"])
+    nats_at = lambda p: 7 / 3 * chain_by_hand(x0, xt, k, y_hat, (p / params[1] * answer + 1) / 2, betas, last=True)
+    eps = (xt - np.sqrt(alpha_bar[k - 1])[:, None] * x0) / np.sqrt(1 - alpha_bar[k - 1])[:, None]
+    np.testing.assert_allclose(simple["simple"], np.mean((eps - y_hat) ** 2, 1), rtol=1e-9)
+    np.testing.assert_allclose(simple["bound"], nats_at(params[1]), rtol=1e-7)
+    np.testing.assert_allclose(simple["per_sample"], simple["simple"] + 1e-3 * simple["bound"], rtol=1e-12)
+    np.testing.assert_allclose(slope[0], np.mean(2 * (y_hat - eps) * y_hat / params[0]), rtol=1e-9)
+    by_difference = np.mean(nats_at(params[1] + 1e-5) - nats_at(params[1] - 1e-5)) / 2e-5
+    np.testing.assert_allclose(slope[1], 1e-3 * by_difference, rtol=1e-6)
+    only = losses.prediction_only(two_halves()).apply(jnp.asarray(params), jnp.asarray(xt), jnp.zeros(len(x0)))
+    np.testing.assert_allclose(only, params[0] * 0.8 * xt, rtol=1e-12)
 
 
 @pytest.mark.slow

@@ -39,6 +39,28 @@ def test_at_the_exact_denoiser_the_bound_is_the_density():
     assert float(jnp.mean(evaluate(0.1).nats)) < float(jnp.mean(truth)) - 10
 
 
+def test_the_standard_error_is_that_of_so_many_draws():
+    """Of D = 0, whose draw at a logsnr costs (logsnr_max - logsnr_min) e^logsnr ||x0||^2/2, from the times it is at."""
+    process, x0, seen = dj.Clipped(dj.Cosine(), 2.0, -6.0), np.array([[0.7, -0.4], [1.5, 0.1], [0.0, 0.3]]), []
+
+    def denoiser(xt, t):
+        jax.debug.callback(lambda t: seen.append(np.asarray(t)), t)
+        return 0 * xt
+
+    none = lambda x0, eps, std: jnp.zeros(3)
+    found = evaluate_continuous_elbo(KEY(3), process, denoiser, jnp.asarray(x0), draws=5, reconstruction=none)
+    jax.block_until_ready(found)
+    jax.effects_barrier()
+    levels = jax.jit(dj.logsnr)(process, jnp.asarray(np.concatenate(seen))).reshape(5, 3)
+    levels = np.sort(levels, axis=0)
+    np.testing.assert_allclose(np.diff(levels, axis=0), 8 / 5, rtol=1e-9, err_msg="spread evenly over the interval")
+    square = 0.5 * np.sum(x0**2, axis=1)
+    totals = square * (8 * np.exp(levels) + np.exp(-6))
+    np.testing.assert_allclose(found.nats, -totals.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(found.prior, square * np.exp(-6), rtol=1e-9)
+    np.testing.assert_allclose(found.standard_error, totals.std(0, ddof=1) / np.sqrt(5), rtol=1e-9)
+
+
 @pytest.mark.slow
 def test_at_the_exact_denoiser_the_bound_is_the_flows_likelihood():
     process, data = dj.Clipped(dj.Cosine(), 8.0, -8.0), mixture()

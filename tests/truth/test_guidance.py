@@ -324,7 +324,8 @@ def test_rules_on_other_predictions(name):
 
 
 def test_rules_bear_zero_and_have_finite_slopes():
-    """Both answers equal, or zero (a network's zero initialisation): no NaN, neither in values nor in gradients."""
+    """Both answers equal, or zero (a network's zero initialisation): no NaN, neither in values nor in gradients; equal
+    ones are the guided one too."""
     xt, t = jnp.ones((2, 3)), jnp.asarray(0.4)
 
     def total(answers, rule):
@@ -335,6 +336,8 @@ def test_rules_bear_zero_and_have_finite_slopes():
     for pair in ((xt, xt), (0 * xt, 0 * xt), (0 * xt, xt), (xt, 0 * xt)):
         for name, found in every(pair).items():
             assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found)), name
+            if not np.any(pair[0] - pair[1]):
+                np.testing.assert_allclose(found[0], np.sum(pair[0]), rtol=1e-12, err_msg=name)
 
 
 def test_thresholds_are_imagens():

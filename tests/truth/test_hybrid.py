@@ -125,6 +125,22 @@ def test_it_is_explicit_score_matching_up_to_a_constant(monkeypatch):
     assert np.abs(gradients).min() > 1e-4, "so that the test can fail"
 
 
+def test_the_network_is_given_the_datas_noise_level():
+    """-log(Phi_xx^2/C_xx^2)/8, one for each sample or one for all, and its answer counts c_out: one that answers the
+    level has the score -(known + c_out level)/C_vv."""
+    apply = lambda params, x, c_noise, cond=None, *, key=None: c_noise[:, None] + 0 * x
+    network = dj.Network(lambda *_: None, apply)
+    score = parameterisation.make_hybrid_score(None, network=network, process=process(), data_std=np.sqrt(VARIANCE))
+    u, ts = np.random.default_rng(6).normal(size=(3, 2, 1)), np.array([0.02, 0.3, 0.8])
+    each, one = jax.jit(lambda u: (score(u, jnp.asarray(ts)), score(u, jnp.asarray(ts[1]))))(jnp.asarray(u))
+    np.testing.assert_allclose(one[1], each[1], rtol=1e-12)
+    for t, at_u, found in zip(ts, u[:, :, 0], each, strict=True):
+        phi, c = kernel(t)
+        linear, c_out, _ = known(t, VARIANCE)
+        level = -np.log(phi[0, 0] ** 2 / c[0, 0] ** 2) / 8
+        np.testing.assert_allclose(found[1, 0], -(linear @ at_u + c_out * level) / c[1, 1], rtol=1e-6)
+
+
 @pytest.mark.slow
 def test_the_network_becomes_a_score_that_samples():
     """One that answers nothing has the exact score of data N(0, data_std^2): -(P^-1 u)_v with a still half. Its flow, a

@@ -1,5 +1,7 @@
 """Posterior samplers that own a loop, against Gaussian recursions written out in NumPy."""
 
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -155,11 +157,34 @@ def repainted(process, ts, times):
     return pushed(moments, *affine(alpha[-1], sigma[-1]))
 
 
+def test_a_step_of_repaint_is_the_papers(monkeypatch):
+    """With given noise: down by DDPM's step, what is known put back, up by the forward process, and so down again."""
+    process, ts = dj.VariancePreserving(), np.array([0.6, 0.4])
+    xt, z = np.random.default_rng(0).normal(size=(3, 2)), np.random.default_rng(1).normal(size=(5, 3, 2))
+    draws = itertools.chain(z[:2], itertools.cycle(z[2:]))  # the repetition may be traced more than once
+    for module in ("inverse._inpaint", "samplers._ddim"):
+        monkeypatch.setattr(f"diffjax.{module}.normal_like", lambda keys, x: jnp.asarray(next(draws)))
+    method = inverse.RePaint(jnp.array([True, False]), jnp.array([[Y, np.nan]]), 2)
+    weights = jax.tree.map(lambda w: jnp.asarray(w[0]), method.prepare(process, ts))
+    keys, denoiser = jax.random.split(KEY(0), 3), dj.exact_denoiser(prior(), process)
+    found, _ = method.step(keys, process, denoiser, jnp.asarray(xt), *map(jnp.asarray, ts), weights, None)
+
+    alpha, sigma = schedule(process, ts)
+    (keep, data, noise), (G, c), a = ancestral(alpha, sigma), affine(alpha[0], sigma[0]), alpha[0] / alpha[1]
+
+    def down(x, of_step, of_known):
+        hidden = keep * x + data * (x @ G.T + c) + noise * of_step
+        return np.stack([alpha[1] * Y + sigma[1] * of_known[:, 0], hidden[:, 1]], axis=1)
+
+    up = a * down(xt, z[0], z[1]) + np.sqrt(sigma[0] ** 2 - a**2 * sigma[1] ** 2) * z[2]
+    np.testing.assert_allclose(found, down(up, z[3], z[4]), rtol=1e-9)
+
+
 @pytest.mark.slow
 def test_replacement_is_biased_and_repaint_less():
     """Both chains' means and variances as their recursions say; against the exact posterior, replacement is off by a
     good part of what y should teach, and RePaint by less. Noise belongs to the sample's global index."""
-    process, n = dj.VariancePreserving(), 4000
+    process, n = dj.VariancePreserving(), 20_000  # variances to 4.5 percent
     denoiser, ts = dj.exact_denoiser(prior(), process), np.linspace(0.95, 0.005, 21)
     slope = COVARIANCE[0, 1] / COVARIANCE[0, 0]
     exact = MEAN[1] + slope * (Y - MEAN[0]), COVARIANCE[1, 1] - slope * COVARIANCE[0, 1]

@@ -220,6 +220,18 @@ def test_perturb_and_prior_act_on_the_channels_of_images():
     np.testing.assert_allclose(part, whole[index], rtol=1e-12)
 
 
+def test_the_prior_is_the_kernels_root_times_each_samples_own_noise():
+    """At t = 1, where F, L and M make the covariance far from its own root; noise by `fold_in(key, index_i)`."""
+    phi, covariance = truth(1.0)
+    covariance += GAMMA * MASS * np.outer(phi[:, 1], phi[:, 1])
+    root, index = linalg.cholesky(covariance, lower=True), np.array([4, 0])
+    found = dp.linear_prior(jax.random.key(0), critically_damped(), (2, 2, 3), index=jnp.asarray(index))
+    for draw, i in zip(found, index, strict=True):
+        eps = jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (2, 3))
+        np.testing.assert_allclose(draw, root @ eps, rtol=1e-9)
+    assert np.abs(root - covariance).max() > 0.2
+
+
 # --- simulation ---
 
 

@@ -214,6 +214,15 @@ def test_conditions_that_differ_exchange_nothing_and_paths_in_one_dimension_do_n
     np.testing.assert_array_equal(np.sort(same.ravel()), np.sort(np.asarray(eps).ravel()))
 
 
+def test_optimal_transport_gives_each_sample_its_own_noise():
+    """Noise in a cyclic order of the data that it is nearest to: at a small epsilon the plan is that order, which is
+    not its own inverse."""
+    pytest.importorskip("ott", reason="the extra `metrics` is not installed")
+    x0 = jnp.asarray([[2.0, 0.0], [-1.0, 2.0], [-1.0, -2.0], [5.0, 5.0]])
+    eps = 0.5 * jnp.roll(x0, 1, axis=0)
+    np.testing.assert_array_equal(losses.OptimalTransport(0.05)(jax.random.key(0), x0, eps), 0.5 * x0)
+
+
 @pytest.mark.slow
 def test_optimal_transport_respects_conditions():
     pytest.importorskip("ott", reason="the extra `metrics` is not installed")

@@ -53,6 +53,24 @@ def test_a_round_shrinks_an_error_and_carries_the_variance():
     assert len(traced) <= 4
 
 
+def test_rounds_and_restarts_draw_noise_of_their_own():
+    """From 0, where D = 0: a step of DDIM is x sigma_s/sigma_t, so that a round makes c x + r z, r = sigma_t|s s/t and
+    c = alpha_t|s s/t; after two restarts of two rounds the variance is r^2 (1 + c^2 + c^4 + c^6), and x is uncorrelated
+    with what one noise for all rounds would give more of."""
+    process, n = dj.Rectified(), 4000
+    lower, upper = 0.5, 0.6  # sigma = t, alpha = 1 - t
+    x = sample_with_restarts(
+        *(KEY(1), process, lambda x, t: 0 * x, jnp.zeros((n, 1)), np.array([0.7, lower]), dj.DDIM()),
+        restarts=[Restart(lower, upper, 1, 2)] * 2,
+        denoise=False,
+    )
+    again = (1 - upper) / (1 - lower)
+    c, r = again * lower / upper, np.sqrt(upper**2 - again**2 * lower**2) * lower / upper
+    variance = r**2 * np.sum(c ** (2 * np.arange(4)))
+    assert abs(float(jnp.mean(x**2)) / variance - 1) < 4.5 * np.sqrt(2 / n)
+    assert (1 + c) ** 2 > 1.5 * (1 + c**2), "so that noise drawn twice can be told"
+
+
 @pytest.mark.slow
 def test_restarts_nest_and_end_the_path():
     """Two restarts, the later one from the last point and up beyond the first; the answer is denoised there."""

@@ -246,7 +246,8 @@ def test_adaptive_sde_wants_a_tree():
 
 @pytest.mark.parametrize("name", each_stepper())
 def test_any_number_of_steps(name):
-    """One step, two, a thousand, on images: finite everywhere, and at a thousand close to the exact flow."""
+    """One step, two, a thousand, on images: finite everywhere, and at a thousand close to the exact flow, or for those
+    with noise as far from the mean as the data are."""
     process, data, stepper = dj.Karras(), images(), ALL_STEPPERS[name]()
     denoiser = dj.exact_denoiser(data, process)
     xt = dj.prior(KEY(0), process, (4, 2, 2, 1))
@@ -257,19 +258,27 @@ def test_any_number_of_steps(name):
         assert np.all(np.isfinite(x))
     if not stepper.stochastic:
         truth = dj.flow_map(data, process, xt, ts[0], ts[-1])
-        np.testing.assert_allclose(x, truth, atol=0.03 if stepper.order == 1 else 1e-3)
+        np.testing.assert_allclose(x, truth, atol=0.05 if stepper.order == 1 else 1e-3)
+    assert 0.4 < np.std((x - 0.1) / np.sqrt([[[0.2], [0.4]], [[0.6], [0.8]]])) < 1.8  # of 16 numbers 1 +- 0.18
 
 
 @pytest.mark.parametrize("name", each_stepper())
 def test_grids_may_touch_both_ends(name):
-    """A rectified grid from t = 1 (alpha = 0) to t = 0 (sigma = 0) stays finite and ends near the data."""
+    """A rectified grid from t = 1 (alpha = 0) to t = 0 (sigma = 0): one step of it is the data's mean, which is all
+    that is known of x0 there, and many end as the exact flow or near the data."""
     process = dj.Rectified()
     denoiser = dj.exact_denoiser(gaussian(), process)
     xt = dj.prior(KEY(0), process, (6, 2))
-    for n in (1, 2, 32):
-        x = walk(KEY(0), process, denoiser, xt, np.linspace(1, 0, n + 1), ALL_STEPPERS[name]())
-        assert np.all(np.isfinite(x))
-        assert np.all(np.abs(x - np.array([0.3, -0.5])) < 4)
+    one, two, many = (
+        walk(KEY(0), process, denoiser, xt, np.linspace(1, 0, n + 1), ALL_STEPPERS[name]()) for n in (1, 2, 32)
+    )
+    mean = np.array([0.3, -0.5])
+    np.testing.assert_allclose(one, np.broadcast_to(mean, (6, 2)), rtol=1e-9)
+    for x in (two, many):
+        assert np.all(np.abs(x - mean) < 4)
+    if not ALL_STEPPERS[name]().stochastic:
+        atol = 0.1 if ALL_STEPPERS[name]().order == 1 else 0.02
+        np.testing.assert_allclose(many, dj.flow_map(gaussian(), process, xt, 1.0, 0.0), atol=atol)
 
 
 @pytest.mark.parametrize("name", each_stepper())
@@ -289,12 +298,15 @@ def test_a_network_in_bfloat16_and_a_state_in_float32(name):
 
 @pytest.mark.parametrize("make", [dj.Heun, pytest.param(lambda: dj.Churn(5.0), marks=SLOW)])
 def test_nothing_is_asked_at_zero_noise(make):
-    """A denoiser that is singular at sigma = 0, as that of finite data, is not evaluated there."""
+    """A denoiser that is singular at sigma = 0, as that of finite data, is not evaluated there: the last one's answer,
+    which lies between the data, is x0."""
     process = dj.Rectified()
     denoiser = dj.exact_denoiser(dj.Empirical(jnp.array([[1.0, 0.0], [-1.0, 0.5]])), process)
     xt, ts = dj.prior(KEY(0), process, (3, 2)), np.array([0.9, 0.5, 0.2, 0.0])
     run = lambda xt: dj.sample(KEY(0), process, denoiser, xt, ts, make(), denoise=False)
-    assert np.all(np.isfinite(run(xt)))
+    x0 = np.asarray(run(xt))
+    np.testing.assert_allclose(x0[:, 1], 0.25 * (1 - x0[:, 0]), atol=1e-12)
+    assert np.all(np.abs(x0[:, 0]) <= 1)
     assert np.all(np.isfinite(jax.grad(lambda xt: jnp.sum(run(xt)))(xt)))
 
 
