@@ -21,6 +21,8 @@ _GONE = "deleted since it was listed: the run goes on"
 class Checkpoint:
     """List a run's checkpoints, verify them, go back to an older one, or export averaged parameters.
 
+    Neither the network nor the data are needed.
+
     diffjax checkpoint list runs/digits
     diffjax checkpoint verify runs/digits
     diffjax checkpoint rollback runs/digits --step 2000

@@ -103,6 +103,8 @@ class Train:
 class Sample:
     """Draw samples from a run, into a picture or an array.
 
+    The sampler, its steps and the guidance are those of the run, unless an option says otherwise.
+
     diffjax sample runs/digits --label 3 --n 25 --guidance 2 --out threes.png
     diffjax sample runs/digits --known half.png --mask left.png --n 16
     """
