@@ -64,7 +64,7 @@ def test_help_in_a_narrow_terminal_and_without_docstrings():
     assert "Draw samples from a run" in " ".join(narrow.stdout.replace("│", "").split())
     environment["COLUMNS"] = "120"
     wide = run("sample", "--help").stdout.splitlines()
-    assert [line.strip() for line in wide if line.strip().startswith("diffjax sample")] == [
-        "diffjax sample runs/digits --label 3 --n 25 --guidance 2 --out threes.png",
-        "diffjax sample runs/digits --known half.png --mask left.png --n 16",
+    assert [line.strip() for line in wide if line.strip().startswith("$")] == [
+        "$ diffjax sample runs/digits --label 3 --n 25 --guidance 2 --out threes.png",
+        "$ diffjax sample runs/digits --known half.png --mask left.png --n 16",
     ]

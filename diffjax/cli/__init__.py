@@ -73,6 +73,9 @@ def _run(argv: list[str]) -> int:
         commands[type(command)](command, argv)
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
+    except BrokenPipeError:  # --help | head
+        print_line("")
+        return 0
     except KeyboardInterrupt as stop:
         code = _interrupted(stop, argv)
         if not isinstance(stop, Stopped):

@@ -57,9 +57,9 @@ class Train:
 
     Saves as it goes: the same command again continues where the last one stopped.
 
-        diffjax train digits
-        diffjax train digits --out runs/wide --network.channels 64 --steps 8000
-        diffjax train toy2d --data.name two_moons
+        $ diffjax train digits
+        $ diffjax train digits --out runs/wide --network.channels 64 --steps 8000
+        $ diffjax train toy2d --data.name two_moons
     """
 
     config: Annotated[Preset, tyro.conf.arg(name="")]
