@@ -23,10 +23,10 @@ class Checkpoint:
 
     Neither the network nor the data are needed.
 
-    diffjax checkpoint list runs/digits
-    diffjax checkpoint verify runs/digits
-    diffjax checkpoint rollback runs/digits --step 2000
-    diffjax checkpoint export runs/digits --out digits.safetensors
+        $ diffjax checkpoint list runs/digits
+        $ diffjax checkpoint verify runs/digits
+        $ diffjax checkpoint rollback runs/digits --step 2000
+        $ diffjax checkpoint export runs/digits --out digits.safetensors
     """
 
     action: tyro.conf.Positional[Literal["list", "verify", "rollback", "export"]]

@@ -105,8 +105,8 @@ class Sample:
 
     The sampler, its steps and the guidance are those of the run, unless an option says otherwise.
 
-    diffjax sample runs/digits --label 3 --n 25 --guidance 2 --out threes.png
-    diffjax sample runs/digits --known half.png --mask left.png --n 16
+        $ diffjax sample runs/digits --label 3 --n 25 --guidance 2 --out threes.png
+        $ diffjax sample runs/digits --known half.png --mask left.png --n 16
     """
 
     run: tyro.conf.Positional[str]
