@@ -155,8 +155,8 @@ def test_bad_input_is_one_line_and_writes_nothing(argv, names, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["--tensorboard"], "tensorboard: needs tensorboardX, got True; pip install 'diffjax[log]'"),
-        (["--data.workers", "2"], "data.workers: needs grain, got 2; pip install 'diffjax[data]'"),
+        (["--tensorboard"], "tensorboard: needs tensorboardX, got True; pip install '.[log]' in diffjax's folder"),
+        (["--data.workers", "2"], "data.workers: needs grain, got 2; pip install '.[data]' in diffjax's folder"),
         (["--ema-widths", "0.5"], "ema-widths: a number between 0 and 0.2887, of a plain mean, is needed, got 0.5"),
         (["--layout", "fsdp", "--split", "3"], "split: 3 does not divide"),
     ],

@@ -11,6 +11,7 @@ import pytest
 import training_toy as toy
 
 from diffjax.cli import main
+from diffjax.config import from_json
 from diffjax.training import Checkpoints
 from diffjax.training._record import truncate_log
 
@@ -175,3 +176,22 @@ def test_a_command_that_failed_ends_though_a_thread_waits_for_ever():
     done = subprocess.run([sys.executable, "-c", HANGING], env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
     assert done.stderr == "diffjax: runs/x/checkpoints: step 20 could not be saved: can't start new thread\n"
+
+
+def test_a_step_without_a_loss_is_named(tmp_path):
+    layout = toy.make_layout("jit")
+    step = layout.step
+
+    def without(state, batch):
+        state, metrics = step(state, batch)
+        return state, {name: value for name, value in metrics.items() if name != "loss"}
+
+    with pytest.raises(
+        ValueError, match="layout: a step's metrics need .*; loss: missing, there are grad_"
+    ):
+        toy.run(tmp_path, 3, layout=layout._replace(step=without))
+
+
+def test_brackets_nested_too_deep_are_no_configuration():
+    with pytest.raises(ValueError, match="config: not a configuration: its brackets are nested too deep"):
+        from_json("[" * 100_000)

@@ -99,7 +99,7 @@ def check_data(folder: Path, path: str, data: Data, argument: str) -> None:
         return
     try:
         before = str(json.loads(kept.read_text(encoding="utf-8"))["sha256"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{argument}: {kept} is damaged: no sha256 in it") from None
     now = digest_data(data)
     if now != before:

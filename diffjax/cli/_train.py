@@ -87,7 +87,8 @@ def _check_packages(options: Train) -> None:
     needed += [("data.workers", workers, "grain", "data")] if workers else []
     for option, value, package, extra in needed:
         if importlib.util.find_spec(package) is None:
-            raise ValueError(f"{option}: needs {package}, got {value}; pip install 'diffjax[{extra}]' brings it")
+            remedy = f"pip install '.[{extra}]' in diffjax's folder"
+            raise ValueError(f"{option}: needs {package}, got {value}; {remedy}")
 
 
 def _prepare(out: Path, config: Config) -> tuple[Data, Parts]:

@@ -29,6 +29,8 @@ def from_json(text: str) -> Config:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"config: not JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("config: not a configuration: its brackets are nested too deep") from None
     return _read(Config, values, "")
 
 

@@ -166,7 +166,8 @@ def _by_workers(make: Callable[[int], Any], start: int, stop: int | None, worker
         import grain
         from absl import flags
     except ImportError as error:
-        raise ImportError(f"workers: {workers} processes need Grain: pip install 'diffjax[data]' ({error})") from error
+        remedy = f"pip install '.[data]' in diffjax's folder ({error})"
+        raise ImportError(f"workers: {workers} processes need Grain: {remedy}") from error
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain asks absl for its options, which only an absl program has parsed
     steps = grain.MapDataset.range(start, 2**62 if stop is None else stop)

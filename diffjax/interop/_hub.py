@@ -30,7 +30,8 @@ def local_folder(source: str | Path, revision: str | None, parts: Callable[[Path
     try:
         import huggingface_hub
     except ImportError:
-        raise ValueError(f"source: {source} is no folder; to fetch it, pip install 'diffjax[interop]'") from None
+        remedy = "to fetch it, pip install '.[interop]' in diffjax's folder"
+        raise ValueError(f"source: {source} is no folder; {remedy}") from None
 
     def fetch(patterns, ignored=()):
         try:

@@ -50,7 +50,7 @@ def _read(source):
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise ValueError("source: tokenizers is not installed; pip install 'diffjax[text]'") from None
+        raise ValueError("source: tokenizers is not installed; pip install '.[text]' in diffjax's folder") from None
     path = pathlib.Path(source)
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():

@@ -77,7 +77,7 @@ def _log_plan(cost, same, epsilon):
         from ott.geometry.geometry import Geometry
         from ott.solvers import linear
     except ImportError as error:
-        raise ImportError("OptimalTransport needs ott-jax: pip install 'diffjax[metrics]'") from error
+        raise ImportError("OptimalTransport needs ott-jax: pip install '.[metrics]' in diffjax's folder") from error
     spread = jnp.sqrt(jnp.mean(cost**2, where=same))
     scale = epsilon * jnp.where(spread > 0, spread, 1.0)  # equal data have no better pairing: any plan will do
     apart = jnp.where(same, cost, jnp.max(cost) + 100 * scale)  # e^-100 of mass between conditions

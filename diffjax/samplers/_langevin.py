@@ -86,7 +86,7 @@ def mala(
     average: Callable[[Any], Any] | None = None,
     burn_in: int = 0,
 ) -> Chains:
-    """Metropolis-adjusted Langevin, one score and one log density a step. A jitted entry point. Needs `diffjax[mcmc]`.
+    """Metropolis-adjusted Langevin, one score and one log density a step. A jitted entry point. Needs the extra `mcmc`.
 
     Args:
       key: for proposals and acceptance.
@@ -126,7 +126,7 @@ def hmc(
     average: Callable[[Any], Any] | None = None,
     burn_in: int = 0,
 ) -> Chains:
-    """Hamiltonian Monte Carlo, `integration_steps` scores a step. A jitted entry point. Needs `diffjax[mcmc]`.
+    """Hamiltonian Monte Carlo, `integration_steps` scores a step. A jitted entry point. Needs the extra `mcmc`.
 
     Args:
       key: for momenta and acceptance.
@@ -216,5 +216,5 @@ def _blackjax():
     try:
         import blackjax
     except ImportError as error:
-        raise ImportError("mala and hmc need blackjax: pip install 'diffjax[mcmc]'") from error
+        raise ImportError("mala and hmc need blackjax: pip install '.[mcmc]' in diffjax's folder") from error
     return blackjax

@@ -103,6 +103,12 @@ class Record:
 
     def add(self, metrics: dict[str, Any]) -> None:
         """Keeps the metrics of one call, wherever they are, and waits for the call before."""
+        missing = [name for name in ("loss", "skipped") if name not in metrics]
+        if missing:
+            raise ValueError(
+                f"layout: a step's metrics need the scalars loss and skipped (1 where nothing was updated), as those of "
+                f"`make_train_step`; {' and '.join(missing)}: missing, there are {', '.join(sorted(metrics))}"
+            )
         self._pending.append(metrics)
         jax.block_until_ready(self._before)
         self._before = metrics
@@ -212,7 +218,7 @@ def _step_of(line: str) -> int | None:
     """The step of a line of the log; None where it is no such line."""
     try:
         step = json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return step if type(step) is int else None
 

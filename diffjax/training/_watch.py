@@ -28,12 +28,12 @@ class TensorBoard:
           folder: for `tensorboard --logdir`.
 
         Raises:
-          ImportError: tensorboardX is not installed: `pip install diffjax[log]`.
+          ImportError: tensorboardX is not installed: extra `log`.
         """
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
-            raise ImportError("tensorboard: needs tensorboardX; pip install 'diffjax[log]' brings it") from error
+            raise ImportError("tensorboard: needs tensorboardX; pip install '.[log]' in diffjax's folder") from error
         self._open: Any = lambda step: SummaryWriter(str(folder), purge_step=step, flush_secs=10)
         self._writer: Any = None
 
@@ -55,7 +55,7 @@ def tensorboard(folder: str | Path) -> TensorBoard:
     """A watcher for `train` that writes each metric, a scalar, to TensorBoard files in a folder.
 
     Raises:
-      ImportError: tensorboardX is not installed: `pip install diffjax[log]`.
+      ImportError: tensorboardX is not installed: extra `log`.
     """
     return TensorBoard(folder)
 
