@@ -186,9 +186,7 @@ def test_a_step_without_a_loss_is_named(tmp_path):
         state, metrics = step(state, batch)
         return state, {name: value for name, value in metrics.items() if name != "loss"}
 
-    with pytest.raises(
-        ValueError, match="layout: a step's metrics need .*; loss: missing, there are grad_"
-    ):
+    with pytest.raises(ValueError, match=r"layout: a step's metrics need .*; loss: missing, there are grad_"):
         toy.run(tmp_path, 3, layout=layout._replace(step=without))
 
 

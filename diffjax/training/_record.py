@@ -106,7 +106,7 @@ class Record:
         missing = [name for name in ("loss", "skipped") if name not in metrics]
         if missing:
             raise ValueError(
-                f"layout: a step's metrics need the scalars loss and skipped (1 where nothing was updated), as those of "
+                f"layout: a step's metrics need the scalars loss and skipped (1 where nothing was updated), as of "
                 f"`make_train_step`; {' and '.join(missing)}: missing, there are {', '.join(sorted(metrics))}"
             )
         self._pending.append(metrics)
