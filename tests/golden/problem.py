@@ -231,10 +231,13 @@ clipped = dj.Clipped(process, 6.0, -6.0)
 to_class = jax.tree_util.Partial(lambda xt, t: -0.5 * jnp.sum((xt - jnp.array([1.0, -0.5])) ** 2, axis=-1) / (0.3 + t))
 
 
-def draw(sampler="dpmpp2m", *, process="variance_preserving", grid="quadratic", steps=6, eta=None):
-    """Samples by a method, on a grid, of the names that configurations have."""
-    parts = _built(process=process, sampler={"name": sampler, "grid": grid, "steps": steps, "eta": eta})
-    return draw_by(parts.stepper, Corners(parts.process), ts=parts.ts, process=parts.process)
+def draw(sampler="dpmpp2m", *, process="variance_preserving", grid=None, steps=6, eta=None):
+    """Samples by a method of a configuration, on its grid, or on `ts`: there the last step is not to the data itself,
+    before which some methods multiply rounding by a thousand.
+    """
+    named = {"name": sampler, "grid": grid or "uniform", "steps": steps, "eta": eta}
+    parts = _built(process=process, sampler=named)
+    return draw_by(parts.stepper, Corners(parts.process), ts=parts.ts if grid else ts, process=parts.process)
 
 
 def draw_by(stepper, denoiser=exact, *, ts=ts, process=process, sample=dj.sample, **choices):
