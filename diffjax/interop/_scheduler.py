@@ -22,6 +22,7 @@ from jaxtyping import Float
 
 from diffjax._arrays import on_host
 from diffjax.guidance import dynamic_threshold, static_threshold
+from diffjax.interop._clipped import clipped_and_scaled
 from diffjax.interop._clock import OnSigma, OnSteps
 from diffjax.interop._config import naming, read_fields
 from diffjax.interop._lowered import LoweredAtTheEnd
@@ -63,6 +64,8 @@ from diffjax.samplers import (
 
 FEW = 15
 """Below so many steps DPM-Solver++ lowers the order of the last ones, where `lower_order_final` is on."""
+CLOSE = 2.0**-20
+"""Relative difference of two times that are one for the solution, but still two in float32."""
 
 
 class Sampling(NamedTuple):
@@ -75,6 +78,7 @@ class Sampling(NamedTuple):
       stepper: the scheduler's method, or the nearest to it.
       denoise: for `sample`: whether the last evaluation gives x0.
       denoiser_transforms: thresholds `(denoiser) -> denoiser`, to be applied in order.
+      without_effect: the file's keys, in its order, that change nothing in the above; see `read_scheduler`.
     """
 
     process: AbstractGaussianProcess
@@ -83,6 +87,7 @@ class Sampling(NamedTuple):
     stepper: AbstractStepper
     denoise: bool
     denoiser_transforms: tuple[Callable[[Any], Any], ...]
+    without_effect: tuple[str, ...] = ()
 
 
 def read_scheduler(config: Mapping[str, Any], steps: int = 50, *, where: str = "scheduler_config.json") -> Sampling:
@@ -105,16 +110,18 @@ def read_scheduler(config: Mapping[str, Any], steps: int = 50, *, where: str = "
     if not isinstance(name, str) or name not in SCHEDULERS:
         raise ValueError(f"{where}: _class_name is {name!r}; diffjax has {', '.join(SCHEDULERS)}")
     reader, defaults, only = SCHEDULERS[name]
-    foreign = _KEYS - set(defaults) - set(only)  # left over from another scheduler's configuration: not this one's
+    # Keys of other schedulers are left over from a conversion: diffusers does not read them here either.
+    foreign = _KEYS - set(defaults) - set(only)
+    no_effect = (*WITHOUT_EFFECT.get(name, ()), *foreign)
     null = {"trained_betas": (0.1,)} if "trained_betas" in defaults else {}
-    found = read_fields(config, defaults, where=where, only=only, ignored=foreign, nullable=null)
+    found = read_fields(config, defaults, where=where, only=only, ignored=no_effect, nullable=null, remedy=REMEDY)
     last = found.get("num_train_timesteps", steps)
     if steps < 2:
         raise ValueError(f"steps: at least 2 are needed, got {steps}")
     if steps > last:
         raise ValueError(f"steps: {where} has {last}, got {steps}")
     with naming(where):
-        return reader(found, steps, where)
+        return reader(found, steps, where)._replace(without_effect=tuple(key for key in config if key in no_effect))
 
 
 def _ddim(found, n, where):
@@ -139,20 +146,25 @@ def _euler_ancestral(found, n, where):
 
 
 def _dpm_solver(found, n, where):
-    midpoint = found["solver_type"] == "midpoint"
-    by_order = {
-        1: ExponentialAdams(X0Prediction(), 1),
-        2: DPMpp2M() if midpoint else ExponentialAdams(X0Prediction(), 2),
-        3: DPMpp3MPublished(),
-    }
-    kind, order = found["algorithm_type"], found["solver_order"]
-    if kind == "sde-dpmsolver++":
-        by_order = {1: ExponentialAdams(X0Prediction(), 1, eta=1.0), 2: SDEDPMpp2M()}
+    """`heun` weighs D0 - D1 by the exact integral of a line in l, which is the exponential Adams method."""
+    midpoint, order = found["solver_type"] == "midpoint", found["solver_order"]
+    stochastic = found["algorithm_type"] == "sde-dpmsolver++"
+    adams = partial(ExponentialAdams, X0Prediction(), eta=1.0 if stochastic else None)
+    if stochastic:
+        by_order = {1: adams(1), 2: SDEDPMpp2M() if midpoint else adams(2)}
+    else:
+        by_order = {1: adams(1), 2: DPMpp2M() if midpoint else adams(2), 3: DPMpp3MPublished()}
     if order not in by_order:
-        raise ValueError(f"{where}: algorithm_type {kind!r} with solver_order {order} is not in diffjax")
+        kind = found["algorithm_type"]
+        raise ValueError(
+            f"{where}: algorithm_type {kind!r} with solver_order {order} is not in diffjax; "
+            f"set solver_order to {' or '.join(map(str, by_order))}"
+        )
     to_zero = found["final_sigmas_type"] == "zero"
     sampling = _on_chain(found, n, where, by_order[order], to_zero=to_zero, between=True)
-    return _lowered(sampling, found["lower_order_final"] and n < FEW, n, by_order)
+    # The second step of order 3 is one of order 2, `DPMpp3MPublished`'s own that of midpoint.
+    start = (by_order[1], by_order[2]) if order == 3 and not midpoint else ()
+    return _lowered(sampling, found["lower_order_final"] and n < FEW, n, by_order, start)
 
 
 def _unipc(found, n, where):
@@ -163,11 +175,14 @@ def _unipc(found, n, where):
     return _lowered(sampling, found["lower_order_final"], n, by_order)
 
 
-def _lowered(sampling, lower, n, by_order):
-    """Of n evaluations the last is of order 1, the one before of order 2; a last one to no noise is no step of ours."""
+def _lowered(sampling, lower, n, by_order, start=()):
+    """Of n evaluations the last is of order 1, the one before of order 2; a last one to no noise is no step of ours.
+
+    start: the methods of the first steps, where they are not the stepper's own.
+    """
     order = next(key for key, stepper in by_order.items() if stepper is sampling.stepper)
-    last = tuple(by_order[n - i] for i in range(len(sampling.ts) - 1) if n - i < order)
-    return sampling._replace(stepper=LoweredAtTheEnd(sampling.stepper, last)) if lower and last else sampling
+    last = tuple(by_order[n - i] for i in range(len(sampling.ts) - 1) if lower and n - i < order)
+    return sampling._replace(stepper=LoweredAtTheEnd(sampling.stepper, last, start)) if last or start else sampling
 
 
 def _on_chain(found, n, where, stepper, *, to_zero, between=False, whole=True):
@@ -185,8 +200,10 @@ def _on_chain(found, n, where, stepper, *, to_zero, between=False, whole=True):
     ts = (steps + 1) / k
     if found.get("use_karras_sigmas"):
         ts = _karras_times(betas, n, steps if not whole else np.array([k - 1, 0]))
-    if not to_zero and ts[-1] > 1 / k:
+    if not to_zero and ts[-1] > (1 + CLOSE) / k:
         ts = np.append(ts, 1 / k)
+    elif not to_zero and isinstance(stepper, UniPC):
+        ts = np.append(ts, (1 - CLOSE) / k)  # the last evaluation, at the chain's first level, corrects the step to it
     inner = {"epsilon": EpsPrediction, "sample": X0Prediction, "v_prediction": VPrediction}[found["prediction_type"]]
     clock = OnSteps(inner=inner(), steps=k)
     return Sampling(process, clock, ts, stepper, to_zero, _thresholds(found))
@@ -239,7 +256,9 @@ def _karras_times(betas, n, ends):
 
 def _thresholds(found):
     if found.get("thresholding"):
-        quantile, largest = found["dynamic_thresholding_ratio"], max(found["sample_max_value"], 1.0)
+        quantile, largest = found["dynamic_thresholding_ratio"], found["sample_max_value"]
+        if largest < 1:  # then it is the threshold of every sample
+            return (partial(clipped_and_scaled, limit=largest),)
         return (partial(dynamic_threshold, quantile=quantile, largest=largest),)
     if found.get("clip_sample"):
         limit = found["clip_sample_range"]
@@ -397,15 +416,23 @@ SCHEDULERS: dict[str, tuple[Callable[..., Sampling], dict[str, Any], dict[str, t
     ),
 }
 
-# Known keys: each scheduler's own, and those that change nothing here.
-_KEYS = {key for _, defaults, only in SCHEDULERS.values() for key in (*defaults, *only)} | {
-    "skip_prk_steps",
-    "flow_shift",
-    "time_shift_type",
-    "base_shift",
-    "max_shift",
-    "base_image_seq_len",
-    "max_image_seq_len",
-    "variance_type",
-    "clip_sample_range",
+# _class_name -> keys of that scheduler which change nothing in what we read; `read_scheduler` says why.
+WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
+    "PNDMScheduler": ("skip_prk_steps",),
+    "DPMSolverMultistepScheduler": ("variance_type", "flow_shift", "time_shift_type"),
+    "UniPCMultistepScheduler": ("flow_shift", "time_shift_type"),
+    "EDMEulerScheduler": ("num_train_timesteps",),
+    "EDMDPMSolverMultistepScheduler": ("num_train_timesteps",),
+    "FlowMatchEulerDiscreteScheduler": (
+        "base_shift",
+        "max_shift",
+        "base_image_seq_len",
+        "max_image_seq_len",
+        "time_shift_type",
+    ),
+    "ScoreSdeVeScheduler": ("num_train_timesteps", "snr", "correct_steps"),
 }
+REMEDY = "edit the file, or give `sample` a process, a grid and a stepper of your own in its place"
+
+_KEYS = {key for _, defaults, only in SCHEDULERS.values() for key in (*defaults, *only)}
+_KEYS |= {key for keys in WITHOUT_EFFECT.values() for key in keys}
