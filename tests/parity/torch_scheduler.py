@@ -76,6 +76,7 @@ ENDS = {
     "ddpm-large": {"_class_name": "DDPMScheduler", "variance_type": "fixed_large", "clip_sample": False},
 }
 SDE = {**DPM, "algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}
+THIRD_HEUN = {**DPM, "solver_order": 3, "solver_type": "heun"}
 BELOW_ONE = {"thresholding": True, "sample_max_value": 0.4}
 KARRAS = {"use_karras_sigmas": True, **NOISY}
 # Keys whose effect shows in combination with others alone.
@@ -84,14 +85,20 @@ COMBINED = {
     "dpm-thresholded-below-one": {**DPM, **BELOW_ONE, "prediction_type": "sample"},
     "dpm-sde-heun": SDE,
     "dpm-sde-heun-ends-noisy": {**SDE, **NOISY, "lower_order_final": False},
-    "dpm-third-heun": {**DPM, "solver_order": 3, "solver_type": "heun"},
-    "dpm-third-heun-not-lowered": {**DPM, **NOISY, "solver_order": 3, "solver_type": "heun", "lower_order_final": False},
+    "dpm-third-heun": THIRD_HEUN,
+    "dpm-third-heun-not-lowered": {
+        **DPM,
+        **NOISY,
+        "solver_order": 3,
+        "solver_type": "heun",
+        "lower_order_final": False,
+    },
     "dpm-karras-ends-noisy": {**DPM, **KARRAS},
     "unipc-karras-ends-noisy": {**UNIPC, **KARRAS},
     "unipc-karras-third": {**UNIPC, **KARRAS, "solver_order": 3},
     "euler-karras-ends-noisy": {**EULER, **KARRAS, "timestep_spacing": "trailing"},
 }
-# Where we differ from diffusers on purpose: `read_scheduler` states by how much, for the exact denoiser of Gaussian data.
+# Where we differ from diffusers: `read_scheduler` states by how much, for the exact denoiser of Gaussian data.
 PNDM = {"_class_name": "PNDMScheduler", "skip_prk_steps": True}
 LARGE = {"_class_name": "DDPMScheduler", "variance_type": "fixed_large", "clip_sample": False}
 DIFFERENT = {
