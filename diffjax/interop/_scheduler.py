@@ -99,7 +99,8 @@ def read_scheduler(config: Mapping[str, Any], steps: int = 50, *, where: str = "
         PNDM             `skip_prk_steps`: `IPNDM(4)` starts with fewer points, neither way of diffusers
         DPM-Solver++     `variance_type`: of what a network predicts the mean is kept in any case
         UniPC too        `flow_shift`, `time_shift_type`: of `use_flow_sigmas`, which is refused
-        EDM              `num_train_timesteps`: its grid is from sigma_min to sigma_max
+        EDM              `num_train_timesteps`: its grid is from sigma_min to sigma_max; `lower_order_final`: its last
+                         step is to no noise, or has no length
         flow matching    `base_shift`, `max_shift`, `base_image_seq_len`, `max_image_seq_len`, `time_shift_type`: of
                          `use_dynamic_shifting`, which is refused
         score SDE        `num_train_timesteps`; `correct_steps`, `snr`: the predictor alone is read, and
@@ -180,8 +181,8 @@ def _dpm_solver(found, n, where):
     if order not in by_order:
         kind = found["algorithm_type"]
         raise ValueError(
-            f"{where}: algorithm_type {kind!r} with solver_order {order} is not in diffjax; "
-            f"set solver_order to {' or '.join(map(str, by_order))}"
+            f"{where}: algorithm_type {kind!r} with solver_order {order} is not in diffjax, "
+            f"which has {' and '.join(map(str, by_order))}; {REMEDY}"
         )
     to_zero = found["final_sigmas_type"] == "zero"
     sampling = _on_chain(found, n, where, by_order[order], to_zero=to_zero, between=True)
@@ -298,13 +299,9 @@ def _edm(found, n, where):
     to_zero = found["final_sigmas_type"] == "zero"
     ts = np.linspace(1, 0, n)
     if found.get("solver_order") not in (None, 2):
-        raise ValueError(f"{where}: solver_order is {found['solver_order']}; diffjax has 2")
+        raise ValueError(f"{where}: solver_order is {found['solver_order']}; diffjax has 2; {REMEDY}")
     stepper = DDIM() if found.get("solver_order") is None else DPMpp2M()
-    sampling = Sampling(process, KarrasPrediction(found["sigma_data"]), ts, stepper, to_zero, _thresholds(found))
-    if found.get("solver_order") is None:
-        return sampling
-    by_order = {1: ExponentialAdams(X0Prediction(), 1), 2: stepper}
-    return _lowered(sampling, found["lower_order_final"] and n < FEW, n, by_order)
+    return Sampling(process, KarrasPrediction(found["sigma_data"]), ts, stepper, to_zero, _thresholds(found))
 
 
 def _flow_matching(found, n, where):
@@ -445,7 +442,7 @@ WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
     "DPMSolverMultistepScheduler": ("variance_type", "flow_shift", "time_shift_type"),
     "UniPCMultistepScheduler": ("flow_shift", "time_shift_type"),
     "EDMEulerScheduler": ("num_train_timesteps",),
-    "EDMDPMSolverMultistepScheduler": ("num_train_timesteps",),
+    "EDMDPMSolverMultistepScheduler": ("num_train_timesteps", "lower_order_final"),
     "FlowMatchEulerDiscreteScheduler": (
         "base_shift",
         "max_shift",
