@@ -10,10 +10,6 @@ import os
 import sys
 from pathlib import Path
 
-import jupytext
-import nbformat
-from nbclient import NotebookClient
-
 HERE = Path(__file__).parent
 FORM = "fast" if os.environ.get("DIFFJAX_FAST") == "1" else "full"
 
@@ -43,6 +39,10 @@ def refusal(published, notebook):
 
 
 def main(arguments):
+    import jupytext
+    import nbformat
+    from nbclient import NotebookClient
+
     check, names = "--check" in arguments, [Path(name).stem for name in arguments if name != "--check"]
     scripts = [script for script in sorted(HERE.glob("*.py")) if script.name != "run.py"]
     if unknown := set(names) - {script.stem for script in scripts}:
