@@ -230,7 +230,7 @@ def _on_chain(found, n, where, stepper, *, to_zero, between=False, whole=True):
         ts = np.append(ts, (1 - CLOSE) / k)  # the last evaluation, at the chain's first level, corrects the step to it
     inner = {"epsilon": EpsPrediction, "sample": X0Prediction, "v_prediction": VPrediction}[found["prediction_type"]]
     clock = OnSteps(inner=inner(), steps=k)
-    return Sampling(process, clock, ts, stepper, to_zero, _thresholds(found))
+    return Sampling(process, clock, ts, stepper, to_zero, _thresholds(found, where))
 
 
 def _betas(found, where):
@@ -278,9 +278,11 @@ def _karras_times(betas, n, ends):
     return np.clip(np.asarray(times, np.float64), 1 / len(betas), 1.0)
 
 
-def _thresholds(found):
+def _thresholds(found, where):
     if found.get("thresholding"):
         quantile, largest = found["dynamic_thresholding_ratio"], found["sample_max_value"]
+        if quantile > 1:
+            raise ValueError(f"{where}: dynamic_thresholding_ratio is {quantile}; a number in (0, 1] is needed")
         if largest < 1:  # then it is the threshold of every sample
             return (partial(clipped_and_scaled, limit=largest),)
         return (partial(dynamic_threshold, quantile=quantile, largest=largest),)
@@ -301,7 +303,7 @@ def _edm(found, n, where):
     if found.get("solver_order") not in (None, 2):
         raise ValueError(f"{where}: solver_order is {found['solver_order']}; diffjax has 2; {REMEDY}")
     stepper = DDIM() if found.get("solver_order") is None else DPMpp2M()
-    return Sampling(process, KarrasPrediction(found["sigma_data"]), ts, stepper, to_zero, _thresholds(found))
+    return Sampling(process, KarrasPrediction(found["sigma_data"]), ts, stepper, to_zero, _thresholds(found, where))
 
 
 def _flow_matching(found, n, where):

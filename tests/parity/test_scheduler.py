@@ -1,5 +1,6 @@
 """Schedulers: the file's own steps are told to the network, and ten of them end where diffusers' do."""
 
+import inspect
 import itertools
 import json
 import re
@@ -218,6 +219,13 @@ def test_every_key_of_a_file_is_honoured_or_refused_or_listed_as_without_effect(
     assert read_scheduler(file, 10).without_effect == tuple(foreign), "keys of other schedulers"
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_keys_above_are_all_that_diffusers_has(name):
+    scheduler = getattr(pytest.importorskip("diffusers"), name)
+    assert set(inspect.signature(scheduler.__init__).parameters) - {"self"} <= set(KEYS[name])
+
+
 def test_solvers_of_few_steps_honour_solver_type_and_order_together():
     """Every algorithm, type and order that is read has weights of its own, except where diffusers' agree too."""
     seen = {}
@@ -273,6 +281,11 @@ def test_the_network_is_told_whole_steps_in_float32():
     [
         ({"_class_name": "KDPM2DiscreteScheduler"}, 10, "where: _class_name is 'KDPM2DiscreteScheduler'; diffjax has"),
         ({"_class_name": "DDIMScheduler", "beta_schedule": "laplace"}, 10, "where: beta_schedule is 'laplace'"),
+        (
+            {"_class_name": "DDIMScheduler", "thresholding": True, "dynamic_thresholding_ratio": 1.5},
+            10,
+            r"where: dynamic_thresholding_ratio is 1.5; a number in \(0, 1\] is needed",
+        ),
         ({"_class_name": "DDIMScheduler", "unheard_of": 1}, 10, "where: unknown key unheard_of"),
         ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, 10, "where: variance_type is"),
         ({"_class_name": "DDIMScheduler"}, 1001, "steps: where has 1000, got 1001"),
