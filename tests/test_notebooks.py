@@ -50,7 +50,7 @@ def test_solvers_that_a_user_adds_or_names_get_a_colour_and_a_label():
     """Beside all solvers of the library, each of eight more and one that is named has a style of its own."""
     bench = runpy.run_path(str(TOP / "scripts" / "bench_solvers.py"))
     added, library = [f"mine {i}" for i in range(8)], list(bench["SOLVERS"])
-    row = lambda solver, n: bench["Row"]("plane", solver, "snr", n, n, 1 / n, 1 / n, 0)
+    row = lambda solver, n: bench["Row"]("plane", solver, "snr", n, n, (0.5 if solver in added else 1) / n, 1 / n, 0)
     rows = [row(solver, n) for solver in [*library, "recommended", *added] for n in (5, 10)]
     (axes,) = bench["draw"](rows, named=["LMS, order 2"]).axes
     styles = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in axes.lines}
@@ -61,7 +61,7 @@ def test_solvers_that_a_user_adds_or_names_get_a_colour_and_a_label():
         assert max(red, green, blue) - min(red, green, blue) > 0.1, f"{name} is grey"
     assert len({styles[name] for name in labels}) == len(labels)
     assert "LMS, order 3" not in labels
-    # A table of what is published has no solver of the user's in it.
+    # A table of what is published has no solver of the user's in it, though here theirs are the best.
     assert {line[3] for line in bench["summary"](rows)} <= set(bench["PEERS"])
 
 
