@@ -328,7 +328,7 @@ def summary(rows):
             for budget in sorted({row.budget for row in rows if row.problem == problem}):
                 here = [row for row in rows if (row.problem, row.budget) == (problem, budget)]
                 ours = [row for row in here if row.solver == "recommended"] or [r for r in here if r.solver in OURS]
-                peers = [row for row in here if row.solver != "recommended" and row.solver not in OURS]
+                peers = [row for row in here if row.solver in PEERS]
                 if ours and peers:
                     peer, our = (min(group, key=lambda row: getattr(row, measure)) for group in (peers, ours))
                     a, b = getattr(peer, measure), getattr(our, measure)
@@ -457,11 +457,26 @@ COLOURS = {
     "Tsit5": "tab:pink",
     "recommended": "tab:red",
 }
+MORE = ("tab:cyan", "tab:olive", "gold", "navy", "magenta", "darkgreen")
+"""Colours of the solvers that you name; all six in dashes, then in dots."""
 
 
-def draw(rows, figure=None):
-    """Error against NFE, a panel for each problem (flips are left to the table), on a new figure or the one given."""
-    panels = list(dict.fromkeys(row.problem for row in rows))
+def highlighted(rows, named=()):
+    """{solver: style} of those that a plot labels: `COLOURS`, those in `named`, and all that are not the library's."""
+    here = list(dict.fromkeys(row.solver for row in rows))
+    others = [name for name in here if name not in COLOURS and (name in named or name not in {**PEERS, **OURS})]
+    styles = {name: {"color": COLOURS[name], "ls": "-"} for name in here if name in COLOURS}
+    for i, name in enumerate(others):
+        styles[name] = {"color": MORE[i % len(MORE)], "ls": ("--", ":", "-.", "-")[i // len(MORE) % 4]}
+    return styles
+
+
+def draw(rows, figure=None, named=()):
+    """Error against NFE, a panel for each problem (flips are left to the table), on a new figure or the one given.
+
+    named: solvers that get a colour and a label, beside `COLOURS` and those that you have added to `SOLVERS`.
+    """
+    panels, styles = list(dict.fromkeys(row.problem for row in rows)), highlighted(rows, named)
     figure = Figure(figsize=(5.2 * len(panels), 4.6), layout="constrained") if figure is None else figure
     for ax, problem in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         measure = MEASURES.get(problem, ("rms",))[0]
@@ -470,14 +485,14 @@ def draw(rows, figure=None):
         for row in chosen:
             lines.setdefault(row.solver, []).append((row.nfe, getattr(row, measure)))
         for name, points in lines.items():
-            colour = COLOURS.get(name)
-            style = {"color": colour, "lw": 1.6, "marker": "o", "ms": 3, "label": name, "zorder": 3}
-            style = style if colour else {"color": "0.8", "lw": 0.7, "zorder": 1}
+            style = {"lw": 1.6, "marker": "o", "ms": 3, "label": name, "zorder": 3, **styles.get(name, {})}
+            style = style if name in styles else {"color": "0.8", "lw": 0.7, "zorder": 1}
             ax.plot(*np.transpose(sorted(points)), **style)
         edge = front(chosen, measure)
         heights = [getattr(row, measure) for row in edge]
         ax.plot([row.budget for row in edge], heights, "k--", lw=1, marker="s", ms=4, label="Pareto front", zorder=4)
-        ax.plot([], [], color="0.8", lw=0.7, label="all others")
+        if set(lines) - set(styles):
+            ax.plot([], [], color="0.8", lw=0.7, label="all others")
         worst = max(getattr(row, measure) for row in chosen if row.solver == "DDIM") if "DDIM" in lines else heights[0]
         ax.set(xscale="log", yscale="log", ylim=(min(heights) / 2, 5 * worst))
         ticks = sorted({row.budget for row in chosen})
@@ -546,7 +561,7 @@ def study(given):
             write(given.out / "stochastic.csv", header, noisy)
     write(given.out / "pareto.csv", ("problem", "measure", "nfe", "solver", "grid", "error"), pareto(rows))
     write(given.out / "summary.csv", SUMMARY, summary(rows))
-    draw(rows).savefig(given.out / "work_precision.png", dpi=150)
+    draw(rows, named=[] if given.solvers == [""] else list(solvers)).savefig(given.out / "work_precision.png", dpi=150)
     show(summary(rows))
     return rows
 

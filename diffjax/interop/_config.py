@@ -13,6 +13,7 @@ def read_fields(
     only: Mapping[str, Collection[Any]] | None = None,
     ignored: Collection[str] = (),
     nullable: Mapping[str, Any] | None = None,
+    remedy: str = "",
 ) -> dict[str, Any]:
     """The values of a configuration, missing ones filled by the defaults of the class that wrote it.
 
@@ -25,20 +26,21 @@ def read_fields(
         first one as default.
       ignored: keys that change nothing in what the network computes.
       nullable: key -> a value of its kind, for keys that may be null, whether that is their default or not.
+      remedy: what to do about a key or value that we do not have; ends the message.
 
     Raises:
       ValueError: a key that is not known, or a value that we do not have; both named.
     """
-    only = {} if only is None else only
+    only, remedy = {} if only is None else only, f"; {remedy}" if remedy else ""
     kinds = {key: value for key, value in {**defaults, **(nullable or {})}.items() if key not in only}
     defaults = {**{key: next(iter(values)) for key, values in only.items()}, **defaults}
     for key, value in config.items():
         if not key.startswith("_") and key not in defaults and key not in ignored:
-            raise ValueError(f"{where}: unknown key {key}, with value {value!r}")
+            raise ValueError(f"{where}: unknown key {key}, with value {value!r}{remedy}")
     found = {key: config.get(key, default) for key, default in defaults.items()}
     for key, values in only.items():
         if found[key] not in values:
-            raise ValueError(f"{where}: {key} is {found[key]!r}; diffjax has {', '.join(map(repr, values))}")
+            raise ValueError(f"{where}: {key} is {found[key]!r}; diffjax has {', '.join(map(repr, values))}{remedy}")
     for key, kind in kinds.items():
         may_be_null = kind is None or key in (nullable or {})
         if not (found[key] is None and may_be_null) and (needed := _needed(found[key], kind)):

@@ -1,7 +1,10 @@
-"""A multistep method whose last steps are those of methods of lower order, as `lower_order_final` asks.
+"""A multistep method whose first or last steps are taken by other methods.
 
-step    0 .. n - 3    n - 2       n - 1
-by      the method    order 2     order 1      (as many as are given; a corrector follows the step that it corrects)
+step    0 .. n - 3    n - 2       n - 1        `lower_order_final`: as many as are given
+by      the method    order 2     order 1      (a corrector follows the step that it corrects)
+
+step    0             1           2 ..         the first steps have few points, and so are of lower order in any case;
+by      order 1       order 2     the method   here it is chosen which methods of that order they are
 """
 
 from functools import partial
@@ -16,15 +19,17 @@ from diffjax.samplers._multistep import AbstractMultistep, Weights
 
 
 class LoweredAtTheEnd(AbstractMultistep):
-    """A multistep method, its last steps by others.
+    """A multistep method, its last steps, or its first ones, by others.
 
     Attributes:
       method: of all other steps.
       last: those of the last steps of a grid, in their order; of no more points than the method, and of its prediction.
+      first: those of the first steps, likewise; a step that is among the last too is theirs.
     """
 
     method: AbstractMultistep
     last: tuple[AbstractMultistep, ...]
+    first: tuple[AbstractMultistep, ...] = ()
 
     @property
     def order(self) -> int:
@@ -43,8 +48,8 @@ class LoweredAtTheEnd(AbstractMultistep):
         return self.method.corrects
 
     def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Weights:
-        weights = self.method.prepare(process, ts)
-        for row, other in enumerate(self.last, start=len(ts) - 1 - len(self.last)):
+        weights, n = self.method.prepare(process, ts), len(ts) - 1
+        for row, other in (*enumerate(self.first[:n]), *enumerate(self.last, start=n - len(self.last))):
             lower = other.prepare(process, ts)
             # The corrector of a step is in the row after it.
             correct = jax.tree.map(partial(_row, row + 1), weights.correct, lower.correct)

@@ -75,7 +75,9 @@ def from_pretrained(
 
     Any other process, grid, stepper or guidance of diffjax may take the place of the file's. Of a network that
     predicts its variance as well, the mean's half is kept. Where x0 is clipped (`clip_sample`), eps follows from the
-    clipped x0, which a DDIMPipeline does with `use_clipped_model_output=True` alone.
+    clipped x0, which a DDIMPipeline does with `use_clipped_model_output=True` alone: the same for a denoiser that stays
+    in range, and as far apart as the data are wide for one that does not. `read_scheduler` states by how much ours
+    differs from diffusers' otherwise.
 
     Args:
       source: the folder of a pipeline, or of a network with its scheduler_config.json; or "owner/name".

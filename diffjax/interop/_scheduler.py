@@ -5,12 +5,11 @@
     line --> Rectified, its steps moved by `shift`                         flow matching
 
 The file's steps n_1 > ... > n_m are the grid. Its last update, to no noise at all, is `sample`'s last denoise; where
-the file ends at its first noise level instead, the grid does, and `denoise` is False. Between two steps of the grid
-diffusers sometimes goes K // m steps where the grid's are K/m apart: equal where m divides K, and here always the
-grid's. Where it lowers the order of a method in the last steps, so does ours (`_lowered.py`). Where x0_hat is clipped
-(`clip_sample`, DDIM's default; `thresholding`), eps_hat follows from the clipped one here, as with diffusers'
-`use_clipped_model_output=True`; its pipelines leave it out of DDIM's, and so end elsewhere. Source: Ho et al. 2020; Lin
-et al. 2023, table 2 (spacings); Karras et al. 2022, eq. 5; Esser et al. 2024.
+the file ends at its first noise level instead, the grid does, and `denoise` is False. Each update goes to the next step
+of the grid. diffusers' DDIM and PNDM go K // m steps instead: with `leading` that is the grid's next; with `trailing`
+it is where m divides K; with `linspace`, whose steps are (K - 1)/(m - 1) apart, it never is. Where diffusers lowers the
+order of a method in the last steps, so does ours (`_lowered.py`). `read_scheduler` states what remains different.
+Source: Ho et al. 2020; Lin et al. 2023, table 2 (spacings); Karras et al. 2022, eq. 5; Esser et al. 2024.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from jaxtyping import Float
 
 from diffjax._arrays import on_host
 from diffjax.guidance import dynamic_threshold, static_threshold
+from diffjax.interop._clipped import clipped_and_scaled
 from diffjax.interop._clock import OnSigma, OnSteps
 from diffjax.interop._config import naming, read_fields
 from diffjax.interop._lowered import LoweredAtTheEnd
@@ -63,6 +63,8 @@ from diffjax.samplers import (
 
 FEW = 15
 """Below so many steps DPM-Solver++ lowers the order of the last ones, where `lower_order_final` is on."""
+CLOSE = 2.0**-20
+"""Relative difference of two times that are one for the solution, but still two in float32."""
 
 
 class Sampling(NamedTuple):
@@ -75,6 +77,7 @@ class Sampling(NamedTuple):
       stepper: the scheduler's method, or the nearest to it.
       denoise: for `sample`: whether the last evaluation gives x0.
       denoiser_transforms: thresholds `(denoiser) -> denoiser`, to be applied in order.
+      without_effect: the file's keys, in its order, that change nothing in the above; see `read_scheduler`.
     """
 
     process: AbstractGaussianProcess
@@ -83,19 +86,45 @@ class Sampling(NamedTuple):
     stepper: AbstractStepper
     denoise: bool
     denoiser_transforms: tuple[Callable[[Any], Any], ...]
+    without_effect: tuple[str, ...] = ()
 
 
 def read_scheduler(config: Mapping[str, Any], steps: int = 50, *, where: str = "scheduler_config.json") -> Sampling:
     """The process, parameterisation, grid of shape [steps] or [steps + 1], method and thresholds of a configuration.
 
-    DDIM, DDPM, Euler (ancestral too), DPM-Solver++ (multistep), UniPC, EDM, flow matching's Euler and score SDE
-    schedulers; PNDM with `IPNDM(4)`, which starts otherwise. Time steps that diffusers rounds are not rounded for
-    sigmas on Karras's grid. Of score SDE's there is the predictor alone; its corrector (`correct_steps`, `snr`)
-    is for `PredictorCorrector`.
+    DDIM, DDPM, PNDM, Euler (ancestral too), DPM-Solver++ (multistep), UniPC, EDM, flow matching's Euler and score SDE
+    schedulers. Every key of the file is honoured, refused, or without effect and then listed in `without_effect`: a key
+    of another scheduler, which diffusers does not read here either, and
+
+        PNDM             `skip_prk_steps`: `IPNDM(4)` starts with fewer points, neither way of diffusers
+        DPM-Solver++     `variance_type`: of what a network predicts the mean is kept in any case
+        UniPC too        `flow_shift`, `time_shift_type`: of `use_flow_sigmas`, which is refused
+        EDM              `num_train_timesteps`: its grid is from sigma_min to sigma_max; `lower_order_final`: its last
+                         step is to no noise, or has no length
+        flow matching    `base_shift`, `max_shift`, `base_image_seq_len`, `max_image_seq_len`, `time_shift_type`: of
+                         `use_dynamic_shifting`, which is refused
+        score SDE        `num_train_timesteps`; `correct_steps`, `snr`: the predictor alone is read, and
+                         `PredictorCorrector` has the corrector
+
+    Where ten steps of ours end elsewhere than diffusers' own, and how far (RMS in units of the data's standard
+    deviation, exact denoiser of Gaussian data, a chain of 1000 steps; samples agree to 1e-4 otherwise):
+
+        DDIM, linspace                0.14      diffusers steps K // m down, not to the grid's next step
+        PNDM, linspace                0.1       the same
+        DDIM, trailing, K = 996       0.015     the same; none where the number of steps divides K
+        DDPM, trailing, fixed_large   0.31      diffusers adds noise after the last step, on the data
+        PNDM, leading                 0.0008    diffusers' first step is Heun's (`skip_prk_steps`: true)
+                                      0.0013    or its first three are Runge-Kutta's (false)
+        DDIM, `clip_sample` (default) 0         here eps_hat follows from the clipped x0_hat, as with diffusers'
+                                                `use_clipped_model_output=True`, which its pipelines do not set: none
+                                                for the exact denoiser, but 0.97 (data in [-1, 1]) for a network
+                                                whose x0_hat is out of range in most steps
+        sigmas on Karras's grid       1e-4      diffusers rounds the steps that the network is given
 
     Args:
       config: the file's content; `_class_name` says whose it is.
-      steps: evaluations of the network, at least 2.
+      steps: evaluations of the network, at least 2; one less where the last step would be from the chain's first
+        noise level to itself (`final_sigmas_type: sigma_min` and the like) and the method has no corrector.
       where: the file, for messages.
 
     Raises:
@@ -105,16 +134,18 @@ def read_scheduler(config: Mapping[str, Any], steps: int = 50, *, where: str = "
     if not isinstance(name, str) or name not in SCHEDULERS:
         raise ValueError(f"{where}: _class_name is {name!r}; diffjax has {', '.join(SCHEDULERS)}")
     reader, defaults, only = SCHEDULERS[name]
-    foreign = _KEYS - set(defaults) - set(only)  # left over from another scheduler's configuration: not this one's
+    # Keys of other schedulers are left over from a conversion: diffusers does not read them here either.
+    foreign = _KEYS - set(defaults) - set(only)
+    no_effect = (*WITHOUT_EFFECT.get(name, ()), *foreign)
     null = {"trained_betas": (0.1,)} if "trained_betas" in defaults else {}
-    found = read_fields(config, defaults, where=where, only=only, ignored=foreign, nullable=null)
+    found = read_fields(config, defaults, where=where, only=only, ignored=no_effect, nullable=null, remedy=REMEDY)
     last = found.get("num_train_timesteps", steps)
     if steps < 2:
         raise ValueError(f"steps: at least 2 are needed, got {steps}")
     if steps > last:
         raise ValueError(f"steps: {where} has {last}, got {steps}")
     with naming(where):
-        return reader(found, steps, where)
+        return reader(found, steps, where)._replace(without_effect=tuple(key for key in config if key in no_effect))
 
 
 def _ddim(found, n, where):
@@ -139,20 +170,25 @@ def _euler_ancestral(found, n, where):
 
 
 def _dpm_solver(found, n, where):
-    midpoint = found["solver_type"] == "midpoint"
-    by_order = {
-        1: ExponentialAdams(X0Prediction(), 1),
-        2: DPMpp2M() if midpoint else ExponentialAdams(X0Prediction(), 2),
-        3: DPMpp3MPublished(),
-    }
-    kind, order = found["algorithm_type"], found["solver_order"]
-    if kind == "sde-dpmsolver++":
-        by_order = {1: ExponentialAdams(X0Prediction(), 1, eta=1.0), 2: SDEDPMpp2M()}
+    """`heun` weighs D0 - D1 by the exact integral of a line in l, which is the exponential Adams method."""
+    midpoint, order = found["solver_type"] == "midpoint", found["solver_order"]
+    stochastic = found["algorithm_type"] == "sde-dpmsolver++"
+    adams = partial(ExponentialAdams, X0Prediction(), eta=1.0 if stochastic else None)
+    if stochastic:
+        by_order = {1: adams(1), 2: SDEDPMpp2M() if midpoint else adams(2)}
+    else:
+        by_order = {1: adams(1), 2: DPMpp2M() if midpoint else adams(2), 3: DPMpp3MPublished()}
     if order not in by_order:
-        raise ValueError(f"{where}: algorithm_type {kind!r} with solver_order {order} is not in diffjax")
+        kind = found["algorithm_type"]
+        raise ValueError(
+            f"{where}: algorithm_type {kind!r} with solver_order {order} is not in diffjax, "
+            f"which has {' and '.join(map(str, by_order))}; {REMEDY}"
+        )
     to_zero = found["final_sigmas_type"] == "zero"
     sampling = _on_chain(found, n, where, by_order[order], to_zero=to_zero, between=True)
-    return _lowered(sampling, found["lower_order_final"] and n < FEW, n, by_order)
+    # The second step of order 3 is one of order 2, `DPMpp3MPublished`'s own that of midpoint.
+    start = (by_order[1], by_order[2]) if order == 3 and not midpoint else ()
+    return _lowered(sampling, found["lower_order_final"] and n < FEW, n, by_order, start)
 
 
 def _unipc(found, n, where):
@@ -163,11 +199,14 @@ def _unipc(found, n, where):
     return _lowered(sampling, found["lower_order_final"], n, by_order)
 
 
-def _lowered(sampling, lower, n, by_order):
-    """Of n evaluations the last is of order 1, the one before of order 2; a last one to no noise is no step of ours."""
+def _lowered(sampling, lower, n, by_order, start=()):
+    """Of n evaluations the last is of order 1, the one before of order 2; a last one to no noise is no step of ours.
+
+    start: the methods of the first steps, where they are not the stepper's own.
+    """
     order = next(key for key, stepper in by_order.items() if stepper is sampling.stepper)
-    last = tuple(by_order[n - i] for i in range(len(sampling.ts) - 1) if n - i < order)
-    return sampling._replace(stepper=LoweredAtTheEnd(sampling.stepper, last)) if lower and last else sampling
+    last = tuple(by_order[n - i] for i in range(len(sampling.ts) - 1) if lower and n - i < order)
+    return sampling._replace(stepper=LoweredAtTheEnd(sampling.stepper, last, start)) if last or start else sampling
 
 
 def _on_chain(found, n, where, stepper, *, to_zero, between=False, whole=True):
@@ -185,11 +224,13 @@ def _on_chain(found, n, where, stepper, *, to_zero, between=False, whole=True):
     ts = (steps + 1) / k
     if found.get("use_karras_sigmas"):
         ts = _karras_times(betas, n, steps if not whole else np.array([k - 1, 0]))
-    if not to_zero and ts[-1] > 1 / k:
+    if not to_zero and ts[-1] > (1 + CLOSE) / k:
         ts = np.append(ts, 1 / k)
+    elif not to_zero and isinstance(stepper, UniPC):
+        ts = np.append(ts, (1 - CLOSE) / k)  # the last evaluation, at the chain's first level, corrects the step to it
     inner = {"epsilon": EpsPrediction, "sample": X0Prediction, "v_prediction": VPrediction}[found["prediction_type"]]
     clock = OnSteps(inner=inner(), steps=k)
-    return Sampling(process, clock, ts, stepper, to_zero, _thresholds(found))
+    return Sampling(process, clock, ts, stepper, to_zero, _thresholds(found, where))
 
 
 def _betas(found, where):
@@ -237,9 +278,13 @@ def _karras_times(betas, n, ends):
     return np.clip(np.asarray(times, np.float64), 1 / len(betas), 1.0)
 
 
-def _thresholds(found):
+def _thresholds(found, where):
     if found.get("thresholding"):
-        quantile, largest = found["dynamic_thresholding_ratio"], max(found["sample_max_value"], 1.0)
+        quantile, largest = found["dynamic_thresholding_ratio"], found["sample_max_value"]
+        if quantile > 1:
+            raise ValueError(f"{where}: dynamic_thresholding_ratio is {quantile}; a number in (0, 1] is needed")
+        if largest < 1:  # then it is the threshold of every sample
+            return (partial(clipped_and_scaled, limit=largest),)
         return (partial(dynamic_threshold, quantile=quantile, largest=largest),)
     if found.get("clip_sample"):
         limit = found["clip_sample_range"]
@@ -256,13 +301,9 @@ def _edm(found, n, where):
     to_zero = found["final_sigmas_type"] == "zero"
     ts = np.linspace(1, 0, n)
     if found.get("solver_order") not in (None, 2):
-        raise ValueError(f"{where}: solver_order is {found['solver_order']}; diffjax has 2")
+        raise ValueError(f"{where}: solver_order is {found['solver_order']}; diffjax has 2; {REMEDY}")
     stepper = DDIM() if found.get("solver_order") is None else DPMpp2M()
-    sampling = Sampling(process, KarrasPrediction(found["sigma_data"]), ts, stepper, to_zero, _thresholds(found))
-    if found.get("solver_order") is None:
-        return sampling
-    by_order = {1: ExponentialAdams(X0Prediction(), 1), 2: stepper}
-    return _lowered(sampling, found["lower_order_final"] and n < FEW, n, by_order)
+    return Sampling(process, KarrasPrediction(found["sigma_data"]), ts, stepper, to_zero, _thresholds(found, where))
 
 
 def _flow_matching(found, n, where):
@@ -397,15 +438,23 @@ SCHEDULERS: dict[str, tuple[Callable[..., Sampling], dict[str, Any], dict[str, t
     ),
 }
 
-# Known keys: each scheduler's own, and those that change nothing here.
-_KEYS = {key for _, defaults, only in SCHEDULERS.values() for key in (*defaults, *only)} | {
-    "skip_prk_steps",
-    "flow_shift",
-    "time_shift_type",
-    "base_shift",
-    "max_shift",
-    "base_image_seq_len",
-    "max_image_seq_len",
-    "variance_type",
-    "clip_sample_range",
+# _class_name -> keys of that scheduler which change nothing in what we read; `read_scheduler` says why.
+WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
+    "PNDMScheduler": ("skip_prk_steps",),
+    "DPMSolverMultistepScheduler": ("variance_type", "flow_shift", "time_shift_type"),
+    "UniPCMultistepScheduler": ("flow_shift", "time_shift_type"),
+    "EDMEulerScheduler": ("num_train_timesteps",),
+    "EDMDPMSolverMultistepScheduler": ("num_train_timesteps", "lower_order_final"),
+    "FlowMatchEulerDiscreteScheduler": (
+        "base_shift",
+        "max_shift",
+        "base_image_seq_len",
+        "max_image_seq_len",
+        "time_shift_type",
+    ),
+    "ScoreSdeVeScheduler": ("num_train_timesteps", "snr", "correct_steps"),
 }
+REMEDY = "edit the file, or give `sample` a process, a grid and a stepper of your own in its place"
+
+_KEYS = {key for _, defaults, only in SCHEDULERS.values() for key in (*defaults, *only)}
+_KEYS |= {key for keys in WITHOUT_EFFECT.values() for key in keys}

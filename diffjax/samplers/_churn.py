@@ -1,11 +1,13 @@
 """EDM's stochastic sampler: each step first adds noise, then takes Heun's step from the raised noise level.
 
-With z = x/alpha, rho = sigma/alpha and n steps,
+With z = x/alpha, rho = sigma/alpha and N steps, the last of them to rho = 0,
 
-    gamma = min(s_churn/n, sqrt(2) - 1) where s_min <= rho_t <= s_max, else 0;    rho_hat = (1 + gamma) rho_t
+    gamma = min(s_churn/N, sqrt(2) - 1) where s_min <= rho_t <= s_max, else 0;    rho_hat = (1 + gamma) rho_t
     z_hat = z_t + s_noise sqrt(rho_hat^2 - rho_t^2) xi,   xi ~ N(0, I)
     zs = Heun's step of dz/drho = eps_hat from rho_hat to rho_s
 
+N is the number of grid points with sigma > 0, as in EDM: a grid that stops above sigma = 0 is followed by the step to 0
+that `sample` ends with (`denoise`), which counts although it adds no noise here (in EDM it does where s_min lets it).
 t_hat is where sigma/alpha = rho_hat; added in x, the noise is the forward process's own from t to t_hat, times s_noise.
 Source: Karras et al. 2022, algorithm 2.
 """
@@ -26,10 +28,11 @@ class Churn(AbstractStepper):
     """EDM's stochastic sampler for any process: weak order 2, two evaluations a step. At s_churn = 0 it is `Heun`.
 
     A raised level beyond the end of `interval(process)` stops there, and no more noise is added than leads to it (EDM's
-    code goes beyond sigma_max). Through `as_diffrax_solver` each step is a grid of its own, of n = 1.
+    code goes beyond sigma_max). Through `as_diffrax_solver` each step is a grid of its own, of N = 2 (1 to sigma = 0).
 
     Attributes:
-      s_churn: noise over the whole path, not negative: s_churn/n more noise level at each of n steps. All are scalars.
+      s_churn: noise over the whole path, not negative: s_churn/N more noise level at each of N steps, N being how
+        many points of the grid have sigma > 0 (EDM's number of steps). All are scalars.
       s_min, s_max: the range of sigma/alpha where noise is added.
       s_noise: a factor on the added noise; 1 keeps the marginals, EDM takes up to 1.007 against networks that blur.
 
@@ -89,7 +92,8 @@ def _raised(process, ts, s_churn, s_min, s_max, s_noise):
     signal = process.alpha(t) > 0
     value = jnp.where(signal, logsnr(process, t), 0.0)
     rho = jnp.where(signal, jnp.exp(-0.5 * value), jnp.inf)
-    gamma = jnp.where((rho >= s_min) & (rho <= s_max), jnp.minimum(s_churn / t.size, 2**0.5 - 1), 0.0)
+    steps = jnp.where(process.sigma(s[-1]) > 0, t.size + 1.0, float(t.size))
+    gamma = jnp.where((rho >= s_min) & (rho <= s_max), jnp.minimum(s_churn / steps, 2**0.5 - 1), 0.0)
     raised = jnp.minimum(time_from_logsnr(process, value - 2 * jnp.log1p(gamma)), interval(process)[1])
     up = signal & (gamma > 0) & (raised > t)
     t_hat = jnp.where(up, raised, t)

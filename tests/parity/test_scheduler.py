@@ -1,6 +1,9 @@
 """Schedulers: the file's own steps are told to the network, and ten of them end where diffusers' do."""
 
+import inspect
+import itertools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +12,24 @@ import pytest
 import torch_scheduler as torch_side
 from tools import load_fixture
 
-from diffjax import make_denoiser, sample
+from diffjax import Gaussian, exact_denoiser, make_denoiser, sample
 from diffjax._typing import Network
 from diffjax.interop import read_scheduler
 from diffjax.interop._lowered import LoweredAtTheEnd
+from diffjax.interop._scheduler import SCHEDULERS
 from diffjax.samplers import DPMpp3MPublished, _ddim, _multistep
 
-CONFIGS = {name: config for cases in torch_side.CASES.values() for name, config in cases.items()}
+DIFFERENT = "schedulers-different"
+CONFIGS = {
+    name: config for key, cases in torch_side.CASES.items() if key != DIFFERENT for name, config in cases.items()
+}
 NAMES = list(CONFIGS)
 # Where diffusers is not quite ours: it rounds the steps of Karras's grid, interpolates sigmas of fractional steps
 # otherwise, and takes 2^-12 for no signal.
 ERROR = {"dpm-zero-snr": 1e-3, "dpm-karras": 1e-3}
-TOLD = {"dpm-karras": 0.5, "euler-karras": 0.02}
-OFTEN = ("ddim-clipped", "ddim-trailing", "dpm", "edm", "flow-shifted", "unipc-third-lowered")
+TOLD = {"euler-karras": 0.02, **{name: 0.5 for name in NAMES if name.startswith(("dpm-karras", "unipc-karras"))}}
+OFTEN = ("ddim-clipped", "ddim-trailing", "dpm", "edm", "flow-shifted", "unipc-third-lowered", "dpm-sde-heun")
+OFTEN += ("dpm-third-heun", "unipc-karras-ends-noisy", "ddim-thresholded-below-one")
 
 
 def apply(params, x, c_noise, cond=None, *, key=None):
@@ -38,14 +46,18 @@ def ours(config, start):
     if start is None:
         return told, None
     denoiser = make_denoiser({}, network=NETWORK, process=sampling.process, parameterisation=sampling.parameterisation)
+    return told, end_of(sampling, denoiser, start)
+
+
+def end_of(sampling, denoiser, start):
+    """What `sample` ends in, with the noise that diffusers was given."""
     for transform in sampling.denoiser_transforms:
         denoiser = transform(denoiser)
     key, xt = jax.random.key(0), jnp.asarray(start)
     with pytest.MonkeyPatch.context() as patch:
         for module in (_ddim, _multistep):
             patch.setattr(module, "normal_like", lambda keys, x: jnp.asarray(torch_side.FRESH, x.dtype))
-        end = sample(key, sampling.process, denoiser, xt, sampling.ts, sampling.stepper, denoise=sampling.denoise)
-    return told, end
+        return sample(key, sampling.process, denoiser, xt, sampling.ts, sampling.stepper, denoise=sampling.denoise)
 
 
 def compare(name, config, expected):
@@ -72,6 +84,180 @@ def test_live(name):
     pytest.importorskip("diffusers")
     _, outputs = torch_side.reference("schedulers", {name: CONFIGS[name]})
     compare(name, CONFIGS[name], {key.rsplit(".", 1)[1]: value for key, value in outputs.items()})
+
+
+# By how much we differ from diffusers' ten steps, as `read_scheduler` states it: RMS of the difference over the data's
+# standard deviation, for the exact denoiser of N(0.3, 0.5^2) and a chain of 1000 steps (or 996).
+SIZES = {
+    "ddim-linspace": 0.142,
+    "ddim-trailing": 0.015,
+    "ddim-leading": 0.0,
+    "ddim-clipped-often": 0.0,
+    "ddim-clipped-formula": 0.97,
+    "ddpm-trailing": 0.307,
+    "pndm-leading": 8e-4,
+    "pndm-runge-kutta": 1.3e-3,
+    "pndm-linspace": 0.105,
+}
+
+
+def test_where_we_differ_from_diffusers_it_is_by_the_sizes_that_read_scheduler_states():
+    config, _, outputs = load_fixture(DIFFERENT)
+    assert config == json.loads(json.dumps(torch_side.DIFFERENT))
+    for name, size in SIZES.items():
+        sampling, start = read_scheduler(config[name], torch_side.STEPS), outputs[f"{name}.start"]
+        data, std = Gaussian(jnp.full(start.shape[1:], torch_side.MEAN), torch_side.STD**2), torch_side.STD
+        end = end_of(sampling, exact_denoiser(data, sampling.process), start)
+        if name == torch_side.FORMULA:
+            end, std = ours(config[name], start)[1], 1.0
+        found = np.sqrt(np.mean((np.asarray(end) - outputs[f"{name}.end"]) ** 2)) / std
+        np.testing.assert_allclose(found, size, rtol=0.05, atol=1e-5, err_msg=name)
+        assert size == 0 or f"{size:.2g}" in (read_scheduler.__doc__ or ""), name
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_ddim_with_linspace_steps_from_each_of_its_steps_to_the_next(offset):
+    """Song et al. 2021, eq. 12 at eta = 0, in NumPy: the steps of linspace do not lie K // m apart."""
+    keys = {"timestep_spacing": "linspace", "set_alpha_to_one": not offset, "steps_offset": offset}
+    steps = np.round(np.linspace(0, 999, 10))[::-1].astype(int)
+    kept = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    x = start = np.random.RandomState(0).standard_normal((2, 2, 2, 1))
+    last = kept[0] if offset else 1.0
+    for now, then in zip(kept[steps], [*kept[steps[1:]], last], strict=True):
+        eps = torch_side.network(np, x, steps[kept[steps] == now])
+        x0 = (x - np.sqrt(1 - now) * eps) / np.sqrt(now)
+        x = np.sqrt(then) * x0 + np.sqrt(1 - then) * eps
+    told, end = ours({**torch_side.DDIM, **keys}, start)
+    np.testing.assert_allclose(told, steps, atol=1e-9)
+    np.testing.assert_allclose(end, x, rtol=1e-8)
+
+
+def key_signature(config, steps):
+    """All that `read_scheduler` makes of a file, as one text: what a key with an effect must change."""
+    s = read_scheduler(config, steps, where="where")
+    weights = s.stepper.prepare(s.process, np.asarray(s.ts))
+    thresholds = [repr(sorted(t.keywords.items())) + t.func.__name__ for t in s.denoiser_transforms]
+    arrays = [np.asarray(leaf).round(12).tolist() for leaf in jax.tree.leaves((s.process, s.parameterisation, weights))]
+    return repr((s.ts.tolist(), s.denoise, thresholds, arrays, jax.tree.structure((s.parameterisation, s.stepper))))
+
+
+def what_becomes_of(key, base, config):
+    """ "honoured", "listed", "dropped", "listed, but has an effect", or the message of the ValueError."""
+    try:
+        listed = key in read_scheduler(config, 10, where="where").without_effect
+    except ValueError as error:
+        return str(error)
+    changed = key_signature(config, 10) != key_signature(base, 10)
+    return ("honoured", "listed, but has an effect")[listed] if changed else ("dropped", "listed")[listed]
+
+
+# Every key of the schedulers that we read, as diffusers' constructors (0.42) have them, with a value that is not its
+# default, and other keys without which it has no effect in diffusers either.
+BETAS = {"trained_betas": np.linspace(1e-3, 0.03, 1000).tolist()}
+CHAIN = {"num_train_timesteps": 900, "beta_start": 2e-4, "beta_end": 0.03, "beta_schedule": "scaled_linear", **BETAS}
+CHAIN |= {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "steps_offset": 1}
+CLIP = {"clip_sample": False, "clip_sample_range": 0.5}
+DYNAMIC = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 0.7}
+ZERO_SNR = {"rescale_betas_zero_snr": True}
+SIGMAS = {"use_karras_sigmas": True, "use_exponential_sigmas": True, "use_beta_sigmas": True}
+MULTISTEP = {"solver_order": 1, "lower_order_final": False, "final_sigmas_type": "sigma_min", "use_flow_sigmas": True}
+MULTISTEP |= {"flow_shift": 3.0, "use_dynamic_shifting": True, "time_shift_type": "linear"}
+EDM_KEYS = {"sigma_min": 0.01, "sigma_max": 50.0, "sigma_data": 1.0, "sigma_schedule": "exponential", "rho": 5.0}
+EDM_KEYS |= {"num_train_timesteps": 500, "prediction_type": "v_prediction", "final_sigmas_type": "sigma_min"}
+SHIFTS = {"base_shift": 0.4, "max_shift": 2.0, "base_image_seq_len": 128, "max_image_seq_len": 512}
+KEYS = {
+    "DDIMScheduler": {**CHAIN, **CLIP, **DYNAMIC, **ZERO_SNR, "set_alpha_to_one": False},
+    "DDPMScheduler": {**CHAIN, **CLIP, **DYNAMIC, **ZERO_SNR, "variance_type": "fixed_large"},
+    "PNDMScheduler": {**CHAIN, "skip_prk_steps": True, "set_alpha_to_one": True},
+    "EulerDiscreteScheduler": {**CHAIN, **ZERO_SNR, **SIGMAS, "final_sigmas_type": "sigma_min", "sigma_min": 0.1}
+    | {"interpolation_type": "log_linear", "sigma_max": 10.0, "timestep_type": "continuous"},
+    "EulerAncestralDiscreteScheduler": {**CHAIN, **ZERO_SNR},
+    "DPMSolverMultistepScheduler": {**CHAIN, **DYNAMIC, **ZERO_SNR, **SIGMAS, **MULTISTEP, "use_lu_lambdas": True}
+    | {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun", "euler_at_final": True, "variance_type": "learned"}
+    | {"lambda_min_clipped": -5.1},
+    "UniPCMultistepScheduler": {**CHAIN, **DYNAMIC, **ZERO_SNR, **SIGMAS, **MULTISTEP, "predict_x0": False}
+    | {"solver_type": "bh1", "disable_corrector": [0], "solver_p": "x", "sigma_min": 0.1, "sigma_max": 10.0}
+    | {"shift_terminal": 0.1},
+    "EDMEulerScheduler": EDM_KEYS,
+    "EDMDPMSolverMultistepScheduler": {**EDM_KEYS, **DYNAMIC, "solver_order": 1, "lower_order_final": False}
+    | {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun", "euler_at_final": True},
+    "FlowMatchEulerDiscreteScheduler": {**SHIFTS, **SIGMAS, "num_train_timesteps": 900, "shift": 3.0}
+    | {"use_dynamic_shifting": True, "invert_sigmas": True, "shift_terminal": 0.1, "time_shift_type": "linear"}
+    | {"stochastic_sampling": True},
+    "ScoreSdeVeScheduler": {"num_train_timesteps": 500, "snr": 0.2, "sigma_min": 0.02, "sigma_max": 50.0}
+    | {"sampling_eps": 1e-3, "correct_steps": 0},
+}
+NEEDS = {
+    "clip_sample_range": {"clip_sample": True},
+    "dynamic_thresholding_ratio": {"thresholding": True, "sample_max_value": 2.0},
+    "sample_max_value": {"thresholding": True},
+    "steps_offset": {"timestep_spacing": "leading"},
+    "rescale_betas_zero_snr": {"prediction_type": "v_prediction"},
+    "lower_order_final": {"final_sigmas_type": "sigma_min"},
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_key_of_a_file_is_honoured_or_refused_or_listed_as_without_effect(name):
+    outcomes = {}
+    for key, value in KEYS[name].items():
+        base = {"_class_name": name, **NEEDS.get(key, {})}
+        outcomes[key] = what_becomes_of(key, base, {**base, key: value})
+        if outcomes[key] == "listed":
+            assert f"`{key}`" in (read_scheduler.__doc__ or ""), f"{key} is not listed where users read"
+        elif outcomes[key] != "honoured":
+            message = rf"where: {key} is {re.escape(repr(value))}; diffjax has .*; edit the file, or give"
+            assert re.match(message, outcomes[key]), outcomes[key]
+    _, defaults, only = SCHEDULERS[name]
+    assert set(defaults) - set(KEYS[name]) == set(), "a key of ours that the list above lacks"
+    assert "honoured" in outcomes.values()
+    with pytest.raises(ValueError, match="where: unknown key unheard_of, with value 3; edit the file"):
+        read_scheduler({"_class_name": name, "unheard_of": 3}, 10, where="where")
+    foreign = {"skip_prk_steps": True, "use_karras_sigmas": True, "correct_steps": 7, "shift": 9.0, "sigma_data": 2.0}
+    foreign = {key: value for key, value in foreign.items() if key not in {*defaults, *only, *KEYS[name]}}
+    file = {"_class_name": name, "_diffusers_version": "0.42", **foreign}
+    assert read_scheduler(file, 10).without_effect == tuple(foreign), "keys of other schedulers"
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_keys_above_are_all_that_diffusers_has(name):
+    scheduler = getattr(pytest.importorskip("diffusers"), name)
+    assert set(inspect.signature(scheduler.__init__).parameters) - {"self"} <= set(KEYS[name])
+
+
+def test_solvers_of_few_steps_honour_solver_type_and_order_together():
+    """Every algorithm, type and order that is read has weights of its own, except where diffusers' agree too."""
+    seen = {}
+    for kind in ("dpmsolver++", "sde-dpmsolver++"):
+        for order in (1, 2) if kind.startswith("sde") else (1, 2, 3):
+            for solver in ("midpoint", "heun"):
+                config = {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": kind, "solver_order": order}
+                seen[kind, order, solver] = key_signature({**config, "solver_type": solver}, 20)
+    for kind, order, solver in seen:
+        assert (seen[kind, order, solver] == seen[kind, order, "heun"]) == (order == 1 or solver == "heun")
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_m_steps_are_m_evaluations_wherever_the_last_has_length_or_corrects(name):
+    """A step from the chain's first noise level to itself is none; UniPC corrects the one before it there."""
+    spacings = ("leading", "trailing", "linspace") if "timestep_spacing" in SCHEDULERS[name][2] else (None,)
+    ends = ("zero", "sigma_min") if "final_sigmas_type" in SCHEDULERS[name][2] else (None,)
+    karras = (False, True) if True in SCHEDULERS[name][2].get("use_karras_sigmas", ()) else (False,)
+    checked = 0
+    for spacing, end, on_karras in itertools.product(spacings, ends, karras):
+        config = {"_class_name": name, "timestep_spacing": spacing, "final_sigmas_type": end, "use_karras_sigmas": True}
+        config = {key: value for key, value in config.items() if value is not None}
+        if not on_karras:
+            del config["use_karras_sigmas"]
+        for steps in (2, 10, 33):
+            s = read_scheduler(config, steps)
+            at_first = name.startswith("EDM") or abs(s.ts[-1] * 1000 - 1) < 1e-5
+            no_length = not s.denoise and at_first and not getattr(s.stepper, "corrects", False) and len(s.ts) == steps
+            assert len(s.ts) - 1 + s.denoise == steps - no_length, config
+            assert np.all(np.diff(s.ts.astype(np.float32)) < 0), config
+            checked += 1
+    assert checked >= 3
 
 
 def test_dpm_solver_lowers_the_order_of_few_steps_alone():
@@ -106,6 +292,11 @@ def test_the_network_is_told_whole_steps_in_float32():
     [
         ({"_class_name": "KDPM2DiscreteScheduler"}, 10, "where: _class_name is 'KDPM2DiscreteScheduler'; diffjax has"),
         ({"_class_name": "DDIMScheduler", "beta_schedule": "laplace"}, 10, "where: beta_schedule is 'laplace'"),
+        (
+            {"_class_name": "DDIMScheduler", "thresholding": True, "dynamic_thresholding_ratio": 1.5},
+            10,
+            r"where: dynamic_thresholding_ratio is 1.5; a number in \(0, 1\] is needed",
+        ),
         ({"_class_name": "DDIMScheduler", "unheard_of": 1}, 10, "where: unknown key unheard_of"),
         ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, 10, "where: variance_type is"),
         ({"_class_name": "DDIMScheduler"}, 1001, "steps: where has 1000, got 1001"),

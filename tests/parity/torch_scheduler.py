@@ -19,7 +19,7 @@ SCHEDULERS = {
     "ddim-thresholded": {**CLIPPED, "thresholding": True, "sample_max_value": 2.0},
     "ddim-thresholded-one": {**CLIPPED, "thresholding": True},
     "ddim-trailing": {**DDIM, "timestep_spacing": "trailing"},
-    "ddim-linspace-ends-noisy": {**DDIM, "set_alpha_to_one": False, "steps_offset": 1, **SD},
+    "ddim-ends-noisy": {**DDIM, "set_alpha_to_one": False, "steps_offset": 1, **SD},
     "ddim-cosine": {**DDIM, "beta_schedule": "squaredcos_cap_v2"},
     "ddim-trained-betas": {**DDIM, "trained_betas": np.linspace(1e-3, 0.3, 30).tolist(), "num_train_timesteps": 30},
     "ddim-v-zero-snr": {
@@ -75,7 +75,50 @@ ENDS = {
     "dpm-sde-lowered": {**DPM, **NOISY, "algorithm_type": "sde-dpmsolver++"},
     "ddpm-large": {"_class_name": "DDPMScheduler", "variance_type": "fixed_large", "clip_sample": False},
 }
-CASES = {"schedulers": SCHEDULERS, "schedulers-ends": ENDS}
+SDE = {**DPM, "algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}
+THIRD_HEUN = {**DPM, "solver_order": 3, "solver_type": "heun"}
+BELOW_ONE = {"thresholding": True, "sample_max_value": 0.4}
+KARRAS = {"use_karras_sigmas": True, **NOISY}
+# Keys whose effect shows in combination with others alone.
+COMBINED = {
+    "ddim-thresholded-below-one": {**CLIPPED, **BELOW_ONE, "prediction_type": "sample"},
+    "dpm-thresholded-below-one": {**DPM, **BELOW_ONE, "prediction_type": "sample"},
+    "dpm-sde-heun": SDE,
+    "dpm-sde-heun-ends-noisy": {**SDE, **NOISY, "lower_order_final": False},
+    "dpm-third-heun": THIRD_HEUN,
+    "dpm-third-heun-not-lowered": {
+        **DPM,
+        **NOISY,
+        "solver_order": 3,
+        "solver_type": "heun",
+        "lower_order_final": False,
+    },
+    "dpm-karras-ends-noisy": {**DPM, **KARRAS},
+    "unipc-karras-ends-noisy": {**UNIPC, **KARRAS},
+    "unipc-karras-third": {**UNIPC, **KARRAS, "solver_order": 3},
+    "euler-karras-ends-noisy": {**EULER, **KARRAS, "timestep_spacing": "trailing"},
+}
+# Where we differ from diffusers: `read_scheduler` states by how much, for the exact denoiser of Gaussian data.
+PNDM = {"_class_name": "PNDMScheduler", "skip_prk_steps": True}
+LARGE = {"_class_name": "DDPMScheduler", "variance_type": "fixed_large", "clip_sample": False}
+DIFFERENT = {
+    "ddim-linspace": {**DDIM, "timestep_spacing": "linspace"},
+    "ddim-trailing": {**DDIM, "timestep_spacing": "trailing", "num_train_timesteps": 996},
+    "ddim-leading": {**DDIM, "num_train_timesteps": 996},
+    "ddim-clipped-often": {"_class_name": "DDIMScheduler", "clip_sample_range": 0.5},
+    "ddim-clipped-formula": {"_class_name": "DDIMScheduler"},  # `network`, whose x0_hat leaves [-1, 1] in most steps
+    "ddpm-trailing": {**LARGE, "timestep_spacing": "trailing"},
+    "pndm-leading": PNDM,
+    "pndm-runge-kutta": {**PNDM, "skip_prk_steps": False},
+    "pndm-linspace": {**PNDM, "timestep_spacing": "linspace"},
+}
+MEAN, STD, FORMULA = 0.3, 0.5, "ddim-clipped-formula"
+CASES = {
+    "schedulers": SCHEDULERS,
+    "schedulers-ends": ENDS,
+    "schedulers-combined": COMBINED,
+    "schedulers-different": DIFFERENT,
+}
 FRESH = noise((2, 2, 2, 1), "fresh")
 # Some whose steps draw noise, and PNDM, which has no equal here: their steps alone are compared.
 STEPS_ALONE = ("ddpm", "ddpm-linspace", "pndm")
@@ -86,13 +129,22 @@ def network(xp, x, told):
     return 0.6 * xp.tanh(x) * xp.cos(told / 400) + 0.2 * x
 
 
+def exact_eps(scheduler, x, step):
+    """eps_hat of the exact denoiser of N(MEAN, STD^2), [b, ...], for xt [b, ...] at a step of a scheduler's chain."""
+    alpha, sigma = scheduler.alphas_cumprod[step] ** 0.5, (1 - scheduler.alphas_cumprod[step]) ** 0.5
+    return sigma * (x - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
+
+
 def reference(name, config):
     """({}, {name.told [10], name.start and name.end of ten steps [2, 2, 2, 1] in diffjax's scale})."""
-    found = {name: _ten_steps(name, one) for name, one in config.items()}
-    return {}, {f"{name}.{key}": value for name, one in found.items() for key, value in one.items()}
+    found = {
+        case: _ten_steps(case, one, exact=name == "schedulers-different" and case != FORMULA)
+        for case, one in config.items()
+    }
+    return {}, {f"{case}.{key}": value for case, one in found.items() for key, value in one.items()}
 
 
-def _ten_steps(name, config):
+def _ten_steps(name, config, exact=False):
     import diffusers
     import torch
 
@@ -103,8 +155,8 @@ def _ten_steps(name, config):
     scheduler = getattr(diffusers, config["_class_name"])(**options)
     scheduler.set_timesteps(STEPS)
     told = scheduler.timesteps.numpy().astype(np.float64)
-    if name == "pndm":  # its first step is taken twice
-        told = np.delete(told, 1)
+    if config["_class_name"] == "PNDMScheduler":
+        told = np.unique(told)[::-1]  # it takes the first steps more than once
     if name in STEPS_ALONE:
         return {"told": told}
     z = noise((2, 2, 2, 1), "start")
@@ -114,5 +166,6 @@ def _ten_steps(name, config):
     start = x.numpy() / np.sqrt(1 + first**2) if in_sigma else x.numpy()
     for step in scheduler.timesteps:
         scaled = scheduler.scale_model_input(x, step) if hasattr(scheduler, "scale_model_input") else x
-        x = scheduler.step(network(torch, scaled, step.double()), step, x, **config.get("step", {})).prev_sample
+        answer = exact_eps(scheduler, x, step) if exact else network(torch, scaled, step.double())
+        x = scheduler.step(answer, step, x, **config.get("step", {})).prev_sample
     return {"told": told, "start": start, "end": x.double().numpy()}

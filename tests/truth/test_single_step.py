@@ -118,31 +118,55 @@ def test_steps_are_the_published_ones(name):
         np.testing.assert_allclose(ours, x, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("n", [1, 2, 9])
-def test_churn_is_edms(n):
-    """Karras et al. 2022, algorithm 2, in z = x/alpha and rho = sigma/alpha, with the noise that our keys draw.
+def algorithm_2(key, denoise, z, rho, s_churn, s_min, s_max, s_noise):
+    """Karras et al. 2022, algorithm 2: from z at rho[0] over rho [N] to 0; (z, how many of the N steps were churned).
 
-    s_min and s_max leave out both ends of the grid; n = 1, 2 are at the largest gamma, sqrt(2) - 1.
+    `denoise(z, rho)`; the noise is what our keys draw.
     """
-    p, s_churn, s_min, s_max, s_noise = VP(), 1.8, 0.05, 7.0, 1.01
-    rho_of = lambda t: p.sigma(t) / p.alpha(t)
-    denoise = lambda z, rho: bent_numpy(p.alpha(p.time(-np.log(rho))) * z, p.time(-np.log(rho)))
-    ts = np.linspace(0.95 if n > 2 else 0.6, 0.02, n + 1)
-    rho, z = rho_of(ts), XT / p.alpha(ts[0])
-    churned = 0
-    for i in range(n):
-        gamma = min(s_churn / n, np.sqrt(2) - 1) if s_min <= rho[i] <= s_max else 0.0
+    steps, rho, churned = len(rho), np.append(rho, 0.0), 0
+    for i in range(steps):
+        gamma = min(s_churn / steps, np.sqrt(2) - 1) if s_min <= rho[i] <= s_max else 0.0
         churned += gamma > 0
-        noise = normal_like(sample_keys(jax.random.fold_in(KEY(4), i), jnp.arange(3)), jnp.asarray(XT))
+        noise = normal_like(sample_keys(jax.random.fold_in(key, i), jnp.arange(len(z))), jnp.asarray(z))
         hat = rho[i] + gamma * rho[i]
         z = z + np.sqrt(hat**2 - rho[i] ** 2) * s_noise * np.asarray(noise)
         d = (z - denoise(z, hat)) / hat
-        guess = z + (rho[i + 1] - hat) * d
-        z = z + (rho[i + 1] - hat) * (d + (guess - denoise(guess, rho[i + 1])) / rho[i + 1]) / 2
-    assert churned == {1: 1, 2: 2, 9: 5}[n]
-    stepper = Churn(s_churn, s_min, s_max, s_noise)
-    ours = walk(KEY(4), dj.VariancePreserving(), bent, XT, ts, stepper)
-    np.testing.assert_allclose(ours, p.alpha(ts[-1]) * z, rtol=1e-9, atol=1e-9)
+        euler = z + (rho[i + 1] - hat) * d
+        if rho[i + 1] > 0:
+            d = (d + (euler - denoise(euler, rho[i + 1])) / rho[i + 1]) / 2
+        z = z + (rho[i + 1] - hat) * d
+    return z, churned
+
+
+@pytest.mark.parametrize("points", [2, 3, 10])
+def test_churn_is_edms(points):
+    """`sample` on a grid of N points above sigma = 0 is EDM's algorithm 2 of N steps: s_churn/N at each.
+
+    s_min and s_max leave out both ends of the grid; N = 2, 3 are at the largest gamma, sqrt(2) - 1.
+    """
+    p, numbers = VP(), (1.8, 0.1, 7.0, 1.01)
+    denoise = lambda z, rho: bent_numpy(p.alpha(p.time(-np.log(rho))) * z, p.time(-np.log(rho)))
+    ts = np.linspace(0.95 if points > 3 else 0.6, 0.02, points)
+    x0, churned = algorithm_2(KEY(4), denoise, XT / p.alpha(ts[0]), p.sigma(ts) / p.alpha(ts), *numbers)
+    assert churned == {2: 1, 3: 2, 10: 5}[points]
+    ours = dj.sample(KEY(4), dj.VariancePreserving(), bent, jnp.asarray(XT), ts, Churn(*numbers))
+    np.testing.assert_allclose(ours, x0, rtol=1e-9, atol=1e-9)
+
+
+def test_churn_counts_a_step_to_sigma_zero_once_and_churns_it():
+    """The grid ends at sigma = 0 itself: of its 6 points N = 5 have sigma > 0, and the last step is algorithm 2's."""
+    ts, numbers, bent_at = np.linspace(0.9, 0, 6), (1.0, 0.0, 20.0, 1.01), lambda z, t: np.tanh(z) * (1 - t / 2)
+    x0, churned = algorithm_2(
+        KEY(4),
+        lambda z, rho: bent_at((1 / (1 + rho)) * z, rho / (1 + rho)),
+        XT / (1 - ts[0]),
+        (ts / (1 - ts))[:-1],
+        *numbers,
+    )
+    assert churned == 5
+    denoiser = lambda x, t: jnp.tanh(x) * (1 - t / 2)
+    ours = dj.sample(KEY(4), dj.Rectified(), denoiser, jnp.asarray(XT), ts, Churn(*numbers), denoise=False)
+    np.testing.assert_allclose(ours, x0, rtol=1e-9, atol=1e-9)
 
 
 # --- orders ---
