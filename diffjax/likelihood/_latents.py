@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from diffjax._arrays import check, check_times, expand, is_concrete, mean_features, sum_features, time_dtype
+from diffjax._arrays import at_once, check, check_times, expand, is_concrete, mean_features, sum_features, time_dtype
 from diffjax._typing import Denoiser, Sample, Scalar, Time
 from diffjax.likelihood._flow import flow_ends
 from diffjax.process import AbstractGaussianProcess
@@ -166,7 +166,9 @@ def invert(
         check_times(ts, "descend")
     check(process.sigma(ts[-1]) > 0, f"ts: must end where sigma is positive, got sigma = 0 at t = {ts[-1]}")
     up = ts[::-1]
-    up, weights = jax.tree.map(lambda w: jnp.asarray(w, dtype), (up, stepper.prepare(process, up)))
+    with at_once(stepper, process, up):
+        weights = stepper.prepare(process, up)
+    up, weights = jax.tree.map(lambda w: jnp.asarray(w, dtype), (up, weights))
     finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(w)) for w in jax.tree.leaves(weights)]))
     check(finite, f"stepper: its weights up this grid are not finite, got {type(stepper).__name__}")
     return _climb(process, denoiser, x0, up, weights, stepper)
