@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from diffjax._arrays import as_value, at_once, check, is_concrete
 from diffjax._typing import Time
-from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, time_from_logsnr
+from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, root_from_zero, time_from_logsnr
 from diffjax.process._scales import on_circle, scales
 
 
@@ -71,7 +71,13 @@ class DiscreteChain(AbstractGaussianProcess):
         return start * jnp.where(last, left, jnp.exp(-0.5 * rate * along))
 
     def sigma(self, t: Time) -> Time:
-        return jnp.sqrt(-jnp.expm1(-_decay(self, t)))
+        j, along, left, _ = _cell(self, t)
+        last, rate = _rate(self, j, t)
+        # Without signal B is infinite, and so is its slope, but that of sigma^2 = 1 - alpha^2 is 0.
+        over = last & (left == 0)
+        high, low = _sums(self, rate.dtype)
+        b = high[j] + (low[j] + _growth(last, rate, along, jnp.where(over, 1.0, left)))
+        return root_from_zero(jnp.where(over, 1 - jnp.exp(-b) * left**2, -jnp.expm1(-b)), t)
 
 
 def _cell(chain: DiscreteChain, t: Time) -> tuple[Any, Any, Any, Any]:
