@@ -199,9 +199,9 @@ def test_adapters_refuse_state():
         from_linen(LinenNormed()).init(KEY, *inputs())
     with pytest.raises(ValueError, match="BatchStat"):
         from_nnx(NNXNormed)
-    with pytest.raises(ValueError, match="StateIndex.*in place of BatchNorm"):
+    with pytest.raises(ValueError, match=r"StateIndex.*in place of BatchNorm"):
         from_equinox(lambda key: eqx.nn.make_with_state(EquinoxNormed)(key)[0])
-    with pytest.raises(ValueError, match="Counts.*count.*without state") as refused:
+    with pytest.raises(ValueError, match=r"Counts.*count.*without state") as refused:
         from_nnx(Counts)
     assert "BatchNorm" not in str(refused.value)
 
@@ -292,7 +292,7 @@ def test_linen_modules_draw_from_collections_of_their_own():
         dropped, noise = network.apply(params, x, jnp.zeros(32), key=KEY)
         np.testing.assert_array_equal(dropped, plain.apply({}, x, jnp.zeros(32), key=KEY))
         assert abs(np.std(noise) - 1) < 0.1
-    with pytest.raises(ValueError, match="key: LinenTrain draws.*noise"):
+    with pytest.raises(ValueError, match=r"key: LinenTrain draws.*noise"):
         network.apply(params, x, jnp.zeros(32))
 
 

@@ -90,7 +90,9 @@ def log_likelihood(
     times = (jnp.asarray(t0, time_dtype(x0)), jnp.asarray(high, time_dtype(x0)))
     index = default_index(x0.shape[0], index)
     adjoint = diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
-    return _solve(key, process, denoiser, x0, times, terminal, divergence, solver, controller, index, max_steps, adjoint)
+    return _solve(
+        key, process, denoiser, x0, times, terminal, divergence, solver, controller, index, max_steps, adjoint
+    )
 
 
 def flow_ends(process: AbstractGaussianProcess, t0: Scalar | None, dtype: Any) -> tuple[Scalar, Scalar]:

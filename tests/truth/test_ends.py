@@ -23,7 +23,15 @@ def half(x, t):
 def at_the_ends(made, start, stop):
     """alpha, sigma and the kernel to and from the middle at t = 0 and t = 1, and a sample at the end of a grid to 0."""
     middle = jnp.asarray(0.51)
-    xs = dj.sample(jax.random.key(0), made, half, jnp.ones((1, 1)), jnp.stack([0.9 * stop, middle, start]), dj.DDIM(), denoise=False)
+    xs = dj.sample(
+        jax.random.key(0),
+        made,
+        half,
+        jnp.ones((1, 1)),
+        jnp.stack([0.9 * stop, middle, start]),
+        dj.DDIM(),
+        denoise=False,
+    )
     ends = [f(t) for t in (start, stop) for f in (made.alpha, made.sigma)]
     kernels = (*dj.conditional(made, middle, start), *dj.conditional(made, stop, middle))
     return jnp.stack([*ends, *kernels, xs[0, 0]])
@@ -59,7 +67,12 @@ def test_slopes_at_the_ends_are_those_of_differences(name):
         one = jnp.ones(())
         in_start = jax.jvp(lambda t: values(numbers, t, ends[1]), (ends[0],), (one,))[1]
         in_stop = jax.jvp(lambda t: values(numbers, ends[0], t), (ends[1],), (one,))[1]
-        return sum(along), (more - less) / (2 * STEP), [in_start, in_stop], [(after - here) / STEP, (here - before) / STEP]
+        return (
+            sum(along),
+            (more - less) / (2 * STEP),
+            [in_start, in_stop],
+            [(after - here) / STEP, (here - before) / STEP],
+        )
 
     along, difference, in_time, differences = look(numbers)
     np.testing.assert_allclose(along, difference, rtol=1e-5, atol=1e-7)
