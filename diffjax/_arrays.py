@@ -1,13 +1,18 @@
 """Arrays, keys and checks that know nothing of diffusion."""
 
 import contextlib
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def as_leaves(tree: Any, dtype: Any) -> Any:
@@ -38,6 +43,36 @@ def is_concrete(tree: Any) -> bool:
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
+def at_once(*trees: Any) -> contextlib.AbstractContextManager:
+    """A context in which what is made of these trees is a value, inside jit too, where none of their leaves is traced.
+
+    Under a trace JAX stages every operation, also one of numbers that are known: their result would be a tracer, which
+    cannot be looked at, and which outlives its trace where it is kept.
+    """
+    staged = is_concrete(trees) and not is_concrete(jnp.zeros(()))
+    return jax.ensure_compile_time_eval() if staged else contextlib.nullcontext()
+
+
+def values_at_once(function: Callable[P, T]) -> Callable[P, T]:
+    """A function whose result is a value, inside jit too, where nothing that it takes is traced."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        with at_once(args, kwargs):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def as_value(value: Any, dtype: Any = None) -> Array:
+    """`jnp.asarray`, but that a value stays one inside jit."""
+    array = jnp.asarray(value, dtype)
+    if is_concrete(array) or not is_concrete(value):
+        return array
+    with jax.ensure_compile_time_eval():
+        return jnp.asarray(value, dtype)
+
+
 def on_host() -> contextlib.AbstractContextManager:
     """A context in which JAX computes on this machine's CPU, where JAX has one."""
     try:
@@ -48,8 +83,8 @@ def on_host() -> contextlib.AbstractContextManager:
 
 def as_scalar(value: Any) -> Array:
     """A numeric field as a float leaf, so that gradients reach it; a Python number, whole ones too, stays weakly typed,
-    so that it never widens a float32 sample."""
-    return jnp.asarray(float(value) if isinstance(value, int | np.integer) else value)
+    so that it never widens a float32 sample. A value stays one inside jit."""
+    return as_value(float(value) if isinstance(value, int | np.integer) else value)
 
 
 def time_dtype(x: Any) -> Any:

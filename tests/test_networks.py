@@ -203,8 +203,120 @@ def test_adapters_refuse_state():
         from_linen(LinenNormed()).init(KEY, *inputs())
     with pytest.raises(ValueError, match="BatchStat"):
         from_nnx(NNXNormed)
-    with pytest.raises(ValueError, match="StateIndex"):
+    with pytest.raises(ValueError, match=r"StateIndex.*in place of BatchNorm"):
         from_equinox(lambda key: eqx.nn.make_with_state(EquinoxNormed)(key)[0])
+    with pytest.raises(ValueError, match=r"Counts.*count.*without state") as refused:
+        from_nnx(Counts)
+    assert "BatchNorm" not in str(refused.value)
+
+
+class Counts(nnx.Module):
+    def __init__(self, rngs):
+        self.count = nnx.Variable(jnp.zeros(()))
+
+
+class NNXConstants(nnx.Module):
+    """Frequencies of its own and of a part's, in JAX and in NumPy, which do not train."""
+
+    def __init__(self, rngs):
+        self.first = nnx.Linear(6, 6, rngs=rngs)
+        self.freq, self.shift = jnp.arange(6.0), np.arange(6.0, dtype=np.float32)
+        self.parts = nnx.List([nnx.Linear(6, 2, rngs=rngs)])
+        self.parts[0].scale = 2 * jnp.ones(())
+
+    def __call__(self, x, c_noise, cond):
+        waves = jnp.sin(c_noise[:, None] * self.freq + self.shift)
+        return self.parts[0].scale * self.parts[0](self.first(waves))
+
+
+def test_arrays_of_an_nnx_module_that_are_no_variables_are_constants():
+    network, c_noise = from_nnx(NNXConstants), jnp.array([0.3, -0.7])
+    params = network.init(KEY, jnp.ones((2, 2)), c_noise)
+    assert set(params) == {f"{layer}.{leaf}" for layer in ("first", "parts.0") for leaf in ("kernel", "bias")}
+    h = np.sin(np.outer(c_noise, np.arange(6.0)) + np.arange(6.0))
+    for layer in ("first", "parts.0"):
+        h = h @ np.asarray(params[f"{layer}.kernel"]) + np.asarray(params[f"{layer}.bias"])
+    apply = jax.jit(lambda params: network.apply(params, jnp.ones((2, 2)), c_noise))
+    for answer in (apply(params), network.apply(params, jnp.ones((2, 2)), c_noise)):
+        np.testing.assert_allclose(answer, 2 * h, rtol=1e-4, atol=1e-5)
+    inside = jax.jit(lambda params: from_nnx(NNXConstants).apply(params, jnp.ones((2, 2)), c_noise))(params)
+    np.testing.assert_allclose(inside, 2 * h, rtol=1e-4, atol=1e-5)
+
+
+class NNXStack(nnx.Module):
+    """Three layers, a dropout with a gain each, made by `nnx.vmap` and run by `nnx.scan`."""
+
+    def __init__(self, rngs):
+        make = nnx.vmap(lambda rngs: (nnx.Linear(1, 1, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)))
+        self.linear, self.drop = nnx.split_rngs(splits=3)(make)(rngs)
+
+    def __call__(self, x, c_noise, cond):
+        def one(x, layer):
+            linear, drop = layer
+            kept = drop(jnp.ones_like(x))
+            return x + 0 * linear(x[..., :1]), kept
+
+        return nnx.scan(one, out_axes=(nnx.Carry, 0))(x, (self.linear, self.drop))[1]
+
+
+def test_stacked_nnx_layers_drop_each_by_a_key_of_its_own():
+    network, x = from_nnx(NNXStack), jnp.ones((8, 64))
+    params = network.init(KEY, x, jnp.zeros(8))
+    assert params["linear.kernel"].shape == (3, 1, 1)
+    kept = np.asarray(network.apply(params, x, jnp.zeros(8), key=KEY))
+    assert set(np.unique(kept)) == {0.0, 2.0}
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert abs(np.mean(kept[i] == kept[j]) - 0.5) < 0.1
+    np.testing.assert_array_equal(network.apply(params, x, jnp.zeros(8)), 1.0)
+
+
+class LinenTrain(nn.Module):
+    """Dropout behind flax's own switch, and noise from a collection of its own."""
+
+    noisy: bool = False
+
+    @nn.compact
+    def __call__(self, x, c_noise, cond, train: bool = False):
+        x = nn.Dropout(0.5)(x, deterministic=not train)
+        return jnp.stack([x, jax.random.normal(self.make_rng("noise"), x.shape)]) if self.noisy else x
+
+
+def test_linen_modules_with_a_train_switch_drop_where_there_is_a_key():
+    network, x = from_linen(LinenTrain()), jnp.ones((32, 32))
+    params = network.init(KEY, x, jnp.zeros(32))
+    assert abs(float(jnp.mean(network.apply(params, x, jnp.zeros(32), key=KEY) == 0)) - 0.5) < 0.1
+    np.testing.assert_array_equal(network.apply(params, x, jnp.zeros(32)), x)
+
+
+def test_linen_modules_draw_from_collections_of_their_own():
+    """With a key, and as much dropout as without them; without a key they are refused."""
+    network, plain, x = from_linen(LinenTrain(noisy=True)), from_linen(LinenTrain()), jnp.ones((32, 32))
+    params = network.init(KEY, x, jnp.zeros(32))
+    for _ in range(2):
+        dropped, noise = network.apply(params, x, jnp.zeros(32), key=KEY)
+        np.testing.assert_array_equal(dropped, plain.apply({}, x, jnp.zeros(32), key=KEY))
+        assert abs(np.std(noise) - 1) < 0.1
+    with pytest.raises(ValueError, match=r"key: LinenTrain draws.*noise"):
+        network.apply(params, x, jnp.zeros(32))
+
+
+class EquinoxConstants(eqx.Module):
+    weight: jax.Array
+    freq: np.ndarray
+    index: np.ndarray
+
+    def __init__(self, key):
+        self.weight, self.freq, self.index = jnp.ones(2), np.arange(2.0, dtype=np.float32), np.arange(2)
+
+    def __call__(self, x, c_noise, cond, *, key):
+        return self.weight * self.freq * x[self.index]
+
+
+def test_numpy_arrays_of_an_equinox_module_are_constants():
+    network, x = from_equinox(EquinoxConstants), jnp.ones((3, 2))
+    params = network.init(KEY, x, jnp.zeros(3))
+    assert list(params) == ["weight"]
+    np.testing.assert_array_equal(network.apply({"weight": jnp.full(2, 3.0)}, x, jnp.zeros(3)), [[0.0, 3.0]] * 3)
 
 
 # --- the networks we ship ---------------------------------------------------------------------------------------------

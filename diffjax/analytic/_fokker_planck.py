@@ -26,7 +26,7 @@ import numpy as np
 from jax.lax import slice_in_dim
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, check_times, expand, is_concrete, time_dtype
+from diffjax._arrays import at_once, check, check_times, expand, is_concrete, time_dtype
 from diffjax.process import AbstractGaussianProcess, AbstractProcess, interval
 
 MAX_ROUGHNESS = 0.25
@@ -56,7 +56,8 @@ class Box(eqx.Module):
     cells: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(self, low: Any, high: Any, cells: int | tuple[int, ...]):
-        self.low, self.high = (jnp.atleast_1d(jnp.asarray(end, jnp.result_type(float))) for end in (low, high))
+        with at_once(low, high):  # `cell_widths` looks at them
+            self.low, self.high = (jnp.atleast_1d(jnp.asarray(end, jnp.result_type(float))) for end in (low, high))
         self.cells = (cells,) if isinstance(cells, int) else tuple(cells)
         d = len(self.cells)
         if d not in (1, 2):

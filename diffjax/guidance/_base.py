@@ -109,6 +109,6 @@ def guided(pair: Any, plain: Any, scale: Any, rule: AbstractRule, negative: bool
     """
     scale = number("scale", scale)
     check_sign("scale", scale, negative)
-    if is_concrete(scale) and bool(jnp.all(scale == 1)):
+    if is_concrete(scale) and np.all(np.asarray(scale) == 1):
         return plain
     return Guided(pair, scale, rule)

@@ -50,6 +50,7 @@ def log_likelihood(
     controller: diffrax.AbstractStepSizeController | None = None,
     index: Index | None = None,
     max_steps: int = 4096,
+    adjoint: diffrax.AbstractAdjoint | None = None,
 ) -> LogLikelihood:
     """log p_{t0}(x0) of the probability flow. A jitted entry point.
 
@@ -69,6 +70,9 @@ def log_likelihood(
       controller: step sizes; default `adaptive(1e-5)`.
       index: global indices [b], for the probes.
       max_steps: a solve that needs more has failed.
+      adjoint: how derivatives pass. The default, `diffrax.RecursiveCheckpointAdjoint()`, has reverse mode alone; with
+        `diffrax.ForwardMode()` there is forward mode alone, `jax.jvp` and `jax.jacfwd`; `diffrax.DirectAdjoint()` has
+        both, and so `jax.hessian`, at more memory: lower max_steps.
 
     Returns:
       `LogLikelihood(nats [b], standard_error [b], nfe)`; NaN where the solve failed.
@@ -85,7 +89,10 @@ def log_likelihood(
     controller = adaptive(1e-5) if controller is None else controller
     times = (jnp.asarray(t0, time_dtype(x0)), jnp.asarray(high, time_dtype(x0)))
     index = default_index(x0.shape[0], index)
-    return _solve(key, process, denoiser, x0, times, terminal, divergence, solver, controller, index, max_steps)
+    adjoint = diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
+    return _solve(
+        key, process, denoiser, x0, times, terminal, divergence, solver, controller, index, max_steps, adjoint
+    )
 
 
 def flow_ends(process: AbstractGaussianProcess, t0: Scalar | None, dtype: Any) -> tuple[Scalar, Scalar]:
@@ -130,7 +137,7 @@ def adaptive(tolerance: float) -> diffrax.PIDController:
 
 
 @eqx.filter_jit
-def _solve(key, process, denoiser, x0, times, terminal, divergence, solver, controller, index, max_steps):
+def _solve(key, process, denoiser, x0, times, terminal, divergence, solver, controller, index, max_steps, adjoint):
     probes = divergence.probes(key, x0, index)
     calls: list = []
 
@@ -149,6 +156,7 @@ def _solve(key, process, denoiser, x0, times, terminal, divergence, solver, cont
         y0=y0,
         stepsize_controller=controller,
         max_steps=max_steps,
+        adjoint=adjoint,
         throw=False,
     )
     ok: Bool[Array, ""] = solution.result == diffrax.RESULTS.successful

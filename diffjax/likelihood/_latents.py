@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from diffjax._arrays import check, check_times, expand, is_concrete, mean_features, sum_features, time_dtype
+from diffjax._arrays import at_once, check, check_times, expand, is_concrete, mean_features, sum_features, time_dtype
 from diffjax._typing import Denoiser, Sample, Scalar, Time
 from diffjax.likelihood._flow import flow_ends
 from diffjax.process import AbstractGaussianProcess
@@ -53,6 +53,7 @@ def encode(
     solver: diffrax.AbstractSolver | None = None,
     controller: diffrax.AbstractStepSizeController | None = None,
     max_steps: int = 4096,
+    adjoint: diffrax.AbstractAdjoint | None = None,
 ) -> Encoding:
     """The latent that the probability flow takes x0 to, at the upper end of `interval(process)`. A jitted entry point.
 
@@ -64,6 +65,7 @@ def encode(
       solver: any diffrax ODE solver; default `Tsit5()`.
       controller: step sizes; default a tolerance of 1e-5, relative and absolute, of the worst sample's root mean square
       max_steps: a solve that needs more has failed.
+      adjoint: how derivatives pass, as in `log_likelihood`.
 
     Returns:
       `Encoding(latent [b, *d], nfe, ok)`; the latent has about the process's prior as its distribution.
@@ -75,7 +77,8 @@ def encode(
     """
     low, high = (jnp.asarray(t, time_dtype(x0)) for t in flow_ends(process, t0, x0.dtype))
     solver, controller = _defaults(solver, controller)
-    return _encode(process, denoiser, x0, low, high, solver, controller, max_steps)
+    adjoint = diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
+    return _encode(process, denoiser, x0, low, high, solver, controller, max_steps, adjoint)
 
 
 def decode(
@@ -87,12 +90,14 @@ def decode(
     solver: diffrax.AbstractSolver | None = None,
     controller: diffrax.AbstractStepSizeController | None = None,
     max_steps: int = 4096,
+    adjoint: diffrax.AbstractAdjoint | None = None,
 ) -> Solution:
     """The data at t0 that the probability flow takes to this latent [b, *d]: the inverse of `encode`, by `integrate`.
 
     Args:
       latent: [b, *d] at the upper end of `interval(process)`.
       process, denoiser, t0, solver, controller, max_steps: as `encode`'s.
+      adjoint: as in `integrate`.
 
     Returns:
       `Solution(x0 [b, *d], nfe, ok)`.
@@ -106,7 +111,7 @@ def decode(
     solver, controller = _defaults(solver, controller)
     ts = jnp.stack([jnp.asarray(t, time_dtype(latent)) for t in (high, low)])
     terms = probability_flow(process, denoiser)
-    return integrate(terms, latent, ts, solver=solver, controller=controller, max_steps=max_steps)
+    return integrate(terms, latent, ts, solver=solver, controller=controller, max_steps=max_steps, adjoint=adjoint)
 
 
 def _defaults(solver, controller):
@@ -116,7 +121,7 @@ def _defaults(solver, controller):
 
 
 @eqx.filter_jit
-def _encode(process, denoiser, x0, t0, t1, solver, controller, max_steps):
+def _encode(process, denoiser, x0, t0, t1, solver, controller, max_steps, adjoint):
     calls: list = []
 
     def field(t, x, args):
@@ -124,8 +129,8 @@ def _encode(process, denoiser, x0, t0, t1, solver, controller, max_steps):
         return velocity(process, denoiser, x, t)
 
     term = diffrax.ODETerm(field)
-    steps = {"dt0": None, "stepsize_controller": controller, "max_steps": max_steps, "throw": False}
-    solution = diffrax.diffeqsolve(term, solver, t0=t0, t1=t1, y0=x0, **steps)
+    steps = {"dt0": None, "stepsize_controller": controller, "max_steps": max_steps, "adjoint": adjoint}
+    solution = diffrax.diffeqsolve(term, solver, t0=t0, t1=t1, y0=x0, throw=False, **steps)
     ok = solution.result == diffrax.RESULTS.successful
     calls.clear()
     per_step, once = count_evaluations(solver, term, calls, x0, t0, t1)
@@ -166,7 +171,9 @@ def invert(
         check_times(ts, "descend")
     check(process.sigma(ts[-1]) > 0, f"ts: must end where sigma is positive, got sigma = 0 at t = {ts[-1]}")
     up = ts[::-1]
-    up, weights = jax.tree.map(lambda w: jnp.asarray(w, dtype), (up, stepper.prepare(process, up)))
+    with at_once(stepper, process, up):
+        weights = stepper.prepare(process, up)
+    up, weights = jax.tree.map(lambda w: jnp.asarray(w, dtype), (up, weights))
     finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(w)) for w in jax.tree.leaves(weights)]))
     check(finite, f"stepper: its weights up this grid are not finite, got {type(stepper).__name__}")
     return _climb(process, denoiser, x0, up, weights, stepper)

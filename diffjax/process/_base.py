@@ -149,6 +149,16 @@ def _check_float32(process, name):
             )
 
 
+def root_from_zero(square: Time, t: Time) -> Time:
+    """sqrt(square), of the shape of t, for a square that is 0 at one end of the clock whatever the process's numbers.
+
+    There the slope in t is infinite, and that in the numbers is 0: infinity times 0, if nothing told them apart.
+    """
+    end = square == 0
+    clock = jnp.asarray(t) - jax.lax.stop_gradient(t)  # 0, of slope 1 in t and of none in anything else
+    return jnp.where(end, jnp.sqrt(jnp.where(end, clock, 1.0)), jnp.sqrt(jnp.where(end, 1.0, square)))
+
+
 def _value_and_rate(function, t):
     """A schedule and its time derivative, elementwise in t, both of the shape of t."""
     t = jnp.asarray(t, jnp.result_type(float) if isinstance(t, float | int) else None)
@@ -257,8 +267,12 @@ def conditional(process: AbstractGaussianProcess, t: Time, s: Time) -> tuple[Tim
     Without a closed form, sigma_{t|s}^2 = -sigma_t^2 expm1(lambda_t - lambda_s): in float32 its relative error is
     about 1e-6 over the gap t - s.
     """
-    gap = logsnr(process, t) - logsnr(process, s)
-    return process.alpha(t) / process.alpha(s), process.sigma(t) * jnp.sqrt(-jnp.expm1(gap))
+    growth, sigma_t, sigma_s = process.alpha(t) / process.alpha(s), process.sigma(t), process.sigma(s)
+    # Where alpha_t or sigma_s is 0 the difference is exact, and lambda, of infinite slope, is asked for elsewhere.
+    ends, middle = (growth == 0) | (sigma_s == 0), 0.5 * (t + s)
+    gap = logsnr(process, jnp.where(growth == 0, middle, t)) - logsnr(process, jnp.where(sigma_s == 0, middle, s))
+    rest = jnp.sqrt(jnp.where(ends, sigma_t**2 - (growth * sigma_s) ** 2, 1.0))
+    return growth, jnp.where(ends, rest, sigma_t * jnp.sqrt(-jnp.expm1(jnp.where(ends, -1.0, gap))))
 
 
 def posterior_mean_std(

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, is_concrete
+from diffjax._arrays import as_value, at_once, check, is_concrete
 from diffjax._typing import Time
-from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, time_from_logsnr
+from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, root_from_zero, time_from_logsnr
 from diffjax.process._scales import on_circle, scales
 
 
@@ -44,10 +44,11 @@ class DiscreteChain(AbstractGaussianProcess):
     summed: Float[Array, " k"]
 
     def __init__(self, betas: Any):
-        self.betas = jnp.asarray(betas, None if isinstance(betas, jax.Array) else float)
+        self.betas = as_value(betas, None if isinstance(betas, jax.Array) else float)
         if self.betas.ndim != 1 or self.betas.size == 0:
             raise ValueError(f"betas: one number a step is needed, shape [k], got shape {self.betas.shape}")
-        self.summed = jnp.array(self.betas)
+        with at_once(betas):
+            self.summed = jnp.array(self.betas)
         if not is_concrete(betas):
             sums = jnp.cumsum(-jnp.log1p(-self.betas[:-1]))
             self.high = jnp.concatenate([jnp.zeros_like(self.betas[:1]), sums])
@@ -59,8 +60,8 @@ class DiscreteChain(AbstractGaussianProcess):
         i = int(np.argmin(right))
         check(right, f"betas: must lie in (0, 1), of which only the last may be 1, got {exact[i]} at place {i}")
         sums = np.concatenate([[0.0], np.cumsum(-np.log1p(-exact[:-1]))])
-        self.high = jnp.asarray(sums, self.betas.dtype)
-        self.low = jnp.asarray(sums - np.asarray(self.high, np.float64), self.betas.dtype)
+        self.high = as_value(sums, self.betas.dtype)
+        self.low = as_value(sums - np.asarray(self.high, np.float64), self.betas.dtype)
 
     def alpha(self, t: Time) -> Time:
         j, along, left, _ = _cell(self, t)
@@ -70,7 +71,13 @@ class DiscreteChain(AbstractGaussianProcess):
         return start * jnp.where(last, left, jnp.exp(-0.5 * rate * along))
 
     def sigma(self, t: Time) -> Time:
-        return jnp.sqrt(-jnp.expm1(-_decay(self, t)))
+        j, along, left, _ = _cell(self, t)
+        last, rate = _rate(self, j, t)
+        # Without signal B is infinite, and so is its slope, but that of sigma^2 = 1 - alpha^2 is 0.
+        over = last & (left == 0)
+        high, low = _sums(self, rate.dtype)
+        b = high[j] + (low[j] + _growth(last, rate, along, jnp.where(over, 1.0, left)))
+        return root_from_zero(jnp.where(over, 1 - jnp.exp(-b) * left**2, -jnp.expm1(-b)), t)
 
 
 def _cell(chain: DiscreteChain, t: Time) -> tuple[Any, Any, Any, Any]:

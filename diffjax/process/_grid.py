@@ -10,13 +10,14 @@ from numbers import Integral
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, is_concrete
+from diffjax._arrays import check, is_concrete, values_at_once
 from diffjax._typing import Scalar
 from diffjax.process._base import AbstractGaussianProcess, interval, logsnr, time_from_logsnr
 
 Ends = tuple[Scalar, Scalar] | None
 
 
+@values_at_once
 def uniform_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None) -> Float[Array, " points"]:
     """n equal steps in t, shape [n + 1], descending. For `Karras` this is EDM's grid.
 
@@ -27,6 +28,7 @@ def uniform_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None)
     return jnp.linspace(t_max, t_min, n + 1)
 
 
+@values_at_once
 def quadratic_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None) -> Float[Array, " points"]:
     """n equal steps in sqrt(t), shape [n + 1], descending in t. Source: Song et al. 2021 (DDIM), appendix D.2.
 
@@ -38,6 +40,7 @@ def quadratic_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = Non
     return ts.at[0].set(t_max).at[-1].set(t_min)
 
 
+@values_at_once
 def logsnr_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None) -> Float[Array, " points"]:
     """n equal steps in logsnr, shape [n + 1], descending in t; sigma/alpha then falls by equal factors, which others
     call the exponential grid. Source: Lu et al. 2022 (DPM-Solver), section 3.2.
@@ -50,6 +53,7 @@ def logsnr_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None) 
     return _from_logsnr(process, jnp.linspace(start, stop, n + 1), t_max, t_min)
 
 
+@values_at_once
 def karras_grid(
     process: AbstractGaussianProcess, n: int, rho: Scalar = 7.0, *, ends: Ends = None
 ) -> Float[Array, " points"]:
@@ -67,6 +71,7 @@ def karras_grid(
     return _from_logsnr(process, -2 * rho * jnp.log(jnp.linspace(start, stop, n + 1)), t_max, t_min)
 
 
+@values_at_once
 def snr_grid(
     process: AbstractGaussianProcess,
     n: int,
@@ -93,6 +98,7 @@ def snr_grid(
     return _from_logsnr(process, values, t_max, t_min)
 
 
+@values_at_once
 def shifted_grid(
     process: AbstractGaussianProcess, n: int, shift: Scalar = 3.0, *, ends: Ends = None
 ) -> Float[Array, " points"]:

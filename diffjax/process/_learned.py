@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_scalar, check
+from diffjax._arrays import as_scalar, at_once, check
 from diffjax._typing import Key, Scalar, Time
 from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, time_from_logsnr
 from diffjax.process._scales import on_circle, scales, scales_from_logsnr
@@ -77,12 +77,13 @@ class MonotoneLogsnr(AbstractGaussianProcess):
     def __init__(self, key: Key, logsnr_max: Any = 13.3, logsnr_min: Any = -5.0, width: int = 1024):
         self.logsnr_max, self.logsnr_min = as_scalar(logsnr_max), as_scalar(logsnr_min)
         check_ends(self.logsnr_max, self.logsnr_min)
-        inner_key, place_key, outer_key = jax.random.split(key, 3)
-        self.slope = jnp.zeros(())
-        # Sigmoids a quarter of the clock wide, in random places of it, which sum to about a line.
-        self.inner = jnp.log(16.0) + 0.1 * jax.random.normal(inner_key, (width,))
-        self.bias = -16.0 * jax.random.uniform(place_key, (width,))
-        self.outer = 0.5 * jax.random.normal(outer_key, (width,))
+        with at_once(key):
+            inner_key, place_key, outer_key = jax.random.split(key, 3)
+            self.slope = jnp.zeros(())
+            # Sigmoids a quarter of the clock wide, in random places of it, which sum to about a line.
+            self.inner = jnp.log(16.0) + 0.1 * jax.random.normal(inner_key, (width,))
+            self.bias = -16.0 * jax.random.uniform(place_key, (width,))
+            self.outer = 0.5 * jax.random.normal(outer_key, (width,))
 
     def alpha(self, t: Time) -> Time:
         return scales_from_logsnr(self, logsnr(self, t))[0]

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_scalar, check, default_index, is_concrete, normal_like, sample_keys
+from diffjax._arrays import as_scalar, as_value, check, default_index, is_concrete, normal_like, sample_keys
 from diffjax._typing import Index, Key, Sample, Scalar, Time
 from diffjax.process._base import AbstractProcess, interval
 from diffjax.process._noise import apply_matrix, matrix_noise, noise_divergence, noise_operator
@@ -166,8 +166,8 @@ def linear_prior(
 
 
 def _as_floats(value):
-    value = jnp.asarray(value)
-    return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(float)
+    value = as_value(value)
+    return value if jnp.issubdtype(value.dtype, jnp.floating) else as_value(value, float)
 
 
 class LinearSDE(AbstractLinearProcess):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from diffjax._arrays import as_scalar, check
 from diffjax._typing import Scalar, Time
-from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, time_from_logsnr
+from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, root_from_zero, time_from_logsnr
 from diffjax.process._scales import on_circle, scales
 
 
@@ -39,7 +39,10 @@ class OffsetCosine(AbstractGaussianProcess):
 
     def sigma(self, t: Time) -> Time:
         square = _lean(self, t, jnp.zeros_like(t))
-        return jnp.sqrt(square) / jnp.sqrt(_cos(self, t) ** 2 + square)
+        straight = (square == 0) & (self.offset == 0)  # then sigma begins along a line, not as a root
+        root = root_from_zero(jnp.where(straight, 1.0, square), t)
+        root = jnp.where(straight, _quarter(self) * (t - jax.lax.stop_gradient(t)), root)
+        return root / jnp.sqrt(_cos(self, t) ** 2 + square)
 
 
 def _quarter(process: OffsetCosine) -> Time:

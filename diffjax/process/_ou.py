@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from diffjax._arrays import as_scalar, check
 from diffjax._typing import Scalar, Time
-from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, time_from_logsnr
+from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, root_from_zero, time_from_logsnr
 from diffjax.process._scales import on_circle, scales
 
 
@@ -39,7 +39,7 @@ class OrnsteinUhlenbeck(AbstractGaussianProcess):
         return jnp.exp(-self.horizon * t)
 
     def sigma(self, t: Time) -> Time:
-        return jnp.sqrt(-jnp.expm1(-2 * self.horizon * t))
+        return root_from_zero(-jnp.expm1(-2 * self.horizon * t), t)
 
 
 @logsnr.register(OrnsteinUhlenbeck)

@@ -35,11 +35,18 @@ class Polynomial(AbstractGaussianProcess):
         return (1.0 - t) ** self.power
 
     def sigma(self, t: Time) -> Time:
-        return -jnp.expm1(_log_alpha(self, t))
+        return _lost(self, t)
 
 
 def _log_alpha(process: Polynomial, t: Time) -> Time:
     return process.power * jnp.log1p(-t)
+
+
+def _lost(process: Polynomial, part: Time) -> Time:
+    """1 - (1 - part)^n; the logarithm, which keeps its digits, has no slope at part = 1."""
+    whole = jnp.asarray(part) == 1
+    inner = -jnp.expm1(process.power * jnp.log1p(-jnp.where(whole, 0.5, part)))
+    return jnp.where(whole, 1 - jnp.where(whole, 1.0 - part, 1.0) ** process.power, inner)
 
 
 @logsnr.register(Polynomial)
@@ -58,7 +65,7 @@ def _(process: Polynomial, value: Time) -> Time:
 @conditional.register(Polynomial)
 def _(process: Polynomial, t: Time, s: Time) -> tuple[Time, Time]:
     a = ((1 - t) / (1 - s)) ** process.power
-    lost = -jnp.expm1(process.power * jnp.log1p(-(t - s) / (1 - s)))  # 1 - a = sigma_t - a sigma_s
+    lost = _lost(process, (t - s) / (1 - s))  # 1 - a = sigma_t - a sigma_s
     return a, jnp.sqrt(lost * (process.sigma(t) + a * process.sigma(s)))
 
 

@@ -11,7 +11,7 @@ from diffjax.process._base import AbstractGaussianProcess
 
 
 def _as_tree(function: Any) -> Any:
-    return function if isinstance(function, eqx.Module) else Partial(function)
+    return function if isinstance(function, eqx.Module | Partial) else Partial(function)
 
 
 class Schedule(AbstractGaussianProcess):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from diffjax._arrays import as_scalar, check
 from diffjax._typing import Scalar, Time
-from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, time_from_logsnr
+from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, root_from_zero, time_from_logsnr
 from diffjax.process._scales import scales, with_alpha_one
 
 
@@ -67,7 +67,7 @@ class VarianceExplodingFromZero(AbstractGaussianProcess):
         return jnp.ones_like(t)
 
     def sigma(self, t: Time) -> Time:
-        return self.sigma_min * jnp.sqrt(jnp.expm1(2 * _log_ratio(self) * t))
+        return self.sigma_min * root_from_zero(jnp.expm1(2 * _log_ratio(self) * t), t)
 
 
 def _check_sigmas(sigma_min: Scalar, sigma_max: Scalar) -> None:

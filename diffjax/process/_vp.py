@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from diffjax._arrays import as_scalar, check
 from diffjax._typing import Scalar, Time
-from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, time_from_logsnr
+from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, root_from_zero, time_from_logsnr
 from diffjax.process._scales import on_circle, scales
 
 
@@ -41,7 +41,7 @@ class VariancePreserving(AbstractGaussianProcess):
         return jnp.exp(-0.5 * integrated_beta(self, t))
 
     def sigma(self, t: Time) -> Time:
-        return jnp.sqrt(-jnp.expm1(-integrated_beta(self, t)))
+        return root_from_zero(-jnp.expm1(-integrated_beta(self, t)), t)
 
 
 def check_betas(beta_min: Scalar, beta_max: Scalar) -> None:

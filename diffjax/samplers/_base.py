@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check_times, default_index, is_concrete, on_host, sample_keys, time_dtype
+from diffjax._arrays import at_once, check_times, default_index, is_concrete, on_host, sample_keys, time_dtype
 from diffjax._typing import Denoiser, Index, Key, Sample, Time
 from diffjax.process import AbstractGaussianProcess, conditional, logsnr
 from diffjax.samplers._calls import jit_leaves, remembered
@@ -204,6 +204,12 @@ def sample(
     return x if save is None else (x, saved)
 
 
+def prepared(stepper: AbstractStepper, process: AbstractGaussianProcess, ts: Any) -> Any:
+    """`stepper.prepare(process, ts)` for a grid [n + 1], computed at once inside jit too, where nothing is traced."""
+    with at_once(stepper, process, ts):
+        return stepper.prepare(process, ts)
+
+
 def plan(process: Any, stepper: AbstractStepper | None, ts: Any, dtype: Any) -> Any:
     """(ts, weights): a grid ts [n + 1], checked, and the weights [n, ...] of a stepper's steps, if any, in a dtype.
 
@@ -213,7 +219,7 @@ def plan(process: Any, stepper: AbstractStepper | None, ts: Any, dtype: Any) -> 
     def planned():
         grid = check_grid(ts, dtype)
         cast = lambda w: jnp.asarray(w, dtype) if isinstance(w, jax.Array) else np.asarray(w, dtype)
-        return jax.tree.map(cast, (grid, None if stepper is None else stepper.prepare(process, grid)))
+        return jax.tree.map(cast, (grid, None if stepper is None else prepared(stepper, process, grid)))
 
     return remembered(planned, plan, process, stepper, ts, dtype)
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.core import Tracer
+
+from diffjax._arrays import is_concrete
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
 _KNOWN: dict[Any, Any] = {}
@@ -45,10 +46,13 @@ def jit_leaves(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def remembered(compute: Callable[[], Any], *by: Any) -> Any:
     """compute(), or what it gave before for the same `by`: pytrees compared by their values, arrays of any shape by
-    their bytes. The caller must not change the answer, and names itself in `by`. Nothing traced is remembered.
+    their bytes. The caller must not change the answer, and names itself in `by`.
+
+    Inside jit, too, what is made of values is a value, so that an answer does not depend on where it was first asked
+    for. Nothing traced is remembered: neither for a `by` with a tracer in it, nor an answer that holds one.
     """
     leaves, layout = jax.tree.flatten(by)
-    if any(isinstance(leaf, Tracer) for leaf in leaves):
+    if not is_concrete(leaves):
         return compute()
     try:
         key = (jax.config.read("jax_enable_x64"), layout, *map(_value, leaves))
@@ -56,7 +60,10 @@ def remembered(compute: Callable[[], Any], *by: Any) -> Any:
     except TypeError:  # what cannot be hashed, or has no bytes
         return compute()
     if found is None:
-        found = (compute(),)
+        with jax.ensure_compile_time_eval():
+            found = (compute(),)
+        if not is_concrete(found):
+            return found[0]
         with _LOCK:
             if len(_KNOWN) >= _LIMIT:
                 _KNOWN.pop(next(iter(_KNOWN)))  # the oldest

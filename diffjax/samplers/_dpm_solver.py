@@ -15,6 +15,7 @@ DPM-Solver-1 is DDIM. Source: Lu et al. 2022 (DPM-Solver), algorithms 1, 2 and 4
 from typing import Any, ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -168,7 +169,8 @@ class _Grid:
     """A schedule with the times inside each step; where a step leaves alpha = 0 or reaches sigma = 0 they stay at t."""
 
     def __init__(self, process, ts, fractions):
-        self.at = at = schedule(process, ts)
+        at = schedule(process, ts)
+        self.at = at = at if is_concrete(fractions) else jax.tree.map(jnp.asarray, at)
         self.xp = xp = namespace(at.sigma)
         self.r = [np.asarray(r, np.float64) if is_concrete((r, at.sigma)) else r for r in fractions]
         self.inside = (at.alpha[:-1] > 0) & (at.sigma[1:] > 0)

@@ -192,7 +192,7 @@ _TAILS = _tails()
 def grid_of(process: AbstractGaussianProcess, prediction: Any, ts: Any, eta: Any = None) -> Grid:
     """What the weights of a prediction on a descending grid ts, shape [n + 1], are made of."""
     at = schedule(process, ts)
-    at = at if is_concrete(eta) else jax.tree.map(jnp.asarray, at)
+    at = at if is_concrete((eta, prediction)) else jax.tree.map(jnp.asarray, at)
     xp = namespace(at.sigma)
     alpha, sigma, l = at.alpha, at.sigma, at.half_logsnr
     finite = xp.isfinite(l)

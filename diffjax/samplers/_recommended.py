@@ -23,7 +23,7 @@ from numbers import Integral
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check
+from diffjax._arrays import check, values_at_once
 from diffjax._typing import Scalar
 from diffjax.parameterisation import KarrasPrediction, X0Prediction
 from diffjax.process import AbstractGaussianProcess, karras_grid, snr_grid
@@ -33,6 +33,7 @@ from diffjax.samplers._exponential_adams import ExponentialAdams, by_noise
 from diffjax.samplers._unipc import UniPC
 
 
+@values_at_once
 def recommended(
     process: AbstractGaussianProcess,
     nfe: int,

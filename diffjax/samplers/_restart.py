@@ -20,7 +20,7 @@ import numpy as np
 from diffjax._arrays import check, default_index, is_concrete, normal_like, sample_keys, time_dtype
 from diffjax._typing import Denoiser, Index, Key, Sample, Scalar
 from diffjax.process import AbstractGaussianProcess, conditional, karras_grid
-from diffjax.samplers._base import AbstractStepper, _scan, check_grid, on_grid, sample
+from diffjax.samplers._base import AbstractStepper, _scan, check_grid, on_grid, prepared, sample
 
 
 class Restart(NamedTuple):
@@ -106,7 +106,7 @@ def _restart(key, process, denoiser, x, restart, lower, stepper, index):
     dtype = time_dtype(x)
     check(process.alpha(restart.upper) > 0, f"restarts: upper must keep some of the data, alpha > 0, got {restart}")
     ts = check_grid(karras_grid(process, restart.steps, ends=(restart.upper, lower)), dtype)
-    numbers = (ts, stepper.prepare(process, ts), on_grid(conditional, process, ts[0], ts[-1]))
+    numbers = (ts, prepared(stepper, process, ts), on_grid(conditional, process, ts[0], ts[-1]))
     numbers = jax.tree.map(lambda w: jnp.asarray(w, dtype), numbers)
     return _rounds(key, process, denoiser, x, stepper, numbers, index, jnp.arange(restart.times))
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax._arrays import is_concrete
+from diffjax._arrays import at_once, is_concrete
 from diffjax.process import PerSamplePath, interval
 from diffjax.samplers._calls import remembered
 from diffjax.samplers._stepper_solver import StepperSolver, parts
@@ -110,7 +110,8 @@ def check_ends(terms: Any, xt: Any, ts: Any, solver: Any, controller: Any, dtype
         by = (_without_denoisers(terms), xt.shape, dtype, float(t))
         if not remembered(lambda t=t: _is_finite(terms, xt, t, dtype), check_ends, *by):
             process = _fields(terms)[0].process
-            low, high = (float(end) for end in interval(process))
+            with at_once(process):
+                low, high = (float(end) for end in interval(process))
             raise ValueError(
                 f"ts: {type(process).__name__} is singular at its end t = {t:g}, where {type(solver).__name__} "
                 f"evaluates it; stay inside interval(process) = ({low:.3g}, {high:.3g})"

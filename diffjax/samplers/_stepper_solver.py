@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from diffjax._arrays import time_dtype
 from diffjax._typing import Sample
 from diffjax.process import AbstractGaussianProcess, PerSamplePath
-from diffjax.samplers._base import AbstractEmbeddedStepper, AbstractStepper
+from diffjax.samplers._base import AbstractEmbeddedStepper, AbstractStepper, prepared
 
 
 class MarginalInterpolation(diffrax.AbstractLocalInterpolation):
@@ -100,7 +100,7 @@ class StepperSolver(diffrax.AbstractItoSolver):
 
     def _weights(self, process, k, t, s, dtype):
         if self.ts is None:
-            return jax.tree.map(lambda w: jnp.asarray(w[0], dtype), self.stepper.prepare(process, jnp.stack([t, s])))
+            return jax.tree.map(lambda w: jnp.asarray(w[0], dtype), prepared(self.stepper, process, jnp.stack([t, s])))
         return jax.tree.map(lambda w: jnp.asarray(w, dtype)[k], self.weights)
 
 
@@ -158,4 +158,4 @@ def as_diffrax_solver(
         raise ValueError(f"{missing}: binding to a grid needs process and ts, got only {given}")
     if process is None:
         return StepperSolver(stepper)
-    return StepperSolver(stepper, stepper.prepare(process, ts), ts)
+    return StepperSolver(stepper, prepared(stepper, process, ts), ts)

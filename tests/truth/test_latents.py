@@ -107,3 +107,17 @@ def test_slerp_turns_at_an_even_rate():
     for other in (a, 1.5 * a, -a):  # no angle, or no one circle
         assert np.all(np.isfinite(slope(a, other)))
     np.testing.assert_allclose(slerp(a, 1.5 * a, 0.5), 1.25 * a, rtol=1e-12)
+
+
+def test_encoding_and_decoding_have_a_derivative_forward():
+    """By `jax.jvp`: the flow of a Gaussian is affine, so that a difference is its derivative."""
+    process, data = dj.VariancePreserving(), dj.Gaussian(jnp.array([0.3, -0.5]), jnp.array([0.5, 0.2]))
+    denoiser = lambda x, t: data.denoise(process, x, t)
+    options = {"t0": 0.3, "adjoint": diffrax.ForwardMode()}
+    x, v = jnp.array([[0.3, -0.2]]), jnp.array([[1.0, -0.5]])
+    for through in (
+        lambda x: encode(process, denoiser, x, **options).latent,
+        lambda x: decode(process, denoiser, x, **options).x0,
+    ):
+        (value, slope), moved = jax.jvp(through, (x,), (v,)), through(x + v)
+        np.testing.assert_allclose(moved - value, slope, rtol=1e-3)

@@ -216,6 +216,31 @@ def test_one_probe_has_no_standard_error_and_failures_are_nan():
     assert np.all(np.isnan(dj.log_likelihood(KEY(1), process, denoiser, x0, max_steps=2).nats))
 
 
+def test_derivatives_forward_are_those_of_the_closed_form():
+    """By `jax.jvp`: log p's slope is the score."""
+    process, data = dj.VariancePreserving(), gaussian()
+    denoiser = lambda x, t: data.denoise(process, x, t)
+    x, v = jnp.array([[0.3, -0.2], [1.0, 0.4]]), jnp.array([[1.0, -0.5], [0.2, 0.7]])
+    options = {"t0": 0.3, "adjoint": diffrax.ForwardMode()}
+    terminal = exact_terminal(data, process)
+    log_prob = lambda x: dj.log_likelihood(KEY(0), process, denoiser, x, terminal=terminal, **options).nats
+    value, slope = jax.jvp(log_prob, (x,), (v,))
+    np.testing.assert_allclose(value, data.log_prob(process, x, 0.3), atol=1e-3)
+    np.testing.assert_allclose(slope, jnp.sum(data.score(process, x, 0.3) * v, axis=1), rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_second_derivatives_of_the_likelihood_are_those_of_the_closed_form():
+    process, data = dj.VariancePreserving(), gaussian()
+    denoiser = lambda x, t: data.denoise(process, x, t)
+    options = {"t0": 0.3, "adjoint": diffrax.DirectAdjoint(), "max_steps": 64}
+    terminal = exact_terminal(data, process)
+    log_prob = lambda x: dj.log_likelihood(KEY(0), process, denoiser, x[None], terminal=terminal, **options).nats[0]
+    x = jnp.array([0.3, -0.2])
+    exact = jax.hessian(lambda x: data.log_prob(process, x[None], 0.3)[0])(x)
+    np.testing.assert_allclose(jax.hessian(log_prob)(x), exact, rtol=1e-3, atol=1e-3)
+
+
 def test_bad_arguments():
     process = dj.Rectified()
     denoiser, x0 = dj.exact_denoiser(gaussian(), process), jnp.zeros((2, 2))
