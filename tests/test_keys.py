@@ -63,7 +63,13 @@ def test_what_a_sample_draws_depends_on_its_global_index_alone(name):
     assert len(keys) == 3 * len(own) + row.shared + row.first, "some draws are not a sample's own"
 
 
-@pytest.mark.parametrize("name", WHOLE_BATCH)
+# the optimal plan's one draw costs the import of its library and a solver's compilation
+_WHOLE_BATCH = [
+    pytest.param(n, marks=pytest.mark.slow if n == "OptimalTransport.__call__" else []) for n in WHOLE_BATCH
+]
+
+
+@pytest.mark.parametrize("name", _WHOLE_BATCH)
 def test_draws_of_a_whole_batch_come_from_different_keys(name):
     record = recorded_keys.compiled(WHOLE_BATCH[name], jit=name not in NOT_JITTED)(recorded_keys.key(0))
     record.check()

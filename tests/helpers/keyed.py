@@ -184,124 +184,130 @@ LANGEVIN = {"steps": 3, "step_size": 0.1}
 MINIBATCH = samplers.minibatch_score(log_density, lambda x, y: -0.5 * jnp.sum((y - x) ** 2, axis=-1), 5)
 ZEROS = {"m": jnp.zeros(D)}
 
-BY_INDEX = {
-    # samplers
-    "sample": Row(_stepping(dj.DDIM(eta=1.0))),
-    "sample_with_restarts": Row(
-        lambda key, index: dj.sample_with_restarts(
-            key, VP, half, X, TS, dj.DDIM(eta=1.0), restarts=RESTART, index=index
-        )
-    ),
-    "annealed_langevin": Row(
-        lambda key, index: samplers.annealed_langevin(
-            key, VP, half, X, TS, steps_per_level=2, step_size=0.1, index=index
-        )
-    ),
-    "langevin": Row(lambda key, index: samplers.langevin(key, lambda x: -x, X, index=index, **LANGEVIN)),
-    "mala": Row(lambda key, index: samplers.mala(key, log_density, X, index=index, **LANGEVIN)),
-    "hmc": Row(lambda key, index: samplers.hmc(key, log_density, X, integration_steps=2, index=index, **LANGEVIN)),
-    "sgld": Row(
-        lambda key, index: samplers.sgld(key, MINIBATCH, X, jnp.zeros((5, D)), batch_size=2, index=index, **LANGEVIN)
-    ),
-    "per_sample_path": Row(_path(None)),
-    "PerSamplePath.__init__": Row(_path(1e-2), again=True),
-    "PredictorCorrector.correct": STEPPING["predictor-corrector-twice"],
-    "LangevinCorrected.correct": STEPPING["langevin-corrected"],
-    # processes
-    "prior": Row(lambda key, index: dj.prior(key, VP, (B, D), index=index)),
-    "linear_prior": Row(lambda key, index: process.linear_prior(key, DAMPED, (B, 2, D), index=index)),
-    "simulate": Row(lambda key, index: process.simulate(key, VP, X, TS[::-1], index=index)),
-    "LevelTimes.__call__": Row(lambda key, index: losses.LevelTimes(TS)(key, B, index=index)),
-    # losses
-    "denoising_loss": Row(_loss(losses.denoising_loss, time_sampler=dj.UniformTimes(VP), weighting=losses.native), first=1),
-    "continuous_elbo": Row(_loss(losses.continuous_elbo, time_sampler=dj.StratifiedTimes(VP)), shared=1, first=1),
-    "discrete_elbo": Row(_loss(losses.discrete_elbo, ts=TS), shared=1, first=1),
-    "noise_conditional_loss": Row(_loss(losses.noise_conditional_loss, ts=TS), first=1),
-    "noise_conditional_sum": Row(_loss(losses.noise_conditional_sum, ts=TS)),
-    "ddpm_bound": Row(_loss(losses.ddpm_bound, TWO, ts=TS.at[-1].set(0)), shared=1, first=1),
-    "learned_variance_loss": Row(
-        _loss(losses.learned_variance_loss, TWO, ts=TS.at[-1].set(0)), shared=1, first=1
-    ),
-    "hybrid_loss": Row(
-        lambda key, index: losses.hybrid_loss(
-            PARAMS, key, X, network=NETWORK, process=DAMPED, time_sampler=dj.UniformTimes(DAMPED), index=index
+BY_INDEX = (
+    {
+        # samplers
+        "sample": Row(_stepping(dj.DDIM(eta=1.0))),
+        "sample_with_restarts": Row(
+            lambda key, index: dj.sample_with_restarts(
+                key, VP, half, X, TS, dj.DDIM(eta=1.0), restarts=RESTART, index=index
+            )
         ),
-        first=1,
-    ),
-    "drop_condition": Row(lambda key, index: losses.drop_condition(key, jnp.zeros(B, int), 3, 0.5, index=index)),
-    "draw_steps": Row(lambda key, index: losses.draw_steps(key, 4, index, 9), shared=1),
-    "implicit_score_matching": Row(
-        lambda key, index: losses.implicit_score_matching(PARAMS, key, X, score_apply=score_apply, index=index),
-        draws=False,
-    ),
-    "explicit_score_matching": Row(
-        lambda key, index: losses.explicit_score_matching(
-            PARAMS, key, X, score_apply=score_apply, true_score=lambda x: -x, index=index
+        "annealed_langevin": Row(
+            lambda key, index: samplers.annealed_langevin(
+                key, VP, half, X, TS, steps_per_level=2, step_size=0.1, index=index
+            )
         ),
-        draws=False,
-    ),
-} | {
-    function.__name__: Row(
-        lambda key, index, function=function: function(
-            PARAMS, key, X, score_apply=score_apply, projections=2, index=index
+        "langevin": Row(lambda key, index: samplers.langevin(key, lambda x: -x, X, index=index, **LANGEVIN)),
+        "mala": Row(lambda key, index: samplers.mala(key, log_density, X, index=index, **LANGEVIN)),
+        "hmc": Row(lambda key, index: samplers.hmc(key, log_density, X, integration_steps=2, index=index, **LANGEVIN)),
+        "sgld": Row(
+            lambda key, index: samplers.sgld(
+                key, MINIBATCH, X, jnp.zeros((5, D)), batch_size=2, index=index, **LANGEVIN
+            )
+        ),
+        "per_sample_path": Row(_path(None)),
+        "PerSamplePath.__init__": Row(_path(1e-2), again=True),
+        "PredictorCorrector.correct": STEPPING["predictor-corrector-twice"],
+        "LangevinCorrected.correct": STEPPING["langevin-corrected"],
+        # processes
+        "prior": Row(lambda key, index: dj.prior(key, VP, (B, D), index=index)),
+        "linear_prior": Row(lambda key, index: process.linear_prior(key, DAMPED, (B, 2, D), index=index)),
+        "simulate": Row(lambda key, index: process.simulate(key, VP, X, TS[::-1], index=index)),
+        "LevelTimes.__call__": Row(lambda key, index: losses.LevelTimes(TS)(key, B, index=index)),
+        # losses
+        "denoising_loss": Row(
+            _loss(losses.denoising_loss, time_sampler=dj.UniformTimes(VP), weighting=losses.native), first=1
+        ),
+        "continuous_elbo": Row(_loss(losses.continuous_elbo, time_sampler=dj.StratifiedTimes(VP)), shared=1, first=1),
+        "discrete_elbo": Row(_loss(losses.discrete_elbo, ts=TS), shared=1, first=1),
+        "noise_conditional_loss": Row(_loss(losses.noise_conditional_loss, ts=TS), first=1),
+        "noise_conditional_sum": Row(_loss(losses.noise_conditional_sum, ts=TS)),
+        "ddpm_bound": Row(_loss(losses.ddpm_bound, TWO, ts=TS.at[-1].set(0)), shared=1, first=1),
+        "learned_variance_loss": Row(_loss(losses.learned_variance_loss, TWO, ts=TS.at[-1].set(0)), shared=1, first=1),
+        "hybrid_loss": Row(
+            lambda key, index: losses.hybrid_loss(
+                PARAMS, key, X, network=NETWORK, process=DAMPED, time_sampler=dj.UniformTimes(DAMPED), index=index
+            ),
+            first=1,
+        ),
+        "drop_condition": Row(lambda key, index: losses.drop_condition(key, jnp.zeros(B, int), 3, 0.5, index=index)),
+        "draw_steps": Row(lambda key, index: losses.draw_steps(key, 4, index, 9), shared=1),
+        "implicit_score_matching": Row(
+            lambda key, index: losses.implicit_score_matching(PARAMS, key, X, score_apply=score_apply, index=index),
+            draws=False,
+        ),
+        "explicit_score_matching": Row(
+            lambda key, index: losses.explicit_score_matching(
+                PARAMS, key, X, score_apply=score_apply, true_score=lambda x: -x, index=index
+            ),
+            draws=False,
+        ),
+    }
+    | {
+        function.__name__: Row(
+            lambda key, index, function=function: function(
+                PARAMS, key, X, score_apply=score_apply, projections=2, index=index
+            )
         )
-    )
-    for function in (losses.sliced_score_matching, losses.sliced_score_matching_vr, losses.finite_difference_sliced)
-} | {
-    # likelihood
-    "Exact.probes": Row(_probes(likelihood.Exact()), draws=False),
-    "Hutchinson.probes": Row(_probes(likelihood.Hutchinson(2))),
-    "HutchPlusPlus.probes": Row(_probes(likelihood.HutchPlusPlus(3))),
-    "log_likelihood": Row(
-        lambda key, index: likelihood.log_likelihood(
-            key, VP, half, X, divergence=likelihood.Hutchinson(2), index=index
-        )
-    ),
-    "evaluate_continuous_elbo": Row(
-        lambda key, index: likelihood.evaluate_continuous_elbo(key, VP, half, X, draws=2, index=index)
-    ),
-    "evaluate_discrete_elbo": Row(
-        lambda key, index: likelihood.evaluate_discrete_elbo(key, VP, half, X, TS, index=index)
-    ),
-    "bits_per_dim": Row(
-        lambda key, index: likelihood.bits_per_dim(
-            key, VP, half, WHOLE, quantisation=QUANTISATION, draws=2, likelihood=_noisy_likelihood, index=index
-        )
-    ),
-    "UniformDequantisation.__call__": Row(lambda key, index: likelihood.UniformDequantisation()(key, X, index)),
-    "VariationalDequantisation.__call__": Row(
-        lambda key, index: likelihood.VariationalDequantisation(ZEROS, lambda p, x: (x + p["m"], x))(key, X, index)
-    ),
-    "dequantise": Row(
-        lambda key, index: likelihood.dequantise(
-            key, likelihood.UniformDequantisation(), QUANTISATION, WHOLE, index
-        )
-    ),
-    "dequantisation_loss": Row(
-        lambda key, index: likelihood.dequantisation_loss(
-            ZEROS,
-            key,
-            WHOLE,
-            apply=lambda p, x: (x + p["m"], x),
-            quantisation=QUANTISATION,
-            log_density=_log_density,
-            index=index,
-        )
-    ),
-    "LatentSpace.encode": Row(_latents),
-    # inverse problems
-    "inpaint": Row(
-        lambda key, index: inverse.inpaint(
-            key, VP, half, X, TS, jnp.array([True, False]), ONE_Y, times=2, index=index
-        )
-    ),
-    "diffpir": Row(lambda key, index: inverse.diffpir(key, VP, half, X, TS, IDENTITY, ONE_Y, 0.1, index=index)),
-    "sdedit": Row(lambda key, index: inverse.sdedit(key, VP, half, X, TS, dj.DDIM(eta=1.0), index=index)),
-    # one place a step to resample from
-    "twisted_smc": Row(
-        lambda key, index: inverse.twisted_smc(key, VP, half, X, TS, IDENTITY, ONE_Y, 0.1, index=index), shared=3
-    ),
-}  # fmt: skip
+        for function in (losses.sliced_score_matching, losses.sliced_score_matching_vr, losses.finite_difference_sliced)
+    }
+    | {
+        # likelihood
+        "Exact.probes": Row(_probes(likelihood.Exact()), draws=False),
+        "Hutchinson.probes": Row(_probes(likelihood.Hutchinson(2))),
+        "HutchPlusPlus.probes": Row(_probes(likelihood.HutchPlusPlus(3))),
+        "log_likelihood": Row(
+            lambda key, index: likelihood.log_likelihood(
+                key, VP, half, X, divergence=likelihood.Hutchinson(2), index=index
+            )
+        ),
+        "evaluate_continuous_elbo": Row(
+            lambda key, index: likelihood.evaluate_continuous_elbo(key, VP, half, X, draws=2, index=index)
+        ),
+        "evaluate_discrete_elbo": Row(
+            lambda key, index: likelihood.evaluate_discrete_elbo(key, VP, half, X, TS, index=index)
+        ),
+        "bits_per_dim": Row(
+            lambda key, index: likelihood.bits_per_dim(
+                key, VP, half, WHOLE, quantisation=QUANTISATION, draws=2, likelihood=_noisy_likelihood, index=index
+            )
+        ),
+        "UniformDequantisation.__call__": Row(lambda key, index: likelihood.UniformDequantisation()(key, X, index)),
+        "VariationalDequantisation.__call__": Row(
+            lambda key, index: likelihood.VariationalDequantisation(ZEROS, lambda p, x: (x + p["m"], x))(key, X, index)
+        ),
+        "dequantise": Row(
+            lambda key, index: likelihood.dequantise(
+                key, likelihood.UniformDequantisation(), QUANTISATION, WHOLE, index
+            )
+        ),
+        "dequantisation_loss": Row(
+            lambda key, index: likelihood.dequantisation_loss(
+                ZEROS,
+                key,
+                WHOLE,
+                apply=lambda p, x: (x + p["m"], x),
+                quantisation=QUANTISATION,
+                log_density=_log_density,
+                index=index,
+            )
+        ),
+        "LatentSpace.encode": Row(_latents),
+        # inverse problems
+        "inpaint": Row(
+            lambda key, index: inverse.inpaint(
+                key, VP, half, X, TS, jnp.array([True, False]), ONE_Y, times=2, index=index
+            )
+        ),
+        "diffpir": Row(lambda key, index: inverse.diffpir(key, VP, half, X, TS, IDENTITY, ONE_Y, 0.1, index=index)),
+        "sdedit": Row(lambda key, index: inverse.sdedit(key, VP, half, X, TS, dj.DDIM(eta=1.0), index=index)),
+        # one place a step to resample from
+        "twisted_smc": Row(
+            lambda key, index: inverse.twisted_smc(key, VP, half, X, TS, IDENTITY, ONE_Y, 0.1, index=index), shared=3
+        ),
+    }
+)
 """What samples draw by their global index."""
 
 
@@ -311,7 +317,9 @@ def _times_n(key):
 
 WHOLE_BATCH = {
     "Gaussian.sample": lambda key: dj.Gaussian(jnp.zeros(D), jnp.eye(D)).sample(key, 3),
-    "GaussianMixture.sample": lambda key: dj.GaussianMixture(jnp.zeros((2, D)), 1.0, jnp.array([0.5, 0.5])).sample(key, 3),
+    "GaussianMixture.sample": lambda key: dj.GaussianMixture(jnp.zeros((2, D)), 1.0, jnp.array([0.5, 0.5])).sample(
+        key, 3
+    ),
     "Empirical.sample": lambda key: dj.analytic.Empirical(jnp.zeros((4, D))).sample(key, 3),
     "MonotoneLogsnr.__init__": process.MonotoneLogsnr,
     "sample_n": _times_n,
@@ -329,9 +337,17 @@ WHOLE_BATCH = {
         NETWORK, PARAMS, DAMPED, jnp.zeros((B, 2, D)), 0.5, key=key
     ),
     "per_sample_loss": lambda key: losses.per_sample_loss(
-        PARAMS, X, X, jnp.full(B, 0.5), network=NETWORK, process=VP, parameterisation=EPS, weighting=losses.native, key=key
+        PARAMS,
+        X,
+        X,
+        jnp.full(B, 0.5),
+        network=NETWORK,
+        process=VP,
+        parameterisation=EPS,
+        weighting=losses.native,
+        key=key,
     ),
-}  # fmt: skip
+}
 """What is drawn for a whole batch, or for parameters."""
 
 NOT_JITTED = {"optimise_grid"}
