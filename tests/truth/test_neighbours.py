@@ -93,7 +93,7 @@ samplers.per_sample_fields.register(Given)(lambda denoiser: ("y",))
 
 
 def _step_names():
-    slow = [name for name in ALL_STEPPERS if name not in KINDS]
+    slow = ["predictor-corrector-twice", *(name for name in ALL_STEPPERS if name not in KINDS)]
     return [pytest.param(n, marks=pytest.mark.slow if n in slow else [], id=n) for n in stepper_instances()]
 
 
@@ -226,7 +226,11 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+# The one with probes that are orthonormalised, of those that share its solver.
+_SLOW = ("log_likelihood", "log_likelihood, Hutchinson")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in _SLOW else []) for n in FUNCTIONS])
 def test_a_sample_does_not_depend_on_its_neighbours(name):
     check(FUNCTIONS[name])
 
