@@ -1,6 +1,7 @@
 """A sample does not depend on its neighbours: alone and among others, it is the same to rounding.
 
-    alone    three copies of one sample, all of global index 7          whatever a batch has in common is its own
+    alone    three copies of one sample, all of global index 7, so that what a batch has in common is its own: one
+             program runs both batches (a batch of one sample is tried among the slow tests)
     crowd    the sample in the middle, between others far away from it, which have global indices of their own
 
 What samples share by design is no part of this: the steps of an adaptive solver, where they agree to its tolerance, and
@@ -34,11 +35,11 @@ KINDS = (
     "unipc-3",
     "ipndm-4",
 )
-"""A stepper of each file that makes its own step, of those in the registry."""
+"""Steppers of the registry that share the least: the others are left to `-m slow`."""
 
 
 class Batch(NamedTuple):
-    """Three samples: global indices [3], states [3, 2], what each is told [3, 2], and a number each, [3]."""
+    """Three samples: global indices [3], states [3, 2], conditions [3, 2], and a number each, [3]."""
 
     index: Any
     x: Any
@@ -77,8 +78,8 @@ def check(function, accuracy=1e-10, batches=None):
     for one, many in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert np.isfinite(one).all()
         bound = accuracy * max(1.0, np.abs(one).max())
-        np.testing.assert_allclose(one, one[:1].repeat(3, axis=0), rtol=0, atol=bound)
-        np.testing.assert_allclose(many[1], one[1], rtol=0, atol=bound)
+        np.testing.assert_allclose(one, np.broadcast_to(one[:1], one.shape), rtol=0, atol=bound)
+        np.testing.assert_allclose(many[1], one[0], rtol=0, atol=bound)
 
 
 class Given(eqx.Module):
@@ -100,13 +101,17 @@ def _step_names():
 
 @pytest.mark.parametrize("name", _step_names())
 def test_a_sample_drawn_by_a_stepper_does_not_depend_on_its_neighbours(name):
+    check(_drawn_by(name))
+
+
+def _drawn_by(name):
     stepper = stepper_instances()[name]
 
     def draw(of):
         denoiser = guidance.extrapolate(Given(of.y), bent, of.scale) if name == "cfgpp" else Given(of.y)
         return dj.sample(key(), vp(), denoiser, of.x, TS, stepper, index=of.index)
 
-    check(draw)
+    return draw
 
 
 def _adaptive(tolerance):
@@ -234,6 +239,13 @@ _SLOW = ("log_likelihood", "log_likelihood, Hutchinson")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in _SLOW else []) for n in FUNCTIONS])
 def test_a_sample_does_not_depend_on_its_neighbours(name):
     check(FUNCTIONS[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*FUNCTIONS, *stepper_instances()])
+def test_a_batch_of_one_has_the_sample_that_a_batch_of_three_has(name):
+    one = jax.tree.map(lambda leaf: leaf[:1], alone())
+    check(FUNCTIONS.get(name) or _drawn_by(name), batches=(one, crowd()))
 
 
 def test_a_sample_of_many_does_not_depend_on_its_neighbours_or_its_chunk():
