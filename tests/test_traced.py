@@ -30,12 +30,18 @@ def new_grid():
     return np.array([0.9, 0.6, 0.3]) - 1e-4 * next(_COUNT)
 
 
-def check_inside_jit(make, call, rtol=2e-6):
+def check_inside_jit(make, call, rtol=2e-6, passed=False):
     """call(made, key, x, ts) first inside jit, with what was made outside and what is made inside, then outside jit, on
-    another batch: one answer."""
-    outside, grids, x = make(), [new_grid(), new_grid()], jnp.array([[1.0], [-0.5], [0.3]])
-    both = lambda key, x: (call(outside, key, x, grids[0]), call(make(), key, x, grids[1]))
-    for first, ts in zip(quick_jit(both)(KEY, x[:2]), grids, strict=True):
+    another batch: one answer. `passed`: also with what is an argument of the jitted function."""
+    outside, x = make(), jnp.array([[1.0], [-0.5], [0.3]])
+    grids = [new_grid() for _ in range(2 + passed)]
+
+    @quick_jit
+    def inside_jit(key, x, argument):
+        made = (outside, make(), argument)[: 2 + passed]
+        return [call(thing, key, x, ts) for thing, ts in zip(made, grids, strict=True)]
+
+    for first, ts in zip(inside_jit(KEY, x[:2], outside if passed else None), grids, strict=True):
         for inside, eager in zip(jax.tree.leaves(first), jax.tree.leaves(call(outside, KEY, x, ts)), strict=True):
             assert np.all(np.isfinite(eager))
             np.testing.assert_allclose(inside, eager[:2] if jnp.ndim(inside) else eager, rtol=rtol, atol=rtol)
@@ -47,8 +53,9 @@ NAMED = ("ddpm", "dpm-solver-2", "dpm-solver-3", "dpmpp-2s", "dpmpp-3m", "unipc-
 
 @pytest.mark.parametrize("name", each_stepper((*QUICK_STEPPERS, *NAMED)))
 def test_a_steppers_first_use_may_be_inside_jit(name):
-    make = lambda: (dj.Cosine(), ALL_STEPPERS[name]())
-    check_inside_jit(make, lambda made, key, x, ts: dj.sample(key, made[0], half, x, ts, made[1]))
+    """Of a process that is known, with the stepper made outside, inside, and passed as an argument, numbers traced."""
+    made, call = dj.Cosine(), lambda stepper, key, x, ts: dj.sample(key, made, half, x, ts, stepper)
+    check_inside_jit(ALL_STEPPERS[name], call, passed=True)
 
 
 def sampled(stepper=dj.DDIM):
