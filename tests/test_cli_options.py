@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from command_line import CLASSES, COVERED, TINY, TRAIN, covers, done, draw, measures, read_run, refused
+from command_line import CLASSES, COVERED, TINY, TRAIN, call, covers, done, draw, measures, read_run, refused
 
 import diffjax as dj
 from diffjax.cli import _draw, _hosts, _layout, _sample, _train, main
@@ -239,6 +239,7 @@ def test_where_a_run_is_trained_and_what_it_leaves(wide):
         assert checkpoints.steps() == [4, 6]
         about = checkpoints.about(6)["about"]
     del about["config"]
+    assert about.pop("configuration") == (folder / "config.json").read_text()
     assert about == {"layout": "fsdp", "data": 2, "fsdp": 2, "tensor": 1}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 3, 4, 6]  # and at every checkpoint
@@ -288,19 +289,21 @@ def test_every_command_keeps_its_programs_where_it_is_told(tmp_path, capfd):
 @covers("train", "hosts")
 @covers("sample", "hosts")
 @covers("evaluate", "hosts")
-@covers("hosts", "coordinator", "num_processes", "process_id", "heartbeat")
+@covers("hosts", "coordinator", "num_processes", "process_id", "heartbeat", "join_timeout")
 def test_every_command_meets_the_others_that_it_is_told_of(monkeypatch, capfd):
     met = []
 
     def join(*args, **options):
+        options.pop("tell")("process 2 waits")
         met.append((args, options))
         raise ValueError("met")
 
     monkeypatch.setattr(_hosts, "join", join)
-    options = ["--coordinator", "node:1234", "--num-processes", 3, "--process-id", 2, "--heartbeat", 17]
+    options = ["--coordinator", "node:1234", "--num-processes", 3, "--process-id", 2]
+    options += ["--heartbeat", 17, "--join-timeout", 23]
     for argv in (["train", "toy2d"], ["sample", "absent"], ["evaluate", "absent"]):
-        assert refused(capfd, *argv, *options) == "diffjax: met\n"
-    assert met == 3 * [(("node:1234", 3, 2), {"heartbeat": 17})]
+        assert call(capfd, *argv, *options) == (2, "", "diffjax: process 2 waits\ndiffjax: met\n")
+    assert met == 3 * [(("node:1234", 3, 2), {"heartbeat": 17, "timeout": 23})]
 
 
 def test_a_run_is_written_to_its_own_name_by_default(tmp_path, monkeypatch, capfd):

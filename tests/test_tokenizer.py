@@ -44,5 +44,5 @@ def test_bad_input_is_named(folder, tmp_path):
 
 def test_missing_library_is_named(folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
-    with pytest.raises(ValueError, match=r"diffjax\[text\]"):
+    with pytest.raises(ValueError, match=r"pip install '\.\[text\]' in diffjax's folder"):
         tokenize(folder, ["a cat"], 5)

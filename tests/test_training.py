@@ -591,7 +591,7 @@ def test_host_is_one_step_ahead_and_no_more():
     waited = []
     with Record(None, 0, 9, 1, each=1, skip_limit=10, progress=False, watch=()) as record:
         for step in range(1, 5):
-            record.add({"loss": Metric(step)})
+            record.add({"loss": Metric(step), "skipped": 0})
             assert waited == [*range(1, step)]
 
 
