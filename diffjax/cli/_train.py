@@ -77,6 +77,8 @@ def run_train(options: Train, argv: list[str]) -> None:
         return
     with contextlib.ExitStack() as held:
         agree_on_main(lambda: _hold(held, out, config, data))
+        for line in data.about:
+            say(line)
         _train(options, out, data, parts, layout, shapes)
 
 

@@ -17,10 +17,13 @@ from diffjax.config._items import ITEMS, Split, labels_of, read_some
 from diffjax.config._options import DataConfig
 from diffjax.data import checkerboard, digits, from_items, mixture, random_flip, swiss_roll, two_moons
 from diffjax.data._arrays_source import Arrays
+from diffjax.data._image_folder import in_words
 
 TOYS = {"mixture": mixture, "two_moons": two_moons, "checkerboard": checkerboard, "swiss_roll": swiss_roll}
 
 Pair = tuple[Any, Any]
+
+_CLASSES = 1000  # whose counts are told
 
 
 class Data:
@@ -31,6 +34,7 @@ class Data:
       classes: how many the network is told of; None where it is told nothing.
       log_prob: the exact log density in nats, where there is one.
       digest: of files that `train` does not stand for; None where their contents are their digest.
+      about: lines for the user, of what there is: how many items, of which class, and what was left out.
     """
 
     def __init__(
@@ -43,7 +47,9 @@ class Data:
         *,
         shape: tuple[int, ...] | None = None,
         digest: str | None = None,
+        about: tuple[str, ...] = (),
     ):
+        self.about = about
         self.source, self.classes, self.log_prob, self.digest = source, classes, log_prob, digest
         self._train, self._held_out, self._shape = train, held_out, shape
 
@@ -79,6 +85,8 @@ def build_data(config: DataConfig) -> Data:
         raise ValueError(f"data.path: {config.name} needs the place of its files, got None")
     if config.image_size is not None and (config.name != "image_folder" or config.image_size < 1):
         raise ValueError(f"data.image_size: at least 1, and for image_folder only, got {config.image_size}")
+    if config.channels is not None and (config.name != "image_folder" or config.channels not in (1, 3)):
+        raise ValueError(f"data.channels: 1 or 3, and for image_folder only, got {config.channels}")
     try:
         split = ITEMS[config.name](config)
     except ValueError as error:
@@ -92,6 +100,8 @@ def _check_without_files(config: DataConfig) -> None:
         raise ValueError(f"data.path: {config.name} reads no file, got {config.path}")
     if config.image_size is not None:
         raise ValueError(f"data.image_size: {config.name} has a size of its own, got {config.image_size}")
+    if config.channels is not None:
+        raise ValueError(f"data.channels: {config.name} has channels of its own, got {config.channels}")
     if config.flip and config.name in TOYS:
         raise ValueError(f"data.flip: {config.name} has no images to flip")
 
@@ -114,7 +124,22 @@ def _from_items(config: DataConfig, split: Split) -> Data:
         None,
         shape=shape,
         digest=split.digest,
+        about=_about(split, told),
     )
+
+
+def _about(split: Split, told: bool) -> tuple[str, ...]:
+    """How many items there are, which label is which class, with its count in training, and what was left out."""
+    lines = [f"data: {len(split.train):,} items to train on, {len(split.held_out):,} held out"]
+    if told:
+        counts = np.bincount(labels_of(split.train))
+        names = split.classes
+        each = [f"{i} = {names[i]}: {n:,}" if names else f"{i}: {n:,}" for i, n in enumerate(counts[:_CLASSES])]
+        more = f", and {len(counts) - _CLASSES:,} more" if len(counts) > _CLASSES else ""
+        lines.append(f"classes (label{' = name' if names else ''}: items to train on): {', '.join(each)}{more}")
+    if split.left_out:
+        lines.append(f"left out: {in_words(split.left_out)}")
+    return tuple(lines)
 
 
 class _Untold:

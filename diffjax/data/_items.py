@@ -104,8 +104,31 @@ def _name(items: Items, index: Any) -> str:
 
 
 def as_condition(cond: np.ndarray) -> np.ndarray:
-    """Integers as int32, other numbers as float32."""
-    return cond.astype(np.int32 if np.issubdtype(cond.dtype, np.integer) else np.float32)
+    """Integers as int32, other numbers as float32.
+
+    Raises:
+      ValueError: they are no real numbers, or one is beyond what that type holds.
+    """
+    if not (np.issubdtype(cond.dtype, np.number) or cond.dtype == bool) or np.iscomplexobj(cond):
+        raise ValueError(f"cond: real numbers are needed, got dtype {cond.dtype}")
+    if not np.issubdtype(cond.dtype, np.integer):
+        return in_float32("cond", cond)
+    if cond.size and not np.can_cast(cond.dtype, np.int32):
+        for worst in (int(cond.max()), int(cond.min())):
+            if not -(2**31) <= worst < 2**31:
+                raise ValueError(f"cond: whole numbers of 32 bits are needed (labels from 0), got {worst}")
+    return cond.astype(np.int32)
+
+
+def in_float32(name: str, values: np.ndarray) -> np.ndarray:
+    """Values as float32; raises `ValueError` where one that is finite is beyond its range."""
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float32)
+    if values.dtype.itemsize > 4 and values.size:
+        lost = np.isfinite(values) & ~np.isfinite(found)
+        if lost.any():
+            raise ValueError(f"{name}: {values[lost].flat[0]} is beyond float32; scale the data")
+    return found
 
 
 def to_unit(x: np.ndarray, seed: int, positions: np.ndarray) -> np.ndarray:
