@@ -46,6 +46,7 @@ DEFAULTS = {
         "holdout": 0.2,
         "holdout_seed": 0,
         "channels": None,
+        "skip_bad": False,
     },
     "process": {
         "name": "cosine",
@@ -145,7 +146,7 @@ ODD = c.Config(
     5,
     0.5,
     (0.05, 0.1),
-    c.DataConfig("two_moons", "a.npz", False, 9, True, 3, 0.3, 4, 1),
+    c.DataConfig("two_moons", "a.npz", False, 9, True, 3, 0.3, 4, 1, True),
     c.ProcessConfig("karras", 0.3, 9.0, -1.5, 0.2, 3.0, 3.5, 0.05, 20.0, 4.0),
     c.ParameterisationConfig("eps", 1.5),
     c.WeightingConfig("p2", 0.75, 0.25, -2.0, 2.5),
@@ -547,6 +548,7 @@ CHECKS = {
     "data.conditional": "test_an_unconditional_network_gets_no_labels",
     "data.image_size": "test_images_are_scaled_to_the_size_of_the_configuration",
     "data.channels": "test_images_have_the_channels_of_the_configuration",
+    "data.skip_bad": "test_an_item_that_is_skipped_gives_way_to_the_next_and_the_rest_stay",
     "data.flip": "test_digits_are_split_and_flipped_as_configured",
     "data.holdout": "test_a_share_is_held_out_by_its_seed",
     "data.holdout_seed": "test_a_share_is_held_out_by_its_seed",
@@ -565,7 +567,7 @@ GROUPS = {
     "optimiser": OPTIMISER,
 }
 """Of groups whose tests see by themselves that each of their fields has a value of its own there."""
-FILES = ("test_options_train.py", "test_registry_names.py", "test_config_networks.py")
+FILES = ("test_options_train.py", "test_registry_names.py", "test_config_networks.py", "test_data_identity.py")
 
 
 def test_every_field_has_its_check():

@@ -18,6 +18,7 @@ from diffjax.config._options import DataConfig
 from diffjax.data import checkerboard, digits, from_items, mixture, random_flip, swiss_roll, two_moons
 from diffjax.data._arrays_source import Arrays
 from diffjax.data._image_folder import in_words
+from diffjax.data._items import Skipping
 
 TOYS = {"mixture": mixture, "two_moons": two_moons, "checkerboard": checkerboard, "swiss_roll": swiss_roll}
 
@@ -33,8 +34,8 @@ class Data:
       source: `(seed, step, size, *, part=(0, 1)) -> (x0, cond)`.
       classes: how many the network is told of; None where it is told nothing.
       log_prob: the exact log density in nats, where there is one.
-      digest: of files that `train` does not stand for; None where their contents are their digest.
       about: lines for the user, of what there is: how many items, of which class, and what was left out.
+      bad: `() -> [what was wrong with it]`, of the items that were skipped in this process so far.
     """
 
     def __init__(
@@ -46,12 +47,18 @@ class Data:
         log_prob: Callable[[Any], Any] | None,
         *,
         shape: tuple[int, ...] | None = None,
-        digest: str | None = None,
+        digest: Callable[[], str] | None = None,
         about: tuple[str, ...] = (),
+        bad: Callable[[], list[str]] = list,
     ):
-        self.about = about
-        self.source, self.classes, self.log_prob, self.digest = source, classes, log_prob, digest
+        self.about, self.bad, self._digest = about, bad, digest
+        self.source, self.classes, self.log_prob = source, classes, log_prob
         self._train, self._held_out, self._shape = train, held_out, shape
+
+    @cached_property
+    def digest(self) -> str | None:
+        """Of files that `train` does not stand for; None where their contents are their digest."""
+        return None if self._digest is None else self._digest()
 
     @cached_property
     def train(self) -> Pair:
@@ -87,6 +94,8 @@ def build_data(config: DataConfig) -> Data:
         raise ValueError(f"data.image_size: at least 1, and for image_folder only, got {config.image_size}")
     if config.channels is not None and (config.name != "image_folder" or config.channels not in (1, 3)):
         raise ValueError(f"data.channels: 1 or 3, and for image_folder only, got {config.channels}")
+    if config.skip_bad and config.name not in ("image_folder", "cifar10"):
+        raise ValueError(f"data.skip_bad: for images in folders only, and not for {config.name}")
     try:
         split = ITEMS[config.name](config)
     except ValueError as error:
@@ -102,6 +111,8 @@ def _check_without_files(config: DataConfig) -> None:
         raise ValueError(f"data.image_size: {config.name} has a size of its own, got {config.image_size}")
     if config.channels is not None:
         raise ValueError(f"data.channels: {config.name} has channels of its own, got {config.channels}")
+    if config.skip_bad:
+        raise ValueError(f"data.skip_bad: {config.name} reads no file, so that none can be bad")
     if config.flip and config.name in TOYS:
         raise ValueError(f"data.flip: {config.name} has no images to flip")
 
@@ -125,6 +136,7 @@ def _from_items(config: DataConfig, split: Split) -> Data:
         shape=shape,
         digest=split.digest,
         about=_about(split, told),
+        bad=lambda: [text for part in (train, held_out) if isinstance(part, Skipping) for text in part.bad.values()],
     )
 
 

@@ -5,6 +5,7 @@
 Where the files come in two parts, those are the parts; where not, `holdout` is a share drawn by `holdout_seed`.
 """
 
+import functools
 import hashlib
 import warnings
 import zipfile
@@ -20,7 +21,7 @@ from diffjax.data import ImageFolder, Npz, Subset, cifar10, mnist
 from diffjax.data._arrays_source import Arrays, doubts
 from diffjax.data._files import open_files
 from diffjax.data._image_folder import image_folders
-from diffjax.data._items import gather, to_unit
+from diffjax.data._items import Skipping, gather, to_unit
 from diffjax.data._mnist import has_mnist
 from diffjax.data._npz import map_array
 
@@ -35,8 +36,8 @@ class Split(NamedTuple):
 
     train: Any
     held_out: Any
-    digest: str | None = None
-    """Of the files, where reading them all would be long."""
+    digest: Callable[[], str] | None = None
+    """Of the files, where they are not in memory."""
     classes: tuple[str, ...] | None = None
     """Their names, label by label."""
     left_out: Mapping[str, int] = {}
@@ -48,6 +49,8 @@ def labels_of(items: Any) -> Any:
     if isinstance(items, Subset):
         inside = labels_of(items.items)
         return None if inside is None else inside[items.indices]
+    if isinstance(items, Skipping):
+        return labels_of(items.items)
     if isinstance(items, Npz):
         return items.arrays[1]
     assert isinstance(items, Arrays | ImageFolder)
@@ -60,11 +63,16 @@ def read_some(items: Any, *, told: bool) -> tuple[Any, Any]:
     chosen = np.arange(len(items))
     if len(items) > most:
         chosen = np.sort(np.random.default_rng(0).permutation(len(items))[:most])
+    if isinstance(items, Skipping):
+        items = items.readable(chosen)
+        if not items:
+            raise ValueError("data.path: no item can be read")
+        chosen = np.arange(len(items))
     x, labels = gather(items, chosen)
     return to_unit(x, 0, chosen).astype(np.float32, copy=False), labels if told else None
 
 
-def _held_out_share(items: Any, config: DataConfig, digest: str | None = None, **about: Any) -> Split:
+def _held_out_share(items: Any, config: DataConfig, digest: Callable[[], str] | None = None, **about: Any) -> Split:
     cut = round(config.holdout * len(items))
     if not 0 < config.holdout < 1 or not 0 < cut < len(items):
         raise ValueError(
@@ -120,6 +128,14 @@ def _image_folder(config: DataConfig) -> Split:
 
 
 def _images(config: DataConfig, size: int | None) -> Split:
+    """`_image_parts`, of which those that cannot be read are skipped where that was asked for."""
+    split = _image_parts(config, size)
+    if not config.skip_bad:
+        return split
+    return split._replace(train=Skipping(split.train), held_out=Skipping(split.held_out))
+
+
+def _image_parts(config: DataConfig, size: int | None) -> Split:
     """Folders of images: train beside test (or val), within others or not; or one part, with a share held out."""
     files, under, channels = open_files(str(config.path)), "", config.channels or 3
     while True:
@@ -130,7 +146,7 @@ def _images(config: DataConfig, size: int | None) -> Split:
             test = ImageFolder(files, under=f"{under}/{held_out[0]}", size=size, channels=channels)
             if train.classes != test.classes:
                 raise ValueError(f"path: train holds classes {train.classes}, {held_out[0]} {test.classes}")
-            digest = hashlib.sha256((train.digest() + test.digest()).encode()).hexdigest()
+            digest = functools.partial(_digest_of, train, test)
             left_out = Counter(train.left_out) + Counter(test.left_out)
             for name in sorted(folders - {"train", held_out[0]}):
                 beside = ImageFolder(files, under=f"{under}/{name}", size=size, channels=channels)
@@ -139,8 +155,12 @@ def _images(config: DataConfig, size: int | None) -> Split:
         if len(folders) != 1 or loose:
             images = ImageFolder(files, under=under, size=size, channels=channels)
             about = {"classes": images.classes, "left_out": images.left_out}
-            return _held_out_share(images, config, images.digest(), **about)
+            return _held_out_share(images, config, images.digest, **about)
         under = f"{under}/{folders.pop()}".lstrip("/")  # a folder around it all
+
+
+def _digest_of(*folders: ImageFolder) -> str:
+    return hashlib.sha256("".join(folder.digest() for folder in folders).encode()).hexdigest()
 
 
 def _mnist(config: DataConfig) -> Split:
@@ -156,6 +176,8 @@ def _cifar10(config: DataConfig) -> Split:
     path = Path(str(config.path))
     if zipfile.is_zipfile(path) or (path.is_dir() and not any(path.rglob("*.bin"))):
         return _images(config, 32)
+    if config.skip_bad:
+        raise ValueError("data.skip_bad: for images in folders only; the binary version has no single items to skip")
     return Split(Arrays(*cifar10(path, "train")), Arrays(*cifar10(path, "test")))
 
 

@@ -44,6 +44,8 @@ class DataConfig:
     """Which items those are."""
     channels: int | None = None
     """image_folder: 3 (colours) or 1 (grey); 3 by default."""
+    skip_bad: bool = False
+    """Images in folders that cannot be read are counted, and the next one taken instead; else they end the run."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from diffjax.data._files import Files, open_files
 from diffjax.data._pictures import SUFFIXES, decode_image
 
 _CHECKED = 2**28  # bytes whose checksums are taken
+_WAY_ON = "mend or remove it, or leave such out (data.skip-bad of diffjax train)"
 _NUMBER = re.compile(r"-?\d{1,300}(\.\d+)?", re.ASCII)
 
 
@@ -76,8 +77,11 @@ class ImageFolder:
         try:
             data = self.files.read(name)
         except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{self._where(name)}: cannot be read: {error}") from error
-        image = decode_image(data, self._where(name), size=self.size, channels=self.channels)
+            raise ValueError(f"{self._where(name)}: cannot be read: {error}; {_WAY_ON}") from error
+        try:
+            image = decode_image(data, self._where(name), size=self.size, channels=self.channels)
+        except ValueError as error:
+            raise ValueError(f"{error}; {_WAY_ON}") from error
         return image, None if self.labels is None else self.labels[index]
 
     def describe(self, index: int) -> str:

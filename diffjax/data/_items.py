@@ -6,14 +6,18 @@ Only the items of the part that was asked for are read, and what is read is a fu
 same in this process and in any worker (`prefetch`).
 """
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from diffjax.data._order import batch_positions, item_order
 from diffjax.data._source import Part, Source
+
+_IN_A_ROW = 100  # items that cannot be read: then it is not they, but the disk
+_WARNED = 10
 
 Augment = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
 
@@ -45,6 +49,49 @@ class Subset:
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, Any]:
         """Many at once: x [k, *d] and cond [k, ...] or None."""
         return gather(self.items, self.indices[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class Skipping:
+    """Items of which one that cannot be read gives way to the next that can, so that batches stay what they are.
+
+    Warns of the first few, by their names.
+
+    Attributes:
+      bad: index -> what was wrong with it, of those that were tried in this process.
+    """
+
+    items: Items
+    bad: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        for at in (np.arange(index, index + min(len(self), _IN_A_ROW)) % len(self)).tolist():
+            found = self._try(at)
+            if found is not None:
+                return found
+        raise ValueError(f"{min(len(self), _IN_A_ROW)} items in a row cannot be read, the last: {self.bad[at]}")
+
+    def readable(self, indices: np.ndarray) -> list[tuple[Any, Any]]:
+        """The items that can be read, without any in place of the others."""
+        return [found for index in indices.tolist() if (found := self._try(index)) is not None]
+
+    def describe(self, index: int) -> str:
+        """What an item is called."""
+        return _name(self.items, index)
+
+    def _try(self, index: int) -> tuple[Any, Any] | None:
+        if index in self.bad:
+            return None
+        try:
+            return self.items[index]
+        except ValueError as error:
+            self.bad[index] = str(error)
+            if len(self.bad) <= _WARNED:
+                warnings.warn(f"skipped, {len(self.bad)} so far: {error}", stacklevel=3)
+            return None
 
 
 @dataclass(frozen=True, eq=False)

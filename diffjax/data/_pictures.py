@@ -9,7 +9,7 @@ import io
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
@@ -34,6 +34,10 @@ def decode_image(data: bytes, where: str, *, size: int | None, channels: int) ->
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return prepare_image(image, size=size, channels=channels)
+    except UnidentifiedImageError:  # its own text tells where in memory the bytes were
+        raise ValueError(
+            f"{where}: image cannot be decoded: it is none of {', '.join(FORMATS)}, or cut short"
+        ) from None
     except Exception as error:  # a damaged file makes pillow's decoders raise nearly anything
         raise ValueError(f"{where}: image cannot be decoded: {error}") from error
 
