@@ -5,6 +5,7 @@ The real MNIST and CIFAR-10 are looked for in $DIFFJAX_DATA, or in ../shared/dat
 
 import gzip
 import io
+import os
 import struct
 import tarfile
 import zipfile
@@ -552,6 +553,49 @@ def test_an_npz_that_is_wrong_is_named(tmp_path):
     path.write_bytes(whole[:header] + b"(99, 6, 6, 3)" + whole[header + 13 :])
     with pytest.raises(ValueError, match=r"its header says uint8\[99, 6, 6, 3\], but it holds"):
         Npz(path)
+
+
+def test_a_mapped_file_that_is_written_over_is_named_and_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+
+    def over(x):
+        np.savez(path, x=x)
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))  # file systems tell time coarsely
+
+    def readers():
+        np.savez(path, x=IMAGES)
+        items = Npz(path)
+        held = c.build_data(c.DataConfig("file", str(path)))
+        sent = cloudpickle.dumps(from_items(items))
+        return (
+            lambda: from_items(items)(0, 0, 4),
+            lambda: items[0],
+            lambda: cloudpickle.loads(sent),
+            lambda: held.source(0, 0, 4),
+            lambda: held.held_out,
+        )
+
+    for i in range(5):
+        for x, what in (
+            (IMAGES[::-1], "was written again"),
+            (IMAGES[:2], r"has \d+ bytes, and had \d+"),
+            (None, "is gone"),
+        ):
+            read = readers()[i]
+            path.unlink() if x is None else over(x)
+            with pytest.raises(ValueError, match=rf"path: .*a\.npz has changed while it was read: it {what}; "):
+                read()
+    item = (np.savez(path, x=IMAGES), Npz(path)[0][0])[1]
+    over(IMAGES[::-1])
+    np.testing.assert_array_equal(item, IMAGES[0])  # a copy
+    np.savez_compressed(path, x=IMAGES)
+    items = Npz(path)
+    path.unlink()
+    np.testing.assert_array_equal(items[1][0], IMAGES[1])  # read whole before
+    np.savez(path, x=np.ones((4, 2)))
+    monkeypatch.setattr("diffjax.config._items.check_unchanged", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # while its values are looked at, piece by piece
+        c.build_data(c.DataConfig("file", str(path)))
 
 
 class Table:

@@ -23,7 +23,7 @@ from diffjax.data._files import open_files
 from diffjax.data._image_folder import image_folders
 from diffjax.data._items import Skipping, gather, to_unit
 from diffjax.data._mnist import has_mnist
-from diffjax.data._npz import map_array
+from diffjax.data._npz import check_unchanged, file_state, map_array
 
 _LARGEST = 10.0  # data in [-1, 1], with room for some that are only centred; 255 is an image that was not scaled
 _IN_MEMORY = 2**26  # numbers that measures look at: 256 MiB
@@ -85,14 +85,15 @@ def _held_out_share(items: Any, config: DataConfig, digest: Callable[[], str] | 
 def _file(config: DataConfig) -> Split:
     """An .npz, read without unpickling anything, and mapped where it is not compressed."""
     path = Path(str(config.path))
+    opened = file_state(path)
     try:
         with zipfile.ZipFile(path) as archive:
             labelled = "y.npy" in archive.namelist()
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"data.path: no .npz with an array x at {path}: {error}") from None
     x = map_array(path, "x")
-    y = np.asarray(map_array(path, "y")) if labelled else None
-    extremes = _check_x(path, x)
+    y = np.array(map_array(path, "y")) if labelled else None
+    extremes = _check_x(path, x, opened)
     if y is not None and (y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer) or y.min() < 0):
         raise ValueError(f"data.path: y in {path} must be {len(x)} labels from 0, got {y.dtype}{list(y.shape)}")
     if y is not None and y.max() >= 2**31:
@@ -105,7 +106,7 @@ def _file(config: DataConfig) -> Split:
     return found
 
 
-def _check_x(path: Path, x: Any) -> tuple[float, float]:
+def _check_x(path: Path, x: Any, opened: tuple[int, int]) -> tuple[float, float]:
     """The extremes of x, read in pieces; a `ValueError` where x is neither bytes nor floats as they are trained on."""
     if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
         raise ValueError(f"data.path: x in {path} must be floats in [-1, 1] or uint8, got {x.dtype}")
@@ -113,6 +114,7 @@ def _check_x(path: Path, x: Any) -> tuple[float, float]:
         raise ValueError(f"data.path: x in {path} is empty or no list of arrays, got shape {x.shape}")
     rows, least, most = max(1, _CHUNK * len(x) // x.size), np.inf, -np.inf
     for start in range(0, len(x), rows):
+        check_unchanged(path, opened)
         part = np.asarray(x[start : start + rows])
         if x.dtype != np.uint8 and not np.isfinite(part).all():
             raise ValueError(f"data.path: x in {path} holds {part[~np.isfinite(part)].flat[0]}; data must be finite")
