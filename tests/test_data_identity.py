@@ -11,7 +11,7 @@ import zipfile
 import cloudpickle
 import numpy as np
 import pytest
-from command_line import TINY, call, covers, refused
+from command_line import TINY, call, contents, covers, refused
 from PIL import Image
 
 from diffjax import config as c
@@ -117,6 +117,31 @@ def test_an_item_that_is_skipped_gives_way_to_the_next_and_the_rest_stay(picture
         path = str(pictures) if name == "mnist" else None
         with pytest.raises(ValueError, match=r"data\.skip_bad: "):
             c.build_data(c.DataConfig(name, path, skip_bad=True))
+
+
+@pytest.mark.parametrize("within", ["../set", "run", "a/run", "../link/run", "../linked/run", "default"])
+def test_a_run_in_the_folder_of_its_data_is_refused(pictures, tmp_path, untrained, monkeypatch, capfd, within):
+    (tmp_path / "link").symlink_to(pictures)
+    (pictures / "b").rename(tmp_path / "linked")
+    (pictures / "b").symlink_to(tmp_path / "linked")
+    files = contents(pictures)
+    monkeypatch.chdir(pictures)
+    argv = command(pictures, within)
+    if within == "default":
+        argv = [word for word in argv if word not in ("--out", "default")]
+        within = "runs/toy2d"
+    message = refused(capfd, *argv)
+    assert f"out: {within} lies in the folder of the data, {pictures}, so that its pictures would count" in message
+    assert contents(pictures) == files
+
+
+def test_what_lies_beside_the_data_is_no_part_of_it(pictures, tmp_path, untrained, monkeypatch, capfd):
+    for out in (tmp_path / "set-run", tmp_path / "runs" / "set"):
+        assert call(capfd, *command(pictures, out))[0] == 0
+    message = refused(capfd, "sample", out, "--out", pictures / "b" / "drawn.png")
+    assert f"out: {pictures / 'b' / 'drawn.png'} lies in the folder of the data" in message
+    message = refused(capfd, "sample", out, "--out", pictures / "drawn.npz")  # no picture
+    assert "lies in the folder" not in message
 
 
 def zipped(folder, path):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffjax.config import Data
+from diffjax.config import Data, DataConfig
 from diffjax.training import write_durably
 
 LOCK = "lock"
@@ -50,6 +50,27 @@ def check_out(out: Path, name: str, *, named: bool) -> None:
     length = len(os.fsencode(out.absolute()))
     if length > _LONGEST_PATH:
         raise ValueError(f"out: a path has at most {_LONGEST_PATH} bytes here, got one of {length}; shorten it")
+
+
+def check_beside_data(out: Path, data: DataConfig) -> None:
+    """Raises `ValueError` where pictures that are written to `out` would be listed as data."""
+    if data.path is None or data.name not in ("image_folder", "cifar10") or not Path(data.path).is_dir():
+        return
+    there = out.resolve()
+    for folder in _with_links(Path(data.path)):
+        if there != folder and folder not in there.parents:
+            continue
+        raise ValueError(
+            f"out: {out} lies in the folder of the data, {data.path}, so that its pictures would count as data; name a "
+            "place elsewhere"
+        )
+
+
+def _with_links(folder: Path) -> Iterator[Path]:
+    """Where a folder is, and where the links to folders in it lead, as its files are listed through them."""
+    yield folder.resolve()
+    for path, folders, _ in os.walk(folder):
+        yield from (Path(path, name).resolve() for name in folders if os.path.islink(os.path.join(path, name)))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from diffjax.cli._averages import averaged, make_average, snapshots
 from diffjax.cli._devices import find_devices, name_devices
 from diffjax.cli._draw import Draw
 from diffjax.cli._dry_run import dry_run
-from diffjax.cli._folder import DATA, LOCK, check_data, check_out, digest_data, keep_digest, lock_run
+from diffjax.cli._folder import DATA, LOCK, check_beside_data, check_data, check_out, digest_data, keep_digest, lock_run
 from diffjax.cli._hosts import say, start_together
 from diffjax.cli._layout import check_layout, make_layout
 from diffjax.cli._measure import measure, show
@@ -103,6 +103,7 @@ def _skipped(data: Data) -> list[str]:
 def _prepare(out: Path, options: Train) -> tuple[Data, Parts]:
     """The data and the objects of a run, for a folder that holds nothing else."""
     config = options.config
+    check_beside_data(out, config.data)
     _check_folder(out, config)
     data = build_data(config.data)
     if config.data.path is not None:
