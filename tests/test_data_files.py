@@ -3,6 +3,7 @@
 The real MNIST and CIFAR-10 are looked for in $DIFFJAX_DATA, or in ../shared/data beside the repository.
 """
 
+import dataclasses
 import gzip
 import io
 import os
@@ -684,6 +685,12 @@ def test_a_configuration_finds_the_parts_of_an_image_folder(tmp_path, name):
     assert (data.shape, data.classes, len(data.train[0]), len(data.held_out[0])) == ((4, 4, 3), 3, 12, 6)
     np.testing.assert_array_equal(np.bincount(data.train[1]), [4, 4, 4])
     assert cloudpickle.loads(cloudpickle.dumps(data.source))(0, 0, 6)[0].shape == (6, 4, 4, 3)
+    assert data.about[2:] == ()
+    beside = {"set/test/ant/0.png": files["ant/00.png"], "set/x.png": files["ant/00.png"], "set/val/bee/a.txt": b""}
+    beside |= {f"set/test/{kind}/0.png": files["ant/00.png"] for kind in ("bee", "cow")}
+    more = c.build_data(dataclasses.replace(config, path=str(write(tmp_path / f"more_{name}", parted | beside))))
+    assert more.about[0] == "data: 12 items to train on, 3 held out"
+    assert more.about[2] == "left out: 6 images of the folder val, 1 images in no folder"
     untold = c.build_data(c.DataConfig(name="image_folder", path=str(path), conditional=False))
     assert (untold.classes, untold.source(0, 0, 6, part=(1, 2))[1], untold.shape) == (None, None, (6, 6, 3))
     alone = write(tmp_path / f"alone_{name}", {f"set/{key}": data for key, data in files.items()})

@@ -88,7 +88,9 @@ def test_a_run_that_met_a_bad_picture_goes_on(pictures, tmp_path, untrained, cap
 
 def test_an_item_that_is_skipped_gives_way_to_the_next_and_the_rest_stay(pictures):
     config = c.DataConfig("image_folder", str(pictures), holdout=0.3)
-    want, labels = c.build_data(config).source(0, 0, 14)
+    before = c.build_data(config)
+    want, labels = before.source(0, 0, 14)
+    trained = {image.tobytes() for image in before.train[0]}
     for bad in ("a/2.bmp", "a/4.bmp"):
         (pictures / bad).write_bytes(b"")
     data = c.build_data(dataclasses.replace(config, skip_bad=True))
@@ -102,6 +104,7 @@ def test_an_item_that_is_skipped_gives_way_to_the_next_and_the_rest_stay(picture
         np.testing.assert_array_equal(x[same], want[same])
         np.testing.assert_array_equal(y[same], labels[same])
         assert not any(np.array_equal(image, other) for image in x for other in lost)
+        assert {image.tobytes() for image in x} <= trained  # never one that is held out
         halves = [source(0, 0, 14, part=(i, 2))[0] for i in range(2)]
         np.testing.assert_array_equal(np.concatenate(halves), x)
     with warnings.catch_warnings():
@@ -136,8 +139,12 @@ def test_a_run_in_the_folder_of_its_data_is_refused(pictures, tmp_path, untraine
 
 
 def test_what_lies_beside_the_data_is_no_part_of_it(pictures, tmp_path, untrained, monkeypatch, capfd):
+    (pictures / "a" / "notes.txt").touch()
     for out in (tmp_path / "set-run", tmp_path / "runs" / "set"):
-        assert call(capfd, *command(pictures, out))[0] == 0
+        code, said, _ = call(capfd, *command(pictures, out))
+        assert (code, said.splitlines()[0]) == (0, "data: 8 items to train on, 2 held out")
+        assert said.splitlines()[1].startswith("classes (label = name: items to train on): 0 = a: ")
+        assert said.splitlines()[2] == "left out: 1 .txt"
     message = refused(capfd, "sample", out, "--out", pictures / "b" / "drawn.png")
     assert f"out: {pictures / 'b' / 'drawn.png'} lies in the folder of the data" in message
     message = refused(capfd, "sample", out, "--out", pictures / "drawn.npz")  # no picture

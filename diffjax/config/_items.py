@@ -153,6 +153,8 @@ def _image_parts(config: DataConfig, size: int | None) -> Split:
             for name in sorted(folders - {"train", held_out[0]}):
                 beside = ImageFolder(files, under=f"{under}/{name}", size=size, channels=channels)
                 left_out[f"images of the folder {name}"] = len(beside)
+            if loose:
+                left_out["images in no folder"] = loose
             return Split(train, test, digest, train.classes, left_out)
         if len(folders) != 1 or loose:
             images = ImageFolder(files, under=under, size=size, channels=channels)

@@ -151,8 +151,8 @@ def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower() or "without a suffix"
 
 
-def image_folders(files: Files, under: str = "") -> tuple[set[str], bool]:
-    """The folders right under a folder that hold images, however deep; and whether images lie right under it."""
+def image_folders(files: Files, under: str = "") -> tuple[set[str], int]:
+    """The folders right under a folder that hold images, however deep; and how many images lie right under it."""
     prefix = under + "/" if under else ""
     inside = [name[len(prefix) :] for name in files.sizes if name.startswith(prefix) and _is_image(name)]
-    return {name.split("/")[0] for name in inside if "/" in name}, any("/" not in name for name in inside)
+    return {name.split("/")[0] for name in inside if "/" in name}, sum("/" not in name for name in inside)
