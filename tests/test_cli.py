@@ -236,8 +236,8 @@ def test_a_known_part_that_does_not_fit(run, tmp_path, capfd):
 
 def test_a_folder_that_holds_something_else(run, tmp_path, capfd):
     before = contents(run)
-    err = refused(capfd, *TRAIN, "--steps", 30, "--seed", 5, "--out", run)
-    assert f"out: {run} holds a run with steps 20, not 30 (and 1 more)" in err
+    err = refused(capfd, *TRAIN, "--steps", 10, "--seed", 5, "--out", run)
+    assert f"out: {run} holds a run with steps 20, not 10 (and 1 more)" in err
     assert contents(run) == before
     (tmp_path / "thesis.tex").write_text("x")
     assert f"out: {tmp_path} holds no run" in refused(capfd, *TRAIN, "--out", tmp_path)

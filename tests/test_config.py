@@ -10,6 +10,9 @@ import pytest
 
 from diffjax import config as c, process as processes
 from diffjax.config._items import ITEMS
+from diffjax.data import from_images
+
+RNG = np.random.default_rng(0)
 
 
 def changed(config=None, **changes):
@@ -147,6 +150,7 @@ def test_numbers_that_are_wrong_are_named(changes, message):
         ({"x": np.array([["a"], ["b"]])}, r"data\.path: x in .* floats in \[-1, 1\] or uint8, got <U1"),
         ({"x": np.ones((0, 2))}, r"data\.path: x in .* is empty .* got shape \(0, 2\)"),
         ({"x": np.array([[1.0], [-255.0]])}, r"data\.path: x in .* must be floats in \[-1, 1\], got -255"),
+        ({"x": np.ones((4, 1)), "y": np.arange(4) + 2**32 - 3}, r"data\.path: y in .* of 32 bits, got 4294967296"),
         ({"x": np.ones((1, 1))}, r"data\.holdout: 0\.2 leaves nothing"),
     ],
 )
@@ -154,6 +158,27 @@ def test_a_file_that_is_wrong_is_named(tmp_path, arrays, message):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         c.build_data(c.DataConfig(name="file", path=str(tmp_path / "a.npz")))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (
+            2 * RNG.random((4, 3, 8, 6)) - 1,
+            r"taken for images \[n, height 3, width 8, 6 channels\]; .*moveaxis\(x, 1, -1\)",
+        ),
+        (RNG.random((4, 8, 8, 3)), r"holds floats in \[0\.\d+, (0\.\d+|1)\]: taken as they are, .* 2 \* x - 1"),
+        (np.eye(4, dtype=np.uint8), r"holds bytes of 0 and 1 alone: taken for images in 0 \.\. 255"),
+    ],
+)
+def test_an_array_that_may_mean_something_else_is_read_as_it_is_with_a_warning(tmp_path, x, message):
+    np.savez(tmp_path / "a.npz", x=x)
+    with pytest.warns(UserWarning, match=rf"data\.path: x in .*a\.npz .*{message}"):
+        data = c.build_data(c.DataConfig(name="file", path=str(tmp_path / "a.npz")))
+    assert data.shape == x.shape[1:]
+    if x.ndim == 4:
+        with pytest.warns(UserWarning, match=message):
+            from_images(x)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
@@ -173,6 +198,9 @@ def test_a_file_that_was_cut_short_is_named(tmp_path, share):
         (c.DataConfig(name="file"), r"data\.path: file needs the place of its files, got None"),
         (c.DataConfig(name="digits", path="a.npz"), r"data\.path: digits reads no file, got a\.npz"),
         (c.DataConfig(name="digits", image_size=8), r"data\.image_size: digits has a size of its own, got 8"),
+        (c.DataConfig(name="digits", channels=1), r"data\.channels: digits has channels of its own, got 1"),
+        (c.DataConfig(name="mnist", path="/absent", channels=1), r"data\.channels: .* image_folder only, got 1"),
+        (c.DataConfig(name="image_folder", path="/absent", channels=2), r"data\.channels: 1 or 3, .* got 2"),
         (c.DataConfig(name="mixture", flip=True), r"data\.flip: mixture has no images to flip"),
         (c.DataConfig(workers=-1), r"data\.workers: at least 0, got -1"),
         (c.DataConfig(name="mnist", path="/absent"), r"data\.path: no train-images-idx3-ubyte\[\.gz\] in /absent"),

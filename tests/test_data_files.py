@@ -3,11 +3,14 @@
 The real MNIST and CIFAR-10 are looked for in $DIFFJAX_DATA, or in ../shared/data beside the repository.
 """
 
+import dataclasses
 import gzip
 import io
+import os
 import struct
 import tarfile
 import zipfile
+import zlib
 
 import cloudpickle
 import numpy as np
@@ -16,6 +19,7 @@ from PIL import Image
 from real_data import DATA, needs_cifar, needs_mnist
 
 from diffjax import config as c
+from diffjax.cli._known import read_known
 from diffjax.data import (
     HuggingFace,
     ImageFolder,
@@ -126,6 +130,80 @@ def test_a_damaged_image_is_named_with_its_path(tmp_path, name, cut):
         from_items(folder)(0, 0, 12)
 
 
+def pictures_with_transparency():
+    """{name: (file, RGB on white)}: a black pixel that is opaque, one half transparent and two fully, in each form."""
+    alpha = np.array([[255, 128], [0, 0]], np.uint8)
+    image = np.zeros((2, 2, 4), np.uint8)
+    image[..., 3] = alpha
+    half = np.array([[0, 127], [255, 255]], np.uint8)
+    full = np.array([[0, 0], [255, 255]], np.uint8)
+    palette = Image.fromarray(np.array([[0, 0], [1, 1]], np.uint8), "L").convert("P")
+    palette.putpalette([0, 0, 0, 0, 9, 0])
+    file, gif = io.BytesIO(), io.BytesIO()
+    palette.save(file, "PNG", transparency=1)
+    palette.save(gif, "GIF", transparency=1)
+    key = np.zeros((2, 2, 3), np.uint8)
+    key[1] = 7
+    return {
+        "a.png": (encoded(image), half),
+        "b.png": (encoded(image[..., 2:]), half),  # grey and alpha
+        "c.png": (file.getvalue(), full),
+        "d.gif": (gif.getvalue(), full),
+        "e.png": (encoded(key, transparency=(7, 7, 7)), full),
+        "f.webp": (encoded(image, "WEBP", lossless=True, exact=True), half),
+        "g.tif": (encoded(image, "TIFF"), half),
+    }
+
+
+def test_what_is_transparent_is_laid_on_white(tmp_path):
+    pictures = pictures_with_transparency()
+    write(tmp_path, {f"x/{name}": file for name, (file, _) in pictures.items()})
+    for channels in (1, 3):
+        folder = ImageFolder(tmp_path, channels=channels)
+        for i, (name, (_, want)) in enumerate(pictures.items()):
+            found = folder[i][0]
+            assert found.shape == (2, 2, channels)
+            np.testing.assert_allclose(found, np.broadcast_to(want[..., None], found.shape), atol=1, err_msg=name)
+    (tmp_path / "known.png").write_bytes(pictures["a.png"][0])
+    known = read_known(str(tmp_path / "known.png"), (2, 2, 3))
+    np.testing.assert_allclose(known[0, ..., 1], pictures["a.png"][1] / 127.5 - 1, atol=1e-2)
+
+
+def deep(kind):
+    """A colour picture of 16 bits a channel, 2 x 1 pixels of 0x1234."""
+    if kind == "PPM":
+        return b"P6 2 1 65535\n" + b"\x12\x34" * 6
+    if kind == "TIFF":
+        tags = [(256, 4, 1, 2), (257, 4, 1, 1), (258, 3, 3, 134), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 140)]
+        tags += [(277, 3, 1, 3), (278, 4, 1, 1), (279, 4, 1, 12), (284, 3, 1, 1)]
+        entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+        return (
+            b"II*\0"
+            + struct.pack("<IH", 8, 10)
+            + entries
+            + b"\0" * 4
+            + struct.pack("<3H", 16, 16, 16)
+            + b"\x34\x12" * 6
+        )
+    channels = {"RGB": 3, "RGBA": 4, "LA": 2}[kind]
+    chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    header = struct.pack(">IIBBBBB", 2, 1, 16, {3: 2, 4: 6, 2: 4}[channels], 0, 0, 0)
+    pixels = zlib.compress(b"\0" + b"\x12\x34" * 2 * channels)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", ["RGB", "RGBA", "LA", "PPM", "TIFF"])
+def test_colours_of_16_bits_are_refused_and_not_cut(tmp_path, kind):
+    Image.open(io.BytesIO(deep(kind))).load()  # pillow reads it
+    path = write(tmp_path, {f"a/0.{ {'PPM': 'ppm', 'TIFF': 'tif'}.get(kind, 'png') }": deep(kind)})
+    message = r"8 bits a channel are needed, got 16; convert it, or give floats in \[-1, 1\] in an \.npz"
+    with pytest.raises(ValueError, match=rf"a/0\.\w+: .*{message}"):
+        ImageFolder(path)[0]
+    raw = {"image": {"bytes": deep(kind), "path": None}}
+    with pytest.raises(ValueError, match=f"row 0, column image: .*{message}"):
+        HuggingFace(Rows([raw]))[0]
+
+
 def test_images_of_16_bits_and_huge_ones_are_refused(tmp_path, monkeypatch):
     files = {"a/0.png": encoded(np.full((4, 4), 40_000, np.uint16)), "a/1.png": encoded(IMAGES[0])}
     folder = ImageFolder(write(tmp_path, files))
@@ -189,6 +267,65 @@ def test_folders_that_are_none_are_named(tmp_path, files, options, message):
     (tmp_path / "b.zip").write_bytes(b"PK nothing")
     with pytest.raises(ValueError, match=r"path: .*b\.zip is no zip that can be read"):
         ImageFolder(tmp_path / "b.zip")
+
+
+def test_links_are_followed_and_cycles_named(tmp_path):
+    write(tmp_path / "else" / "bee", {"1.png": encoded(IMAGES[1])})
+    path = write(tmp_path / "set", {"ant/0.png": encoded(IMAGES[0])})
+    (path / "bee").symlink_to(tmp_path / "else" / "bee")
+    (path / "ant" / "2.png").symlink_to(tmp_path / "else" / "bee" / "1.png")
+    (path / "ant" / "3.png").symlink_to(tmp_path / "nowhere.png")
+    (path / "ant" / "4.png").symlink_to("4.png")
+    folder = ImageFolder(path)
+    assert folder.names == ["ant/0.png", "ant/2.png", "bee/1.png"]
+    assert (folder.classes, folder.left_out) == (("ant", "bee"), {"links to nowhere": 2})
+    np.testing.assert_array_equal(folder[2][0], IMAGES[1])
+    (tmp_path / "else" / "bee" / "back").symlink_to(path)
+    with pytest.raises(ValueError, match=r"path: .*/set/bee/back is a link back to .*/set, which it is in; remove"):
+        ImageFolder(path)
+
+
+def test_classes_that_are_numbers_are_in_their_order_and_what_is_left_out_is_counted(tmp_path):
+    names = [str(i) for i in range(12)]
+    files = {f"{name}/0.png": encoded(IMAGES[int(name)]) for name in names}
+    files |= {"0/a.heic": b"", "0/b.HEIC": b"", "1/notes": b"", "1/.hidden": b"", "1/__MACOSX/a.txt": b""}
+    folder = ImageFolder(write(tmp_path, files))
+    assert folder.classes == tuple(names)
+    assert folder.left_out == {".heic": 2, "without a suffix": 1}
+    for item in range(12):
+        np.testing.assert_array_equal(folder[item][0], IMAGES[folder.labels[item]])
+    data = c.build_data(c.DataConfig("image_folder", str(tmp_path), holdout=0.25))
+    counts = np.bincount(data.train[1], minlength=12)
+    each = ", ".join(f"{i} = {i}: {n}" for i, n in enumerate(counts[: 1 + np.flatnonzero(counts)[-1]]))
+    assert data.about == (
+        "data: 9 items to train on, 3 held out",
+        f"classes (label = name: items to train on): {each}",
+        "left out: 2 .heic, 1 without a suffix",
+    )
+
+
+@pytest.mark.parametrize("worst", [2**32, 2**31, -(2**31) - 1])
+def test_labels_beyond_32_bits_are_refused(tmp_path, worst):
+    labels = np.array([0, worst])
+    rows = Rows([{"image": Image.fromarray(image), "label": int(y)} for image, y in zip(IMAGES, labels, strict=False)])
+    np.savez(tmp_path / "a.npz", x=IMAGES[:2], y=labels)
+    for make in (
+        lambda: from_arrays(IMAGES[:2], labels),
+        lambda: from_images(IMAGES[:2], labels.astype(np.uint64) if worst > 0 else labels),
+        lambda: from_items(HuggingFace(rows, cond="label"))(0, 0, 2),
+        lambda: Npz(tmp_path / "a.npz", y="y"),
+    ):
+        with pytest.raises(ValueError, match=rf"cond: whole numbers of 32 bits are needed .* got {worst}"):
+            make()
+    for name, arrays in {"x": (np.array([1e39, 1]),), "cond": (np.ones(2), np.array([1e39, 1]))}.items():
+        with pytest.raises(ValueError, match=rf"{name}: 1e\+39 is beyond float32"):
+            from_arrays(*arrays)
+
+
+def test_images_are_bytes_or_floats():
+    for dtype in (np.uint16, np.int64, bool):
+        with pytest.raises(ValueError, match=rf"x: bytes \(uint8\), or floats in \[-1, 1\], .* got {np.dtype(dtype)}"):
+            from_images(IMAGES.astype(dtype))
 
 
 class Counted:
@@ -419,6 +556,49 @@ def test_an_npz_that_is_wrong_is_named(tmp_path):
         Npz(path)
 
 
+def test_a_mapped_file_that_is_written_over_is_named_and_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+
+    def over(x):
+        np.savez(path, x=x)
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))  # file systems tell time coarsely
+
+    def readers():
+        np.savez(path, x=IMAGES)
+        items = Npz(path)
+        held = c.build_data(c.DataConfig("file", str(path)))
+        sent = cloudpickle.dumps(from_items(items))
+        return (
+            lambda: from_items(items)(0, 0, 4),
+            lambda: items[0],
+            lambda: cloudpickle.loads(sent),
+            lambda: held.source(0, 0, 4),
+            lambda: held.held_out,
+        )
+
+    for i in range(5):
+        for x, what in (
+            (IMAGES[::-1], "was written again"),
+            (IMAGES[:2], r"has \d+ bytes, and had \d+"),
+            (None, "is gone"),
+        ):
+            read = readers()[i]
+            path.unlink() if x is None else over(x)
+            with pytest.raises(ValueError, match=rf"path: .*a\.npz has changed while it was read: it {what}; "):
+                read()
+    item = (np.savez(path, x=IMAGES), Npz(path)[0][0])[1]
+    over(IMAGES[::-1])
+    np.testing.assert_array_equal(item, IMAGES[0])  # a copy
+    np.savez_compressed(path, x=IMAGES)
+    items = Npz(path)
+    path.unlink()
+    np.testing.assert_array_equal(items[1][0], IMAGES[1])  # read whole before
+    np.savez(path, x=np.ones((4, 2)))
+    monkeypatch.setattr("diffjax.config._items.check_unchanged", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # while its values are looked at, piece by piece
+        c.build_data(c.DataConfig("file", str(path)))
+
+
 class Table:
     """What `datasets.Dataset` looks like from here."""
 
@@ -432,6 +612,19 @@ class Table:
         if index == 5:
             raise OSError("cannot identify image file")
         return {"image": Image.fromarray(IMAGES[index]), "label": int(LABELS[index])}
+
+
+class Rows(Table):
+    """A table of rows of one's own."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
 
 
 def test_rows_of_a_table_are_items():
@@ -492,6 +685,12 @@ def test_a_configuration_finds_the_parts_of_an_image_folder(tmp_path, name):
     assert (data.shape, data.classes, len(data.train[0]), len(data.held_out[0])) == ((4, 4, 3), 3, 12, 6)
     np.testing.assert_array_equal(np.bincount(data.train[1]), [4, 4, 4])
     assert cloudpickle.loads(cloudpickle.dumps(data.source))(0, 0, 6)[0].shape == (6, 4, 4, 3)
+    assert data.about[2:] == ()
+    beside = {"set/test/ant/0.png": files["ant/00.png"], "set/x.png": files["ant/00.png"], "set/val/bee/a.txt": b""}
+    beside |= {f"set/test/{kind}/0.png": files["ant/00.png"] for kind in ("bee", "cow")}
+    more = c.build_data(dataclasses.replace(config, path=str(write(tmp_path / f"more_{name}", parted | beside))))
+    assert more.about[0] == "data: 12 items to train on, 3 held out"
+    assert more.about[2] == "left out: 6 images of the folder val, 1 images in no folder"
     untold = c.build_data(c.DataConfig(name="image_folder", path=str(path), conditional=False))
     assert (untold.classes, untold.source(0, 0, 6, part=(1, 2))[1], untold.shape) == (None, None, (6, 6, 3))
     alone = write(tmp_path / f"alone_{name}", {f"set/{key}": data for key, data in files.items()})

@@ -45,6 +45,8 @@ DEFAULTS = {
         "workers": 0,
         "holdout": 0.2,
         "holdout_seed": 0,
+        "channels": None,
+        "skip_bad": False,
     },
     "process": {
         "name": "cosine",
@@ -144,7 +146,7 @@ ODD = c.Config(
     5,
     0.5,
     (0.05, 0.1),
-    c.DataConfig("two_moons", "a.npz", False, 9, True, 3, 0.3, 4),
+    c.DataConfig("two_moons", "a.npz", False, 9, True, 3, 0.3, 4, 1, True),
     c.ProcessConfig("karras", 0.3, 9.0, -1.5, 0.2, 3.0, 3.5, 0.05, 20.0, 4.0),
     c.ParameterisationConfig("eps", 1.5),
     c.WeightingConfig("p2", 0.75, 0.25, -2.0, 2.5),
@@ -452,6 +454,14 @@ def test_images_are_scaled_to_the_size_of_the_configuration(tmp_path):
     assert c.build_data(c.DataConfig("image_folder", str(path))).shape == (20, 32, 3)
 
 
+def test_images_have_the_channels_of_the_configuration(tmp_path):
+    path = write_folders(tmp_path / "a")
+    grey = [np.asarray(Image.fromarray(image).convert("L"))[..., None] for image in IMAGES]
+    for channels, images in ((None, IMAGES), (3, IMAGES), (1, np.array(grey))):
+        train, held_out = pairs(c.build_data(c.DataConfig("image_folder", str(path), channels=channels)))
+        assert train | held_out == items(images, np.arange(12))
+
+
 def test_a_share_is_held_out_by_its_seed(tmp_path):
     np.savez(tmp_path / "a.npz", x=IMAGES, y=LABELS)
     found = {}
@@ -537,6 +547,8 @@ CHECKS = {
     "data.path": "test_files_are_read_as_their_name_says",
     "data.conditional": "test_an_unconditional_network_gets_no_labels",
     "data.image_size": "test_images_are_scaled_to_the_size_of_the_configuration",
+    "data.channels": "test_images_have_the_channels_of_the_configuration",
+    "data.skip_bad": "test_an_item_that_is_skipped_gives_way_to_the_next_and_the_rest_stay",
     "data.flip": "test_digits_are_split_and_flipped_as_configured",
     "data.holdout": "test_a_share_is_held_out_by_its_seed",
     "data.holdout_seed": "test_a_share_is_held_out_by_its_seed",
@@ -555,7 +567,7 @@ GROUPS = {
     "optimiser": OPTIMISER,
 }
 """Of groups whose tests see by themselves that each of their fields has a value of its own there."""
-FILES = ("test_options_train.py", "test_registry_names.py", "test_config_networks.py")
+FILES = ("test_options_train.py", "test_registry_names.py", "test_config_networks.py", "test_data_identity.py")
 
 
 def test_every_field_has_its_check():

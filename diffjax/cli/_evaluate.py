@@ -24,7 +24,7 @@ def run_evaluate(options: Evaluate, argv: list[str]) -> None:
     config, data, parts = open_run(options.run, options.chunk)
     if config.data.path is not None:
         folder, path = Path(options.run), config.data.path
-        agree(lambda: check_data(folder, path, data, "run"))
+        agree(lambda: check_data(folder, path, data, "run", accept=options.accept_data))
     if options.likelihood > len(data.held_out[0]):
         raise ValueError(f"likelihood: {len(data.held_out[0])} items are held out, got {options.likelihood}")
     scale = check_scale(options.guidance, data.classes)

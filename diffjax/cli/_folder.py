@@ -1,7 +1,8 @@
 """What keeps a run's folder whole: one process trains in it at a time, and on the same data as before.
 
 RUN/lock        locked (flock) by the process that trains here, while it does; its pid and machine
-RUN/data.json   SHA-256 over the bytes of x and y of a data file, training items and held out
+RUN/data.json   SHA-256 over the bytes of x and y of a data file, training items and held out; of images in folders
+                over their paths, sizes and checksums
 """
 
 import fcntl
@@ -15,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from diffjax.config import Data
+from diffjax.config import Data, DataConfig
 from diffjax.training import write_durably
 
 LOCK = "lock"
+DATA = "data.json"
+_WAY_ON = "put back what it was, or go on with the data as it is now: --accept-data"
 _LONGEST_NAME, _LONGEST_PATH = 255, 4096 - 256  # bytes, of most file systems; checkpoints lie some 100 deeper
 
 
@@ -47,6 +50,27 @@ def check_out(out: Path, name: str, *, named: bool) -> None:
     length = len(os.fsencode(out.absolute()))
     if length > _LONGEST_PATH:
         raise ValueError(f"out: a path has at most {_LONGEST_PATH} bytes here, got one of {length}; shorten it")
+
+
+def check_beside_data(out: Path, data: DataConfig) -> None:
+    """Raises `ValueError` where pictures that are written to `out` would be listed as data."""
+    if data.path is None or data.name not in ("image_folder", "cifar10") or not Path(data.path).is_dir():
+        return
+    there = out.resolve()
+    for folder in _with_links(Path(data.path)):
+        if there != folder and folder not in there.parents:
+            continue
+        raise ValueError(
+            f"out: {out} lies in the folder of the data, {data.path}, so that its pictures would count as data; name a "
+            "place elsewhere"
+        )
+
+
+def _with_links(folder: Path) -> Iterator[Path]:
+    """Where a folder is, and where the links to folders in it lead, as its files are listed through them."""
+    yield folder.resolve()
+    for path, folders, _ in os.walk(folder):
+        yield from (Path(path, name).resolve() for name in folders if os.path.islink(os.path.join(path, name)))
 
 
 @contextmanager
@@ -92,25 +116,25 @@ def digest_data(data: Data) -> str:
     return found.hexdigest()
 
 
-def check_data(folder: Path, path: str, data: Data, argument: str) -> None:
-    """Raises `ValueError` where the file at a path no longer holds what the run was trained on."""
-    kept = folder / "data.json"
-    if not kept.is_file():
+def check_data(folder: Path, path: str, data: Data, argument: str, *, accept: bool = False) -> None:
+    """Raises `ValueError` where a path no longer holds what the run was trained on; not where that is accepted."""
+    kept = folder / DATA
+    if accept or not kept.is_file():
         return
     try:
         before = str(json.loads(kept.read_text(encoding="utf-8"))["sha256"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"{argument}: {kept} is damaged: no sha256 in it") from None
+        raise ValueError(f"{argument}: {kept} is damaged: no sha256 in it; {_WAY_ON}") from None
     now = digest_data(data)
     if now != before:
         raise ValueError(
             f"{argument}: {folder} was trained on other data: {path} has changed since (SHA-256 "
-            f"{before[:12]}, now {now[:12]})"
+            f"{before[:12]}, now {now[:12]}); {_WAY_ON}"
         )
 
 
-def keep_digest(folder: Path, data: Data) -> None:
-    """Writes the digest of the data, unless there is one."""
-    kept = folder / "data.json"
-    if not kept.exists():
+def keep_digest(folder: Path, data: Data, *, anew: bool = False) -> None:
+    """Writes the digest of the data; unless there is one, if not anew."""
+    kept = folder / DATA
+    if anew or not kept.exists():
         write_durably(kept, json.dumps({"sha256": digest_data(data)}) + "\n")

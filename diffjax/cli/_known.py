@@ -9,6 +9,8 @@ import numpy as np
 def read_known(path: str, shape: tuple[int, ...]) -> np.ndarray:
     """The known sample [1, *d]: a picture, its 0..255 scaled to -1..1, or the array x of an .npz.
 
+    What is transparent in a picture is laid on white, in the mask as well.
+
     Raises:
       ValueError: the file cannot be read or is not of that shape.
     """
@@ -52,6 +54,7 @@ def _array(path: str, name: str) -> Any:
 def _picture(path: str, shape: tuple[int, ...]) -> np.ndarray:
     from PIL import Image
 
+    from diffjax.data._pictures import prepare_image
+
     with Image.open(path) as picture:
-        x = np.asarray(picture.convert("RGB" if shape[-1] == 3 else "L"), np.float64) / 127.5 - 1
-    return x if x.ndim == 3 else x[..., None]
+        return prepare_image(picture, size=None, channels=3 if shape[-1] == 3 else 1) / 127.5 - 1

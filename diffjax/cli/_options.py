@@ -84,6 +84,8 @@ class Train:
     """Seconds from one checkpoint to the next."""
     keep: int = 3
     """How many of the newest checkpoints stay on the disk."""
+    accept_data: bool = False
+    """Go on though the files of the data have changed since the run began, and take them as its data from now on."""
     log_every: int = 50
     """Steps from one line of metrics.jsonl to the next."""
     samples: int = EVALUATED
@@ -163,6 +165,8 @@ class Evaluate:
     """Of the samples."""
     chunk: int = 256
     """How many at a time."""
+    accept_data: bool = False
+    """Measure though the files of the data have changed since the run was trained."""
     likelihood: int = 0
     """Held-out items whose log density is computed too, in nats per dimension; a minute for tens of images."""
     compile_cache: str | None = None

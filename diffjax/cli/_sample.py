@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.cli._draw import Draw, check_interval, check_scale, grid
+from diffjax.cli._folder import check_beside_data
 from diffjax.cli._hosts import say, start_together
 from diffjax.cli._known import read_known, read_mask
 from diffjax.cli._options import Sample
@@ -39,6 +40,8 @@ def run_sample(options: Sample, argv: list[str]) -> None:
     if options.times is not None and options.known is None:
         raise ValueError(f"times: is for inpainting, with --known and --mask, got {options.times} without them")
     config, data, parts = open_run(options.run, options.chunk)
+    if out.suffix == ".png":
+        agree(lambda: check_beside_data(out, config.data))
     _check_label(options.label, data.classes)
     if out.suffix == ".png" and not has_picture(data):
         raise ValueError(f"out: samples of shape {data.shape} make no picture; name an .npz, got {out}")

@@ -6,6 +6,7 @@ RUN/tensorboard/  RUN/profile/  RUN/averages/  where they are asked for
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -19,7 +20,7 @@ from diffjax.cli._averages import averaged, make_average, snapshots
 from diffjax.cli._devices import find_devices, name_devices
 from diffjax.cli._draw import Draw
 from diffjax.cli._dry_run import dry_run
-from diffjax.cli._folder import LOCK, check_data, check_out, digest_data, keep_digest, lock_run
+from diffjax.cli._folder import DATA, LOCK, check_beside_data, check_data, check_out, digest_data, keep_digest, lock_run
 from diffjax.cli._hosts import say, start_together
 from diffjax.cli._layout import check_layout, make_layout
 from diffjax.cli._measure import measure, show
@@ -66,7 +67,7 @@ def run_train(options: Train, argv: list[str]) -> None:
     ema = make_average(config)
     keep_memory()
     check_layout(options)
-    data, parts = agree(lambda: _prepare(out, config))
+    data, parts = agree(lambda: _prepare(out, options))
     if jax.process_count() > 1 and config.data.path is not None:
         check_same({"data.path: its contents (SHA-256)": agree(lambda: digest_data(data))})
     layout = make_layout(options, parts, ema)
@@ -75,8 +76,11 @@ def run_train(options: Train, argv: list[str]) -> None:
     if options.dry_run:
         dry_run(options, data, parts, ema, shapes)
         return
+    agree(lambda: (data.train, data.held_out))  # what is measured in the end: found bad now, and not then
     with contextlib.ExitStack() as held:
-        agree_on_main(lambda: _hold(held, out, config, data))
+        agree_on_main(lambda: _hold(held, out, options, data))
+        for line in (*data.about, *_skipped(data)):
+            say(line)
         _train(options, out, data, parts, layout, shapes)
 
 
@@ -91,25 +95,39 @@ def _check_packages(options: Train) -> None:
             raise ValueError(f"{option}: needs {package}, got {value}; {remedy}")
 
 
-def _prepare(out: Path, config: Config) -> tuple[Data, Parts]:
+def _skipped(data: Data) -> list[str]:
+    """A line that counts the items that could not be read, where there are any."""
+    bad = data.bad()
+    return [f"skipped: {len(bad)} item{'s' if len(bad) > 1 else ''} that cannot be read: {bad[0]}"] if bad else []
+
+
+def _prepare(out: Path, options: Train) -> tuple[Data, Parts]:
     """The data and the objects of a run, for a folder that holds nothing else."""
+    config = options.config
+    check_beside_data(out, config.data)
     _check_folder(out, config)
     data = build_data(config.data)
     if config.data.path is not None:
-        check_data(out, config.data.path, data, "out")
+        check_data(out, config.data.path, data, "out", accept=options.accept_data)
     return data, build(config, data.classes)
 
 
-def _hold(held: contextlib.ExitStack, out: Path, config: Config, data: Data) -> None:
+def _hold(held: contextlib.ExitStack, out: Path, options: Train, data: Data) -> None:
     """Locks the folder and writes what a run is, so that from here on a run cut short can be continued."""
+    config = options.config
     out.mkdir(parents=True, exist_ok=True)
     held.enter_context(lock_run(out))
-    _check_folder(out, config)  # again: now nobody else writes
+    before = _check_folder(out, config)  # again: now nobody else writes
     kept = out / "config.json"
-    if not kept.exists() or not kept.read_bytes().strip(b"\0 \n"):  # a power loss leaves it empty
+    if before is not None and before.steps < config.steps:
+        print_line(
+            f"{out}: {before.steps} steps become {config.steps}: from here the learning rate is that of a run of "
+            f"{config.steps} steps"
+        )
+    if before != config or not kept.read_bytes().strip(b"\0 \n"):  # a power loss leaves it empty
         write_durably(kept, to_json(config))
     if config.data.path is not None:
-        keep_digest(out, data)
+        keep_digest(out, data, anew=options.accept_data)
 
 
 def _train(options: Train, out: Path, data: Data, parts: Parts, layout: Layout, shapes: TrainState) -> None:
@@ -165,6 +183,8 @@ def _begin(
 def _finish(out: Path, options: Train, data: Data, parts: Parts, state: TrainState) -> None:
     """The measures, the picture (arrays, where there is none), and what to do next."""
     config, mesh = options.config, data_mesh(find_devices(options.devices))
+    for line in _skipped(data):
+        say(line)
     say("drawing and measuring samples ...")
     draw = Draw(config, data, parts, averaged(config, state.ema), mesh=mesh)
     results, x, labels = measure(draw, data, n=options.samples, seed=config.seed)
@@ -186,14 +206,22 @@ def _write(out: Path, data: Data, results: dict[str, float], x: Any, labels: Any
     print_line(f"draw more: diffjax sample {quoted(out)}{label} --n 25 --out more{samples.suffix}")
 
 
-def _check_folder(out: Path, config: Config) -> None:
-    """Raises `ValueError` where a folder holds something else than this run."""
+def _check_folder(out: Path, config: Config) -> Config | None:
+    """The configuration of the run in a folder, None where there is none; a `ValueError` where it is another run.
+
+    The same run may have more steps than before, and its data elsewhere, if their contents can be compared.
+    """
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {out} is a file, not a folder")
     if not out.exists() or all(path.name.startswith(LOCK) for path in out.iterdir()):
-        return
-    found = differences(essence(read_config(out, "out")), essence(config))
+        return None
+    before = read_config(out, "out")
+    same = dataclasses.replace(before, steps=max(before.steps, config.steps))
+    found = differences(essence(same), essence(config))
+    if before.data.path != config.data.path and not (out / DATA).is_file():
+        found.append(("data.path", before.data.path, config.data.path))
     if found:
         path, there, here = found[0]
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise ValueError(f"out: {out} holds a run with {path} {there}, not {here}{more}; name another folder")
+    return before

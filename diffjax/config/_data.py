@@ -17,10 +17,14 @@ from diffjax.config._items import ITEMS, Split, labels_of, read_some
 from diffjax.config._options import DataConfig
 from diffjax.data import checkerboard, digits, from_items, mixture, random_flip, swiss_roll, two_moons
 from diffjax.data._arrays_source import Arrays
+from diffjax.data._image_folder import in_words
+from diffjax.data._items import Skipping
 
 TOYS = {"mixture": mixture, "two_moons": two_moons, "checkerboard": checkerboard, "swiss_roll": swiss_roll}
 
 Pair = tuple[Any, Any]
+
+_CLASSES = 1000  # whose counts are told
 
 
 class Data:
@@ -30,7 +34,8 @@ class Data:
       source: `(seed, step, size, *, part=(0, 1)) -> (x0, cond)`.
       classes: how many the network is told of; None where it is told nothing.
       log_prob: the exact log density in nats, where there is one.
-      digest: of files that `train` does not stand for; None where their contents are their digest.
+      about: lines for the user, of what there is: how many items, of which class, and what was left out.
+      bad: `() -> [what was wrong with it]`, of the items that were skipped in this process so far.
     """
 
     def __init__(
@@ -42,10 +47,18 @@ class Data:
         log_prob: Callable[[Any], Any] | None,
         *,
         shape: tuple[int, ...] | None = None,
-        digest: str | None = None,
+        digest: Callable[[], str] | None = None,
+        about: tuple[str, ...] = (),
+        bad: Callable[[], list[str]] = list,
     ):
-        self.source, self.classes, self.log_prob, self.digest = source, classes, log_prob, digest
+        self.about, self.bad, self._digest = about, bad, digest
+        self.source, self.classes, self.log_prob = source, classes, log_prob
         self._train, self._held_out, self._shape = train, held_out, shape
+
+    @cached_property
+    def digest(self) -> str | None:
+        """Of files that `train` does not stand for; None where their contents are their digest."""
+        return None if self._digest is None else self._digest()
 
     @cached_property
     def train(self) -> Pair:
@@ -79,6 +92,10 @@ def build_data(config: DataConfig) -> Data:
         raise ValueError(f"data.path: {config.name} needs the place of its files, got None")
     if config.image_size is not None and (config.name != "image_folder" or config.image_size < 1):
         raise ValueError(f"data.image_size: at least 1, and for image_folder only, got {config.image_size}")
+    if config.channels is not None and (config.name != "image_folder" or config.channels not in (1, 3)):
+        raise ValueError(f"data.channels: 1 or 3, and for image_folder only, got {config.channels}")
+    if config.skip_bad and config.name not in ("image_folder", "cifar10"):
+        raise ValueError(f"data.skip_bad: for images in folders only, and not for {config.name}")
     try:
         split = ITEMS[config.name](config)
     except ValueError as error:
@@ -92,6 +109,10 @@ def _check_without_files(config: DataConfig) -> None:
         raise ValueError(f"data.path: {config.name} reads no file, got {config.path}")
     if config.image_size is not None:
         raise ValueError(f"data.image_size: {config.name} has a size of its own, got {config.image_size}")
+    if config.channels is not None:
+        raise ValueError(f"data.channels: {config.name} has channels of its own, got {config.channels}")
+    if config.skip_bad:
+        raise ValueError(f"data.skip_bad: {config.name} reads no file, so that none can be bad")
     if config.flip and config.name in TOYS:
         raise ValueError(f"data.flip: {config.name} has no images to flip")
 
@@ -114,7 +135,23 @@ def _from_items(config: DataConfig, split: Split) -> Data:
         None,
         shape=shape,
         digest=split.digest,
+        about=_about(split, told),
+        bad=lambda: [text for part in (train, held_out) if isinstance(part, Skipping) for text in part.bad.values()],
     )
+
+
+def _about(split: Split, told: bool) -> tuple[str, ...]:
+    """How many items there are, which label is which class, with its count in training, and what was left out."""
+    lines = [f"data: {len(split.train):,} items to train on, {len(split.held_out):,} held out"]
+    if told:
+        counts = np.bincount(labels_of(split.train))
+        names = split.classes
+        each = [f"{i} = {names[i]}: {n:,}" if names else f"{i}: {n:,}" for i, n in enumerate(counts[:_CLASSES])]
+        more = f", and {len(counts) - _CLASSES:,} more" if len(counts) > _CLASSES else ""
+        lines.append(f"classes (label{' = name' if names else ''}: items to train on): {', '.join(each)}{more}")
+    if split.left_out:
+        lines.append(f"left out: {in_words(split.left_out)}")
+    return tuple(lines)
 
 
 class _Untold:

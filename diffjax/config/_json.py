@@ -66,8 +66,11 @@ def _read_fields(cls: Any, values: Any, path: str) -> Any:
 
 
 def essence(config: Config) -> Config:
-    """A configuration without what changes nothing in what is learnt: the number of workers, rematerialisation."""
-    data = dataclasses.replace(config.data, workers=0)
+    """A configuration without what changes nothing in what is learnt from the same data.
+
+    The number of workers, rematerialisation; where the files lie, and whether those that cannot be read end the run.
+    """
+    data = dataclasses.replace(config.data, workers=0, path=None, skip_bad=False)
     return dataclasses.replace(config, data=data, network=dataclasses.replace(config.network, remat=False))
 
 

@@ -27,6 +27,7 @@ class DataConfig:
     path: str | None = None
     """file: an .npz with x [n, ...] (floats in [-1, 1], or uint8) and, if there are classes, y [n] integers.
     image_folder: a folder or zip with a folder of images for each class; train and test (or val) may stand above them.
+    Links are followed, transparent parts laid on white, 16 bits a channel refused.
     mnist: the folder of its idx files. cifar10: the folder or .tar.gz of its binary version, or its images in folders.
     """
     conditional: bool = True
@@ -41,6 +42,10 @@ class DataConfig:
     """Share that is never trained on, but measured against; of no use where the files have a test part."""
     holdout_seed: int = 0
     """Which items those are."""
+    channels: int | None = None
+    """image_folder: 3 (colours) or 1 (grey); 3 by default."""
+    skip_bad: bool = False
+    """Images in folders that cannot be read are counted, and the next one taken instead; else they end the run."""
 
 
 @dataclass(frozen=True)

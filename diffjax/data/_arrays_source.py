@@ -1,5 +1,6 @@
 """Arrays in memory as a source, shuffled anew in each epoch (`_order` says how)."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +37,9 @@ def from_arrays(x: Any, cond: Any = None) -> Source:
       cond: integers become int32, floating-point numbers float32; None for none.
 
     Raises:
-      ValueError: x is empty, has no axis, or has a value that is not finite; cond has another length. And, when it is
-        called, a source raises it for a negative seed or step, or a size below one.
+      ValueError: x is empty, has no axis, or has a value that is not finite or beyond float32; cond has another length,
+        or a whole number beyond 32 bits. And, when it is called, a source raises it for a negative seed or step, or a
+        size below one.
 
     >>> source = from_arrays(np.arange(10.0))
     >>> sorted(source(seed=0, step=0, size=10)[0].tolist())
@@ -49,18 +51,52 @@ def from_arrays(x: Any, cond: Any = None) -> Source:
 def from_images(x: Any, cond: Any = None, *, augment: Augment | None = None) -> Source:
     """A source over images `x [n, h, w, c]` of bytes, which become floats in [-1, 1] batch by batch.
 
+    Warns where the shape looks like channels first, or the values like [0, 1].
+
     Args:
       x: uint8 (floats stay as they are).
       cond: as `from_arrays` has it.
       augment: `(x [k, h, w, c], seed, positions [k]) -> x`, such as `random_flip`.
 
     Raises:
-      ValueError: as `from_arrays`, or x has not four axes.
+      ValueError: as `from_arrays`, or x has not four axes, or is neither uint8 nor floats.
     """
     arrays = _arrays(x, cond)
     if arrays.x.ndim != 4:
         raise ValueError(f"x: images [n, h, w, c] are needed, got shape {arrays.x.shape}")
+    if arrays.x.dtype != np.uint8 and not np.issubdtype(arrays.x.dtype, np.floating):
+        raise ValueError(f"x: bytes (uint8), or floats in [-1, 1], are needed, got {arrays.x.dtype}")
+    for text in doubts("x", arrays.x):
+        warnings.warn(text, stacklevel=2)
     return from_items(arrays, augment=augment)
+
+
+def doubts(name: str, x: np.ndarray, extremes: tuple[float, float] | None = None) -> list[str]:
+    """How an array [n, *d] is understood, where it is likely that something else was meant.
+
+    Args:
+      name: of the array, for the text.
+      x: bytes, or floats.
+      extremes: its least and its largest value, where they are known.
+    """
+    found, shape = [], x.shape
+    if x.ndim == 4 and shape[1] <= 4 < shape[3]:
+        found.append(
+            f"{name} has shape {list(shape)}: taken for images [n, height {shape[1]}, width {shape[2]}, {shape[3]} "
+            "channels]; if its channels come first, give np.moveaxis(x, 1, -1)"
+        )
+    least, most = (x.min(), x.max()) if extremes is None else extremes
+    if x.dtype == np.uint8 and most == 1:
+        found.append(
+            f"{name} holds bytes of 0 and 1 alone: taken for images in 0 .. 255, all but black; to have them as -1 and "
+            "1, give 255 * x"
+        )
+    elif np.issubdtype(x.dtype, np.floating) and 0 <= least < most <= 1:
+        found.append(
+            f"{name} holds floats in [{least:.3g}, {most:.3g}]: taken as they are, where [-1, 1] is usual; images in "
+            "[0, 1] are 2 * x - 1 there"
+        )
+    return found
 
 
 def _arrays(x: Any, cond: Any) -> Arrays:
@@ -86,4 +122,6 @@ def _checked(name: str, values: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"{name}: {bad.sum()} of {bad.size} values are not finite, the first {values[first]} at {first}"
         )
+    if values.size and np.abs(values).max() > np.finfo(np.float32).max:
+        raise ValueError(f"{name}: {np.abs(values).max()} is beyond float32; scale the data")
     return values

@@ -9,6 +9,7 @@ import os
 import stat
 import threading
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,19 +20,27 @@ MOST = 20_000_000
 
 
 class Files(Protocol):
-    """Names with their sizes, and the bytes of each."""
+    """Names with their sizes, and the bytes of each; links that lead nowhere."""
 
     path: Path
     sizes: dict[str, int]
+    dangling: tuple[str, ...]
 
     def read(self, name: str) -> bytes: ...
+
+    def checksum(self, name: str) -> int:
+        """CRC-32 of the bytes of a file; the zip has it written down."""
+        ...
 
 
 def open_files(path: str | Path) -> Files:
     """The files under a folder, or the members of a zip, by their paths within, `/` between.
 
+    Links are followed, those of folders as well as of files.
+
     Raises:
-      ValueError: it is neither, or a member of the zip is refused.
+      ValueError: it is neither, a folder in it cannot be listed, a link leads back to a folder that it is in, or a
+        member of the zip is refused.
     """
     path = Path(path)
     if path.is_dir():
@@ -47,20 +56,49 @@ class _Folder:
     def __init__(self, path: Path):
         self.path = path
         self.sizes: dict[str, int] = {}
-        for folder, folders, names in os.walk(path):
-            folders.sort()
-            below = Path(folder).relative_to(path)
-            for name in sorted(names):
-                file = Path(folder, name)
-                if file.is_file():  # not a socket, not a link to nowhere
-                    self.sizes[(below / name).as_posix()] = file.stat().st_size
+        dangling = []
+        folders = [("", {_identity(path): path})]  # with all folders above, by what they are and not by their names
+        while folders:
+            below, above = folders.pop()
+            for entry in _entries(path / below):
+                name = f"{below}/{entry.name}" if below else entry.name
+                if entry.is_symlink() and not (path / name).exists():
+                    dangling.append(name)
+                elif entry.is_dir():
+                    inner = _identity(path / name)
+                    if inner in above:
+                        raise ValueError(
+                            f"path: {path / name} is a link back to {above[inner]}, which it is in; remove the link"
+                        )
+                    folders.append((name, {**above, inner: path / name}))
+                elif entry.is_file():  # no socket
+                    self.sizes[name] = entry.stat().st_size
+        self.dangling = tuple(sorted(dangling))
 
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
 
+    def checksum(self, name: str) -> int:
+        return zlib.crc32(self.read(name))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except OSError as error:
+        raise ValueError(f"path: {folder} cannot be listed: {error}") from None
+
 
 class _Zip:
     """The members of a zip; each process opens it for itself."""
+
+    dangling = ()
 
     def __init__(self, path: Path):
         self.path, self._lock = path, threading.Lock()
@@ -73,7 +111,9 @@ class _Zip:
             raise ValueError(f"path: {path} has {len(members):,} members, more than {MOST:,}")
         for member in members:
             _check_member(path, member)
-        self.sizes = {member.filename: member.file_size for member in members if not member.is_dir()}
+        members = [member for member in members if not member.is_dir()]
+        self.sizes = {member.filename: member.file_size for member in members}
+        self._checksums = {member.filename: member.CRC for member in members}
 
     def read(self, name: str) -> bytes:
         with self._lock:  # the file has one position, and a process that was forked shares it
@@ -81,8 +121,11 @@ class _Zip:
                 self._opened = (os.getpid(), zipfile.ZipFile(self.path))
             return self._opened[1].read(name)
 
+    def checksum(self, name: str) -> int:
+        return self._checksums[name]
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "sizes": self.sizes}
+        return {"path": self.path, "sizes": self.sizes, "_checksums": self._checksums}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock(), _opened=(-1, None))

@@ -3,12 +3,13 @@
 The package is the user's: it is not imported here. `load_dataset(..., split="train")` or `load_from_disk` make one.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from diffjax.data._pictures import prepare_image
+from diffjax.data._pictures import decode_image, prepare_image
 
 
 class HuggingFace:
@@ -16,10 +17,12 @@ class HuggingFace:
 
     Args:
       dataset: with random access (not a streamed one).
-      x: the column of data: pictures, or arrays of numbers [*d].
+      x: the column of data: pictures, or arrays of numbers [*d]. Where pictures may have 16 bits a channel, cast the
+        column to `datasets.Image(decode=False)`: they are decoded here then, and refused; decoded there, they are cut
+        to 8 bits before anyone sees it.
       cond: the column of conditions: whole numbers are labels; None for none.
       size: of pictures, as `ImageFolder` has it.
-      channels: of pictures, 3 or 1.
+      channels: of pictures, 3 or 1. Transparent parts are laid on white.
 
     Raises:
       ValueError: a column is absent. When an item is asked for: its picture cannot be decoded.
@@ -47,6 +50,9 @@ class HuggingFace:
     def _array(self, value: Any) -> np.ndarray:
         if isinstance(value, Image.Image):
             return prepare_image(value, size=self.size, channels=self.channels)
+        if isinstance(value, dict) and {"bytes", "path"} <= set(value):  # of a column that is not decoded
+            data = Path(value["path"]).read_bytes() if value["bytes"] is None else value["bytes"]
+            return decode_image(data, "its picture", size=self.size, channels=self.channels)
         dtype = getattr(self.dataset.features[self.x], "dtype", None)  # of an ArrayND, whose rows are plain lists
         return np.asarray(value, dtype if dtype in ("uint8", "float32") else None)
 

@@ -6,14 +6,18 @@ Only the items of the part that was asked for are read, and what is read is a fu
 same in this process and in any worker (`prefetch`).
 """
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from diffjax.data._order import batch_positions, item_order
 from diffjax.data._source import Part, Source
+
+_IN_A_ROW = 100  # items that cannot be read: then it is not they, but the disk
+_WARNED = 10
 
 Augment = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
 
@@ -45,6 +49,49 @@ class Subset:
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, Any]:
         """Many at once: x [k, *d] and cond [k, ...] or None."""
         return gather(self.items, self.indices[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class Skipping:
+    """Items of which one that cannot be read gives way to the next that can, so that batches stay what they are.
+
+    Warns of the first few, by their names.
+
+    Attributes:
+      bad: index -> what was wrong with it, of those that were tried in this process.
+    """
+
+    items: Items
+    bad: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        for at in (np.arange(index, index + min(len(self), _IN_A_ROW)) % len(self)).tolist():
+            found = self._try(at)
+            if found is not None:
+                return found
+        raise ValueError(f"{min(len(self), _IN_A_ROW)} items in a row cannot be read, the last: {self.bad[at]}")
+
+    def readable(self, indices: np.ndarray) -> list[tuple[Any, Any]]:
+        """The items that can be read, without any in place of the others."""
+        return [found for index in indices.tolist() if (found := self._try(index)) is not None]
+
+    def describe(self, index: int) -> str:
+        """What an item is called."""
+        return _name(self.items, index)
+
+    def _try(self, index: int) -> tuple[Any, Any] | None:
+        if index in self.bad:
+            return None
+        try:
+            return self.items[index]
+        except ValueError as error:
+            self.bad[index] = str(error)
+            if len(self.bad) <= _WARNED:
+                warnings.warn(f"skipped, {len(self.bad)} so far: {error}", stacklevel=3)
+            return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +151,31 @@ def _name(items: Items, index: Any) -> str:
 
 
 def as_condition(cond: np.ndarray) -> np.ndarray:
-    """Integers as int32, other numbers as float32."""
-    return cond.astype(np.int32 if np.issubdtype(cond.dtype, np.integer) else np.float32)
+    """Integers as int32, other numbers as float32.
+
+    Raises:
+      ValueError: they are no real numbers, or one is beyond what that type holds.
+    """
+    if not (np.issubdtype(cond.dtype, np.number) or cond.dtype == bool) or np.iscomplexobj(cond):
+        raise ValueError(f"cond: real numbers are needed, got dtype {cond.dtype}")
+    if not np.issubdtype(cond.dtype, np.integer):
+        return in_float32("cond", cond)
+    if cond.size and not np.can_cast(cond.dtype, np.int32):
+        for worst in (int(cond.max()), int(cond.min())):
+            if not -(2**31) <= worst < 2**31:
+                raise ValueError(f"cond: whole numbers of 32 bits are needed (labels from 0), got {worst}")
+    return cond.astype(np.int32)
+
+
+def in_float32(name: str, values: np.ndarray) -> np.ndarray:
+    """Values as float32; raises `ValueError` where one that is finite is beyond its range."""
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float32)
+    if values.dtype.itemsize > 4 and values.size:
+        lost = np.isfinite(values) & ~np.isfinite(found)
+        if lost.any():
+            raise ValueError(f"{name}: {values[lost].flat[0]} is beyond float32; scale the data")
+    return found
 
 
 def to_unit(x: np.ndarray, seed: int, positions: np.ndarray) -> np.ndarray:

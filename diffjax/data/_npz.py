@@ -3,9 +3,13 @@
 np.savez stores arrays uncompressed, so that each is one stretch of the file and can be mapped: a set larger than memory
 is read as it is used, and worker processes share it. np.savez_compressed cannot be mapped and is read whole. Nothing is
 unpickled. zip's checksums are looked at only where an array is read whole.
+
+A mapped file that is written over under its reader gives other numbers, and where it became shorter the system ends the
+process (SIGBUS). So its size and time are compared before each read with what they were when it was opened.
 """
 
 import math
+import os
 import struct
 import zipfile
 import zlib
@@ -31,17 +35,20 @@ class Npz:
       y: name of the array of conditions [n, ...]; None for none.
 
     Raises:
-      ValueError: the file or an array cannot be read, or they differ in length.
+      ValueError: the file or an array cannot be read, or they differ in length. When an item is asked for: the file
+        has changed since it was opened.
     """
 
     path: str | Path
     x: str = "x"
     y: str | None = None
     arrays: tuple[np.ndarray, Any] = field(init=False, repr=False)
+    _opened: tuple[int, int] = field(init=False, repr=False)
 
     def __post_init__(self):
+        object.__setattr__(self, "_opened", file_state(self.path))
         x = map_array(self.path, self.x)
-        y = None if self.y is None else as_condition(np.asarray(map_array(self.path, self.y)))
+        y = None if self.y is None else as_condition(np.array(map_array(self.path, self.y)))
         if x.ndim < 1 or len(x) < 1 or (y is not None and y.shape[:1] != x.shape[:1]):
             shape = None if y is None else y.shape
             raise ValueError(f"path: {self.path} needs items along a leading axis, got x {x.shape} and y {shape}")
@@ -51,16 +58,50 @@ class Npz:
         return len(self.arrays[0])
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
+        self._check()
         x, y = self.arrays
-        return np.asarray(x[index]), None if y is None else y[index]
+        return np.array(x[index]), None if y is None else y[index]
 
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, Any]:
         """Many at once: x [k, *d] and cond [k, ...] or None."""
+        self._check()
         x, y = self.arrays
         return np.asarray(x[indices]), None if y is None else y[indices]
 
+    def _check(self) -> None:
+        if isinstance(self.arrays[0], np.memmap):
+            check_unchanged(self.path, self._opened)
+
     def __reduce__(self):
-        return (Npz, (self.path, self.x, self.y))  # a worker maps the file itself
+        return (_open_again, (self.path, self.x, self.y, self._opened))  # a worker maps the file itself
+
+
+def _open_again(path: str | Path, x: str, y: str | None, opened: tuple[int, int]) -> Npz:
+    check_unchanged(path, opened)
+    return Npz(path, x, y)
+
+
+def file_state(path: str | Path) -> tuple[int, int]:
+    """Size and time of the last change of a file, in ns; (-1, -1) where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return (-1, -1)
+    return found.st_size, found.st_mtime_ns
+
+
+def check_unchanged(path: str | Path, opened: tuple[int, int]) -> None:
+    """Raises `ValueError` where a file is not what it was when it was opened."""
+    now = file_state(path)
+    if now == opened:
+        return
+    if now == (-1, -1):
+        what = "is gone"
+    elif now[0] != opened[0]:
+        what = f"has {now[0]} bytes, and had {opened[0]}"
+    else:
+        what = "was written again"
+    raise ValueError(f"path: {path} has changed while it was read: it {what}; write new data to another name")
 
 
 def map_array(path: str | Path, name: str) -> np.ndarray:
