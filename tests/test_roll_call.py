@@ -47,6 +47,15 @@ def test_all_who_come_are_let_go_together(port):
     ]
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_process_0_listens_at_addresses_of_both_kinds(port, host):
+    zero = threading.Thread(target=call_roll, args=((host, port), "", 2, 0, 10, lambda text: None))
+    zero.start()
+    call_roll((host, port), "", 2, 1, 10, lambda text: None)
+    zero.join()
+
+
 def test_who_does_not_come_is_named(port):
     zero, two = called(port, 4, 0, 1), called(port, 4, 2, 1)
     assert zero() == "process 1, 3 of 4 did not come"

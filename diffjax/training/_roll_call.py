@@ -49,7 +49,9 @@ def call_roll(
 
 def _wait_for_all(bind: str, port: int, processes: int, deadline: float) -> None:
     try:
-        server = socket.create_server((bind, port), family=socket.AF_INET6 if ":" in bind else socket.AF_INET)
+        both = not bind and socket.has_dualstack_ipv6()  # the coordinator may have an address of either kind
+        family = socket.AF_INET6 if both or ":" in bind else socket.AF_INET
+        server = socket.create_server((bind, port), family=family, dualstack_ipv6=both)
     except OSError as error:
         raise Absent(f"port {port} cannot be listened at: {error.strerror or error}") from None
     here: dict[int, socket.socket] = {}
