@@ -97,7 +97,8 @@ class Saves:
             except Exception as second:  # the error that ended the run is the one to be raised
                 error.add_note(f"{RESCUE[1]}{second}")
             else:
-                error.add_note(f"{RESCUE[0]}{step}; the same call continues there")
+                if step > 0:  # before the first step there is nothing to save
+                    error.add_note(f"{RESCUE[0]}{step}; the same call continues there")
             raise
 
     def wait(self) -> None:
