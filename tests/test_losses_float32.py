@@ -52,7 +52,7 @@ def test_weights_are_finite_and_keep_their_digits(name):
 
 
 def test_a_weight_is_its_limit_where_both_numbers_of_the_answer_are_zero():
-    """With alpha = (1 - t)^2 the velocity is 0 at t = 1; its weight, alpha^2/(alpha b - sigma a)^2 = (1 - t)^2/4, too."""
+    """With alpha = (1 - t)^2 the velocity is 0 at t = 1; its weight, (1 - t)^2/4 for |eps - eps_hat|^2, too."""
     ones = jnp.ones((1, 2))
     loss = losses.per_sample_loss(
         {},

@@ -59,11 +59,10 @@ def test_a_watcher_that_raises_and_ctrl_c_out_of_turn_are_saved_too(tmp_path):
     assert saved_steps(tmp_path) == [7]
 
 
-def test_an_error_before_the_first_step_says_nothing_of_a_save(tmp_path):
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        with pytest.raises(Broken) as caught:
-            toy.run(tmp_path, 20, source=breaks_at(0), checkpoints=checkpoints)
-    assert not getattr(caught.value, "__notes__", [])
+def test_an_error_before_the_first_step_says_that_there_was_none(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints, pytest.raises(Broken) as caught:
+        toy.run(tmp_path, 20, source=breaks_at(0), checkpoints=checkpoints)
+    assert caught.value.__notes__ == ["no step had been made"]
     assert saved_steps(tmp_path) == []
 
 

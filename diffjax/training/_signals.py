@@ -1,7 +1,7 @@
 """Being asked to stop: SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal), in one process and in several.
 
 The first signal is kept for the loop, which ends after its next step; a second one ends the process at once, unless it
-is SIGHUP: a terminal that closes sends it twice, from the shell and from the kernel, and systemd sends it after SIGTERM.
+is SIGHUP: a terminal that closes sends it twice, by the shell and by the kernel, and systemd sends it after SIGTERM.
 
     several processes    signal or 0 --largest of all, on the devices--> answer, read a step later: all stop together
 
