@@ -62,6 +62,21 @@ def test_who_does_not_come_is_named(port):
     assert two() in ("not all processes came", "who listens there is no process 0 of ours, or has ended")
 
 
+def test_who_came_and_left_again_is_named(port):
+    zero = called(port, 3, 0, 2)
+    time.sleep(0.3)
+    for number in (1, 2):
+        connection = socket.create_connection(("127.0.0.1", port))
+        connection.sendall(f"diffjax process {number}\n".encode())
+        if number == 1:
+            time.sleep(0.2)
+            connection.close()
+            time.sleep(0.2)
+    # Process 2 is there, but process 1 was killed while it waited.
+    assert zero() == "process 1 of 3 did not come"
+    connection.close()
+
+
 @pytest.mark.parametrize(("process", "reason"), [(1, "nobody listens there"), (0, "process 1 of 2 did not come")])
 def test_a_command_that_waits_in_vain_ends_in_one_line(port, process, reason, capfd):
     argv = [

@@ -65,15 +65,20 @@ def _wait_for_all(bind: str, port: int, processes: int, deadline: float) -> None
                 raise Absent(f"process {', '.join(missing)} of {processes} did not come")
             for key, _ in ready:
                 if key.fileobj is server:
-                    connection = opened.enter_context(server.accept()[0])
-                    selector.register(connection, selectors.EVENT_READ)
+                    with contextlib.suppress(OSError):  # it has left again
+                        connection = opened.enter_context(server.accept()[0])
+                        selector.register(connection, selectors.EVENT_READ)
                     continue
                 connection = key.fileobj
                 assert isinstance(connection, socket.socket)
-                number = _greeted(connection, processes)
-                selector.unregister(connection)
+                left = [i for i, other in here.items() if other is connection]  # it says nothing more until it ends
+                number = None if left else _greeted(connection, processes)
                 if number is not None:
                     here[number] = connection  # one that comes again, as after a restart, takes its place
+                    continue
+                selector.unregister(connection)
+                for i in left:
+                    del here[i]
         for connection in here.values():
             with contextlib.suppress(OSError):
                 connection.sendall(_GO)
