@@ -73,7 +73,7 @@ def test_who_came_and_left_again_is_named(port):
             connection.close()
             time.sleep(0.2)
     # Process 2 is there, but process 1 was killed while it waited.
-    assert zero() == "process 1 of 3 did not come"
+    assert zero() == "process 1 of 3 came and ended again"
     connection.close()
 
 

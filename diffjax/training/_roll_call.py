@@ -55,14 +55,17 @@ def _wait_for_all(bind: str, port: int, processes: int, deadline: float) -> None
     except OSError as error:
         raise Absent(f"port {port} cannot be listened at: {error.strerror or error}") from None
     here: dict[int, socket.socket] = {}
+    seen: set[int] = set()
     with contextlib.ExitStack() as opened, server, selectors.DefaultSelector() as selector:
         server.setblocking(False)
         selector.register(server, selectors.EVENT_READ)
         while len(here) < processes - 1:
             ready = selector.select(max(0.0, deadline - time.monotonic()))
             if not ready and time.monotonic() >= deadline:
-                missing = [str(i) for i in range(1, processes) if i not in here]
-                raise Absent(f"process {', '.join(missing)} of {processes} did not come")
+                missing = [str(i) for i in range(1, processes) if i not in seen]
+                ended = [str(i) for i in range(1, processes) if i not in here]
+                what = f"{', '.join(missing or ended)} of {processes}"
+                raise Absent(f"process {what} {'did not come' if missing else 'came and ended again'}")
             for key, _ in ready:
                 if key.fileobj is server:
                     with contextlib.suppress(OSError):  # it has left again
@@ -74,6 +77,7 @@ def _wait_for_all(bind: str, port: int, processes: int, deadline: float) -> None
                 left = [i for i, other in here.items() if other is connection]  # it says nothing more until it ends
                 number = None if left else _greeted(connection, processes)
                 if number is not None:
+                    seen.add(number)
                     here[number] = connection  # one that comes again, as after a restart, takes its place
                     continue
                 selector.unregister(connection)
