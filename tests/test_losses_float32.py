@@ -49,3 +49,19 @@ def test_weights_are_finite_and_keep_their_digits(name):
         reference = jax.tree.map(np.asarray, eqx.filter_jit(weights)(exact, jnp.asarray(np.float64(t))))
     # logsnr is exact to 1e-5 |logsnr|, so a power of the signal-to-noise ratio to 4e-4 at the ends.
     jax.tree.map(lambda mine, exact: np.testing.assert_allclose(mine, exact, rtol=5e-4), values, reference)
+
+
+def test_a_weight_is_its_limit_where_both_numbers_of_the_answer_are_zero():
+    """With alpha = (1 - t)^2 the velocity is 0 at t = 1; its weight, (1 - t)^2/4 for |eps - eps_hat|^2, too."""
+    ones = jnp.ones((1, 2))
+    loss = losses.per_sample_loss(
+        {},
+        ones,
+        ones,
+        jnp.ones(1),
+        network=dj.Network(lambda *_: {}, lambda params, x, *_, **__: x),
+        process=dj.process.Polynomial(2.0),
+        parameterisation=dj.VelocityPrediction(),
+        weighting=losses.constant,
+    )
+    np.testing.assert_allclose(loss, 0.0, atol=1e-12)

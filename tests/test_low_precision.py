@@ -101,3 +101,11 @@ def test_a_loss_of_bfloat16_images_is_averaged_in_float32():
         None, jax.random.key(0), x0, network=network, time_sampler=dj.UniformTimes(dj.Cosine()), **choices
     )
     assert loss.dtype == aux["per_sample"].dtype == jnp.float32
+
+
+def test_a_likelihood_of_bfloat16_data():
+    """Of N(0, 1) at 0 in three dimensions, by its own score; the divergence is summed in float32."""
+    process = dj.Cosine()
+    denoiser = lambda x, t: process.alpha(t) * x
+    found = dj.log_likelihood(jax.random.key(0), process, denoiser, jnp.zeros((2, 3), jnp.bfloat16))
+    np.testing.assert_allclose(found.nats, -1.5 * np.log(2 * np.pi), rtol=1e-4)

@@ -288,6 +288,17 @@ def test_linen_modules_with_a_train_switch_drop_where_there_is_a_key():
     np.testing.assert_array_equal(network.apply(params, x, jnp.zeros(32)), x)
 
 
+class LinenKeywordTrain(nn.Module):
+    @nn.compact
+    def __call__(self, *inputs, train: bool = False):
+        return nn.Dropout(0.5)(inputs[0], deterministic=not train)
+
+
+def test_a_switch_that_is_a_keyword_alone_is_given_too():
+    network, x = from_linen(LinenKeywordTrain()), jnp.ones((32, 32))
+    assert abs(float(jnp.mean(network.apply({}, x, jnp.zeros(32), key=KEY) == 0)) - 0.5) < 0.1
+
+
 def test_linen_modules_draw_from_collections_of_their_own():
     """With a key, and as much dropout as without them; without a key they are refused."""
     network, plain, x = from_linen(LinenTrain(noisy=True)), from_linen(LinenTrain()), jnp.ones((32, 32))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import training_toy as toy
 
+from diffjax import cli
 from diffjax.cli import main
 from diffjax.config import from_json
 from diffjax.training import Checkpoints
@@ -56,6 +57,13 @@ def test_a_watcher_that_raises_and_ctrl_c_out_of_turn_are_saved_too(tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints, pytest.raises(KeyboardInterrupt):
         toy.run(tmp_path, 20, watch=[watch], checkpoints=checkpoints)
     assert saved_steps(tmp_path) == [7]
+
+
+def test_an_error_before_the_first_step_says_that_there_was_none(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints, pytest.raises(Broken) as caught:
+        toy.run(tmp_path, 20, source=breaks_at(0), checkpoints=checkpoints)
+    assert caught.value.__notes__ == ["no step had been made"]
+    assert saved_steps(tmp_path) == []
 
 
 def test_a_state_that_is_bad_is_not_saved(tmp_path):
@@ -130,6 +138,15 @@ def test_a_log_that_a_power_loss_broke_is_moved_aside_and_its_lines_kept(tmp_pat
     assert log.read_text() == ""
 
 
+def test_lines_after_one_that_was_cut_short_are_kept(tmp_path):
+    """A full disk cut the second line, the next one went on behind it, and then there was room again."""
+    log = tmp_path / "metrics.jsonl"
+    lines = [f'{{"step": {step}, "loss": 1.0}}\n' for step in (10, 20, 30, 40, 50)]
+    log.write_text(lines[0] + lines[1][:9] + "".join(lines[2:]))
+    truncate_log(log, 40)
+    assert log.read_text() == lines[0] + lines[3]
+
+
 def test_an_empty_configuration_is_restored_from_the_newest_checkpoint(tmp_path, capfd):
     size = [
         "--steps",
@@ -176,6 +193,15 @@ def test_a_command_that_failed_ends_though_a_thread_waits_for_ever():
     done = subprocess.run([sys.executable, "-c", HANGING], env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
     assert done.stderr == "diffjax: runs/x/checkpoints: step 20 could not be saved: can't start new thread\n"
+
+
+def test_a_pipe_that_breaks_in_a_command_is_a_failure(monkeypatch, capfd):
+    def fail(options, argv):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(cli, "run_sample", fail)
+    assert main(["sample", "runs/x"]) == 1
+    assert "Broken pipe" in capfd.readouterr().err
 
 
 def test_a_step_without_a_loss_is_named(tmp_path):

@@ -47,10 +47,34 @@ def test_all_who_come_are_let_go_together(port):
     ]
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_process_0_listens_at_addresses_of_both_kinds(port, host):
+    zero = threading.Thread(target=call_roll, args=((host, port), "", 2, 0, 10, lambda text: None))
+    zero.start()
+    call_roll((host, port), "", 2, 1, 10, lambda text: None)
+    zero.join()
+
+
 def test_who_does_not_come_is_named(port):
     zero, two = called(port, 4, 0, 1), called(port, 4, 2, 1)
     assert zero() == "process 1, 3 of 4 did not come"
     assert two() in ("not all processes came", "who listens there is no process 0 of ours, or has ended")
+
+
+def test_who_came_and_left_again_is_named(port):
+    zero = called(port, 3, 0, 2)
+    time.sleep(0.3)
+    for number in (1, 2):
+        connection = socket.create_connection(("127.0.0.1", port))
+        connection.sendall(f"diffjax process {number}\n".encode())
+        if number == 1:
+            time.sleep(0.2)
+            connection.close()
+            time.sleep(0.2)
+    # Process 2 is there, but process 1 was killed while it waited.
+    assert zero() == "process 1 of 3 came and ended again"
+    connection.close()
 
 
 @pytest.mark.parametrize(("process", "reason"), [(1, "nobody listens there"), (0, "process 1 of 2 did not come")])

@@ -442,8 +442,16 @@ def test_an_average_that_is_not_finite_is_never_saved(tmp_path, value):
         assert checkpoints.latest() == 2
 
 
+@pytest.fixture
+def hangups():
+    """SIGHUP as it is in a terminal: these tests may run under nohup, which ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signal_finishes_the_step_and_saves(tmp_path, number):
+def test_signal_finishes_the_step_and_saves(tmp_path, number, hangups):
     before = signal.getsignal(number)
 
     def source(seed, step, size):
@@ -513,6 +521,30 @@ def test_handlers_of_others_are_given_back_and_get_what_nobody_was_told(monkeypa
         assert heard == []
     finally:
         assert signal.signal(signal.SIGTERM, before) is not before
+
+
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
+def test_a_second_hangup_ends_nothing(hangups, first):
+    """A closed terminal sends two within a millisecond, and systemd sends one after SIGTERM."""
+    from diffjax.training._signals import hear_signals
+
+    with hear_signals() as asked:
+        os.kill(os.getpid(), first)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert asked() == first
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+def test_plain_numbers_of_a_loss_are_metrics():
+    loss = lambda params, key, batch, index, total: (jnp.sum(params**2), {"share": 0.5, "n": 3, "on": True})
+    tx = optax.sgd(0.1)
+    step = make_train_step(loss, tx, ema=make_ema(0.9))
+    _, metrics = jax.eval_shape(step, state_from_params(jax.random.key(0), jnp.ones(2), tx), jnp.ones((4, 1)))
+    assert {name: metrics[name].dtype.name for name in ("share", "n", "on")} == {
+        "share": "float32",
+        "n": "int32",
+        "on": "bool",
+    }
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tpu"])

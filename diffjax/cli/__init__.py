@@ -63,7 +63,11 @@ def _run(argv: list[str]) -> int:
         print_line(f"diffjax {__version__}")
         return 0
     try:
-        command = _parse(argv)
+        try:
+            command = _parse(argv)
+        except BrokenPipeError:  # --help | head
+            print_line("")
+            return 0
         commands: dict[type, Callable[[Any, list[str]], None]] = {
             Train: run_train,
             Sample: run_sample,
@@ -73,9 +77,6 @@ def _run(argv: list[str]) -> int:
         commands[type(command)](command, argv)
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
-    except BrokenPipeError:  # --help | head
-        print_line("")
-        return 0
     except KeyboardInterrupt as stop:
         code = _interrupted(stop, argv)
         if not isinstance(stop, Stopped):

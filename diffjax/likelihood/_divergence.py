@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import sample_keys, sum_features
+from diffjax._arrays import accumulator_dtype, sample_keys, sum_features
 from diffjax._typing import Index, Key, Sample
 
 BLOCK = 8
@@ -61,7 +61,7 @@ class Exact(eqx.Module):
         def add(total, first):
             return total + jnp.sum(jax.vmap(product)(first + jnp.arange(block)), axis=0), None
 
-        total = jnp.zeros_like(x, shape=x.shape[:1])
+        total = jnp.zeros_like(x, shape=x.shape[:1], dtype=accumulator_dtype(x.dtype))
         return u, jax.lax.scan(add, total, jnp.arange(0, size, block))[0][None]
 
 

@@ -146,7 +146,7 @@ def _solve(key, process, denoiser, x0, times, terminal, divergence, solver, cont
         return divergence(lambda x: velocity(process, denoiser, x, t), state[0], probes)
 
     rows = jax.eval_shape(field, times[0], (x0, None), None)[1]
-    y0 = (x0, jnp.zeros_like(x0, shape=rows.shape))
+    y0 = (x0, jnp.zeros_like(x0, shape=rows.shape, dtype=rows.dtype))
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
         solver,

@@ -41,7 +41,8 @@ def from_linen(module: nn.Module) -> Network:
       ValueError: at `init`, when the module has variables other than parameters; at `apply`, when it draws random
         numbers and is given no key.
     """
-    options = list(inspect.signature(type(module).__call__).parameters)[4:]  # after self, x, c_noise and cond
+    given = list(inspect.signature(type(module).__call__).parameters.values())
+    options = [p.name for i, p in enumerate(given) if i > 3 or p.kind is p.KEYWORD_ONLY]  # after self, x, c_noise, cond
     off, on = (set(options) & names for names in ({"deterministic"}, {"train", "training", "is_training"}))
     draws_more: list[bool] = []
 

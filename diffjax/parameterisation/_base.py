@@ -82,6 +82,6 @@ def eps_error_scale(parameterisation: AbstractParameterisation, process: Abstrac
     """(alpha/(alpha b - sigma a))^2, of the shape of t: ||eps - eps_hat||^2 is this times ||y - y_hat||^2."""
     a, b = parameterisation.coefficients(process, t)
     alpha, sigma = process.alpha(t), process.sigma(t)
-    of_eps = a == 0  # y = b eps: alpha cancels, also where it is 0
+    of_eps = (a == 0) & (b != 0)  # y = b eps: alpha cancels, also where it is 0
     d = jnp.where(of_eps, 1.0, alpha * b - sigma * a)
     return jnp.where(of_eps, 1 / jnp.where(of_eps, b, 1.0), alpha / d) ** 2

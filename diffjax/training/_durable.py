@@ -1,5 +1,6 @@
 """A small file that is there whole or not at all, also where the power fails: written beside it, then renamed."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -17,8 +18,9 @@ def write_durably(path: str | Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
+    with contextlib.suppress(OSError):  # not every file system can: the file itself is there
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself
+        finally:
+            os.close(folder)

@@ -185,7 +185,7 @@ def _means(each: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def truncate_log(path: str | Path, step: int) -> None:
-    """Removes the lines of a JSONL log beyond a step, and a line that was cut short; the file may be absent.
+    """Removes the lines of a JSONL log beyond a step, and those that were cut short; the file may be absent.
 
     The rest is written beside it first, and put in its place by one rename. A log that begins with what a power loss or
     an editor leaves there (NULs, a byte order mark, blank lines) is moved aside, with a warning, and its lines kept.
@@ -208,9 +208,10 @@ def truncate_log(path: str | Path, step: int) -> None:
     kept = []
     for line in lines:
         at = _step_of(line)
-        if at is None or at > step:
+        if at is not None and at > step:
             break
-        kept.append(line + "\n")
+        if at is not None:  # a full disk cuts a line short, and training goes on after it
+            kept.append(line + "\n")
     write_durably(path, "".join(kept))
 
 

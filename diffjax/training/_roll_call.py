@@ -49,29 +49,40 @@ def call_roll(
 
 def _wait_for_all(bind: str, port: int, processes: int, deadline: float) -> None:
     try:
-        server = socket.create_server((bind, port), family=socket.AF_INET6 if ":" in bind else socket.AF_INET)
+        both = not bind and socket.has_dualstack_ipv6()  # the coordinator may have an address of either kind
+        family = socket.AF_INET6 if both or ":" in bind else socket.AF_INET
+        server = socket.create_server((bind, port), family=family, dualstack_ipv6=both)
     except OSError as error:
         raise Absent(f"port {port} cannot be listened at: {error.strerror or error}") from None
     here: dict[int, socket.socket] = {}
+    seen: set[int] = set()
     with contextlib.ExitStack() as opened, server, selectors.DefaultSelector() as selector:
         server.setblocking(False)
         selector.register(server, selectors.EVENT_READ)
         while len(here) < processes - 1:
             ready = selector.select(max(0.0, deadline - time.monotonic()))
             if not ready and time.monotonic() >= deadline:
-                missing = [str(i) for i in range(1, processes) if i not in here]
-                raise Absent(f"process {', '.join(missing)} of {processes} did not come")
+                missing = [str(i) for i in range(1, processes) if i not in seen]
+                ended = [str(i) for i in range(1, processes) if i not in here]
+                what = f"{', '.join(missing or ended)} of {processes}"
+                raise Absent(f"process {what} {'did not come' if missing else 'came and ended again'}")
             for key, _ in ready:
                 if key.fileobj is server:
-                    connection = opened.enter_context(server.accept()[0])
-                    selector.register(connection, selectors.EVENT_READ)
+                    with contextlib.suppress(OSError):  # it has left again
+                        connection = opened.enter_context(server.accept()[0])
+                        selector.register(connection, selectors.EVENT_READ)
                     continue
                 connection = key.fileobj
                 assert isinstance(connection, socket.socket)
-                number = _greeted(connection, processes)
-                selector.unregister(connection)
+                left = [i for i, other in here.items() if other is connection]  # it says nothing more until it ends
+                number = None if left else _greeted(connection, processes)
                 if number is not None:
+                    seen.add(number)
                     here[number] = connection  # one that comes again, as after a restart, takes its place
+                    continue
+                selector.unregister(connection)
+                for i in left:
+                    del here[i]
         for connection in here.values():
             with contextlib.suppress(OSError):
                 connection.sendall(_GO)

@@ -16,7 +16,7 @@ from diffjax.training._finite import NotFinite, check_parameters
 from diffjax.training._signals import Stopped
 from diffjax.training._state import TrainState
 
-RESCUE = ("saved at step ", "the newest step could not be saved: ")
+RESCUE = ("saved at step ", "the newest step could not be saved: ", "no step had been made")
 """How the note begins that an error has of what became of the newest state, and what else libraries note does not."""
 
 
@@ -97,7 +97,7 @@ class Saves:
             except Exception as second:  # the error that ended the run is the one to be raised
                 error.add_note(f"{RESCUE[1]}{second}")
             else:
-                error.add_note(f"{RESCUE[0]}{step}; the same call continues there")
+                error.add_note(f"{RESCUE[0]}{step}; the same call continues there" if step else RESCUE[2])
             raise
 
     def wait(self) -> None:

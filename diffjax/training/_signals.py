@@ -1,6 +1,7 @@
 """Being asked to stop: SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal), in one process and in several.
 
-The first signal is kept for the loop, which ends after its next step; a second one ends the process at once.
+The first signal is kept for the loop, which ends after its next step; a second one ends the process at once, unless it
+is SIGHUP: a terminal that closes sends it twice, by the shell and by the kernel, and systemd sends it after SIGTERM.
 
     several processes    signal or 0 --largest of all, on the devices--> answer, read a step later: all stop together
 
@@ -71,7 +72,8 @@ def hear_signals() -> Iterator[Asked]:
     def handle(number, frame):
         received.append(number)
         for other, handler in before.items():
-            signal.signal(other, _at_once(handler))
+            again = other == hangup and handler == signal.SIG_DFL
+            signal.signal(other, signal.SIG_IGN if again else _at_once(handler))
 
     try:
         for number in before:

@@ -79,7 +79,7 @@ def make_train_step(
             """What is averaged over parts and devices, and what is summed."""
             loss_of = lambda params: loss_fn(whole(params), key, batch, index, total)
             (loss, aux), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-            scalars = {"loss": loss} | {name: value for name, value in aux.items() if jnp.ndim(value) == 0}
+            scalars = {"loss": loss} | {name: jnp.asarray(value) for name, value in aux.items() if jnp.ndim(value) == 0}
             return as_accumulators((grads, scalars)), _by_level(aux, levels)
 
         means, sums = part(batch, index) if accumulate == 1 else _accumulate(part, accumulate, batch, index)
