@@ -108,3 +108,12 @@ def test_a_port_in_use_is_named_at_once(capfd):
         assert main(["train", "toy2d", *argv]) == 75
     assert time.monotonic() - start < 5
     assert f"port {port} cannot be listened at: Address already in use" in capfd.readouterr().err
+
+
+def test_processes_that_count_differently_or_twice_are_named_at_once(port):
+    zero, one = called(port, 3, 0, 20), called(port, 2, 1, 1)
+    assert zero() == "process 1 was started as one of 2, process 0 as one of 3"
+    one()
+    zero, one, again = called(port, 3, 0, 20), called(port, 3, 1, 1), called(port, 3, 1, 1)
+    assert zero() == "two processes say that they are process 1"
+    one(), again()

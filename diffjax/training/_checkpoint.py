@@ -304,12 +304,20 @@ class Checkpoints:
         if self._is_gone():
             raise RuntimeError(f"{self.folder}: {_DELETED}")
 
-    def _is_gone(self) -> bool:
-        """Whether the folder is no longer the one that was opened: Orbax makes another, in which nothing else is."""
+    def _is_gone(self, *, failed: bool = False) -> bool:
+        """Whether the folder is no longer the one that was opened: Orbax makes another, in which nothing else is.
+
+        Where its number differs, which it may on a mounted file system, the newest step that was saved decides, or that
+        a save has just failed.
+        """
+        if jax.process_count() > 1:
+            return False
         try:
-            return jax.process_count() == 1 and not os.path.samestat(self._opened, os.stat(self.folder))
+            same = os.path.samestat(self._opened, os.stat(self.folder))
         except FileNotFoundError:
             return True
+        newest = self.latest()
+        return not same and (failed or (newest is not None and not (self.folder / str(newest)).is_dir()))
 
     def close(self) -> None:
         """Waits, and frees the threads. Raises `RuntimeError` where a save failed."""
@@ -392,7 +400,7 @@ class Checkpoints:
             if any("No space left" in str(cause) for cause in self._orbax.causes(error)):
                 free = in_bytes(shutil.disk_usage(self.folder).free)
                 reason = f"No space left on device ({free} free); the checkpoints before are whole"
-            elif self._is_gone():
+            elif self._is_gone(failed=True):
                 reason = _DELETED
             raise RuntimeError(f"{self.folder}: {what}: {reason}") from error
 

@@ -1,7 +1,7 @@
 """Whether all processes of a run are there, asked before JAX is: it would wait in silence, and then abort.
 
     process 0       listens at the coordinator's address ------------- all have come: "go" --> closes it --+
-    process i > 0   connects, again and again --> says "i" --> waits for "go" -----------------------------+--> JAX
+    process i > 0   connects, again and again --> says "i of n" --> waits for "go" ------------------------+--> JAX
 
 A line of text each way over TCP, at the port that JAX's own service uses right afterwards.
 """
@@ -44,7 +44,7 @@ def call_roll(
         _wait_for_all(bind, address[1], processes, deadline)
     else:
         tell(f"process {process} of {processes} waits for process 0 at {where}, up to {timeout:g} s")
-        _answer(address, process, deadline)
+        _answer(address, process, processes, deadline)
 
 
 def _wait_for_all(bind: str, port: int, processes: int, deadline: float) -> None:
@@ -77,6 +77,8 @@ def _wait_for_all(bind: str, port: int, processes: int, deadline: float) -> None
                 left = [i for i, other in here.items() if other is connection]  # it says nothing more until it ends
                 number = None if left else _greeted(connection, processes)
                 if number is not None:
+                    if number in here and _is_open(here[number]):
+                        raise Absent(f"two processes say that they are process {number}")
                     seen.add(number)
                     here[number] = connection  # one that comes again, as after a restart, takes its place
                     continue
@@ -89,22 +91,40 @@ def _wait_for_all(bind: str, port: int, processes: int, deadline: float) -> None
 
 
 def _greeted(connection: socket.socket, processes: int) -> int | None:
-    """The number that a process says it is; None of what is none of ours."""
+    """The number that a process says it is; None of what is none of ours.
+
+    Raises:
+      Absent: it counts another number of processes, or is beyond them.
+    """
     try:
         text = connection.recv(64).decode("ascii", "replace")
     except OSError:
         return None
-    number = text.removeprefix(_GREETING).strip()
-    known = text.startswith(_GREETING) and number.isdecimal() and 0 < int(number) < processes
-    return int(number) if known else None
+    words = text.removeprefix(_GREETING).split()
+    if not text.startswith(_GREETING) or len(words) != 3 or not (words[0] + words[2]).isdecimal():
+        return None
+    number, count = int(words[0]), int(words[2])
+    if count != processes or not 0 < number < processes:
+        raise Absent(f"process {number} was started as one of {count}, process 0 as one of {processes}")
+    return number
 
 
-def _answer(address: tuple[str, int], process: int, deadline: float) -> None:
+def _is_open(connection: socket.socket) -> bool:
+    """Whether the other end is still there; it says nothing after its greeting."""
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def _answer(address: tuple[str, int], process: int, processes: int, deadline: float) -> None:
     reason = "nobody listens there"
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection(address, timeout=left) as connection:
-                connection.sendall(f"{_GREETING}{process}\n".encode())
+                connection.sendall(f"{_GREETING}{process} of {processes}\n".encode())
                 connection.settimeout(max(_AGAIN, deadline - time.monotonic()))
                 if connection.recv(len(_GO)) == _GO:
                     return
