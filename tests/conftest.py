@@ -6,9 +6,11 @@ those of float32. What a test compiles by `quick_jit` is never optimised.
 
 Compiled programs are kept in ~/.cache/diffjax/tests-MACHINE from one run to the next: JAX finds one by a hash of the
 program itself, the versions of jaxlib and XLA, the flags and the devices, so that a function that changed is compiled
-anew (test_compiled.py). DIFFJAX_TEST_CACHE=off keeps nothing. Processes that tests start do not take part.
+anew (test_compiled.py). DIFFJAX_TEST_CACHE=off keeps nothing, nor does a home that cannot be written to. Processes
+that tests start do not take part.
 """
 
+import contextlib
 import importlib.metadata
 import os
 
@@ -47,7 +49,8 @@ from diffjax.cli._compiled import cache_folder, keep_compiled
 
 if os.environ.get("DIFFJAX_TEST_CACHE", "on") != "off":
     jax.config.update("jax_enable_compilation_cache", True)
-    keep_compiled(str(cache_folder("tests")))
+    with contextlib.suppress(ValueError, RuntimeError):  # no home, or no folder there that is the user's own
+        keep_compiled(str(cache_folder("tests")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import pytest
@@ -117,3 +118,25 @@ def test_a_function_that_changed_is_compiled_anew(tmp_path):
     assert answer("x * 2 + 1") == ["7.0", "False", "True"]
     assert answer("x * 2 + 1") == ["7.0", "True", "False"]
     assert answer("x * 2 + 2") == ["8.0", "False", "True"]
+
+
+CONFTEST = """
+import importlib, os, sys
+for choice, home in (("off", "kept"), ("on", "/proc/none"), ("on", "kept")):
+    os.environ |= {"DIFFJAX_TEST_CACHE": choice, "XDG_CACHE_HOME": os.path.abspath(home)}
+    importlib.reload(sys.modules["conftest"]) if "conftest" in sys.modules else importlib.import_module("conftest")
+    config = sys.modules["jax"].config
+    print(config.jax_enable_compilation_cache, config.jax_compilation_cache_dir)
+"""
+
+
+def test_the_tests_keep_their_programs_in_a_folder_of_their_own_or_none(tmp_path):
+    """None where the variable says off, or the folder cannot be made."""
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "DIFFJAX_"))}
+    environment["PYTHONPATH"] = os.pathsep.join(folders)
+    run = {"cwd": tmp_path, "env": environment, "check": True, "capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run([sys.executable, "-c", CONFTEST], **run)
+    off, unwritable, kept = done.stdout.split("\n")[:3]
+    assert (off, unwritable) == ("False None", "True None")
+    assert kept.startswith(f"True {tmp_path / 'kept' / 'diffjax' / 'tests-'}")

@@ -29,7 +29,6 @@ def test_the_default_lower_end_bears_float32(flow):
     low, t0 = dj.interval(PROCESS)[0], dj.time_from_logsnr(PROCESS, 14.0)
     error = lambda found, t: float(jnp.max(jnp.abs(found.nats - data.log_prob(PROCESS, x0, t))))
     found = [error(nats(x0), t0), error(nats(x0, t0=low), low)]
-    print(found)
     assert found[0] < 5e-4
     assert found[1] > 2e-3
     with jax.enable_x64(True):

@@ -111,10 +111,11 @@ def test_a_folder_that_goes_away_under_a_run_is_named(tmp_path):
 
 
 def test_a_command_whose_terminal_is_closed_ends_well(tmp_path):
-    """stderr closed from the start, stdout after its first line, no home and no name for the user's number."""
+    """stderr closed from the start, stdout after its first line, and no home that could be written to."""
     size = "--steps 3 --batch-size 8 --network.width 8 --network.depth 1 --samples 8 --sampler.steps 2"
     command = f"{sys.executable} -m diffjax train toy2d {size} --out {tmp_path / 'run'}"
-    environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "XDG_CACHE_HOME")}
+    environment = {key: value for key, value in os.environ.items() if key != "XDG_CACHE_HOME"}
+    environment["HOME"] = "/proc/none"  # without one it would be that of the user's number, whose cache is not ours
     script = f"{{ {command} 2>&-; echo $? > {tmp_path / 'code'}; }} | head -n 1"
     environment |= {"PYTHONPATH": str(ROOT), "JAX_ENABLE_COMPILATION_CACHE": "true", "MPLCONFIGDIR": str(tmp_path)}
     subprocess.run(["bash", "-c", script], env=environment, check=True, capture_output=True, timeout=300)

@@ -32,18 +32,31 @@ def called(port, processes, process, timeout, told=None):
     return lambda: (thread.join(), found[0])[1]
 
 
+def connected(port):
+    """A connection to process 0, once it listens."""
+    for _ in range(600):
+        try:
+            return socket.create_connection(("127.0.0.1", port))
+        except ConnectionRefusedError:
+            time.sleep(0.1)
+    raise AssertionError("nobody listens")
+
+
 def test_all_who_come_are_let_go_together(port):
-    """The last comes half a second late, one comes twice, and somebody else connects in between."""
+    """One comes before process 0 does, one comes twice, somebody else connects in between, and the last comes late."""
     told = []
-    early = [called(port, 3, 1, 10, told), called(port, 3, 0, 10, told)]
-    time.sleep(0.3)
-    with socket.create_connection(("127.0.0.1", port)) as stranger:
+    early = called(port, 4, 2, 60, told)
+    time.sleep(0.1)
+    zero = called(port, 4, 0, 60, told)
+    with connected(port) as before, connected(port) as stranger:
+        before.sendall(b"diffjax process 1\n")  # has ended since, and is started again
         stranger.sendall(b"GET / HTTP/1.1\r\n")
-        time.sleep(0.2)
-        assert [call() for call in (*early, called(port, 3, 2, 10))] == [None, None, None]
+        again = called(port, 4, 1, 60)
+        time.sleep(0.5)
+        assert [call() for call in (zero, early, again, called(port, 4, 3, 60))] == [None, None, None, None]
     assert sorted(told) == [
-        f"process 0 waits at 127.0.0.1:{port} for 2 more, up to 10 s",
-        f"process 1 of 3 waits for process 0 at 127.0.0.1:{port}, up to 10 s",
+        f"process 0 waits at 127.0.0.1:{port} for 3 more, up to 60 s",
+        f"process 2 of 4 waits for process 0 at 127.0.0.1:{port}, up to 60 s",
     ]
 
 
@@ -57,9 +70,9 @@ def test_process_0_listens_at_addresses_of_both_kinds(port, host):
 
 
 def test_who_does_not_come_is_named(port):
-    zero, two = called(port, 4, 0, 1), called(port, 4, 2, 1)
+    zero, two = called(port, 4, 0, 3), called(port, 4, 2, 1)  # whoever came and has left again is not named
+    assert two() == "not all processes came"
     assert zero() == "process 1, 3 of 4 did not come"
-    assert two() in ("not all processes came", "who listens there is no process 0 of ours, or has ended")
 
 
 def test_who_came_and_left_again_is_named(port):
@@ -91,7 +104,7 @@ def test_a_command_that_waits_in_vain_ends_in_one_line(port, process, reason, ca
     ]
     start = time.monotonic()
     assert main([*argv, "--join-timeout", "1"]) == 75
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # by default it waits five minutes
     first, second = capfd.readouterr().err.splitlines()
     assert first.startswith("diffjax: process")
     assert "up to 1 s" in first
@@ -106,7 +119,7 @@ def test_a_port_in_use_is_named_at_once(capfd):
         argv = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id", "0"]
         start = time.monotonic()
         assert main(["train", "toy2d", *argv]) == 75
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60
     assert f"port {port} cannot be listened at: Address already in use" in capfd.readouterr().err
 
 

@@ -63,7 +63,7 @@ class Train:
     """
 
     config: Annotated[Preset, tyro.conf.arg(name="")]
-    """Where to start from; every option can be changed."""
+    """Where to start from; `diffjax train digits --help` lists what can be changed."""
     out: str | None = None
     """Folder of the run, made if absent; runs/NAME by default."""
     layout: Literal["jit", "fsdp", "tensor", "pmap"] | None = None
