@@ -49,7 +49,8 @@ def test_all_who_come_are_let_go_together(port):
     time.sleep(0.1)
     zero = called(port, 4, 0, 60, told)
     with connected(port) as before, connected(port) as stranger:
-        before.sendall(b"diffjax process 1\n")  # has ended since, and is started again
+        before.sendall(b"diffjax process 1 of 4\n")
+        before.close()  # it has ended, and is started again
         stranger.sendall(b"GET / HTTP/1.1\r\n")
         again = called(port, 4, 1, 60)
         time.sleep(0.5)
@@ -80,7 +81,7 @@ def test_who_came_and_left_again_is_named(port):
     time.sleep(0.3)
     for number in (1, 2):
         connection = socket.create_connection(("127.0.0.1", port))
-        connection.sendall(f"diffjax process {number}\n".encode())
+        connection.sendall(f"diffjax process {number} of 3\n".encode())
         if number == 1:
             time.sleep(0.2)
             connection.close()
