@@ -43,7 +43,7 @@ from matplotlib.figure import Figure
 
 import diffjax as dj
 from diffjax import cli, guidance, inverse, metrics, operators, viz
-from diffjax.cli._run import open_run
+from diffjax.cli._run import open_run, read_params
 
 WIDTHS = (64, 128, 32, 10)
 """Of the classifier's layers; its features are the 32."""
@@ -57,7 +57,8 @@ class Model:
     """A run's network, told classes [n] or nothing."""
 
     def __init__(self, run):
-        _, self.data, self.parts, self.params = open_run(str(run), 256)
+        config, self.data, self.parts = open_run(str(run), 256)
+        self.params = read_params(str(run), config, self.data, self.parts)
         self.process = self.parts.process
 
     def denoiser(self, labels):

@@ -40,7 +40,7 @@ from tqdm import trange
 
 import diffjax as dj
 from diffjax import config as configs, likelihood, training
-from diffjax.cli._run import fresh_state, open_run
+from diffjax.cli._run import fresh_state, open_run, read_params
 
 LEVELS = likelihood.Quantisation(17)  # pixels 0 .. 16 are -1 .. 1
 FINE = likelihood.adaptive(1e-5)
@@ -132,7 +132,8 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     if options.run:
-        _, data, parts, params = open_run(options.run, 64)
+        config, data, parts = open_run(options.run, 64)
+        params = read_params(options.run, config, data, parts)
     else:
         data, parts, params = trained(options.out, options.steps)
     model = Model(parts, params)

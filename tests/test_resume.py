@@ -77,7 +77,9 @@ def second(folder):
 def test_a_new_process_goes_on_bit_for_bit_and_four_devices_to_the_same_loss(tmp_path):
     def process(part):
         command = [sys.executable, __file__, str(tmp_path), part]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        here = Path(__file__).parent
+        environment = {**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here / 'helpers'}"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-2000:]
         return json.loads(done.stdout.splitlines()[-1])
 
