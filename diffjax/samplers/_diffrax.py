@@ -226,7 +226,7 @@ def _checked(terms, xt, ts, solver, controller, adjoint, max_steps, save):
     """What a solve is made of, looked at before any tracing: (ts, save, solver, controller, adjoint, max_steps)."""
     dtype, fixed = time_dtype(xt), controller is None
     check_solver(terms, solver, controller)
-    bound = isinstance(solver, StepperSolver) and fixed and solver.ts is None
+    bound = type(solver) is StepperSolver and fixed and solver.ts is None
     process, stepper = (parts(solver.stepper, terms)[0].process, solver.stepper) if bound else (None, None)
     grid, weights = plan(process, stepper, ts, dtype)
     check_ends(terms, xt, grid, solver, controller, dtype)
@@ -311,7 +311,7 @@ def count_evaluations(solver: diffrax.AbstractSolver, terms: Any, calls: list, y
     A Runge-Kutta tableau tells, and so does a stepper. Any other solver is traced, with terms whose field appends to
     `calls` when it runs; y0 is the state, t0 and t1 a step's ends (scalars).
     """
-    if isinstance(solver, StepperSolver):
+    if type(solver) is StepperSolver:  # `HalfSolver` of one is an instance of it, too, and takes three of its steps
         return solver.stepper.evaluations_per_step, 0
     tableau: Any = getattr(solver, "tableau", None)
     if hasattr(tableau, "b_sol"):
