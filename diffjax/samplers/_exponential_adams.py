@@ -62,7 +62,9 @@ class ExponentialAdams(AbstractMultistep):
     """An exponential Adams method: any prediction, any order, with or without a corrector, any noise.
 
     One evaluation a step whatever its order. The first steps have fewer points and so lower order, a step to sigma = 0
-    or from alpha = 0 is DDIM's, and what is remembered is `order` samples.
+    or from alpha = 0 is DDIM's, and what is remembered is `order` samples. The error of the first step, of second order
+    in its size, is small where the prediction hardly changes in noise; it shows with v on a process whose sigma(1) is
+    large (`Karras`), where order 3 becomes 2 beyond some hundred steps.
 
     Attributes:
       prediction: what is interpolated, such as `X0Prediction()`, `EpsPrediction()` or `KarrasPrediction(data_std)`.
