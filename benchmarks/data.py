@@ -9,6 +9,8 @@
 3. overlap: a step of 30 ms that only sleeps, with batches that take as long to read: seconds a step, one after the
    other and by `prefetch`.
 
+Workers and ArrayRecord files need the extra `data`: `pip install ".[data]"` in diffjax's folder.
+
 Two minutes on two idle CPU cores. Results: benchmarks/RESULTS.md.
 """
 
@@ -58,7 +60,7 @@ def sources(folder, scratch):
     except ImportError as missing:
         print(f"ArrayRecord: left out, {missing}")
     if (folder / "mnist").is_dir():
-        found["MNIST, 28 x 28"] = data.from_images(*data.mnist(folder / "mnist", "test"))
+        found["MNIST, 28 x 28"] = data.from_images(*data.load_mnist(folder / "mnist", "test"))
     if (folder / "cifar10.zip").is_file():
         start = time.perf_counter()
         inside = data.ImageFolder(folder / "cifar10.zip", under="cifar10/train")

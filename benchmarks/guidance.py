@@ -25,13 +25,11 @@ def main():
     parser.add_argument("--batch", type=int, default=16)
     options = parser.parse_args()
     process, b = dj.VariancePreserving(), options.batch
-    network = dj.from_linen(networks.UNet(channels=32, num_classes=10))
+    network = dj.from_linen(networks.UNet(channels=(32, 64, 64), num_classes=10))
     key, cond = jax.random.key(0), jnp.arange(b) % 10
     xt, t, null = jax.random.normal(key, (b, 32, 32, 3)), jnp.asarray(0.4), 10
     params = jax.jit(network.init)(key, xt, jnp.zeros(b), cond)
-    made = lambda cond: dj.make_denoiser(
-        params, cond, network=network, process=process, parameterisation=dj.VPrediction()
-    )
+    made = lambda cond: dj.make_denoiser(dj.Diffusion(network, process, dj.VPrediction()), params, cond)
     plain, doubled = made(cond), made(jnp.concatenate([cond, jnp.full(b, null)]))
     guide = lambda rule: dj.classifier_free(plain, null, jnp.asarray(2.0), rule=rule)
     free = guide(guidance.Linear())

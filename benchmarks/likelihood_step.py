@@ -22,36 +22,38 @@ import diffjax as dj
 from diffjax import networks
 from diffjax._arrays import sum_features
 
-SIZES = {(16, 8, 8, 1): (1, 2), (8, 32, 32, 3): (1, 2, 2)}
+SIZES = {(16, 8, 8, 1): (32, 64), (8, 32, 32, 3): (32, 64, 64)}
 
 
-def unet_denoiser(process, shape, multipliers):
-    """A U-Net of base 32 whose last layer is not zero, as a denoiser."""
-    network = dj.from_linen(networks.UNet(channels=32, multipliers=multipliers, blocks=1, attention=(1,)))
+def unet_denoiser(process, shape, channels):
+    """A U-Net whose last layer is not zero, as a denoiser."""
+    network = dj.from_linen(networks.UNet(channels=channels, blocks=1, attention=(1,)))
     params = network.init(jax.random.key(0), jnp.zeros(shape), jnp.zeros(shape[0]))
     leaves, layout = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     leaves = [leaf + 0.02 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
     params = jax.tree.unflatten(layout, leaves)
-    return dj.make_denoiser(params, network=network, process=process, parameterisation=dj.VPrediction())
+    return dj.make_denoiser(dj.Diffusion(network, process, dj.VPrediction()), params)
 
 
 def flow_step(process, denoiser, x, t, probes):
-    return dj.velocity(process, denoiser, x, t)
+    return dj.samplers.velocity(process, denoiser, x, t)
 
 
 def by_vjp(process, denoiser, x, t, probes):
-    return dj.Hutchinson()(lambda x: dj.velocity(process, denoiser, x, t), x, probes)
+    return dj.Hutchinson()(lambda x: dj.samplers.velocity(process, denoiser, x, t), x, probes)
 
 
 def by_jvp(process, denoiser, x, t, probes):
-    u, pushed = jax.jvp(lambda x: dj.velocity(process, denoiser, x, t), (x,), (probes[0],))
+    u, pushed = jax.jvp(lambda x: dj.samplers.velocity(process, denoiser, x, t), (x,), (probes[0],))
     return u, sum_features(probes[0] * pushed)[None]
 
 
 def exact(block):
-    trace = dj.Exact(block)
-    return lambda process, denoiser, x, t, probes: trace(lambda x: dj.velocity(process, denoiser, x, t), x, None)
+    trace = dj.likelihood.Exact(block)
+    return lambda process, denoiser, x, t, probes: trace(
+        lambda x: dj.samplers.velocity(process, denoiser, x, t), x, None
+    )
 
 
 def alternate(runs, repeats):
@@ -67,9 +69,9 @@ def alternate(runs, repeats):
     return {name: tuple(map(statistics.median, zip(*taken, strict=True))) for name, taken in times.items()}
 
 
-def measure(shape, multipliers, steps, repeats):
+def measure(shape, channels, steps, repeats):
     process = dj.Cosine()
-    denoiser, x = unet_denoiser(process, shape, multipliers), jax.random.normal(jax.random.key(2), shape)
+    denoiser, x = unet_denoiser(process, shape, channels), jax.random.normal(jax.random.key(2), shape)
     probes = dj.Hutchinson().probes(jax.random.key(3), x, jnp.arange(shape[0]))
     arguments = (process, denoiser, x, jnp.asarray(0.5), probes)
     compiled = {name: eqx.filter_jit(step) for name, step in steps.items()}
@@ -85,11 +87,11 @@ def main(arguments=None):
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--exact", action="store_true", help="the exact trace as well")
     options = parser.parse_args(arguments)
-    for shape, multipliers in SIZES.items():
-        measure(shape, multipliers, {"flow": flow_step, "vjp": by_vjp, "jvp": by_jvp}, options.repeats)
+    for shape, channels in SIZES.items():
+        measure(shape, channels, {"flow": flow_step, "vjp": by_vjp, "jvp": by_jvp}, options.repeats)
     if options.exact:
         steps = {"flow": flow_step} | {f"exact, block {n}": exact(n) for n in (1, 8, 64)}
-        measure((16, 8, 8, 1), (1, 2), steps, max(3, options.repeats // 5))
+        measure((16, 8, 8, 1), (32, 64), steps, max(3, options.repeats // 5))
 
 
 if __name__ == "__main__":

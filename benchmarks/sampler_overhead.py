@@ -50,7 +50,7 @@ MLP = dj.Network(lambda key, x, c_noise, cond=None: None, apply_mlp)
 
 def mlp_denoiser(process, size):
     params = jax.tree.map(jnp.asarray, mlp_weights(size, 512 if size > 64 else 64))
-    return dj.make_denoiser(params, network=MLP, process=process, parameterisation=dj.KarrasPrediction())
+    return dj.make_denoiser(dj.Diffusion(MLP, process, dj.parameterisation.EDMPrediction()), params)
 
 
 def alternate(runs, repeats):
@@ -111,10 +111,10 @@ def against_a_loop(batch, size, repeats):
     ts = jnp.linspace(1.0, 1e-3, STEPS + 1)
     path = dj.per_sample_path(key, batch, (size,))
     euler, ddim, ancestral = diffrax.Euler(), dj.DDIM(), dj.DDIM(eta=1.0)
-    as_solver = dj.as_diffrax_solver(ddim)
+    as_solver = dj.samplers.as_diffrax_solver(ddim)
     flow = lambda denoiser: dj.probability_flow(process, denoiser)
     sde = lambda denoiser: dj.reverse_sde(process, denoiser, path)
-    sample = lambda denoiser, xt, stepper: dj.sample(key, process, denoiser, xt, ts, stepper, denoise=False)
+    sample = lambda denoiser, xt, stepper: dj.sample(key, process, denoiser, xt, ts, stepper, final_denoise=False)
     integrate = lambda terms, xt, solver: dj.integrate(terms, xt, ts, solver=solver).x0
     groups = {  # by hand first; each a function of what it samples from, made beforehand where the call is plain
         "DDIM": {
@@ -174,7 +174,7 @@ def against_peers(batch, size, repeats):
         return
     versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
     print(f"\n{batch} x {size}, {STEPS} evaluations, {versions} (aim: twice as fast)")
-    process, key = dj.Karras(), jax.random.key(0)
+    process, key = dj.EDM(), jax.random.key(0)
     ts = dj.uniform_grid(process, STEPS - 1)  # and the last denoise: EDM's step to sigma = 0
     sigmas = kd.get_sigmas_karras(STEPS, 0.002, 80.0)
     denoiser, xt = mlp_denoiser(process, size), dj.prior(key, process, (batch, size))
@@ -231,27 +231,28 @@ def against_peers(batch, size, repeats):
 
 def compile_and_memory():
     process = dj.VariancePreserving()
-    network = dj.from_linen(networks.UNet(channels=32))
+    network = dj.from_linen(networks.UNet(channels=(32, 64, 64)))
     xt = jnp.zeros((4, 32, 32, 3))
     params = jax.eval_shape(lambda: network.init(jax.random.key(0), xt, jnp.zeros(4)))
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
-    denoiser = dj.make_denoiser(params, network=network, process=process, parameterisation=dj.VPrediction())
+    denoiser = dj.make_denoiser(dj.Diffusion(network, process, dj.VPrediction()), params)
 
     def compiled(function, *arguments):
         start = time.perf_counter()
         program = jax.jit(function).lower(*arguments).compile()
         return time.perf_counter() - start, program
 
-    def sampler(stepper, n, denoise=True):
+    def sampler(stepper, n, final_denoise=True):
         ts = np.asarray(dj.logsnr_grid(process, n))
-        return lambda denoiser, xt: dj.sample(jax.random.key(0), process, denoiser, xt, ts, stepper, denoise=denoise)
+        key = jax.random.key(0)
+        return lambda denoiser, xt: dj.sample(key, process, denoiser, xt, ts, stepper, final_denoise=final_denoise)
 
     print("\nU-Net, seconds of compiling")
-    adams = dj.ExponentialAdams(dj.KarrasPrediction(), 5, corrector=True)
+    adams = dj.samplers.ExponentialAdams(dj.parameterisation.EDMPrediction(), 5, corrector=True)
     for stepper in (dj.DDIM(), dj.Heun(), dj.DPMpp2M(), adams):
         call = compiled(lambda d, x, t: d(x, t), denoiser, xt, jnp.asarray(0.5))[0]
         seconds, program = compiled(sampler(stepper, STEPS), denoiser, xt)
-        steps_alone, _ = compiled(sampler(stepper, STEPS, denoise=False), denoiser, xt)
+        steps_alone, _ = compiled(sampler(stepper, STEPS, final_denoise=False), denoiser, xt)
         _, longer = compiled(sampler(stepper, 4 * STEPS), denoiser, xt)
         bound = 1.2 * stepper.evaluations_per_step * call + 2
         short, long = (run.memory_analysis().temp_size_in_bytes / 2**20 for run in (program, longer))

@@ -87,12 +87,12 @@ def our_step(options):
     import numpy as np
     import optax
 
-    from diffjax.interop._known import KINDS
-    from diffjax.networks import from_linen
-    from diffjax.training import TrainState, jit_layout, make_train_step, pmap_layout
+    from diffjax import from_linen
+    from diffjax.interop import module_from_config
+    from diffjax.training import Objective, TrainState, jit_layout, make_train_step, pmap_layout
 
-    make = KINDS[{"unet": "UNet2DModel", "dit": "DiTTransformer2DModel"}[options.network]].build
-    network = from_linen(make(configuration(options), "config"))
+    name = {"unet": "UNet2DModel", "dit": "DiTTransformer2DModel"}[options.network]
+    network = from_linen(module_from_config({**configuration(options), "_class_name": name}))
     rng, shape = np.random.default_rng(0), (options.batch, options.size, options.size, 3)
     x, target = rng.normal(size=(2, *shape)).astype(np.float32)
     t = np.arange(options.batch, dtype=np.float32)
@@ -102,13 +102,13 @@ def our_step(options):
     print(f"parameters made in {time.perf_counter() - started:.2f} s", file=sys.stderr)
     count, tx = sum(leaf.size for leaf in jax.tree.leaves(params)), optax.adamw(1e-4)
 
-    def loss(params, key, batch, index, total):
+    def loss(params, batch, context):
         x, t, target, *cond = batch
-        return jnp.mean((network.apply(params, x, t, *cond, key=key) - target) ** 2), {}
+        return jnp.mean((network.apply(params, x, t, *cond, key=context.key) - target) ** 2), {}
 
     name = options.layout or default_layout(jax.devices())
     axis = "data" if name == "pmap" else None
-    step_fn = make_train_step(loss, tx, ema=lambda step, params, ema: ema, axis_name=axis)
+    step_fn = make_train_step(Objective(loss, tx), ema=lambda step, params, ema: ema, axis_name=axis)
     layout = (pmap_layout if name == "pmap" else jit_layout)(step_fn)
     state = TrainState(jnp.int32(0), params, {}, tx.init(params), jax.random.key(0))
     state, batch = layout.put_state(state), layout.put_batch((x, t, target, *cond))

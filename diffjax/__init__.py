@@ -7,193 +7,78 @@ Everything is a pure function around the denoiser, `D(xt, t) -> x0_hat`:
     samplers, likelihood, inverse          what a denoiser is for
     analytic                               exact denoisers, to measure all of it against
 
-The mathematics and the network adapters are here at the top; weightings and more losses are in `diffjax.losses`, more
-guidance in `diffjax.guidance`, operators of inverse problems in `diffjax.operators`; `diffjax.networks`,
-`diffjax.training`, `diffjax.data`, `diffjax.metrics` and `diffjax.viz` are imported by name.
+The top level has what a first training and sampling need; everything else is in its package, and each name in one
+place alone: `dj.sample` and `dj.samplers.Euler`, `dj.Cosine` and `dj.process.Shifted`, `dj.denoising_loss` and
+`dj.losses.negative_continuous_elbo`. `diffjax.training`, `diffjax.data`, `diffjax.metrics` and `diffjax.interop` are
+imported by name. `diffjax.load` reads a run of `diffjax train` back.
 """
 
+from typing import Any
+
+from diffjax import (
+    analytic as analytic,
+    flow_maps as flow_maps,
+    guidance as guidance,
+    inverse as inverse,
+    likelihood as likelihood,
+    losses as losses,
+    networks as networks,
+    operators as operators,
+    parameterisation as parameterisation,
+    process as process,
+    samplers as samplers,
+)
 from diffjax._typing import Denoiser as Denoiser, Network as Network
-from diffjax.analytic import (
-    AbstractDistribution as AbstractDistribution,
-    Box as Box,
-    Empirical as Empirical,
-    Gaussian as Gaussian,
-    GaussianMixture as GaussianMixture,
-    cell_averages as cell_averages,
-    cell_centres as cell_centres,
-    exact_denoiser as exact_denoiser,
-    flow_map as flow_map,
-    fokker_planck as fokker_planck,
-)
-from diffjax.guidance import (
-    classifier_free as classifier_free,
-    classifier_guidance as classifier_guidance,
-    dps as dps,
-    dynamic_threshold as dynamic_threshold,
-    extrapolate as extrapolate,
-    negation as negation,
-    pigdm as pigdm,
-    product as product,
-    static_threshold as static_threshold,
-    tmpd as tmpd,
-    within_interval as within_interval,
-)
-from diffjax.inverse import (
-    diffpir as diffpir,
-    inpaint as inpaint,
-    sdedit as sdedit,
-    twisted_smc as twisted_smc,
-)
-from diffjax.likelihood import (
-    Exact as Exact,
-    Hutchinson as Hutchinson,
-    HutchPlusPlus as HutchPlusPlus,
-    LogLikelihood as LogLikelihood,
-    Quantisation as Quantisation,
-    UniformDequantisation as UniformDequantisation,
-    VariationalDequantisation as VariationalDequantisation,
-    bits_per_dim as bits_per_dim,
-    decode as decode,
-    encode as encode,
-    evaluate_continuous_elbo as evaluate_continuous_elbo,
-    evaluate_discrete_elbo as evaluate_discrete_elbo,
-    invert as invert,
-    log_likelihood as log_likelihood,
-    slerp as slerp,
-)
-from diffjax.losses import (
-    continuous_elbo as continuous_elbo,
-    denoising_loss as denoising_loss,
-    discrete_elbo as discrete_elbo,
-    drop_condition as drop_condition,
-    hybrid_loss as hybrid_loss,
-    implicit_score_matching as implicit_score_matching,
-    sliced_score_matching as sliced_score_matching,
-)
-from diffjax.networks import from_equinox as from_equinox, from_linen as from_linen, from_nnx as from_nnx
-from diffjax.parameterisation import (
-    AbstractParameterisation as AbstractParameterisation,
+from diffjax.analytic._base import exact_denoiser as exact_denoiser
+from diffjax.analytic._flow_map import exact_flow_map as exact_flow_map
+from diffjax.analytic._gaussian import Gaussian as Gaussian
+from diffjax.analytic._mixture import GaussianMixture as GaussianMixture
+from diffjax.guidance._classifier_free import classifier_free as classifier_free
+from diffjax.likelihood._divergence import Hutchinson as Hutchinson
+from diffjax.likelihood._flow import log_likelihood as log_likelihood
+from diffjax.losses._denoising import denoising_loss as denoising_loss
+from diffjax.networks._adapters import from_equinox as from_equinox, from_linen as from_linen, from_nnx as from_nnx
+from diffjax.parameterisation._denoiser import make_denoiser as make_denoiser, score as score
+from diffjax.parameterisation._diffusion import Diffusion as Diffusion
+from diffjax.parameterisation._flow_map import make_flow_map as make_flow_map
+from diffjax.parameterisation._linear import (
     EpsPrediction as EpsPrediction,
-    KarrasPrediction as KarrasPrediction,
-    ScorePrediction as ScorePrediction,
     VelocityPrediction as VelocityPrediction,
     VPrediction as VPrediction,
     X0Prediction as X0Prediction,
-    make_denoiser as make_denoiser,
-    make_hybrid_score as make_hybrid_score,
-    recover as recover,
-    retime as retime,
-    score as score,
-    target as target,
 )
-from diffjax.process import (
-    SDE as SDE,
-    AbstractGaussianProcess as AbstractGaussianProcess,
-    AbstractLinearProcess as AbstractLinearProcess,
-    AbstractProcess as AbstractProcess,
-    Clipped as Clipped,
-    Cosine as Cosine,
-    CriticallyDamped as CriticallyDamped,
-    DiscreteChain as DiscreteChain,
-    ImportanceTimes as ImportanceTimes,
-    Karras as Karras,
-    LearnedLogsnr as LearnedLogsnr,
-    LinearSDE as LinearSDE,
-    LogitNormalTimes as LogitNormalTimes,
-    LognormalTimes as LognormalTimes,
-    LogsnrTimes as LogsnrTimes,
-    LowDiscrepancyTimes as LowDiscrepancyTimes,
-    ModeTimes as ModeTimes,
-    MonotoneLogsnr as MonotoneLogsnr,
-    OffsetCosine as OffsetCosine,
-    OrnsteinUhlenbeck as OrnsteinUhlenbeck,
-    Polynomial as Polynomial,
-    Rectified as Rectified,
-    Retimed as Retimed,
-    Schedule as Schedule,
-    Shifted as Shifted,
-    StratifiedTimes as StratifiedTimes,
-    SubVP as SubVP,
-    UniformTimes as UniformTimes,
-    VarianceExploding as VarianceExploding,
-    VarianceExplodingFromZero as VarianceExplodingFromZero,
-    VariancePreserving as VariancePreserving,
-    chain_times as chain_times,
-    conditional as conditional,
-    cosine_betas as cosine_betas,
-    interval as interval,
-    karras_grid as karras_grid,
-    linear_betas as linear_betas,
-    linear_kernel as linear_kernel,
-    linear_perturb as linear_perturb,
-    linear_prior as linear_prior,
-    logsnr as logsnr,
-    logsnr_grid as logsnr_grid,
-    logsnr_rate as logsnr_rate,
-    moments as moments,
-    perturb as perturb,
-    posterior_mean_std as posterior_mean_std,
-    prior as prior,
-    prior_log_prob as prior_log_prob,
-    quadratic_grid as quadratic_grid,
-    rates as rates,
-    scaled_linear_betas as scaled_linear_betas,
-    scales_from_logsnr as scales_from_logsnr,
-    shifted_grid as shifted_grid,
-    simulate as simulate,
-    snr_grid as snr_grid,
-    time_from_logsnr as time_from_logsnr,
-    uniform_grid as uniform_grid,
-    zero_terminal_snr as zero_terminal_snr,
-)
-from diffjax.samplers import (
-    DDIM as DDIM,
-    DDPM as DDPM,
-    DEIS as DEIS,
-    IPNDM as IPNDM,
-    LMS as LMS,
-    SEEDS2 as SEEDS2,
-    SEEDS3 as SEEDS3,
-    AbstractEmbeddedStepper as AbstractEmbeddedStepper,
-    AbstractMultistep as AbstractMultistep,
-    AbstractStepper as AbstractStepper,
-    Churn as Churn,
-    DPM2Ancestral as DPM2Ancestral,
-    DPMpp2M as DPMpp2M,
-    DPMpp2S as DPMpp2S,
-    DPMpp2SAncestral as DPMpp2SAncestral,
-    DPMpp3M as DPMpp3M,
-    DPMpp3MPublished as DPMpp3MPublished,
-    DPMppSDE as DPMppSDE,
-    DPMSolver as DPMSolver,
-    Euler as Euler,
-    ExponentialAdams as ExponentialAdams,
-    Heun as Heun,
-    PredictorCorrector as PredictorCorrector,
-    Restart as Restart,
-    SDEDPMpp2M as SDEDPMpp2M,
-    SDEDPMpp3M as SDEDPMpp3M,
-    Solution as Solution,
-    UniPC as UniPC,
-    annealed_langevin as annealed_langevin,
-    as_diffrax_solver as as_diffrax_solver,
-    hmc as hmc,
+from diffjax.process._gaussian import perturb as perturb, posterior_mean_std as posterior_mean_std, prior as prior
+from diffjax.process._grids import edm_grid as edm_grid, logsnr_grid as logsnr_grid, uniform_grid as uniform_grid
+from diffjax.process._rectified import Rectified as Rectified
+from diffjax.process._sde import per_sample_path as per_sample_path
+from diffjax.process._times import StratifiedTimes as StratifiedTimes, UniformTimes as UniformTimes
+from diffjax.process._ve import EDM as EDM, VarianceExploding as VarianceExploding
+from diffjax.process._vp import Cosine as Cosine, VariancePreserving as VariancePreserving
+from diffjax.samplers._base import sample as sample
+from diffjax.samplers._ddim import DDIM as DDIM
+from diffjax.samplers._ddpm import DDPM as DDPM
+from diffjax.samplers._diffrax import (
     integrate as integrate,
-    integrate_each as integrate_each,
-    langevin as langevin,
-    mala as mala,
-    optimise_grid as optimise_grid,
-    per_sample_path as per_sample_path,
     probability_flow as probability_flow,
-    recommended as recommended,
     reverse_sde as reverse_sde,
-    sample as sample,
-    sample_n as sample_n,
-    sample_with_restarts as sample_with_restarts,
-    score_flow as score_flow,
-    score_reverse_sde as score_reverse_sde,
-    sgld as sgld,
-    velocity as velocity,
 )
+from diffjax.samplers._dpmpp import DPMpp2M as DPMpp2M
+from diffjax.samplers._heun import Heun as Heun
+from diffjax.samplers._jump import Jump as Jump
+from diffjax.samplers._sample_n import sample_n as sample_n
+from diffjax.samplers._unipc import UniPC as UniPC
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`load`, whose modules (of checkpoints and configurations) are imported where it is used."""
+    if name == "load":
+        from diffjax.config import load
+
+        return load
+    raise AttributeError(f"module 'diffjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "load"]

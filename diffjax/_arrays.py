@@ -1,7 +1,13 @@
 """Arrays, keys and checks that know nothing of diffusion."""
 
+import collections.abc
 import contextlib
-from collections.abc import Callable
+import inspect
+import math
+import operator
+import types
+import typing
+from collections.abc import Callable, Hashable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -9,41 +15,53 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+from jax.export import is_symbolic_dim
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def as_leaves(tree: Any, dtype: Any) -> Any:
+def as_leaves(tree: PyTree, dtype: DTypeLike | None) -> PyTree:
     """The arrays of a pytree in a dtype, those on the host brought to the device in one transfer, not one by one."""
     cast = lambda leaf: jnp.asarray(leaf, dtype) if isinstance(leaf, jax.Array) else np.array(leaf, dtype)
     return jax.device_put(jax.tree.map(cast, tree))
 
 
-def is_key(leaf: Any) -> bool:
+def is_key(leaf: object) -> bool:
     """Whether a leaf is an array of typed keys."""
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def copied(tree: Any) -> Any:
+def copied(tree: PyTree) -> PyTree:
     """A tree in memory of its own, each leaf where it is. Arrays compile nothing; `device_put` does not always copy
     keys and NumPy's arrays."""
     plain = lambda leaf: isinstance(leaf, jax.Array) and not is_key(leaf)
     return jax.tree.map(lambda leaf: jax.device_put(leaf, may_alias=False) if plain(leaf) else jnp.copy(leaf), tree)
 
 
+def path_of(path: tuple[Hashable, ...]) -> str:
+    """The name of a leaf by its key path in a pytree: "params/Dense_0/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def leaves_by_path(tree: PyTree) -> dict[str, Any]:
+    """Path, such as params/Dense_0/kernel, -> leaf, in the order of the tree."""
+    return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def expand(c: Any, x: Any) -> Any:
-    """Aligns a coefficient with a sample: `c` of shape [] or [b] becomes [] or [b, 1, ..., 1] beside `x [b, *d]`."""
+    """Aligns a coefficient with a sample: `c` of shape [] or [b] becomes [] or [b, 1, ..., 1] with `x [b, *d]`."""
     return c if jnp.ndim(c) == 0 else jnp.reshape(c, (*jnp.shape(c), *(1,) * (jnp.ndim(x) - jnp.ndim(c))))
 
 
-def is_concrete(tree: Any) -> bool:
+def is_concrete(tree: PyTree) -> bool:
     """Whether no leaf of the tree is a tracer, so that its values can be looked at now."""
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
-def at_once(*trees: Any) -> contextlib.AbstractContextManager:
+def at_once(*trees: PyTree) -> contextlib.AbstractContextManager:
     """A context in which what is made of these trees is a value, inside jit too, where none of their leaves is traced.
 
     Under a trace JAX stages every operation, also one of numbers that are known: their result would be a tracer, which
@@ -64,7 +82,7 @@ def values_at_once(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-def as_value(value: Any, dtype: Any = None) -> Array:
+def as_value(value: Any, dtype: DTypeLike | None = None) -> Array:
     """`jnp.asarray`, but that a value stays one inside jit."""
     array = jnp.asarray(value, dtype)
     if is_concrete(array) or not is_concrete(value):
@@ -82,20 +100,243 @@ def on_host() -> contextlib.AbstractContextManager:
 
 
 def as_scalar(value: Any) -> Array:
-    """A numeric field as a float leaf, so that gradients reach it; a Python number, whole ones too, stays weakly typed,
-    so that it never widens a float32 sample. A value stays one inside jit."""
-    return as_value(float(value) if isinstance(value, int | np.integer) else value)
+    """A numeric field as a float leaf, so that gradients reach it.
+
+    A number of Python or NumPy, whole ones and np.log(3) too, stays weakly typed, so that it never widens a float32
+    sample. A value stays one inside jit.
+    """
+    return as_value(float(value) if isinstance(value, int | float | np.integer | np.floating) else value)
 
 
-def time_dtype(x: Any) -> Any:
-    """The dtype for times and weights beside a state x: float32, or float64 for a float64 state."""
+def time_dtype(x: Any) -> np.dtype | type:
+    """The dtype for times and weights with a state x: float32, or float64 for a float64 state."""
     return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
 
-def check(condition: Any, message: str) -> None:
+def check(condition: PyTree, message: str) -> None:
     """Raises `ValueError(message)` where a concrete condition is false anywhere; tracers pass unchecked."""
     if is_concrete(condition) and not np.all(np.asarray(condition)):
         raise ValueError(message)
+
+
+def as_samples(name: str, x: Any, shape: tuple[int, ...] | None = None) -> Any:
+    """The argument `name`, a batch of samples x [b, *d], checked, as a JAX array; of a shape, where one is given.
+
+    What is looked at is static, so it costs nothing at run time and works inside jit, vmap and grad. NumPy's arrays
+    are welcome.
+
+    Raises:
+      ValueError: it is no array of floating-point numbers, has no batch axis or nothing in it, or another shape.
+    """
+    if not isinstance(x, jax.Array):
+        if not isinstance(x, np.ndarray | np.generic):
+            raise ValueError(f"{name}: an array of samples [b, *d] is needed, got {_kind(x)}")
+        _check_floating(name, x)  # before JAX takes float64 for float32, and an object for an error of its own
+        x = jnp.asarray(x)
+    _check_floating(name, x)
+    if x.ndim == 0:
+        raise ValueError(f"{name}: a batch axis is needed, [b, *d], got a single number of shape ()")
+    if 0 in x.shape:
+        raise ValueError(f"{name}: at least one sample of at least one number is needed, got shape {x.shape}")
+    if shape not in (None, x.shape):
+        raise ValueError(f"{name}: shape {shape} is needed, of what it goes with (nothing broadcasts), got {x.shape}")
+    return x
+
+
+def as_real(name: str, values: Any, dtype: DTypeLike | None = np.float64) -> np.ndarray:
+    """The argument `name`, numbers [n, *d] that need no gradient, on the host, in a dtype or (None) as they are.
+
+    Raises:
+      ValueError: they are no real numbers, such as complex ones or objects, or have no first axis.
+    """
+    array = np.asarray(values)
+    if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+        raise ValueError(f"{name}: real numbers are needed, got dtype {array.dtype}")
+    if array.ndim == 0:
+        raise ValueError(f"{name}: an array of rows [n, *d] is needed, got a single number of shape ()")
+    return array if dtype is None else array.astype(dtype, copy=False)
+
+
+def answered(name: str, answer: object, shape: tuple[int | types.EllipsisType, ...]) -> Any:
+    """What the callable `name` answered, checked: floating-point numbers of a shape, so that nothing broadcasts.
+
+    The shape (b, ...), which ends with an ellipsis, is any with one row for each of b samples.
+
+    Raises:
+      ValueError: it answered another shape (also one that would broadcast), other numbers, or no array.
+    """
+    if not isinstance(answer, jax.Array | np.ndarray | np.generic | float):
+        raise ValueError(f"{name}: must answer an array of shape {_said(shape)}, got {_kind(answer)}")
+    given = jnp.shape(answer)
+    if (given[:1] != shape[:1]) if ... in shape else (given != shape):
+        raise ValueError(f"{name}: must answer shape {_said(shape)} (nothing broadcasts), got {given}")
+    _check_floating(name, answer, "must answer floating-point numbers")
+    return answer
+
+
+def _said(shape):
+    return str(shape).replace("Ellipsis", "...")
+
+
+def _check_floating(name, x, needed="floating-point numbers are needed"):
+    dtype = jnp.result_type(x) if isinstance(x, float) else x.dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        way = "take its real part" if jnp.issubdtype(dtype, jnp.complexfloating) else "convert by x.astype(jnp.float32)"
+        raise ValueError(f"{name}: {needed}, got dtype {dtype}; {way}")
+
+
+def _kind(x):
+    return f"a number of type {type(x).__name__}" if isinstance(x, int | float | complex) else type(x).__name__
+
+
+def check_time(t: Any, x: Any, name: str = "t") -> None:
+    """Checks that a time is a number in [0, 1], or one for each of the samples x [b, *d].
+
+    Values that are traced pass, so that it costs nothing inside jit.
+
+    Raises:
+      ValueError: it has another shape, is an array of integers, such as the numbers of a chain's steps, or lies
+        outside [0, 1] or is NaN.
+    """
+    check_one_a_sample(t, x, name)
+    if not isinstance(t, int | float) and not jnp.issubdtype(t.dtype, jnp.floating):
+        raise ValueError(f"{name}: times are floating-point numbers in [0, 1], got dtype {t.dtype}; step k of K is k/K")
+    if is_concrete(t) and getattr(t, "is_fully_addressable", True):
+        values = np.asarray(t)
+        outside = values[~((values >= 0) & (values <= 1))]
+        if outside.size:
+            raise ValueError(f"{name}: times lie in [0, 1], data to noise, got {float(outside[0]):.9g}")
+
+
+def check_one_a_sample(value: Any, x: Any, name: str) -> None:
+    """Raises `ValueError` where a value is neither a number nor an array of one for each of the samples x [b, *d]."""
+    if isinstance(value, bool) or not isinstance(value, int | float | jax.Array | np.ndarray | np.generic):
+        raise ValueError(f"{name}: a number, or an array of one a sample, is needed, got {_kind(value)}")
+    if jnp.shape(value) not in ((), x.shape[:1]):
+        raise ValueError(f"{name}: a scalar or shape {x.shape[:1]}, one a sample, is needed, got {jnp.shape(value)}")
+
+
+def check_key(key: Any) -> None:
+    """Checks that a key is one key of `jax.random`, typed or two (or four) words of uint32.
+
+    Raises:
+      ValueError: it is something else, such as a seed, or an array of keys.
+    """
+    typed = is_key(key) and jnp.shape(key) == ()
+    words = isinstance(key, jax.Array | np.ndarray) and key.dtype == jnp.uint32 and key.ndim == 1
+    if not typed and not words:
+        got = f"shape {key.shape} of {key.dtype}" if hasattr(key, "dtype") and hasattr(key, "shape") else repr(key)
+        raise ValueError(f"key: one key is needed, such as jax.random.key(0), got {got}")
+
+
+def check_shape(shape: Any, axes: int = 1) -> None:
+    """Checks a shape, a tuple of positive whole numbers, with at least so many axes.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    whole = isinstance(shape, tuple | list) and all(isinstance(n, int | np.integer) and n > 0 for n in shape)
+    if not whole or len(shape) < axes:
+        start = "positive whole numbers" + (f", at least {axes}," if axes else "")
+        raise ValueError(f"shape: {start} are needed, the batch size first where there is one, got {shape}")
+
+
+def as_numbers(name: str, value: object, *, whole: bool = False, finite: bool = True) -> Array:
+    """Numbers of any shape, `name`, as an array of floating-point ones; plain Python ones, or all, may be whole.
+
+    Raises:
+      ValueError: it is an array of other numbers, or no array, or (where `finite`) holds NaN or an infinity.
+    """
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        if not (whole and jnp.issubdtype(value.dtype, jnp.integer)):
+            _check_floating(name, value)
+    elif not isinstance(value, int | float | list | tuple) or isinstance(value, bool):
+        raise ValueError(f"{name}: an array of floating-point numbers is needed, got {_kind(value)}")
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError) as error:  # words, or lists of different lengths
+        raise ValueError(f"{name}: an array of floating-point numbers is needed, got {value!r:.80}") from error
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        array = array.astype(float)
+    _check_floating(name, array)
+    if finite:
+        check_finite(name, array)
+    return array
+
+
+def check_finite(name: str, value: Any) -> None:
+    """Raises `ValueError` where a concrete array of any shape holds NaN or an infinity."""
+    check(jnp.isfinite(value), f"{name}: must be finite, got NaN or an infinity")
+
+
+def as_whole(name: str, value: Any) -> Any:
+    """A whole number as an int: Python's and NumPy's, and sizes that `jax.export` leaves open as they are.
+
+    Raises:
+      ValueError: it is none; booleans and floats are none, whatever their value.
+    """
+    if is_symbolic_dim(value):
+        return value
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    traced = "; it must be known before tracing" if isinstance(value, Tracer) else ""
+    raise ValueError(f"{name}: a whole number is needed, got {value!r}{traced}")
+
+
+def as_wholes(name: str, values: Any) -> tuple[Any, ...]:
+    """Several whole numbers, as a tuple of ints; raises `ValueError` where they are none."""
+    if isinstance(values, str) or not np.iterable(values):
+        raise ValueError(f"{name}: a tuple of whole numbers is needed, such as (2, 2), got {values!r}")
+    try:
+        return tuple(as_whole(name, value) for value in values)
+    except ValueError:
+        raise ValueError(f"{name}: whole numbers are needed, got {values!r}") from None
+
+
+def whole_numbers(thing: T) -> T:
+    """A function, or a class, whose arguments annotated as whole numbers are checked by `as_whole`, and ints.
+
+    Meant are `int`, `tuple[int, ...]` and `Sequence[int]`, and these or None.
+    """
+    function: Any = thing.__init__ if isinstance(thing, type) else thing
+    parameters = list(inspect.signature(function).parameters.values())
+    counts = {p.name: (i, reader) for i, p in enumerate(parameters) if (reader := reader_of(p.annotation))}
+    assert counts, f"{thing} has no argument that is a whole number"
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for name, (place, reader) in counts.items():
+            if place < len(args):
+                args = (*args[:place], reader(name, args[place]), *args[place + 1 :])
+            elif name in kwargs:
+                kwargs[name] = reader(name, kwargs[name])
+        return function(*args, **kwargs)
+
+    if not isinstance(thing, type):
+        return typing.cast(T, call)
+    typing.cast(Any, thing).__init__ = call
+    return thing
+
+
+def reader_of(annotation: object) -> Callable[[str, Any], Any] | None:
+    """What reads an argument of whole numbers, by its annotation; None for any other."""
+    union = isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
+    kinds = typing.get_args(annotation) if union else (annotation,)
+    several = [k for k in kinds if typing.get_origin(k) in (tuple, collections.abc.Sequence)]
+    if any(set(typing.get_args(kind)) - {int, ...} for kind in several):
+        return None
+    if set(kinds) - {int, type(None), *several} or set(kinds) == {type(None)}:
+        return None
+
+    def read(name: str, value: Any) -> Any:
+        if value is None and type(None) in kinds:
+            return None
+        return as_wholes(name, value) if several and (int not in kinds or np.iterable(value)) else as_whole(name, value)
+
+    return read
 
 
 def check_times(ts: np.ndarray, order: str) -> None:
@@ -116,25 +357,68 @@ def check_times(ts: np.ndarray, order: str) -> None:
 
 
 def default_index(n: int, index: Int[Array, " n"] | None) -> Int[Array, " n"]:
-    """The global index of each sample: as given, or 0 .. n - 1."""
+    """The global index of each sample: as given, or 0 .. n - 1.
+
+    Raises:
+      ValueError: they are no whole numbers, or not one a sample.
+    """
     if index is None:
         return jnp.arange(n)
-    if jnp.shape(index) != (n,):
-        raise ValueError(f"index: one global index a sample is needed, shape ({n},), got {jnp.shape(index)}")
-    return index
+    needed = f"index: one global index a sample is needed, shape ({n},), got"
+    try:
+        given: Any = index if isinstance(index, jax.Array) else np.asarray(index)
+    except ValueError:  # lists of different lengths
+        raise ValueError(f"{needed} {index!r}") from None
+    if given.shape != (n,):
+        raise ValueError(f"{needed} {given.shape}")
+    if not jnp.issubdtype(given.dtype, jnp.integer):
+        raise ValueError(f"index: global indices are whole numbers, got dtype {given.dtype}")
+    return jnp.asarray(given)
 
 
 def sample_keys(key: PRNGKeyArray | Array, index: Int[Array, " b"]) -> Shaped[Array, "b *k"]:
-    """A key for each sample, `fold_in(key, index_i)`: it depends on the global index and on nothing else."""
+    """A key for each sample, [b]: `fold_in(key, index_i)`, which depends on its global index and on nothing else.
+
+    Args:
+      key: one key.
+      index: the global index of each sample, [b], such as `Context.index`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from diffjax.process import normal_like, sample_keys
+    >>> keys = sample_keys(jax.random.key(0), jnp.arange(4))
+    >>> eps = normal_like(keys, jnp.zeros((4, 2)))
+    >>> bool((normal_like(keys[1:3], jnp.zeros((2, 2))) == eps[1:3]).all())
+    True
+
+    Raises:
+      ValueError: key is something else, such as a seed.
+    """
+    check_key(key)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
-def normal_like(keys: Shaped[Array, "b *k"], x: Float[Array, "b *d"]) -> Float[Array, "b *d"]:
-    """Standard normal noise in the shape and dtype of `x [b, *d]`, each sample from its own key `keys [b]`."""
-    return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(keys)
+def normal_like(keys: Shaped[Array, "b *k"], like: Float[Array, "b *d"]) -> Float[Array, "b *d"]:
+    """Standard normal noise in the shape and dtype of `like` [b, *d], each sample from a key of its own.
+
+    Args:
+      keys: one a sample, [b], from `sample_keys`, or those of a stepper's step.
+      like: samples [b, *d], of which shape and dtype count.
+
+    Raises:
+      ValueError: there are no keys, as in a stepper that does not declare `stochastic`, or not one a sample.
+    """
+    if keys is None or jnp.shape(keys)[:1] != like.shape[:1]:
+        got = "none (a stepper that draws must declare stochastic = True)" if keys is None else jnp.shape(keys)
+        raise ValueError(f"keys: one a sample, {like.shape[:1]}, is needed, got {got}")
+    return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(keys)
 
 
-def accumulator_dtype(dtype: Any) -> Any:
+def nan_unless(ok: Bool[Array, ""], x: Any) -> Any:
+    """x where `ok`, else NaN, and so are its derivatives: those of `where` would be 0, which passes for an answer."""
+    return x * jnp.where(ok, 1.0, jnp.nan).astype(x.dtype)
+
+
+def accumulator_dtype(dtype: DTypeLike) -> DTypeLike:
     """The dtype in which numbers of a dtype are summed and averaged: float32 at least, so that small terms count.
 
     A bfloat16 average does not move by less than 0.4 % a step. Integers and float64 stay what they are.
@@ -142,7 +426,7 @@ def accumulator_dtype(dtype: Any) -> Any:
     return jnp.float32 if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32 else dtype
 
 
-def as_accumulators(tree: Any) -> Any:
+def as_accumulators(tree: PyTree) -> PyTree:
     """A pytree of arrays, each in its `accumulator_dtype`."""
     return jax.tree.map(lambda leaf: leaf if is_key(leaf) else leaf.astype(accumulator_dtype(leaf.dtype)), tree)
 
@@ -164,3 +448,18 @@ def in_bytes(number: int | float) -> str:
             return f"{number:.4g} {unit}"
         number /= 1024
     return f"{number:.4g} TiB"
+
+
+def npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether it is in Fortran's order, and dtype, at the beginning of an .npy."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)
+
+
+def check_npy_size(shape: tuple[int, ...], dtype: np.dtype, size: int) -> None:
+    """Raises `ValueError` where an array is not of the bytes that its header says, before there is room made for it."""
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    if math.prod(shape) * dtype.itemsize != size:
+        raise ValueError(f"its header says {dtype}{list(shape)}, but it holds {size} bytes")

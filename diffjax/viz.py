@@ -14,7 +14,9 @@ import numpy as np
 from jaxtyping import Shaped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
+from matplotlib.image import imread, imsave
+
+from diffjax._arrays import whole_numbers
 
 Extent = tuple[float, float, float, float]
 """(x_min, x_max, y_min, y_max) of a picture of the plane."""
@@ -22,6 +24,7 @@ Extent = tuple[float, float, float, float]
 PLANE: Extent = (-2.5, 2.5, -2.5, 2.5)
 
 
+@whole_numbers
 def sample_grid(
     images: Shaped[Any, "b h w c"], *, columns: int | None = None, gap: int = 1, ax: Axes | None = None
 ) -> Axes:
@@ -35,6 +38,7 @@ def sample_grid(
     return ax
 
 
+@whole_numbers
 def save_grid(
     path: str | Path, images: Shaped[Any, "b h w c"], *, columns: int | None = None, gap: int = 1, enlarge: int = 4
 ) -> None:
@@ -70,6 +74,13 @@ def _tile(images, columns, gap) -> np.ndarray:
     ]
 
 
+def read_picture(path: str | Path) -> np.ndarray:
+    """The pixels of a PNG, uint8 [height, width, 3]; what is transparent is ignored."""
+    levels = imread(path)
+    levels = np.atleast_3d(levels)[..., :3]
+    return np.rint(np.broadcast_to(levels, (*levels.shape[:2], 3)) * 255).astype(np.uint8)
+
+
 def scatter(
     x: Shaped[Any, "b 2"], *, color: Any = None, size: float = 2.0, label: str | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -81,6 +92,7 @@ def scatter(
     return ax
 
 
+@whole_numbers
 def density(
     log_prob: Callable[[Any], Any], *, extent: Extent = PLANE, points: int = 200, ax: Axes | None = None
 ) -> Axes:
@@ -100,6 +112,7 @@ def density(
     return ax
 
 
+@whole_numbers
 def arrows(field: Callable[[Any], Any], *, extent: Extent = PLANE, points: int = 20, ax: Axes | None = None) -> Axes:
     """A vector field, such as a score: `field([n, 2]) -> [n, 2]` is called once, on points x points places."""
     ax = _axes(ax)
@@ -130,6 +143,58 @@ def trajectories(paths: Shaped[Any, "s b k"], ts: Shaped[Any, " s"] | None = Non
         ax.plot(np.asarray(ts), paths[..., 0], linewidth=0.5, alpha=0.6)
         ax.set_xlabel("t")
     return ax
+
+
+def loss_curve(
+    steps: Shaped[Any, " n"], losses: Shaped[Any, " n"], *, smoothing: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """Losses [n] against steps [n]: each as it is, pale, and over them a running mean.
+
+    The scale is logarithmic where all are positive and they span a factor of ten; the mean is that of the logarithms
+    then. It has weights e^(-distance/smoothing) in both directions, so that it does not lag behind.
+
+    Args:
+      steps: ascending.
+      losses: what is not finite is left out.
+      smoothing: in steps; a fiftieth of the length by default.
+      ax: to draw on.
+
+    Raises:
+      ValueError: there are not as many losses as steps, none is finite, or smoothing is not positive.
+    """
+    steps, losses = np.asarray(steps, float), np.asarray(losses, float)
+    if steps.ndim != 1 or steps.shape != losses.shape:
+        raise ValueError(f"losses: as many as steps are needed, got {losses.shape} and {steps.shape}")
+    if smoothing is not None and not smoothing > 0:
+        raise ValueError(f"smoothing: a positive number of steps is needed, got {smoothing}")
+    known = np.isfinite(losses)
+    steps, losses = steps[known], losses[known]
+    if not len(losses):
+        raise ValueError("losses: at least one that is finite is needed, got none")
+    width = (np.ptp(steps) / 50 or 1.0) if smoothing is None else smoothing
+    log = bool(np.min(losses) > 0 and np.max(losses) >= 10 * np.min(losses))
+    smooth = np.exp(_running_mean(steps, np.log(losses), width)) if log else _running_mean(steps, losses, width)
+    ax = _axes(ax)
+    ax.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8, marker="." if len(losses) < 3 else None)
+    ax.plot(steps, smooth, color="tab:blue", label="running mean")
+    ax.legend(loc="upper right")
+    ax.set(xlabel="step", ylabel="loss", yscale="log" if log else "linear")
+    return ax
+
+
+def _running_mean(at: np.ndarray, values: np.ndarray, width: float) -> np.ndarray:
+    """The mean of values [n] around each, with weights e^(-distance/width), in one sweep forth and one back."""
+
+    def sweep(at, values):
+        sums, total, weight = np.zeros((len(values), 2)), 0.0, 0.0
+        for i, value in enumerate(values):
+            kept = math.exp(-abs(at[i] - at[i - 1]) / width) if i else 0.0
+            total, weight = total * kept + value, weight * kept + 1
+            sums[i] = total, weight
+        return sums
+
+    total, weight = (sweep(at, values) + sweep(at[::-1], values[::-1])[::-1]).T
+    return (total - values) / (weight - 1)
 
 
 def _axes(ax: Axes | None) -> Axes:

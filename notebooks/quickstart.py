@@ -55,7 +55,7 @@ for ax, t in zip(axes, (0.0, 0.1, 0.3, 1.0), strict=True):
     viz.density(lambda x, t=t: truth.log_prob(process, x, t), ax=ax)
     if t > 0:
         viz.arrows(lambda x, t=t: process.sigma(t) * truth.score(process, x, t), points=13, ax=ax)
-    ax.set_title(f"t = {t}: logsnr {float(dj.logsnr(process, t)):.1f}")
+    ax.set_title(f"t = {t}: logsnr {float(process.logsnr(t)):.1f}")
 fig.tight_layout()
 
 # %% [markdown]
@@ -66,7 +66,7 @@ fig.tight_layout()
 
 # %%
 network = dj.from_linen(networks.MLP(width=128, depth=3))
-parts = {"network": network, "process": process, "parameterisation": dj.VPrediction()}
+diffusion = dj.Diffusion(network, process, dj.VPrediction())
 tx = optax.adam(optax.cosine_decay_schedule(2e-3, STEPS))
 key = jax.random.key(0)
 x0, _ = toy(0, 0, 512)
@@ -78,7 +78,7 @@ def step(params, average, opt_state, x0, i):
     def loss(params):
         times = dj.StratifiedTimes(process)
         return dj.denoising_loss(
-            params, jax.random.fold_in(key, i), x0, time_sampler=times, weighting=losses.constant, **parts
+            diffusion, params, jax.random.fold_in(key, i), x0, times=times, weighting=losses.constant
         )
 
     (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(params)
@@ -92,7 +92,7 @@ for i in tqdm(range(STEPS), desc="train", mininterval=5):
     params, average, opt_state, value = step(params, average, opt_state, jnp.asarray(toy(0, i, 512)[0]), i)
     history.append(value)
 
-trained = dj.make_denoiser(average, **parts)
+trained = dj.make_denoiser(diffusion, average)
 print(f"loss, mean of the last 100 steps: {float(jnp.mean(jnp.stack(history[-100:]))):.4f}")
 
 # %% [markdown]
@@ -129,7 +129,7 @@ for stepper in (dj.DDIM(), dj.Heun(), dj.DPMpp2M()):
     errors, nfe = [], []
     for n in budgets:
         grid = dj.logsnr_grid(process, n)
-        got = dj.sample(key, process, exact, xT, grid, stepper, denoise=False)
+        got = dj.sample(key, process, exact, xT, grid, stepper, final_denoise=False)
         # The median: a trajectory that falls to another component of the mixture is a flip, not an error of size.
         errors.append(float(jnp.median(jnp.linalg.norm(got - flow.x0, axis=1))))
         nfe.append(n * stepper.evaluations_per_step)
@@ -172,8 +172,8 @@ fig.tight_layout()
 # answer is the closed form; with the trained denoiser it is the network's own density.
 
 # %%
-t0 = dj.time_from_logsnr(process, 14.0)  # the default in float32: as near to the data as it can tell
-t_max = dj.interval(process)[1]
+t0 = process.time_from_logsnr(14.0)  # the default in float32: as near to the data as it can tell
+t_max = process.interval()[1]
 held_out = truth.sample(jax.random.key(9), 256)
 closed_form = truth.log_prob(process, held_out, t0)
 terminal = lambda x: truth.log_prob(process, x, t_max)

@@ -2,6 +2,7 @@
 
 With --check nothing is written: each is executed, and its .ipynb must hold the same cells as its .py and the outputs of
 these cells, of the full run. DIFFJAX_FAST=1 shrinks the work, for a check; what it writes is not for publication.
+Needs the extra `dev`: `pip install ".[dev]"` in diffjax's folder.
 A notebook's metadata say what its outputs are of: `diffjax.source`, a digest of the cells, and `diffjax.form`.
 """
 

@@ -3,7 +3,7 @@
     python scripts/bench_solvers.py [--problems plane features images] [--nfe 5 8 10 20 40 80] [--cost]
                                     [--images cifar10.zip --count 5000 --trajectories 16]
 
-Each denoiser is exact, so that all error is the solver's. `Karras()`, sigma from 80 to 0.002, float64, no last denoise:
+Each denoiser is exact, so that all error is the solver's. `EDM()`, sigma from 80 to 0.002, float64, no last denoise:
 
     plane       8 Gaussians of std 0.1 on the unit circle                               by RMS
     features    16 Gaussians of std 0.2 in 64 dimensions, means 0.5 N(0, I)             by median, and by flips
@@ -113,14 +113,14 @@ def features(trajectories, seed=0):
 
 
 def _mixture(name, means, std, trajectories, seed):
-    of = dj.Karras()
+    of = dj.EDM()
     data = dj.GaussianMixture(jnp.asarray(means), std**2)
     xt = dj.prior(jax.random.key(seed), of, (trajectories, means.shape[1]))
     return Problem(name, of, dj.exact_denoiser(data, of), xt, float(np.sqrt(means.var() + std**2)), data)
 
 
 def images(trajectories, seed=0, path=None, count=None):
-    of = dj.Karras()
+    of = dj.EDM()
     data = _digits(count) if path is None else _zipped(path, count or 5000, seed)
     xt = dj.prior(jax.random.key(seed), of, (trajectories, data.shape[1]))
     memorised = Memorised(jnp.asarray(data), jnp.asarray(data.T.copy()), jnp.asarray(np.sum(data**2, axis=1)), of)
@@ -149,7 +149,7 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {"plane": plane, "features": featu
 
 def solved(problem, steps):
     """The problem with its exact solution, and how far from it a Runge-Kutta method of order 8 ends."""
-    best = samplers.ExponentialAdams(dj.KarrasPrediction(problem.data_std), 5, corrector=True)
+    best = samplers.ExponentialAdams(dj.parameterisation.EDMPrediction(problem.data_std), 5, corrector=True)
     exact = _run(best, problem, dj.logsnr_grid(problem.process, steps))
     other = _run(by_diffrax(diffrax.Dopri8()), problem, dj.logsnr_grid(problem.process, max(steps // 10, 1)))
     return problem._replace(exact=exact), _errors(problem._replace(exact=exact), other)
@@ -180,7 +180,7 @@ PREDICTIONS = {
     "x0": lambda problem: dj.X0Prediction(),
     "eps": lambda problem: dj.EpsPrediction(),
     "v": lambda problem: dj.VPrediction(),
-    "F": lambda problem: dj.KarrasPrediction(problem.data_std),
+    "F": lambda problem: dj.parameterisation.EDMPrediction(problem.data_std),
 }
 
 PEERS: dict[str, Callable[[Problem], Any]] = {
@@ -194,7 +194,7 @@ PEERS: dict[str, Callable[[Problem], Any]] = {
     "DPM++ 3M": lambda problem: samplers.DPMpp3M(),
     "DPM++ 3M as published": lambda problem: samplers.DPMpp3MPublished(),
     **{
-        f"UniPC-{p} {name}": lambda problem, p=p, scale=scale: samplers.UniPC(p, scale)
+        f"UniPC-{p} {name}": lambda problem, p=p, scale=scale: dj.UniPC(p, scale)
         for p in (1, 2, 3)
         for name, scale in SCALES.items()
     },
@@ -217,9 +217,9 @@ OURS: dict[str, Callable[[Problem], Any]] = {
 SOLVERS = {**PEERS, **OURS}
 
 GRIDS: dict[str, Callable[[Problem, int], Any]] = {
-    "uniform": lambda problem, n: dj.uniform_grid(problem.process, n),  # rho = 7, for Karras
-    "rho 5": lambda problem, n: dj.karras_grid(problem.process, n, 5.0),
-    "rho 3": lambda problem, n: dj.karras_grid(problem.process, n, 3.0),
+    "uniform": lambda problem, n: dj.uniform_grid(problem.process, n),  # rho = 7, for EDM
+    "rho 5": lambda problem, n: dj.edm_grid(problem.process, n, 5.0),
+    "rho 3": lambda problem, n: dj.edm_grid(problem.process, n, 3.0),
     "quadratic": lambda problem, n: process.quadratic_grid(problem.process, n),
     "logsnr": lambda problem, n: dj.logsnr_grid(problem.process, n),
     "shifted": lambda problem, n: process.shifted_grid(problem.process, n),
@@ -340,7 +340,7 @@ def summary(rows):
 # --- samplers that draw noise ---
 
 STOCHASTIC: dict[str, Callable[[Problem], Any]] = {
-    "DDPM": lambda problem: samplers.DDPM(0.0),
+    "DDPM": lambda problem: dj.DDPM(0.0),
     "DDIM, eta 1": lambda problem: dj.DDIM(eta=1.0),
     "churn": lambda problem: samplers.Churn(10.0, 0.01, 50.0),
     "DPM-2 ancestral": lambda problem: samplers.DPM2Ancestral(),
@@ -358,12 +358,12 @@ STOCHASTIC: dict[str, Callable[[Problem], Any]] = {
 
 def with_restarts(problem):
     """Heun, and two rounds of two steps from sigma = 1 to 0.1."""
-    upper, lower = (dj.time_from_logsnr(problem.process, -2 * np.log(sigma)) for sigma in (1.0, 0.1))
+    upper, lower = (problem.process.time_from_logsnr(-2 * np.log(sigma)) for sigma in (1.0, 0.1))
     restarts = [samplers.Restart(upper, lower, 2, 2)]
 
     def run(key, process, denoiser, xt, ts):
         return samplers.sample_with_restarts(
-            key, process, denoiser, xt, ts, dj.Heun(), restarts=restarts, denoise=False
+            key, process, denoiser, xt, ts, dj.Heun(), restarts=restarts, final_denoise=False
         )
 
     return Function(run, 2, 8)
@@ -430,7 +430,7 @@ def _call(solver, process, ts):
         key = jax.random.key(0)
         if isinstance(solver, Function):
             return solver.run(key, process, denoiser, xt, ts)
-        return dj.sample(key, process, denoiser, xt, ts, solver, denoise=False)
+        return dj.sample(key, process, denoiser, xt, ts, solver, final_denoise=False)
 
     return call
 

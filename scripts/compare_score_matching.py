@@ -41,8 +41,8 @@ BATCH, LEVELS, CHUNK = 256, 10, 50
 LOGSNRS = (4.0, 2.0, 0.0, -2.0)
 SHOWN = 2.0  # the logsnr of the picture
 PROCESS = dj.VarianceExploding(0.1, 4.0)  # logsnr from 4.6 to -2.8
-EPS = dj.EpsPrediction()
 NETWORK = dj.from_linen(networks.MLP(width=64, depth=2))
+DIFFUSION = dj.Diffusion(NETWORK, PROCESS, dj.EpsPrediction())
 
 
 def mixture():
@@ -55,7 +55,7 @@ def mixture():
 
 def learned_score(params, xt, t):
     """s = -eps_hat/sigma [b, 2], at xt [b, 2] and t [b]."""
-    return -apply_network(NETWORK, params, PROCESS, EPS, xt, t) / PROCESS.sigma(t)[:, None]
+    return -apply_network(DIFFUSION, params, xt, t) / PROCESS.sigma(t)[:, None]
 
 
 def at_p_t(loss):
@@ -72,14 +72,13 @@ def at_p_t(loss):
 
 
 def denoising(params, key, x0):
-    choices = {"time_sampler": dj.UniformTimes(PROCESS), "weighting": losses.constant}
-    return dj.denoising_loss(params, key, x0, network=NETWORK, process=PROCESS, parameterisation=EPS, **choices)[0]
+    times = dj.UniformTimes(PROCESS)
+    return dj.denoising_loss(DIFFUSION, params, key, x0, times=times, weighting=losses.constant)[0]
 
 
 def ncsn(params, key, x0):
     ts = jnp.linspace(1.0, 0.0, LEVELS)
-    keywords = {"network": NETWORK, "process": PROCESS, "parameterisation": EPS}
-    return losses.noise_conditional_loss(params, key, x0, ts=ts, **keywords)[0] / LEVELS
+    return losses.noise_conditional_loss(DIFFUSION, params, key, x0, ts=ts)[0] / LEVELS
 
 
 LOSSES = {
@@ -127,7 +126,7 @@ def errors(params, x0, eps):
     """Relative root-mean-square errors of the score at LOGSNRS: sqrt(E||s - s*||^2 / E||s*||^2)."""
 
     def one(value):
-        t = jnp.full(len(x0), dj.time_from_logsnr(PROCESS, value))
+        t = jnp.full(len(x0), PROCESS.time_from_logsnr(value))
         xt = dj.perturb(PROCESS, x0, eps, t)
         exact = mixture().score(PROCESS, xt, t)
         return jnp.sqrt(jnp.mean((learned_score(params, xt, t) - exact) ** 2) / jnp.mean(exact**2))
@@ -139,7 +138,7 @@ def draw(path, fields, rows):
     """Each field over the density at the logsnr SHOWN, the exact one below it in red; and the errors by noise level."""
     figure = Figure(figsize=(12, 8.4), layout="constrained")
     panels = figure.subplots(2, 3).ravel()
-    t = dj.time_from_logsnr(PROCESS, SHOWN)
+    t = PROCESS.time_from_logsnr(SHOWN)
     at_t = {name: lambda x, f=field: f(x, jnp.full(len(x), t)) for name, field in fields.items()}
     for ax, (name, field) in zip(panels, at_t.items(), strict=False):
         viz.density(lambda x: mixture().log_prob(PROCESS, x, t), ax=ax)

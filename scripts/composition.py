@@ -74,7 +74,7 @@ def study(n, steps, corrections):
         f"p/r^{WEIGHT}": (guidance.negation(process, p, unwanted, WEIGHT), composed(SHAPES, UNWANTED, -WEIGHT)),
     }
     few, many = (samplers.LangevinCorrected(dj.DDIM(), k, 0.4) for k in (1, corrections))
-    low, high = (dj.time_from_logsnr(process, jnp.asarray(value)) for value in (6.0, -6.0))
+    low, high = (process.time_from_logsnr(jnp.asarray(value)) for value in (6.0, -6.0))
     ts = np.asarray(dj.logsnr_grid(process, steps, ends=(high, low)))
     xt = dj.prior(jax.random.key(1), process, (n, 2))
     points: dict[str, dict[str, Any]] = {}

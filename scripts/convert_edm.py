@@ -1,6 +1,6 @@
 """EDM's and EDM2's pickled networks -> safetensors, without running any of the code that is inside them.
 
-    python scripts/convert_edm.py network.pkl network.safetensors        needs torch, for the tensors' own bytes
+    python scripts/convert_edm.py network.pkl network.safetensors     needs torch (pip install torch), for the bytes
     time: seconds;  expected: the number of tensors and of parameters, and beside the file a .json of what every
     module was made with (numbers, words and lists)
 

@@ -34,16 +34,16 @@ TOY = data.mixture()
 DATA = dj.GaussianMixture(jnp.asarray(TOY.means), jnp.asarray(TOY.covariances), jnp.asarray(TOY.weights))
 NETWORK = dj.from_linen(networks.MLP(width=128, depth=3))
 VP, CLD = dj.VariancePreserving(), process.CriticallyDamped()
+DIFFUSION = dj.Diffusion(NETWORK, VP, dj.parameterisation.EDMPrediction(1.0))
 
 
 def vp_loss(params, key, x0):
-    choices = {"network": NETWORK, "process": VP, "parameterisation": dj.KarrasPrediction(1.0)}
     times = dj.StratifiedTimes(VP)
-    return dj.denoising_loss(params, key, x0, time_sampler=times, weighting=losses.constant, **choices)[0]
+    return dj.denoising_loss(DIFFUSION, params, key, x0, times=times, weighting=losses.constant)[0]
 
 
 def cld_loss(params, key, x0):
-    return losses.hybrid_loss(params, key, x0, network=NETWORK, process=CLD, time_sampler=dj.StratifiedTimes(CLD))[0]
+    return losses.hybrid_loss(params, key, x0, network=NETWORK, process=CLD, times=dj.StratifiedTimes(CLD))[0]
 
 
 def train(name, loss, features, steps):
@@ -75,7 +75,7 @@ def grid(steps):
 
 
 def draw_vp(params, n, nfe, method):
-    denoiser = dj.make_denoiser(params, network=NETWORK, process=VP, parameterisation=dj.KarrasPrediction(1.0))
+    denoiser = dj.make_denoiser(DIFFUSION, params)
     noise = dj.prior(jax.random.key(2), VP, (n, 2))
     if method == "flow":
         return dj.integrate(dj.probability_flow(VP, denoiser), noise, grid(nfe // 2), solver=diffrax.Heun())

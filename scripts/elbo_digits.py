@@ -38,8 +38,8 @@ DECODER = losses.LevelDecoder(17)
 NETWORK = dj.from_linen(networks.MLP(width=256, depth=3, dropout=0.1))
 EVALUATED = NETWORK._replace(apply=lambda *args, key=None: NETWORK.apply(*args))  # without dropout
 SCHEDULES = {
-    "fixed": lambda: dj.LearnedLogsnr(8.0, -6.0),
-    "learned": lambda: dj.MonotoneLogsnr(jax.random.key(0), 8.0, -6.0, width=64),
+    "fixed": lambda: dj.process.LearnedLogsnr(8.0, -6.0),
+    "learned": lambda: dj.process.MonotoneLogsnr(jax.random.key(0), 8.0, -6.0, width=64),
 }
 PARTS = ("prior", "reconstruction", "diffusion", "per_sample")
 
@@ -47,12 +47,12 @@ PARTS = ("prior", "reconstruction", "diffusion", "per_sample")
 def bound(params, key, x0, network=NETWORK, **grid):
     """The parts of the bound in bits per dimension, each [b]: the continuous one, or that of K steps on a grid ts."""
     process = params["process"]
-    choices = {"network": network, "process": process, "parameterisation": dj.VPrediction(), "reconstruction": DECODER}
+    given = (dj.Diffusion(network, process, dj.VPrediction()), params["network"], key, x0)
     if grid:
-        parts = losses.discrete_elbo(params["network"], key, x0, **choices, **grid)[1]
+        parts = losses.negative_discrete_elbo(*given, reconstruction=DECODER, **grid)[1]
     else:
         times = dj.StratifiedTimes(process)
-        parts = losses.continuous_elbo(params["network"], key, x0, time_sampler=times, **choices)[1]
+        parts = losses.negative_continuous_elbo(*given, times=times, reconstruction=DECODER)[1]
     return {name: parts[name] / BITS for name in PARTS}
 
 
@@ -128,7 +128,7 @@ def picture(path, trained, history):
     _, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     t = jnp.linspace(0, 1, 201)
     for name, params in trained.items():
-        left.plot(t, dj.logsnr(params["process"], t), label=name)
+        left.plot(t, params["process"].logsnr(t), label=name)
         smooth = np.convolve(history[name], np.full(50, 1 / 50), "valid")
         right.plot(np.arange(len(smooth)) + 50, smooth, label=name)
     left.set(xlabel="t", ylabel="logsnr", title="schedule")
@@ -145,7 +145,7 @@ def main(arguments=None):
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/elbo_digits"))
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    train_x, test_x = (jnp.asarray(data.digits(part)[0].reshape(-1, 64)) for part in ("train", "test"))
+    train_x, test_x = (jnp.asarray(data.load_digits(part)[0].reshape(-1, 64)) for part in ("train", "test"))
     trained, history, rows = {}, {}, {}
     for name in SCHEDULES:
         trained[name], history[name] = train(name, options.steps, options.batch, train_x)

@@ -56,7 +56,7 @@ def histograms(process, ts, every, paths, bins, chunk=50_000):
     for begin in tqdm(range(0, paths, chunk), desc="paths", leave=False):
         n = min(chunk, paths - begin)
         x0_key, path_key = jax.random.split(jax.random.fold_in(jax.random.key(0), begin))
-        total = total + np.asarray(count(dj.simulate(path_key, process, start().sample(x0_key, n), ts)))
+        total = total + np.asarray(count(dj.process.simulate(path_key, process, start().sample(x0_key, n), ts)))
     return total / paths
 
 
@@ -66,7 +66,7 @@ def solve(process, ts, cells):
         process, data, box = jax.tree.map(
             lambda leaf: leaf.astype(jnp.float64), (process, start(), Box(LOW, HIGH, cells))
         )
-        low, _ = dj.interval(process)
+        low, _ = process.interval()
         exact = jax.jit(lambda t: cell_averages(box, lambda x: data.log_prob(process, x, t)))
         truth = np.stack([exact(jnp.maximum(t, low)) for t in ts])
         found = np.asarray(fokker_planck(process, box, jnp.asarray(truth[0]), ts))

@@ -42,8 +42,8 @@ import optax
 from matplotlib.figure import Figure
 
 import diffjax as dj
-from diffjax import cli, guidance, inverse, metrics, operators, viz
-from diffjax.cli._run import open_run, read_params
+from diffjax import cli, config as configs, guidance, inverse, metrics, operators, viz
+from diffjax.cli._run import open_run, read_trained
 
 WIDTHS = (64, 128, 32, 10)
 """Of the classifier's layers; its features are the 32."""
@@ -57,18 +57,19 @@ class Model:
     """A run's network, told classes [n] or nothing."""
 
     def __init__(self, run):
-        config, self.data, self.parts = open_run(str(run), 256)
-        self.params = read_params(str(run), config, self.data, self.parts)
+        config, self.samples, parts = open_run(str(run), 256)
+        self.parts, self.params = read_trained(str(run), config, self.samples, parts)
+        self.data = configs.build_data(config.data)
         self.process = self.parts.process
 
     def denoiser(self, labels):
-        parts = {name: getattr(self.parts, name) for name in ("network", "process", "parameterisation")}
-        return dj.make_denoiser(self.params, jnp.asarray(labels, jnp.int32), **parts)
+        return dj.make_denoiser(self.parts.diffusion, self.params, jnp.asarray(labels, jnp.int32))
 
     def sample(self, key, denoiser, n, steps=20):
         """n samples of a denoiser by DPM-Solver++ (2M)."""
-        ts, shape = dj.logsnr_grid(self.process, steps), self.data.shape
-        return dj.sample_n(key, self.process, denoiser, shape, n, ts=ts, stepper=dj.DPMpp2M(), chunk=250, denoise=False)
+        ts, shape = dj.logsnr_grid(self.process, steps), self.samples.shape
+        options = {"ts": ts, "stepper": dj.DPMpp2M(), "chunk": 250, "final_denoise": False}
+        return dj.sample_n(key, self.process, denoiser, shape, n, **options)
 
     def told_class(self, labels, scale, interval=None):
         """Classifier-free guidance, everywhere or in an interval of logsnr."""

@@ -62,7 +62,7 @@ from matplotlib.figure import Figure
 from scipy.stats import norm
 
 import diffjax as dj
-from diffjax import guidance, inverse, operators, samplers
+from diffjax import guidance, inverse, operators
 
 STDS = (0.05, 0.2, 1.0)
 PARTICLES = (16, 64, 256, 1024)
@@ -191,7 +191,7 @@ def diffpir(key, denoiser, xt, ts, y, std):
     return inverse.diffpir(key, PROCESS, denoiser, xt, ts, FIRST, y, std, strength=1.0, zeta=0.5)
 
 
-ANCESTRAL = samplers.DDIM(eta=1.0)
+ANCESTRAL = dj.DDIM(eta=1.0)
 METHODS = {
     "DPS": guided(guidance.dps, ANCESTRAL),
     "DPS, normalised": guided(by_length, ANCESTRAL),
@@ -227,7 +227,7 @@ def rows_of(prior, std, arguments):
 
     data = dj.GaussianMixture(*(jnp.asarray(a, jnp.float32) for a in (prior.means, prior.covariances, prior.weights)))
     denoiser = dj.exact_denoiser(data, PROCESS)
-    late, early = (float(dj.time_from_logsnr(PROCESS, jnp.asarray(v))) for v in (-10.0, 10.0))
+    late, early = (float(PROCESS.time_from_logsnr(jnp.asarray(v))) for v in (-10.0, 10.0))
     ts = dj.logsnr_grid(PROCESS, arguments.steps, ends=(late, early))
     xt = dj.prior(jax.random.key(1), PROCESS, (m * n, 2))
     y = jnp.asarray(np.repeat(ys, n)[:, None], jnp.float32)

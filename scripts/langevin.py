@@ -2,6 +2,8 @@
 
     python scripts/langevin.py [--out runs/langevin] [--chains 1000] [--steps 400]
 
+MALA and HMC need the extra `mcmc`: `pip install ".[mcmc]"` in diffjax's folder.
+
 First the posterior of a logistic regression (breast cancer, four features), known by importance sampling. Each method's
 error of the mean, in posterior standard deviations, and its sd over the true one (`posterior.csv`):
 
@@ -166,7 +168,7 @@ def mixture():
 
 def sample_all(n, levels, steps_per_level):
     """Plain Langevin from two kinds of noise, and annealed Langevin, at the same cost: {title: points [n, 2]}."""
-    process, data = dj.Karras(sigma_min=0.05, sigma_max=10.0), mixture()
+    process, data = dj.EDM(sigma_min=0.05, sigma_max=10.0), mixture()
     ts = np.linspace(1, 0, levels)
     start_key, key = jax.random.split(jax.random.key(1))
     start = dj.prior(start_key, process, (n, 2))
@@ -198,7 +200,7 @@ def draw(path, panels):
     extent = (-8.0, 8.0, -7.0, 8.0)
     x, y = np.meshgrid(np.linspace(*extent[:2], 161), np.linspace(*extent[2:], 151))
     plane = jnp.asarray(np.stack([x.ravel(), y.ravel()], 1))
-    height = np.exp(np.asarray(mixture().log_prob(dj.Karras(), plane, 0.0))).reshape(x.shape)
+    height = np.exp(np.asarray(mixture().log_prob(dj.EDM(), plane, 0.0))).reshape(x.shape)
     grid = figure.subplots(2, 2, sharex=True, sharey=True)
     for axes, (title, points) in zip(grid.flat, panels.items(), strict=True):
         viz.scatter(points[:2000], size=3.0, color="C0", ax=axes)

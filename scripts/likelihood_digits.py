@@ -40,7 +40,7 @@ from tqdm import trange
 
 import diffjax as dj
 from diffjax import config as configs, likelihood, training
-from diffjax.cli._run import fresh_state, open_run, read_params
+from diffjax.cli._run import fresh_state, open_run, read_trained
 
 LEVELS = likelihood.Quantisation(17)  # pixels 0 .. 16 are -1 .. 1
 FINE = likelihood.adaptive(1e-5)
@@ -58,7 +58,8 @@ def trained(folder, steps):
         u = np.random.default_rng((seed, step)).uniform(-0.5, 0.5, x0.shape)
         return (x0 + LEVELS.width * u).astype(np.float32), labels
 
-    update = training.make_train_step(parts.loss, parts.tx, ema=training.make_ema(config.ema_decay))
+    objective = training.Objective(parts.loss, parts.tx)
+    update = training.make_train_step(objective, ema=training.make_ema(config.ema_decay))
     layout = training.jit_layout(update, training.data_mesh())
     state = fresh_state(config, data, parts)
     with training.Checkpoints(folder / "checkpoints") as checkpoints:
@@ -73,11 +74,10 @@ class Model:
 
     def __init__(self, parts, params):
         self.parts, self.params = parts, params
-        self.clipped = dj.Clipped(parts.process, likelihood.FLOAT32_LOGSNR, -20.0)
+        self.clipped = dj.process.Clipped(parts.process, likelihood.FLOAT32_LOGSNR, -20.0)
 
     def denoiser(self, process, labels):
-        parts = {"network": self.parts.network, "parameterisation": self.parts.parameterisation}
-        return dj.make_denoiser(self.params, labels, process=process, **parts)
+        return dj.make_denoiser(dataclasses.replace(self.parts.diffusion, process=process), self.params, labels)
 
     def bits(self, key, images, labels, process=None, **choices):
         process = self.parts.process if process is None else process
@@ -132,8 +132,9 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     if options.run:
-        config, data, parts = open_run(options.run, 64)
-        params = read_params(options.run, config, data, parts)
+        config, samples, parts = open_run(options.run, 64)
+        parts, params = read_trained(options.run, config, samples, parts)
+        data = configs.build_data(config.data)
     else:
         data, parts, params = trained(options.out, options.steps)
     model = Model(parts, params)
@@ -142,7 +143,7 @@ def main(arguments=None):
     images, labels = (jnp.asarray(part[: options.images]) for part in data.held_out)
     few = slice(options.exact)
 
-    flow = partial(likelihood.log_likelihood, controller=STEPS, divergence=likelihood.Hutchinson())
+    flow = partial(dj.log_likelihood, controller=STEPS, divergence=dj.Hutchinson())
     continuous = partial(likelihood.evaluate_continuous_elbo, draws=options.elbo_draws)
     grid = jnp.asarray(dj.logsnr_grid(model.clipped, options.k))
     discrete = lambda key, process, denoiser, x, index: likelihood.evaluate_discrete_elbo(
@@ -178,13 +179,13 @@ def main(arguments=None):
     errors = {}
     for name, divergence in {
         "exact": likelihood.Exact(),
-        f"{options.probes} probes": likelihood.Hutchinson(options.probes),
+        f"{options.probes} probes": dj.Hutchinson(options.probes),
     }.items():
         start = time.time()
         seen = []
 
         def by(*args, index, divergence=divergence, seen=seen):
-            seen.append(likelihood.log_likelihood(*args, controller=FINE, divergence=divergence, index=index))
+            seen.append(dj.log_likelihood(*args, controller=FINE, divergence=divergence, index=index))
             return seen[-1]
 
         found = model.bits(key, few_images, few_labels, likelihood=by)

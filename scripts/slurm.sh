@@ -9,7 +9,7 @@
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4          # one process a GPU: JAX gives process i of a machine the GPU i
 #SBATCH --gres=gpu:4                 # of a machine; not --gpus-per-task, which hides the others and renumbers
-#SBATCH --cpus-per-task=8            # decoding of images, --data.workers
+#SBATCH --cpus-per-task=8            # decoding of images, --data.workers (extra `data`)
 #SBATCH --time=24:00:00
 #SBATCH --signal=TERM@120            # two minutes before the end each process is told: it saves, and ends with 143
 #SBATCH --requeue                    # a node that fails puts the job back into the queue ...

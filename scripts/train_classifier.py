@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffjax import data, training
-from diffjax.networks import Classifier, from_linen
+from diffjax import data, from_linen, training
+from diffjax.networks import Classifier
 
 
 class Plan(NamedTuple):
@@ -41,25 +41,25 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    "digits": Plan(Classifier(10, channels=16, multipliers=(1, 2), dropout=0.1), steps=800),
-    "mnist": Plan(Classifier(10, channels=8, dropout=0.1), steps=1000, batch_size=32, peak=4e-3, shift=2),
-    "cifar10": Plan(Classifier(10, channels=16, dropout=0.05), steps=4000, peak=4e-3, shift=3, flip=True),
+    "digits": Plan(Classifier(10, channels=(16, 32), dropout=0.1), steps=800),
+    "mnist": Plan(Classifier(10, channels=(8, 16, 32), dropout=0.1), steps=1000, batch_size=32, peak=4e-3, shift=2),
+    "cifar10": Plan(Classifier(10, channels=(16, 32, 64), dropout=0.05), steps=4000, peak=4e-3, shift=3, flip=True),
 }
 
 
 def read(name, path):
     """((x, labels), (x, labels)) to train on and to hold out: bytes, or floats in [-1, 1]."""
     if name == "digits":
-        return data.digits("train"), data.digits("test")
+        return data.load_digits("train"), data.load_digits("test")
     if name == "mnist":
         return _mnist(path)
     return tuple(_decoded(data.ImageFolder(path, under=f"cifar10/{part}")) for part in ("train", "test"))
 
 
 def _mnist(path):
-    x, labels = data.mnist(path, "test")
+    x, labels = data.load_mnist(path, "test")
     try:
-        return data.mnist(path, "train"), (x, labels)
+        return data.load_mnist(path, "train"), (x, labels)
     except ValueError:  # only the test part is there
         return (x[:8000], labels[:8000]), (x[8000:], labels[8000:])
 
@@ -81,10 +81,10 @@ def augment(x, seed, positions, *, plan):
     return data.random_flip(moved, seed, positions) if plan.flip else moved
 
 
-def cross_entropy(params, key, batch, index, total, *, network):
+def cross_entropy(params, batch, context, *, network):
     """(mean loss, {"accuracy"}), with dropout."""
     x, labels = batch
-    logits = network.apply(params, x, jnp.zeros(len(x)), key=key)
+    logits = network.apply(params, x, jnp.zeros(len(x)), key=context.key)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return jnp.mean(loss), {"accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == labels)}
 
@@ -118,7 +118,8 @@ def main(arguments=None):
         optax.adamw(optax.cosine_onecycle_schedule(steps, plan.peak), weight_decay=1e-2),
     )
     state = training.init_state(jax.random.key(0), network, tx, source(0, 0, 2)[0])
-    step = training.make_train_step(partial(cross_entropy, network=network), tx, ema=training.make_ema(0.99))
+    objective = training.Objective(partial(cross_entropy, network=network), tx)
+    step = training.make_train_step(objective, ema=training.make_ema(0.99))
     layout = training.jit_layout(step)
     state = training.train(state, layout, source, steps=steps, batch_size=plan.batch_size, seed=0, save_every=None)
     out = options.out or pathlib.Path("runs") / f"classifier-{options.name}"

@@ -2,7 +2,7 @@
 
     python scripts/weak_order.py [--out runs/weak_order] [--steps 64 128 256] [--methods SEEDS Heun ...]
 
-Gaussian data of variance 0.25 with its exact denoiser, `Karras()` and its uniform grid: EDM's, sigma from 80 to 0.002,
+Gaussian data of variance 0.25 with its exact denoiser, `EDM()` and its uniform grid: sigma from 80 to 0.002,
 without a last denoise (which changes the figures by 0.002 percent). A step is then affine, and its matrices carry the
 variance exactly (`tests/helpers/weak.py`): nothing is drawn. Writes `errors.csv`. One minute on two CPU cores, and
 
@@ -54,8 +54,8 @@ DATA_VARIANCE = 0.25
 def methods():
     """Name: (a stepper or a solver of diffrax, evaluations a step, declared weak order)."""
     steppers = {
-        "DDPM, small variance": samplers.DDPM(0.0),
-        "DDPM, large variance": samplers.DDPM(1.0),
+        "DDPM, small variance": dj.DDPM(0.0),
+        "DDPM, large variance": dj.DDPM(1.0),
         "DPM-2 ancestral": samplers.DPM2Ancestral(),
         "DPM++ 2S ancestral": samplers.DPMpp2SAncestral(),
         "DPM++ SDE": samplers.DPMppSDE(),
@@ -84,8 +84,8 @@ def error(method, process, ts):
 
 
 def study(out, steps, names):
-    process = dj.Karras()
-    short = dj.Karras(0.1, 3.0)
+    process = dj.EDM()
+    short = dj.EDM(0.1, 3.0)
     rows = []
     wanted = {name: row for name, row in methods().items() if any(part in name for part in names)}
     for name, (method, evaluations, order) in tqdm(wanted.items(), leave=False):

@@ -8,11 +8,17 @@ Compiled programs are kept in ~/.cache/diffjax/tests-MACHINE from one run to the
 program itself, the versions of jaxlib and XLA, the flags and the devices, so that a function that changed is compiled
 anew (test_compiled.py). DIFFJAX_TEST_CACHE=off keeps nothing, nor does a home that cannot be written to. Processes
 that tests start do not take part.
+
+Of the properties that are tested over every process, method, loss or record, a third of the cases are in the default
+suite and the others are slow: `THINNED` names the files.
 """
 
+import collections
 import contextlib
 import importlib.metadata
 import os
+import pathlib
+import zlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "")
@@ -31,6 +37,7 @@ from jaxtyping import install_import_hook
 _CHECKED = (
     "_arrays",
     "analytic",
+    "flow_maps",
     "guidance",
     "inverse",
     "likelihood",
@@ -45,7 +52,9 @@ install_import_hook([f"diffjax.{name}" for name in _CHECKED], "beartype.beartype
 
 import jax
 
-from diffjax.cli._compiled import cache_folder, keep_compiled
+from diffjax.cli import cache_folder, keep_compiled
+
+HERE = pathlib.Path(__file__).parent
 
 if os.environ.get("DIFFJAX_TEST_CACHE", "on") != "off":
     jax.config.update("jax_enable_compilation_cache", True)
@@ -55,6 +64,23 @@ if os.environ.get("DIFFJAX_TEST_CACHE", "on") != "off":
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 import pytest
+
+THINNED = ("truth/", "golden/", "parity/", "test_keys.py", "test_round_trips.py", "test_traced.py")
+THINNED += ("test_config_losses.py", "test_flow_map_layouts.py", "test_networks_second_time.py", "test_objectives.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks two cases of three of a thinned test slow: always the same ones, by a hash of their names."""
+    families = collections.defaultdict(list)
+    for item in items:
+        path = item.path.relative_to(HERE).as_posix()
+        if path.startswith(THINNED) and item.get_closest_marker("slow") is None:
+            families[path, item.originalname].append(item)
+    for cases in families.values():
+        cases.sort(key=lambda item: zlib.crc32(item.name.encode()))
+        for item in cases[-(-len(cases) // 3) :]:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from registry import ALL_STEPPERS, each_stepper
 
 import diffjax as dj
 from diffjax import losses
 
-PACKAGES = ["diffjax", *(f"diffjax.{m.name}" for m in pkgutil.iter_modules(dj.__path__) if not m.name.startswith("_"))]
+PACKAGES = ["diffjax", *(m.name for m in pkgutil.walk_packages(dj.__path__, "diffjax.") if "._" not in m.name)]
 PRIVATE = ("diffjax._arrays", "diffjax._typing")
 
 
@@ -35,6 +36,12 @@ PUBLIC = public()
 FUNCTIONS = {name: thing for name, thing in PUBLIC.items() if inspect.isroutine(thing)}
 
 
+def test_training_and_its_checkpoints_share_no_name():
+    outer, inner = (vars(importlib.import_module(f"diffjax.training{part}")) for part in ("", ".checkpoint"))
+    shared = {name for name in outer.keys() & inner.keys() if not name.startswith("_")}
+    assert not shared
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_names_are_documented(name):
     thing = PUBLIC[name]
@@ -47,11 +54,12 @@ def test_public_names_are_documented(name):
 
 @pytest.mark.parametrize("name", [name for name, f in FUNCTIONS.items() if "key" in inspect.signature(f).parameters])
 def test_a_key_comes_first(name):
-    """After the parameters in a loss; where it is optional it is given by name."""
+    """After the network and the parameters; where it is optional it is given by name."""
     parameters = inspect.signature(FUNCTIONS[name]).parameters
     if parameters["key"].kind is inspect.Parameter.KEYWORD_ONLY:
         return
-    assert list(parameters).index("key") == (1 if next(iter(parameters)) == "params" else 0)
+    before = list(parameters)[: list(parameters).index("key")]
+    assert before in ([], ["params"], ["diffusion", "params"], ["network", "params"])
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -163,14 +171,49 @@ def test_weights_conditions_and_guidance_compile_once():
     def run(which):
         process = processes()[which]
         params = {"w": jnp.asarray(0.1 + which), "b": jnp.asarray(0.2)}
-        keywords = {"network": network, "process": process, "parameterisation": dj.VPrediction()}
-        denoiser = dj.make_denoiser(params, jnp.full((2, 1), 1.0 + which), **keywords)
+        diffusion = dj.Diffusion(network, process, dj.VPrediction())
+        denoiser = dj.make_denoiser(diffusion, params, jnp.full((2, 1), 1.0 + which))
         guided = dj.classifier_free(denoiser, jnp.zeros(1), [1.5, 3.0][which])
         return dj.sample(
             jax.random.key(0), process, guided, jnp.ones((2, 3)), dj.uniform_grid(process, 4), dj.DPMpp2M()
         )
 
     assert traces(run, calls)[1] == 0
+
+
+class Counted(nn.Module):
+    """Of fields that are equal where those of another are, and of Flax's own initialisers, which are compiled."""
+
+    widths: tuple[int, ...]
+    calls = SharedList()
+
+    @nn.compact
+    def __call__(self, x, c_noise, cond=None):
+        self.calls.append(1)
+        for width in self.widths:
+            x = jnp.tanh(nn.Dense(width)(x))
+        return nn.Dense(3)(x) * c_noise[:, None]
+
+
+def test_a_cell_run_again_compiles_nothing():
+    """Module, network and Diffusion are built anew, and the step takes the Diffusion: init, training, sampling."""
+
+    @jax.jit
+    def step(diffusion, params, x0):
+        times = dj.UniformTimes(diffusion.process)
+        loss = lambda p: dj.denoising_loss(diffusion, p, jax.random.key(0), x0, times=times, weighting=losses.native)[0]
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params))
+
+    def cell(which):
+        process, x = processes()[which], jnp.full((2, 3), 1.0 + which)
+        diffusion = dj.Diffusion(dj.from_linen(Counted((4, 4))), process, dj.VPrediction())
+        params = step(diffusion, diffusion.network.init(jax.random.key(which), x, jnp.zeros(2)), x)
+        ts = dj.uniform_grid(process, 4)
+        return dj.sample(None, process, dj.make_denoiser(diffusion, params), x, ts, dj.DDIM())
+
+    first, second = traces(cell, Counted.calls)
+    assert first >= 3
+    assert second == 0
 
 
 def test_a_loss_compiles_once_and_has_a_gradient_in_everything():
@@ -182,14 +225,14 @@ def test_a_loss_compiles_once_and_has_a_gradient_in_everything():
     @eqx.filter_grad
     def slope(everything, key, x0, cond):
         params, process, parameterisation, times, weighting = everything
-        keywords = {"process": process, "parameterisation": parameterisation, "weighting": weighting}
-        return dj.denoising_loss(params, key, x0, cond, network=network, time_sampler=times, **keywords)[0]
+        diffusion = dj.Diffusion(network, process, parameterisation)
+        return dj.denoising_loss(diffusion, params, key, x0, cond, times=times, weighting=weighting)[0]
 
     def run(which):
         process = processes()[which]
         params = network.init(None, None, None)
-        times, weighting = dj.LognormalTimes(process, -1.0 - which), losses.MinSNR(4.0 + which)
-        everything = (params, process, dj.KarrasPrediction(0.5 + which), times, weighting)
+        times, weighting = dj.process.LognormalTimes(process, -1.0 - which), losses.MinSNR(4.0 + which)
+        everything = (params, process, dj.parameterisation.EDMPrediction(0.5 + which), times, weighting)
         return slope(everything, jax.random.key(which), jnp.full((4, 3), 0.5 + which), jnp.full((4, 1), 1.0 * which))
 
     assert traces(run, calls)[1] == 0
@@ -198,13 +241,13 @@ def test_a_loss_compiles_once_and_has_a_gradient_in_everything():
         assert np.any(np.asarray(leaf) != 0)
     keys = jax.random.split(jax.random.key(0), 3)
     process = processes()[0]
-    keywords = {"network": network, "process": process, "parameterisation": dj.VPrediction()}
-    keywords |= {"time_sampler": dj.UniformTimes(process), "weighting": losses.native}
+    diffusion = dj.Diffusion(network, process, dj.VPrediction())
+    keywords = {"times": dj.UniformTimes(process), "weighting": losses.native}
 
     @jax.jit
     def together_and_alone(keys):
         params, x0, cond = network.init(None, None, None), jnp.ones((4, 3)), jnp.ones((4, 1))
-        one = lambda key: dj.denoising_loss(params, key, x0, cond, **keywords)[0]
+        one = lambda key: dj.denoising_loss(diffusion, params, key, x0, cond, **keywords)[0]
         return jax.vmap(one)(keys), one(keys[1])
 
     many, alone = together_and_alone(keys)

@@ -3,7 +3,11 @@
 import errno
 import itertools
 import json
+import logging
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import warnings
 import zlib
@@ -18,9 +22,9 @@ import training_toy as toy
 from damage import array_file, flip
 from jax.sharding import AxisType
 
-from diffjax.training import Checkpoints, data_mesh, state_from_params
-from diffjax.training._about import Damaged
-from diffjax.training._digest import digest_part, digest_parts
+import diffjax.training.checkpoint
+from diffjax.training import Checkpoints, Damaged, data_mesh, state_from_params
+from diffjax.training.checkpoint import FORMAT, FolderLock, _reading, digest_part, digest_parts, quiet_orbax_logs
 
 
 def trained():
@@ -199,18 +203,21 @@ def test_the_other_files_are_checked_too(tmp_path, part):
 
 
 def rewrite_about(folder, **changes):
-    """Changes what a checkpoint says of itself, as another version would have written it."""
+    """Changes the metadata of a checkpoint, as another version would have written them."""
     path = folder / "about" / "metadata"
     about = json.loads(path.read_text()) | changes
     del about["crc32"]
     path.write_text(json.dumps(about | {"crc32": zlib.crc32(json.dumps(about, sort_keys=True).encode())}))
 
 
-def test_another_format_version_is_refused_and_not_damage(tmp_path):
+@pytest.mark.parametrize("version", [1, 3])
+def test_another_format_version_is_refused_and_not_damage(tmp_path, version):
     states = save_steps(tmp_path, 1, 2)
-    rewrite_about(tmp_path / "2", format=3)
+    rewrite_about(tmp_path / "2", format=version)
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(ValueError, match=r"/2: a checkpoint of format 3; .* reads formats \(1, 2\)") as caught:
+        with pytest.raises(
+            ValueError, match=rf"/2: a checkpoint of format {version}; .* reads format {FORMAT}$"
+        ) as caught:
             checkpoints.restore(states[1])
         assert not isinstance(caught.value, Damaged)
         assert checkpoints.steps() == [1, 2]
@@ -221,6 +228,7 @@ def test_a_format_that_is_sealed_otherwise_is_named(tmp_path):
     about = tmp_path / "2" / "about" / "metadata"
     for record, kind, message in (
         ({"format": 9, "seal": "x"}, ValueError, "/2: a checkpoint of format 9"),
+        ({"format": 1, "step": 2, "leaves": {}}, ValueError, "/2: a checkpoint of format 1"),  # it had no seal
         ({"format": 9, "crc32": 1}, Damaged, r"/2: damaged on disk: about .*\(or it is of another format: 9\)"),
         ({"format": 2, "crc32": 1}, Damaged, "/2: damaged on disk: about does not match its checksum$"),
         ([9], Damaged, "/2: damaged on disk: about"),
@@ -229,19 +237,6 @@ def test_a_format_that_is_sealed_otherwise_is_named(tmp_path):
         with Checkpoints(tmp_path, read_only=True) as reader, pytest.raises(ValueError, match=message) as caught:
             reader.restore(states[1], 2)
         assert type(caught.value) is kind
-
-
-def test_format_1_is_still_read_and_checked(tmp_path):
-    state = save_steps(tmp_path, 4)[4]
-    leaf = {"shape": [50_000], "dtype": "float32", "crc32": zlib.crc32(np.asarray(state["w"]).tobytes())}
-    about = tmp_path / "4" / "about" / "metadata"
-    about.write_text(json.dumps({"format": 1, "step": 4, "leaves": {"w": leaf}}))
-    shutil.rmtree(tmp_path / "4" / "digests")
-    with Checkpoints(tmp_path) as checkpoints:
-        np.testing.assert_array_equal(checkpoints.restore(state)["w"], state["w"])
-        flip(array_file(tmp_path / "4"))
-        with pytest.raises(Damaged, match="w does not match"):
-            checkpoints.restore(state)
 
 
 def test_rollback_moves_newer_steps_aside(tmp_path):
@@ -358,7 +353,7 @@ def test_digests_are_made_behind_the_training(tmp_path, monkeypatch):
         assert go.wait(60)
         return digest_parts(*args)
 
-    monkeypatch.setattr("diffjax.training._orbax.digest_parts", slow)
+    monkeypatch.setattr("diffjax.training.checkpoint._orbax.digest_parts", slow)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"w": jnp.ones(3)})
         assert not (tmp_path / "1").exists()  # it returned, and waits for the digests
@@ -383,7 +378,18 @@ def test_space_is_asked_for_before_a_run(tmp_path, monkeypatch):
         checkpoints.check_space(state)  # what is there already need not fit again
 
 
-def test_an_unreadable_checkpoint_is_one_line(tmp_path, capfd):
+@pytest.fixture
+def quiet():
+    """Orbax's messages off the terminal, as on the command line."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    before = [list(logger.filters) for logger in loggers]
+    quiet_orbax_logs()
+    yield
+    for logger, filters in zip(loggers, before, strict=True):
+        logger.filters[:] = filters
+
+
+def test_an_unreadable_checkpoint_is_one_line(tmp_path, capfd, quiet):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"w": jnp.zeros(2)})
     for path in (tmp_path / "1" / "state").rglob("manifest.ocdbt"):
@@ -394,7 +400,7 @@ def test_an_unreadable_checkpoint_is_one_line(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_failure_in_the_background_surfaces(tmp_path, monkeypatch, capfd):
+def test_a_failure_in_the_background_surfaces(tmp_path, monkeypatch, capfd, quiet):
     # What a full disk does: the save returns, and the write fails behind it.
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"w": jnp.ones(2)})
@@ -415,7 +421,7 @@ def test_a_failure_in_the_background_surfaces(tmp_path, monkeypatch, capfd):
             checkpoints.wait()
         monkeypatch.undo()
         assert checkpoints.steps() == [1]
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["1"]  # the room is free again
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "lock"]  # the room is free again
         assert float(checkpoints.restore({"w": jnp.zeros(2)})["w"][0]) == 1
         checkpoints.save(2, {"w": jnp.full(2, 2.0)})
         assert float(checkpoints.restore({"w": jnp.zeros(2)})["w"][0]) == 2
@@ -445,12 +451,12 @@ def test_a_reader_touches_nothing(tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
-@pytest.mark.parametrize("moment", ["read_about", "_read_digests"])
+@pytest.mark.parametrize("moment", ["read_metadata", "_saved_digests"])
 def test_a_step_that_the_run_deletes_while_it_is_read_is_not_damage(tmp_path, monkeypatch, moment):
     states = save_steps(tmp_path, 1, 2, 3)
     (tmp_path / "3").rename(tmp_path / "coming")
     with Checkpoints(tmp_path, read_only=True) as reader:
-        read = getattr(reader._reading, moment)
+        read = getattr(_reading, moment)
 
         def late(folder, *more):  # the run, which keeps one
             if folder.name == "2":
@@ -458,7 +464,7 @@ def test_a_step_that_the_run_deletes_while_it_is_read_is_not_damage(tmp_path, mo
                 (tmp_path / "coming").rename(tmp_path / "3")
             return read(folder, *more)
 
-        monkeypatch.setattr(reader._reading, moment, late)
+        monkeypatch.setattr(_reading, moment, late)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             np.testing.assert_array_equal(reader.restore(states[1])["w"], states[3]["w"])
@@ -515,3 +521,142 @@ def test_keep_must_be_positive(tmp_path):
     with pytest.raises(ValueError, match=r"keep: .* got 0"):
         Checkpoints(tmp_path / "new", keep=0)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_is_written_to_by_one_at_a_time(tmp_path):
+    """Another object, here or in another process, is refused in words; readers are not, and closing frees it."""
+    lock = tmp_path / "lock"
+    with Checkpoints(tmp_path) as checkpoints:
+        assert lock.read_text().startswith(f"process {os.getpid()} of ")
+        with pytest.raises(ValueError, match=rf"{tmp_path} is in use: process {os.getpid()} of .* \(it holds .*lock\)"):
+            Checkpoints(tmp_path)
+        checkpoints.save(1, {"w": jnp.ones(2)})
+        checkpoints.wait()
+        with Checkpoints(tmp_path, read_only=True) as reader:
+            assert reader.steps() == [1]
+    assert not lock.exists()
+    checkpoints.close()  # once more
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [1]
+        lock.unlink()
+        lock.write_text("another's")
+    assert lock.read_text() == "another's"  # not ours to remove
+
+
+def test_who_holds_a_folder_and_is_killed_leaves_it_free_and_children_do_not_keep_it(tmp_path):
+    """A forked child outlives its parent; and one that ends does not free what its parent holds."""
+    hold = (
+        "import os, sys, pathlib\nfrom _lock import FolderLock\n"
+        "lock = FolderLock(pathlib.Path(sys.argv[1]))\n"
+        "child = os.fork()\n"
+        "if not child:\n    lock.release(); print('held', flush=True); os.read(0, 1); os._exit(0)\n"
+        "os.waitpid(child, 0)"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(diffjax.training.checkpoint.__file__).parent),
+    }  # without JAX: a second less
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment}
+    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], **pipes) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match=f"in use: process {holder.pid} of "):
+            FolderLock(tmp_path)
+        holder.kill()
+        holder.wait()
+        assert (tmp_path / "lock").exists()
+        FolderLock(tmp_path).release()  # the child is still there
+        holder.communicate(b"x")
+    FolderLock(tmp_path)  # dropped, and free
+    FolderLock(tmp_path).release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path, monkeypatch):
+    def fail(number):
+        monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
+
+    fail(errno.ENOLCK)
+    with pytest.warns(UserWarning, match=f"{tmp_path}: no locks here .*only one process"):
+        FolderLock(tmp_path).release()
+    fail(errno.EIO)
+    with pytest.raises(OSError, match="Input/output"):
+        FolderLock(tmp_path)
+    monkeypatch.undo()
+    (tmp_path / "precious").write_text("text")
+    (tmp_path / "lock").unlink()
+    (tmp_path / "lock").symlink_to("precious")
+    with pytest.raises(OSError, match=r"to read alone, open with read_only=True: '.*lock'"):
+        Checkpoints(tmp_path)
+    assert (tmp_path / "precious").read_text() == "text"
+
+
+def test_a_step_under_another_number_is_named_and_the_rest_is_of_use(tmp_path):
+    states = save_steps(tmp_path, 2, 3)
+    for number in (1, 7):
+        shutil.copytree(tmp_path / "3", tmp_path / str(number))
+    wrong = r"/{}: damaged on disk: it holds step 3, and its name is {}: copied or renamed"
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [1, 2, 3, 7]
+        for number in (1, 7):
+            for read in (checkpoints.about, checkpoints.verify, lambda n: checkpoints.restore(states[2], n)):
+                with pytest.raises(Damaged, match=wrong.format(number, number)):
+                    read(number)
+        checkpoints.verify(2)
+        with pytest.warns(UserWarning, match=wrong.format(7, 7) + "; going back to step 3"):
+            np.testing.assert_array_equal(checkpoints.restore(states[2])["w"], states[3]["w"])
+        checkpoints.save(5, states[2])
+        assert checkpoints.latest() == 5
+
+
+def test_files_and_numbers_where_folders_of_steps_should_be(tmp_path):
+    """A number beyond 63 bits is no step; files in the place of our folders are named, and nothing has moved."""
+    states = save_steps(tmp_path, 1, 2)
+    shutil.copytree(tmp_path / "1", tmp_path / str(2**63))
+    (tmp_path / ("9" * 200)).mkdir()
+    for name in ("9", "-4", "007", "1_0", "aside"):
+        (tmp_path / name).write_text("")
+    with pytest.warns(UserWarning, match=r"9: ignored, the number of a step is at most|\(and 1 more\): ignored"):
+        reader = Checkpoints(tmp_path, read_only=True)
+    with reader:
+        assert reader.steps() == [1, 2]
+    shutil.rmtree(tmp_path / ("9" * 200))
+    with pytest.warns(UserWarning, match=f"/{2**63}: ignored, the number of a step is at most"):
+        checkpoints = Checkpoints(tmp_path)
+    with checkpoints:
+        with pytest.raises(ValueError, match=f"step: a number from 0 to .* is needed, got {2**63}"):
+            checkpoints.save(2**63, states[1])
+        with pytest.raises(NotADirectoryError, match="/aside: it is a file, in the place of a folder"):
+            checkpoints.rollback(1)
+        checkpoints.save(3, states[1])
+        assert checkpoints.steps() == [1, 2, 3]
+        (tmp_path / "aside").unlink()
+        assert checkpoints.rollback(2) == [3]
+    shutil.rmtree(tmp_path / str(2**63))
+    (tmp_path / "trash").write_text("")
+    with pytest.raises(NotADirectoryError, match="/trash: it is a file, in the place of a folder"):
+        Checkpoints(tmp_path)
+    assert not (tmp_path / "lock").exists()
+
+
+def test_what_is_closed_or_opened_to_read_writes_nothing(tmp_path):
+    """And leaves the folder to who has it now."""
+    state = {"w": np.ones(3, np.float32)}
+    first = Checkpoints(tmp_path)
+    first.save(1, state)
+    first.save(2, state)
+    first.close()
+    first.close()
+    with Checkpoints(tmp_path) as now:
+        (tmp_path / "9.orbax-checkpoint-tmp").mkdir()
+        for write in (lambda: first.save(3, state), lambda: first.rollback(1)):
+            with pytest.raises(RuntimeError, match=r"these checkpoints are closed; nothing is (saved|moved); open"):
+                write()
+        first.wait()
+        assert (tmp_path / "9.orbax-checkpoint-tmp").is_dir()
+        assert now.steps() == [1, 2]
+        with Checkpoints(tmp_path, read_only=True) as reader:
+            for write in (lambda: reader.save(3, state), lambda: reader.rollback(1)):
+                with pytest.raises(RuntimeError, match=r"opened to read only; nothing is (saved|moved)"):
+                    write()
+        shutil.rmtree(tmp_path / "9.orbax-checkpoint-tmp")

@@ -16,17 +16,17 @@ from diffjax.training import Checkpoints
 
 
 def test_who_could_not_write_does_not_wait_for_the_others():
-    from diffjax.training._orbax import Barrier
+    from diffjax.training.checkpoint._orbax import SaveBarrier
 
-    barrier = Barrier()
-    barrier._whole = False  # as of several processes while they write
-    meet = lambda key: ThreadPoolExecutor(1).submit(barrier, key=key, timeout_ms=1).result()
+    barrier = SaveBarrier()
+    barrier._written = False  # as of several processes while they write
+    enter = lambda key: ThreadPoolExecutor(1).submit(barrier, key=key, timeout_ms=1).result()
     barrier(key="set_value_start", timeout_ms=1)  # where the save begins
-    meet("async_write_complete")
+    enter("async_write_complete")
     with pytest.raises(RuntimeError, match="a save failed"):
-        meet("set_value_start")
-    meet("async_commit_complete")
-    meet("set_value_start")
+        enter("set_value_start")
+    enter("async_commit_complete")
+    enter("set_value_start")
 
 
 @pytest.mark.slow

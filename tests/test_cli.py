@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,10 +17,10 @@ import numpy as np
 import pytest
 from command_line import TINY, TRAIN, call, contents, read_run, refused
 
-from diffjax.cli._folder import lock_run
+from diffjax.cli import main
 from diffjax.cli._picture import save_rows
 from diffjax.config import PRESETS, Data, DataConfig, from_json, to_json
-from diffjax.training import NotFinite
+from diffjax.training import Checkpoints, NotFinite
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +42,40 @@ def test_version_and_help(capfd):
         code, out, _ = call(capfd, *argv, "--help")
         assert code == 0
         assert "--seed" in out
-    assert "Samples in each, over all devices" in " ".join(call(capfd, "train", "digits", "--help")[1].split())
+
+
+def test_each_option_is_explained_with_its_default(capfd, monkeypatch):
+    """None stands for no default: the words say what happens then. Names of a table have lines of their own."""
+    monkeypatch.setenv("COLUMNS", "110")
+    found = {}
+    for argv in (["train", "digits"], ["train"], ["distill"], ["sample"], ["evaluate"], ["checkpoint"]):
+        text = call(capfd, *argv, "--help")[1]
+        assert "None" not in text
+        lines = [line.strip("│")[1:].rstrip() for line in text.splitlines() if line.startswith("│")]
+        starts = [i for i, line in enumerate(lines) if re.match(r"--|[A-Z]+  |\{", line)]
+        for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+            option, words = re.split(r"  +|\n", "\n".join(lines[start:end]), maxsplit=1)
+            words = re.sub(r"\n +", "\n", words.strip())
+            found[argv[0], option] = words
+            assert "..." not in words.replace("[n, ...]", ""), (option, words)
+            assert re.search(r"[Dd]efault|\(required\)", words), (option, words)
+    assert found["train", "--batch-size INT"].startswith("Batch size, summed over all devices. (default: 64)")
+    assert found["train", "--layout {jit,fsdp,tensor,pmap}"].startswith("How to spread the run over devices")
+    assert "\nedm: EDM's process and clock.\n" in found["train", "--process.name NAME"]
+    assert found["train", "--network.channels [INT [INT ...]]"].endswith("\n(default: 32 64)")
+    assert "\n(default: cosine)" in found["train", "--process.name NAME"]
+    assert "(default: 7)" in found["train", "--process.rho FLOAT"]
+    assert found["sample", "RUN"].startswith("Folder of the run. (required)")
 
 
 def test_train_leaves_a_run(run):
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.json", "checkpoints", "metrics.jsonl", "samples.png", "results.json"}
+    files = {"config.json", "data.json", "metrics.jsonl", "samples.png", "loss.png", "results.json"}
+    assert names == files | {"checkpoints"}
     assert from_json((run / "config.json").read_text()).steps == 20
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [8, 16, 20]
-    assert (run / "samples.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("samples.png", "loss.png"):
+        assert (run / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_same_command_again_trains_no_further(run, capfd):
@@ -107,7 +133,7 @@ def test_vectors_that_make_no_picture_are_saved_as_arrays(tmp_path, capfd):
         ([], ["train", "sample", "evaluate"]),
         (["train", "cats"], ["cats", "digits", "toy2d"]),
         (["train", "toy2d", "--stpes", "3"], ["--stpes"]),
-        (["train", "toy2d", "--steps", "many"], ["--steps", "many"]),
+        (["train", "toy2d", "--steps", "many"], ["steps: a whole number", "many"]),
         (["train", "toy2d", "--layout", "tpu"], ["--layout", "tpu"]),
         (["train", "toy2d", "--process.name", "vp"], ["--process.name", "vp"]),
         (["train", "toy2d", "--steps", "0"], ["steps", "0"]),
@@ -119,6 +145,7 @@ def test_vectors_that_make_no_picture_are_saved_as_arrays(tmp_path, capfd):
         (["train", "toy2d", "--accumulate", "0"], ["accumulate", "0"]),
         (["train", "toy2d", "--accumulate", "3"], ["accumulate", "64 samples a device", "3"]),
         (["train", "toy2d", "--save-every", "0"], ["save-every", "0"]),
+        (["train", "toy2d", "--sample-every", "0"], ["sample-every", "0"]),
         (["train", "toy2d", "--samples", "1"], ["samples", "1"]),
         (["train", "toy2d", "--ema-decay", "1.0"], ["decay", "1.0"]),
         (["train", "toy2d", "--process.beta-min", "0.1"], ["process.beta_min", "0.1"]),
@@ -186,7 +213,7 @@ def test_nan_in_the_data(tmp_path, capfd):
         (["--label", "-1"], ["label", "-1"]),
         (["--guidance", "nan"], ["guidance", "nan"]),
         (["--guidance", "-1"], ["guidance", "-1.0"]),
-        (["--interval", "2", "1"], ["interval", "2.0 1.0"]),
+        (["--interval", "2", "1"], ["interval", "2.0, 1.0"]),
         (["--known", "x.npz"], ["mask", "--known"]),
         (["--times", "3"], ["times", "--known", "3"]),
         (["--known", "no.npz", "--mask", "no.npz"], ["mask", "no.npz", "cannot be read"]),
@@ -195,6 +222,7 @@ def test_nan_in_the_data(tmp_path, capfd):
         (["--ts", "1.5", "0.5"], ["ts", "1.5"]),
         (["--ts", "1"], ["ts"]),
         (["--chunk", "0"], ["chunk", "0"]),
+        (["--steps", "2", "0"], ["steps", "0"]),
         (["--out", "x.gif"], ["out", "x.gif"]),
         (["--out", "no/x.png"], ["out", "no/x.png"]),
     ],
@@ -211,10 +239,24 @@ def test_bad_sampling_is_one_line_and_writes_nothing(run, options, names, capfd)
 def test_classes_that_a_run_does_not_know(tmp_path, capfd):
     config = replace(PRESETS["toy2d"], data=DataConfig(name="checkerboard"))
     (tmp_path / "config.json").write_text(to_json(config))
+    samples = {"shape": [2], "classes": None, "names": None, "pictures": False, "largest": 1.0}
+    (tmp_path / "data.json").write_text(json.dumps(samples))
     assert "label: this run knows no classes, got 3" in refused(capfd, "sample", tmp_path, "--label", 3)
     for command in ("sample", "evaluate"):
-        assert "guidance: this run knows no classes, got 2.0" in refused(capfd, command, tmp_path, "--guidance", 2)
-    assert "interval: this run knows no classes, got 1.0 2.0" in refused(capfd, "sample", tmp_path, "--interval", 1, 2)
+        assert "guidance.scale: this run knows no classes, got 2.0" in refused(
+            capfd, command, tmp_path, "--guidance", 2
+        )
+    assert "guidance.interval: this run knows no classes, got (1.0, 2.0)" in refused(
+        capfd, "sample", tmp_path, "--interval", 1, 2
+    )
+
+
+@pytest.mark.parametrize("option", ["scale", "dropout"])
+def test_guidance_of_a_run_without_classes_is_refused(option, tmp_path, capfd):
+    err = refused(capfd, "train", "toy2d", f"--guidance.{option}", 0.5, "--out", tmp_path / "run")
+    assert f"guidance.{option}: this run knows no classes" in err
+    assert "--data.conditional" in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_known_part_that_does_not_fit(run, tmp_path, capfd):
@@ -238,6 +280,8 @@ def test_a_folder_that_holds_something_else(run, tmp_path, capfd):
     before = contents(run)
     err = refused(capfd, *TRAIN, "--steps", 10, "--seed", 5, "--out", run)
     assert f"out: {run} holds a run with steps 20, not 10 (and 1 more)" in err
+    err = refused(capfd, *TRAIN, "--parameterisation.clock", "angle", "--out", run)
+    assert f"out: {run} holds a run with parameterisation.clock logsnr, not angle; name another folder" in err
     assert contents(run) == before
     (tmp_path / "thesis.tex").write_text("x")
     assert f"out: {tmp_path} holds no run" in refused(capfd, *TRAIN, "--out", tmp_path)
@@ -285,24 +329,22 @@ def test_a_data_file_that_changed(tmp_path, capfd):
 
 def test_one_process_at_a_time_trains_in_a_folder(run, tmp_path, capfd):
     shutil.copytree(run, tmp_path / "run")
-    lock = tmp_path / "run" / "lock"
-    before = contents(tmp_path / "run")
-    with lock_run(tmp_path / "run"):
-        assert lock.read_text().startswith(f"process {os.getpid()} of ")
+    folder, before = tmp_path / "run" / "checkpoints", contents(tmp_path / "run")
+    with Checkpoints(folder):
         err = refused(capfd, *TRAIN, "--out", tmp_path / "run")
-        assert f"out: {tmp_path / 'run'} is in use: process {os.getpid()}" in err
+        assert f"out: {folder} is in use: process {os.getpid()} of " in err
+        assert call(capfd, "sample", tmp_path / "run", "--n", 2, "--out", tmp_path / "x.npz")[0] == 0
     assert contents(tmp_path / "run") == before
-    hold = "import sys, time, fcntl; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX)\n"
-    hold += "print('process 7 of another', file=file, flush=True); print('held', flush=True); time.sleep(600)"
-    with subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
-        assert "in use: process 7 of another trains there" in refused(capfd, *TRAIN, "--out", tmp_path / "run")
-        other.kill()  # what it leaves behind does not lock
-    assert lock.exists()
-    with lock_run(tmp_path / "run"):
-        assert lock.read_text().startswith(f"process {os.getpid()} of ")
-    assert not lock.exists()
+
+
+def test_a_start_that_was_cut_short_before_it_wrote_what_it_is_may_begin_again(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("diffjax.cli._train._train", lambda *args: None)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "lock").touch()
+    assert call(capfd, *TRAIN, "--out", tmp_path)[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "config.json", "data.json"}
+    (tmp_path / "config.json").unlink()
+    assert "holds no run" in refused(capfd, *TRAIN, "--out", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +362,8 @@ def test_a_configuration_that_is_damaged(run, tmp_path, edit, name, capfd):
 
 
 def test_a_run_without_a_checkpoint(run, tmp_path, capfd):
-    (tmp_path / "config.json").write_text((run / "config.json").read_text())
+    for name in ("config.json", "data.json"):
+        shutil.copy(run / name, tmp_path / name)
     assert "checkpoints: no such folder" in refused(capfd, "sample", tmp_path)
 
 
@@ -379,3 +422,58 @@ def test_ctrl_c_saves_says_how_to_go_on_and_goes_on(tmp_path, capfd):
     assert saved(tmp_path / "cut") == saved(tmp_path / "whole")
     steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 301))
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("train toy2d --stpes 5", "Unrecognized options: --stpes, 5; did you mean --steps?"),
+        ("train toy2d --stpes=5", "Unrecognized options: --stpes=5; did you mean --steps?"),
+        ("train --stpes 5 toy2d", "Unrecognized options: --stpes, 5; did you mean --steps?"),
+        ("train toy2d --data.nmae two_moons", "did you mean --data.name?"),
+        ("train toy2d --data.no-flp", "did you mean --data.no-flip?"),
+        ("train toy2d --proces_id 3", "did you mean --process-id?"),
+        ("train toy2d --learning-rate 3", "did you mean --optimiser.learning-rate?"),
+        ("train toy2d --channels 3", "did you mean --data.channels or --network.channels?"),
+        ("train toy2d --sampler.name ddmi", "invalid choice 'ddmi'|'langevin_corrected'); did you mean ddim?"),
+        (
+            "train toy2 --steps 5",
+            "options: toy2, --steps, 5; did you mean toy2d?; Available subcommands: ",
+        ),
+        ("trian toy2d", "Unrecognized options: trian, toy2d; did you mean train?; Available subcommands: "),
+        ("sample --guidence 3 run", "Unrecognized options: --guidence; did you mean --guidance?"),
+        ("evaluate run --likelyhood 3", "did you mean --likelihood?"),
+        ("checkpoint lsit run", "did you mean list?"),
+        ("--versoin", "did you mean --version?"),
+        ("train toy2d --zzzz 5", "Unrecognized options: --zzzz, 5 ("),
+        ("train toy2d --steps 10.0", "diffjax: steps: a whole number is needed, got 10.0; did you mean 10? ("),
+        ("sample run --steps ten", "diffjax: steps: whole numbers are needed, got ten ("),
+        ("sample run --clip abc", "diffjax: clip: a number is needed, got abc ("),
+        ("sample run --interval 1 b", "diffjax: interval: 2 numbers are needed, got 1 b ("),
+        ("train toy2d --network.channels 1 2.5", "network.channels: whole numbers are needed, got 1 2.5 ("),
+        ("train toy2d --sampler.eta x", "diffjax: sampler.eta: a number is needed, got x ("),
+    ],
+)
+def test_a_mistyped_word_or_value_is_told_with_the_nearest(argv, said, capfd):
+    assert main(argv.split()) == 2
+    err = capfd.readouterr().err
+    assert all(part in err for part in said.split("|")), err
+    assert err.startswith("diffjax: ")
+    assert err.endswith("(diffjax --help lists what there is)\n")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", ["train toy2d", "sample RUN", "checkpoint export RUN"])
+def test_an_address_on_the_net_is_named_as_it_was_typed(argv, tmp_path, capfd):
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    err = refused(capfd, *argv.replace("RUN", str(tmp_path)).split(), "--out", "gs://b//x.safetensors")
+    assert "out: a place on this machine is needed, or one mounted on it, got gs://b//x.safetensors; copy" in err
+
+
+def test_the_nearest_name_of_a_class_is_a_question(run, tmp_path, capfd):
+    named = shutil.copytree(run, tmp_path / "run")
+    record = json.loads((named / "data.json").read_text())
+    names = ["cat", "dog", *map(str, range(2, record["classes"]))]
+    (named / "data.json").write_text(json.dumps(record | {"names": names}))
+    err = refused(capfd, "sample", named, "--label", "dgo")
+    assert re.search(r"label: .*, got dgo; did you mean dog\?", err)

@@ -13,11 +13,10 @@ from figures import frechet, nearest, ring, sliced
 
 import diffjax as dj
 from diffjax.cli import _draw, _measure
-from diffjax.cli._measure import Features, measure, measure_likelihood, pixels, proportional_labels, show
 from diffjax.config import Data
-from diffjax.data import digits, mixture
+from diffjax.data import load_digits, mixture
 from diffjax.likelihood import Exact, adaptive
-from diffjax.metrics import frechet_distance, moments
+from diffjax.metrics import feature_statistics, frechet_distance
 
 SLICED = "sliced Wasserstein distance to held out"
 
@@ -69,7 +68,7 @@ def test_the_figures_of_a_run_and_of_its_evaluation(toy_run, trained, capfd):
     check(printed(done(capfd, "evaluate", toy_run)), wanted, 1e-3)
 
 
-@covers("evaluate", "run", "n", "guidance", "steps", "seed", "chunk", "likelihood")
+@covers("evaluate", "run", "n", "seed", "chunk", "likelihood")
 def test_an_evaluation_with_every_option_prints_the_librarys_figures(toy_run, trained, monkeypatch, capfd):
     chunks = []
     monkeypatch.setattr(_draw, "sample_n", lambda *args, **kw: chunks.append(kw["chunk"]) or dj.sample_n(*args, **kw))
@@ -78,9 +77,7 @@ def test_an_evaluation_with_every_option_prints_the_librarys_figures(toy_run, tr
     process = dj.Cosine()
     wanted = plane(draw(trained, 20, as_frequent(20), seed=5, scale=4.0, ts=dj.logsnr_grid(process, 3)))
     x, labels = mixture()(2**32 + 1, 0, 4000)
-    denoiser = dj.make_denoiser(
-        trained.ema, labels[:5], network=trained.network, process=process, parameterisation=dj.VPrediction()
-    )
+    denoiser = dj.make_denoiser(dj.Diffusion(trained.network, process, dj.VPrediction()), trained.ema, labels[:5])
     nats = dj.log_likelihood(
         jax.random.key(5), process, denoiser, jnp.asarray(x[:5]), divergence=Exact(), controller=adaptive(1e-3)
     ).nats
@@ -96,7 +93,7 @@ def test_an_evaluation_with_every_option_prints_the_librarys_figures(toy_run, tr
 
 
 def test_results_are_printed_a_line_each_by_name(capfd):
-    show({"samples": 1800, "a distance": 0.0123456, "the longest of all": 1234567.0})
+    _measure.show({"samples": 1800, "a distance": 0.0123456, "the longest of all": 1234567.0})
     assert capfd.readouterr().out == (
         "samples             1,800\na distance          0.01235\nthe longest of all  1.235e+06\n"
     )
@@ -104,15 +101,15 @@ def test_results_are_printed_a_line_each_by_name(capfd):
 
 def test_measured_labels_are_as_frequent_as_in_training():
     y = np.repeat([4, 0, 1], [10, 60, 30])
-    np.testing.assert_array_equal(np.bincount(proportional_labels(y, 50)), [30, 15, 0, 0, 5])
+    np.testing.assert_array_equal(np.bincount(_measure.proportional_labels(y, 50)), [30, 15, 0, 0, 5])
     for n in (7, 100, 333):
-        counts = np.bincount(proportional_labels(y, n), minlength=5)
+        counts = np.bincount(_measure.proportional_labels(y, n), minlength=5)
         assert np.abs(counts - np.bincount(y) * n / 100).max() <= 1
 
 
 def test_images_of_many_pixels_are_compared_by_projections():
     rng = np.random.default_rng(1)
-    few, many = pixels((8, 8, 1)), pixels((40, 40, 3))
+    few, many = _measure.pixels((8, 8, 1)), _measure.pixels((40, 40, 3))
     x = rng.normal(size=(500, 8, 8, 1))
     np.testing.assert_array_equal(few.of(x), x.reshape(500, 64))
     a, shift = rng.normal(size=(400, 40, 40, 3)).astype(np.float32), rng.normal(size=(40, 40, 3)).astype(np.float32)
@@ -121,7 +118,7 @@ def test_images_of_many_pixels_are_compared_by_projections():
     # In expectation squared lengths are kept: of 400 images, and of the difference between two sets.
     assert np.sum(projected**2) == pytest.approx(np.sum(a**2), rel=0.05)
     np.testing.assert_allclose(moved - projected, np.tile(many.of(shift[None]), (400, 1)), rtol=1e-3, atol=1e-3)
-    assert frechet_distance(moments(moved), moments(projected)) == pytest.approx(
+    assert frechet_distance(feature_statistics(moved), feature_statistics(projected)) == pytest.approx(
         np.sum(shift**2), rel=5 * (2 / 256) ** 0.5
     )
 
@@ -149,7 +146,7 @@ def test_figures_of_images(monkeypatch):
         return x
 
     monkeypatch.setattr(_measure, "time", types.SimpleNamespace(perf_counter=itertools.count(7.0, 2.5).__next__))
-    found, *given = measure(drawing, data, n=25, seed=9, features=Features("four pixels", of))
+    found, *given = _measure.measure(drawing, data, n=25, seed=9, features=_measure.Features("four pixels", of))
     assert found["sampling seconds"] == 2.5
     ((n, drawn_labels, seed),) = asked
     assert (n, seed) == (25, 9)
@@ -172,7 +169,7 @@ def test_figures_of_images(monkeypatch):
         "nearest training image: held out, least": np.min(nearest(held_out, train)),
     }
     check(found, wanted, 1e-6)
-    plain = measure(drawing, data, n=25, seed=9)[0]
+    plain = _measure.measure(drawing, data, n=25, seed=9)[0]
     assert plain["Frechet distance to held out: samples"] == pytest.approx(frechet(x, held_out), rel=1e-6)
 
 
@@ -194,7 +191,7 @@ def likelihood(n, taken):
 
     run = types.SimpleNamespace(parts=types.SimpleNamespace(process=dj.Cosine()), denoiser=denoiser)
     data = Data(lambda *_: (PIXELS, labels), (-PIXELS, labels), (PIXELS, labels), 20, None)
-    return measure_likelihood(run, data, n, 0)
+    return _measure.measure_likelihood(run, data, n, 0)
 
 
 def test_likelihood_of_images_is_that_of_their_distribution():
@@ -226,13 +223,13 @@ def test_no_more_items_than_are_held_out(toy_run, capfd):
 
 @pytest.mark.slow
 def test_digits_from_one_end_to_the_other(tmp_path, capfd):
-    small = ["--network.channels", 8, "--network.multipliers", 1, "--network.attention", "--network.blocks", 1]
+    small = ["--network.channels", 8, "--network.attention", "--network.blocks", 1]
     argv = ["train", "digits", *small, "--steps", 20, "--batch-size", 16, "--sampler.steps", 3, "--out", tmp_path]
     code, out, _ = call(capfd, *argv)  # the bar is on stderr
     assert code == 0
     assert "--label 3" in out
     results = measures(tmp_path)
-    (train, _), (held_out, _) = (digits(part, holdout=0.2, seed=0) for part in ("train", "test"))
+    (train, _), (held_out, _) = (load_digits(part, holdout=0.2, seed=0) for part in ("train", "test"))
     of = "Frechet distance to held out"
     assert results[f"{of}: floor, training images"] == pytest.approx(frechet(train, held_out), rel=1e-4)
     # The shuffled ones have independent pixels of one mean and variance in each image: ten times as far, and more.

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from diffjax.cli._compiled import keep_compiled
+from diffjax.cli import keep_compiled
 
 
 @pytest.fixture
@@ -130,6 +130,7 @@ for choice, home in (("off", "kept"), ("on", "/proc/none"), ("on", "kept")):
 """
 
 
+@pytest.mark.slow
 def test_the_tests_keep_their_programs_in_a_folder_of_their_own_or_none(tmp_path):
     """None where the variable says off, or the folder cannot be made."""
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]

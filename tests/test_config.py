@@ -8,15 +8,16 @@ import jax
 import numpy as np
 import pytest
 
-from diffjax import config as c, process as processes
-from diffjax.config._items import ITEMS
+import diffjax as dj
+from diffjax import config as c
 from diffjax.data import from_images
+from diffjax.samplers import step_weights
 
 RNG = np.random.default_rng(0)
 
 
 def changed(config=None, **changes):
-    """A preset with nested fields changed: `changed(process__name="karras")`."""
+    """A preset with nested fields changed: `changed(process__name="edm")`."""
     config = config or c.PRESETS["toy2d"]
     for path, value in changes.items():
         group, _, name = path.rpartition("__")
@@ -43,7 +44,7 @@ def test_presets_survive_json(name):
         (lambda d: d | {"steps": True}, "steps: int is needed, got True"),
         (lambda d: d | {"ema_decay": "0.9"}, r"ema_decay: float is needed, got '0\.9'"),
         (lambda d: d | {"network": 3}, "network: an object is needed, got 3"),
-        (lambda d: d | {"network": d["network"] | {"multipliers": [1, "2"]}}, r"network\.multipliers: int is needed"),
+        (lambda d: d | {"network": d["network"] | {"channels": [1, "2"]}}, r"network\.channels: int is needed"),
         (lambda d: d | {"process": d["process"] | {"name": "vp"}}, r"process\.name: one of variance_pres.* got 'vp'"),
         (lambda d: [d], "config: an object is needed"),
     ],
@@ -57,7 +58,7 @@ def test_json_that_is_wrong_is_named(edit, message):
 
 
 def test_a_run_from_before_a_field_was_has_its_default():
-    config = changed(c.PRESETS["digits"], seed=7, network__channels=48, data__holdout=0.3)
+    config = changed(c.PRESETS["digits"], seed=7, network__channels=(48, 96), data__holdout=0.3)
     values = json.loads(c.to_json(config))
     del values["ema_widths"], values["network"]["remat"], values["data"]["workers"], values["times"]
     old = c.from_json(json.dumps(values))
@@ -84,24 +85,28 @@ def test_differences_are_named_by_path():
         (c.ParameterisationConfig, c.PARAMETERISATIONS),
         (c.WeightingConfig, c.WEIGHTINGS),
         (c.TimesConfig, c.TIMES),
+        (c.LossConfig, c.LOSSES),
         (c.SamplerConfig, c.STEPPERS),
-        (c.DataConfig, ("digits", *c.TOYS, *ITEMS)),
+        (c.DataConfig, c.DATA),
+        (c.NetworkConfig, c.NETWORKS),
+        (c.GuidanceConfig, c.GUIDANCES),
     ],
 )
 def test_every_name_is_in_its_table(cls, table):
     assert get_args(get_type_hints(cls)["name"]) == tuple(table)
     assert get_args(get_type_hints(c.SamplerConfig)["grid"]) == tuple(c.GRIDS)
+    assert get_args(get_type_hints(c.SamplerConfig)["threshold"]) == tuple(c.THRESHOLDS)
 
 
 SMALL = changed(network__width=8, network__depth=1)
 
 
 def test_every_sampler_and_grid_builds():
-    process = processes.Cosine()
+    process = dj.Cosine()
     for grid in c.GRIDS:
         ts = c.build_grid(c.SamplerConfig(grid=grid, steps=5), process)
         for name in c.STEPPERS:
-            weights = c.build_stepper(c.SamplerConfig(name=name)).prepare(process, ts)
+            weights = step_weights(c.build_stepper(c.SamplerConfig(name=name)), process, ts)
             assert all(len(leaf) == 5 and np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(weights))
 
 
@@ -113,7 +118,7 @@ def test_every_sampler_and_grid_builds():
         ({"times__std": 1.0}, r"times\.std: stratified has no such number, got 1"),
         ({"sampler__eta": 1.0}, r"sampler\.eta: dpmpp2m has no such number, got 1"),
         ({"sampler__name": "ddim", "sampler__eta": 2.0}, "eta: must lie in .* got 2"),
-        ({"process__name": "karras", "process__sigma_min": -1.0}, "sigma_min: must be positive, got -1"),
+        ({"process__name": "edm", "process__sigma_min": -1.0}, "sigma_min: must be positive, got -1"),
         ({"network__width": 7}, "width: an even number is needed, got 7"),
         ({"steps": 0}, "steps: at least 1, got 0"),
         ({"batch_size": -3}, "batch_size: at least 1, got -3"),
@@ -124,11 +129,21 @@ def test_every_sampler_and_grid_builds():
         ({"optimiser__clip": float("inf")}, r"optimiser\.clip: a positive number, got inf"),
         ({"optimiser__warmup": -1}, r"optimiser\.warmup: at least 0, got -1"),
         ({"optimiser__final": 1.5}, r"optimiser\.final: a number in \[0, 1\], got 1\.5"),
-        ({"optimiser__weight_decay": -0.1}, r"optimiser\.weight_decay: not negative, got -0\.1"),
+        ({"optimiser__weight_decay": -0.1}, r"optimiser\.weight_decay: a finite number, not below 0, got -0\.1"),
         ({"network__depth": -1}, r"network\.depth: at least 0, got -1"),
         ({"network__head_channels": 0}, r"network\.head_channels: at least 1, got 0"),
         ({"guidance__dropout": 1.5}, r"guidance\.dropout: a number in \[0, 1\], got 1\.5"),
         ({"guidance__scale": -1.0}, r"guidance\.scale: a finite number, not below 0, got -1\.0"),
+        ({"network__mlp_ratio": 2.0}, r"network\.mlp_ratio: mlp has no such number, got 2"),
+        ({"sampler__rho": 5.0}, r"sampler\.rho: logsnr has no such number, got 5"),
+        ({"sampler__quantile": 0.9}, r"sampler\.quantile: static has no such number, got 0\.9"),
+        ({"sampler__grid": "edm", "sampler__rho": -1.0}, "rho: must be positive, got -1"),
+        ({"guidance__phi": 0.5}, r"guidance\.phi: cfg has no such number, got 0\.5"),
+        ({"guidance__name": "rescaled", "guidance__phi": 1.5}, r"phi: must lie in \[0, 1\], got 1\.5"),
+        ({"guidance__interval": (2.0, 1.0)}, r"guidance\.interval: two numbers, the first below .* got \(2\.0, 1\.0\)"),
+        ({"guidance__interval": (1.0,)}, r"guidance\.interval: two numbers, the first below the second, got \(1\.0,\)"),
+        ({"guidance__logsnr_start": float("nan")}, r"guidance\.logsnr_start: a finite number, got nan"),
+        ({"sampler__name": "cfgpp"}, r"sampler\.name: cfgpp is a form of guidance, and this run has no classes"),
         ({"guidance__scale": float("inf")}, r"guidance\.scale: a finite number, .* got inf"),
     ],
 )
@@ -197,19 +212,67 @@ def test_a_file_that_was_cut_short_is_named(tmp_path, share):
         (c.DataConfig(name="file", path="/absent.npz"), r"data\.path: no \.npz with an array x at /absent"),
         (c.DataConfig(name="file"), r"data\.path: file needs the place of its files, got None"),
         (c.DataConfig(name="digits", path="a.npz"), r"data\.path: digits reads no file, got a\.npz"),
-        (c.DataConfig(name="digits", image_size=8), r"data\.image_size: digits has a size of its own, got 8"),
-        (c.DataConfig(name="digits", channels=1), r"data\.channels: digits has channels of its own, got 1"),
-        (c.DataConfig(name="mnist", path="/absent", channels=1), r"data\.channels: .* image_folder only, got 1"),
-        (c.DataConfig(name="image_folder", path="/absent", channels=2), r"data\.channels: 1 or 3, .* got 2"),
+        (c.DataConfig(name="digits", image_size=8), r"data\.image_size: digits has no such number, got 8"),
+        (c.DataConfig(name="digits", channels=1), r"data\.channels: digits has no such number, got 1"),
+        (c.DataConfig(name="mnist", path="/absent", channels=1), r"data\.channels: mnist has no such number, got 1"),
+        (c.DataConfig(name="image_folder", path="/absent", channels=2), r"data\.channels: 1 or 3, got 2"),
         (c.DataConfig(name="mixture", flip=True), r"data\.flip: mixture has no images to flip"),
         (c.DataConfig(workers=-1), r"data\.workers: at least 0, got -1"),
         (c.DataConfig(name="mnist", path="/absent"), r"data\.path: no train-images-idx3-ubyte\[\.gz\] in /absent"),
-        (c.DataConfig(name="mnist", path="/absent", image_size=8), r"data\.image_size: .* image_folder only, got 8"),
+        (
+            c.DataConfig(name="mnist", path="/absent", image_size=8),
+            r"data\.image_size: mnist has no such number, got 8",
+        ),
         (c.DataConfig(name="image_folder", path="/absent"), r"data\.path: /absent: no such folder or zip"),
         (c.DataConfig(name="cifar10", path="/absent"), r"data\.path: /absent is no folder or tar"),
+        (c.DataConfig(name="image_folder", path="/absent", image_size=0), r"data\.image_size: at least 1, got 0"),
+        (c.DataConfig(name="digits", cells=4), r"data\.cells: digits has no such number, got 4"),
+        (c.DataConfig(name="checkerboard", cells=3), r"data\.cells: an even number is needed, got 3"),
         (c.DataConfig(name="digits", holdout=0.0), r"data\.holdout: nothing is held out"),
     ],
 )
 def test_data_that_cannot_be_is_named(config, message):
     with pytest.raises(ValueError, match=message):
         c.build_data(config)
+
+
+def test_an_unknown_name_is_told_with_the_nearest():
+    """Python checks no Literal: each name of a configuration, also where a part of it is built alone."""
+    for part, text in (
+        (c.Config(process=c.ProcessConfig(name="cosin")), "process.name: one of .* got 'cosin'; did you mean cosine?"),
+        (c.Config(sampler=c.SamplerConfig(name="ddmi")), "sampler.name: one of .* got 'ddmi'; did you mean ddim?"),
+        (c.Config(sampler=c.SamplerConfig(grid="logsrn")), "sampler.grid: one of .*; did you mean logsnr?"),
+        (c.Config(sampler=c.SamplerConfig(threshold="dinamic")), "sampler.threshold: one of .*; did you mean dynamic?"),
+        (c.Config(guidance=c.GuidanceConfig(name="cfgzero")), "guidance.name: one of .*; did you mean cfg_zero?"),
+        (
+            c.Config(network=c.NetworkConfig(name="resnet")),
+            "network.name: one of .* got 'resnet'; did you mean unet?",
+        ),
+    ):
+        with pytest.raises(ValueError, match="^" + text.replace("?", r"\?") + "$"):
+            c.check_config(part)
+    process = c.PROCESSES["cosine"]()
+    for build, text in (
+        (lambda: c.build_data(c.DataConfig(name="two_moon")), "data.name: .*; did you mean two_moons"),
+        (lambda: c.build_network(c.NetworkConfig(name="unett"), None), "network.name: .*; did you mean unet"),
+        (lambda: c.build_stepper(c.SamplerConfig(name="heum")), "sampler.name: .*; did you mean heun"),
+        (lambda: c.build_grid(c.SamplerConfig(grid="unifrom"), process), "sampler.grid: .*; did you mean uniform"),
+        (lambda: c.from_json('{"stpes": 3}'), "stpes: unknown key, with value 3; did you mean steps"),
+        (lambda: c.from_json('{"times": {"name": "mod"}}'), "times.name: .*; did you mean mode"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            build()
+    for table, name, near in (
+        (c.PROCESSES, "edmm", "edm"),
+        (c.PARAMETERISATIONS, "velocty", "velocity"),
+        (c.WEIGHTINGS, "min_srn", "min_snr"),
+        (c.TIMES, "stratifed", "stratified"),
+        (c.STEPPERS, "dpmpp2m ", "dpmpp2m"),
+        (c.GRIDS, "logsnrr", "logsnr"),
+        (c.TOYS, "swissroll", "swiss_roll"),
+        (c.PRESETS, "toy2", "toy2d"),
+    ):
+        with pytest.raises(KeyError, match=f"name: one of .* is needed, got '{name}'; did you mean {near}"):
+            table[name]
+        assert table.get(name) is None
+        assert name not in table

@@ -11,10 +11,9 @@ import pytest
 from flax import traverse_util
 
 from diffjax import config as c, networks
-from diffjax.config import _networks
 
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 1)), jnp.float32)
-SMALL = c.NetworkConfig(channels=8, multipliers=(1, 2), head_channels=8, width=16, heads=2)
+SMALL = c.NetworkConfig(channels=(8, 16), head_channels=8, width=16, heads=2)
 NAMES = ("unet", "ddpm", "ddpmpp", "ncsnpp", "adm", "edm2", "dit", "uvit")
 
 
@@ -43,25 +42,25 @@ def _names_classes(path):
     return any(word in str(path[-1]) + str(path[-2:]) for word in ("class", "label", "embedding_table", "embedding"))
 
 
-ODD = c.NetworkConfig("unet", 16, (1, 3, 5), 2, (0, 2), 8, 24, 5, 3, 4, True, 0.35, "bfloat16", True)
+ODD = c.NetworkConfig("unet", (16, 48, 80), 2, (0, 2), 8, 24, 5, 3, 4, True, 0.35, "bfloat16", True)
 
 
 def test_a_network_is_the_module_of_its_name_with_its_numbers(monkeypatch):
-    monkeypatch.setattr(_networks, "from_linen", lambda module: module)  # the module itself, to compare
+    monkeypatch.setattr("diffjax.config._build.from_linen", lambda module: module)  # the module itself, to compare
     n = networks
     plain = {"num_classes": None, "dropout": 0.0, "dtype": jnp.float32, "remat": False}
     odd = {"num_classes": 7, "dropout": 0.35, "dtype": jnp.bfloat16, "remat": True}
     expected = {}
     for kind, own in (("plain", plain), ("odd", odd)):
         as_is = kind == "plain"
-        levels = {"multipliers": (1, 2) if as_is else (1, 3, 5), "blocks": 1 if as_is else 2}
+        levels = {"channels": (32, 64) if as_is else (16, 48, 80), "blocks": 1 if as_is else 2}
         levels |= {"attention": (1,) if as_is else (0, 2)}
-        unet = {"channels": 32 if as_is else 16, "head_channels": 32 if as_is else 8, **levels, **own}
+        unet = {"head_channels": 32 if as_is else 8, **levels, **own}
         tokens = {"width": 128, "depth": 3, "heads": 4, "patch": 2, "scan": False}
         tokens = (tokens if as_is else {"width": 24, "depth": 5, "heads": 3, "patch": 4, "scan": True}) | own
-        paper = {"attention": levels["attention"], "layers": levels["blocks"]}
+        paper = {"attention": levels["attention"], "blocks": levels["blocks"]}
         paper |= {name: own[name] for name in ("num_classes", "dropout")}
-        channels = (32, 64) if as_is else (16, 48, 80)
+        channels = levels["channels"]
         late = {"dtype": own["dtype"], "remat": own["remat"]}
         expected |= {
             (kind, "mlp"): n.MLP(**{name: tokens[name] for name in ("width", "depth", "scan")}, **own),
@@ -77,7 +76,26 @@ def test_a_network_is_the_module_of_its_name_with_its_numbers(monkeypatch):
     for (kind, name), module in expected.items():
         config = c.NetworkConfig(name=name) if kind == "plain" else dataclasses.replace(ODD, name=name)
         assert c.build_network(config, 7 if kind == "odd" else None) == module, (kind, name)
-    assert all(getattr(ODD, field.name) != field.default for field in dataclasses.fields(ODD) if field.name != "name")
+    generated = {field.name for field in dataclasses.fields(ODD) if field.default is None}
+    own = {
+        "edm2": {"residual_balance": 0.4, "attention_balance": 0.2, "skip_balance": 0.6, "label_balance": 0.7},
+        "dit": {"rope": 50.0, "position_range": 16, "mlp_ratio": 3.0, "norm_epsilon": 1e-5},
+        "uvit": {"mlp_ratio": 2.5},
+    }
+    assert generated == set().union(*own.values())
+    for name in NAMES:
+        for number in generated:
+            config = c.NetworkConfig(name=name, **{number: own.get(name, {}).get(number, 1)})
+            if number in own.get(name, {}):
+                assert c.build_network(config, None) == expected["plain", name].clone(**{number: own[name][number]})
+                continue
+            with pytest.raises(ValueError, match=rf"network\.{number}: {name} has no such number, got 1"):
+                c.build_network(config, None)
+    assert all(
+        getattr(ODD, field.name) != field.default
+        for field in dataclasses.fields(ODD)
+        if field.name not in generated | {"name"}
+    )
     assert {name for _, name in expected} == set(get_args(get_type_hints(c.NetworkConfig)["name"]))
     assert len({repr(module) for module in expected.values()}) == len(expected) == 18
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from diffjax.networks._convolution import convolution
+from diffjax.networks import convolution
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 ONE, TWO = (Mesh(np.array(jax.devices()[:n]), ("data",)) for n in (1, 2))

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from diffjax.cli._devices import default_layout
-from diffjax.cli._memory import keep_memory
+from diffjax.cli import default_layout, keep_memory
 
 
 @pytest.fixture

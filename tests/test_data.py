@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.datasets
 from scipy.stats import multivariate_normal
-from sklearn.datasets import load_digits
 
-from diffjax.data import Mixture, checkerboard, digits, from_arrays, mixture, swiss_roll, two_moons, whole
+from diffjax.data import Mixture, checkerboard, from_arrays, load_digits, mixture, swiss_roll, two_moons, whole
 
 TOYS = {"mixture": mixture(), "checkerboard": checkerboard(), "two_moons": two_moons(), "swiss_roll": swiss_roll()}
 SOURCES = TOYS | {"arrays": from_arrays(np.arange(20.0).reshape(10, 2), np.arange(10))}
@@ -96,8 +96,8 @@ def test_from_arrays_keeps_integers_small_and_values_as_they_are():
 
 
 def test_digits_split_is_disjoint_complete_and_stratified():
-    data, target = load_digits(return_X_y=True)
-    (train, train_labels), (test, test_labels) = digits("train"), digits("test")
+    data, target = sklearn.datasets.load_digits(return_X_y=True)
+    (train, train_labels), (test, test_labels) = load_digits("train"), load_digits("test")
     assert train.dtype == test.dtype == np.float32
     assert train_labels.dtype == np.int32
     assert train.shape[1:] == (8, 8, 1)
@@ -109,7 +109,7 @@ def test_digits_split_is_disjoint_complete_and_stratified():
         return sorted(map(tuple, np.column_stack([x, y]).astype(int)))
 
     assert rows(everything, labels) == rows(data, target)  # the multiset of all items: disjoint and complete
-    everything, labels = digits("train", holdout=0.0)
+    everything, labels = load_digits("train", holdout=0.0)
     np.testing.assert_array_equal(everything.reshape(-1, 64) * 8 + 8, data)  # in the data set's own order
     np.testing.assert_array_equal(labels, target)
     for label in range(10):
@@ -117,13 +117,13 @@ def test_digits_split_is_disjoint_complete_and_stratified():
 
 
 def test_digits_split_follows_the_seed():
-    np.testing.assert_array_equal(digits("test")[0], digits("test", seed=0)[0])
-    assert np.any(digits("test")[0][:100] != digits("test", seed=1)[0][:100])
-    assert len(digits("test", holdout=0.0)[0]) == 0
+    np.testing.assert_array_equal(load_digits("test")[0], load_digits("test", seed=0)[0])
+    assert np.any(load_digits("test")[0][:100] != load_digits("test", seed=1)[0][:100])
+    assert len(load_digits("test", holdout=0.0)[0]) == 0
     with pytest.raises(ValueError, match=r"split: .* 'valid'"):
-        digits("valid")
+        load_digits("valid")
     with pytest.raises(ValueError, match=r"holdout: .* 1\.0"):
-        digits(holdout=1.0)
+        load_digits(holdout=1.0)
 
 
 OTHER_TOYS = {

@@ -7,7 +7,9 @@ import dataclasses
 import gzip
 import io
 import os
+import re
 import struct
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -19,17 +21,17 @@ from PIL import Image
 from real_data import DATA, needs_cifar, needs_mnist
 
 from diffjax import config as c
-from diffjax.cli._known import read_known
+from diffjax.cli import read_known
 from diffjax.data import (
     HuggingFace,
     ImageFolder,
     Npz,
     Subset,
-    cifar10,
     from_arrays,
     from_images,
     from_items,
-    mnist,
+    load_cifar10,
+    load_mnist,
     random_flip,
     uniforms,
 )
@@ -231,9 +233,13 @@ def test_a_zip_with_a_flipped_bit_is_named(tmp_path):
         ("ant/../../a.png", "leads out"),
         ("C:/a.png", "leads out"),
         ("ant\\..\\a.png", "leads out"),
+        ("..\\a.png", "leads out"),
+        ("\\a.png", "leads out"),
+        ("C:\\a.png", "leads out"),
+        ("ant\\0.png", r"'ant\\\\0\.png' is refused: 'ant/0\.png' is there, too"),
         ("link", "'link' is refused: it is a link"),
         ("large", "'large' is refused: it holds 5,000 bytes, more than 4,000"),
-        ("secret", "'secret' is refused: it is encrypted"),
+        ("secret", "'secret' is refused: it is encrypted; unpack it, and give .* again without a password"),
     ],
 )
 def test_archives_are_not_believed(tmp_path, monkeypatch, name, message):
@@ -251,11 +257,81 @@ def test_archives_are_not_believed(tmp_path, monkeypatch, name, message):
         ImageFolder(tmp_path / "a.zip")
 
 
+def patched(path, *, method=None, flags=0, name=None):
+    """A zip with the method and flags of its members changed, and a part of their names: (before, after) in bytes."""
+    whole = bytearray(path.read_bytes())
+    if name is not None:
+        whole = bytearray(whole.replace(*name))
+    for signature, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = whole.find(signature)
+        while start >= 0:
+            both = int.from_bytes(whole[start + at : start + at + 2], "little") | flags
+            whole[start + at : start + at + 2] = both.to_bytes(2, "little")
+            if method is not None:
+                whole[start + at + 2 : start + at + 4] = method.to_bytes(2, "little")
+            start = whole.find(signature, start + 4)
+    path.write_bytes(whole)
+    return path
+
+
+def test_a_zip_made_by_windows_is_the_same_data(tmp_path):
+    """Some programs there write backslashes, for folders too."""
+    plain = ImageFolder(
+        write(tmp_path / "plain.zip", {"set/ant/": b""} | {f"set/{k}": v for k, v in image_files().items()})
+    )
+    path = write(tmp_path / "windows.zip", {"set/ant/": b""} | {f"set/{k}": v for k, v in image_files().items()})
+    for folder in (b"ant", b"bee", b"cow"):
+        patched(path, name=(b"set/" + folder + b"/", b"set\\" + folder + b"\\"))
+    assert "set\\ant\\" in zipfile.ZipFile(path).namelist()
+    windows = cloudpickle.loads(cloudpickle.dumps(ImageFolder(path)))
+    assert (windows.names, windows.digest(), windows.left_out) == (plain.names, plain.digest(), {})
+    for i in range(12):
+        np.testing.assert_array_equal(windows[i][0], plain[i][0])
+
+
+def test_what_python_cannot_unpack_is_named_with_the_way_on(tmp_path):
+    way_on = "unpack it, and give the folder or pack it again"
+    for i, (method, name) in enumerate([(9, "Deflate64"), (98, "PPMd"), (1, "Shrink"), (77, "a method of which")]):
+        path = patched(write(tmp_path / f"{i}.zip", image_files()), method=method)
+        with pytest.raises(
+            ValueError, match=rf"{i}\.zip: member 'ant/00\.png' is refused: .*{name}.*{method}\); {way_on}"
+        ):
+            ImageFolder(path)
+    path = patched(write(tmp_path / "u.zip", image_files()), flags=0x800, name=(b"ant/", b"an\xe9/"))
+    with pytest.raises(
+        ValueError, match=rf"u\.zip .* member b'an\\xe9/00\.png' is said to be UTF-8 and is not; {way_on}"
+    ):
+        ImageFolder(path)
+    for what, change in (("Deflate64", {"method": 9}), ("encrypted", {"flags": 1})):
+        np.savez(tmp_path / "a.npz", x=IMAGES, mask=np.ones(3))
+        path = patched(tmp_path / "a.npz", **change)
+        with pytest.raises(ValueError, match=rf"data\.path: no \.npz .* x at .*a\.npz: it is .*{what}.*; {way_on}"):
+            c.build_data(c.DataConfig(name="file", path=str(path)))
+        with pytest.raises(ValueError, match=r"known: .*a\.npz cannot be read: "):
+            read_known(str(path), (6, 6, 3))
+
+
+def test_names_that_are_not_utf8_are_names(tmp_path):
+    """Of classes and of pictures; what is wrong with one is said of it."""
+    path = write(tmp_path / "set", {f"caf\udce9/{i}\udce9.png": encoded(IMAGES[i]) for i in range(3)})
+    write(path, {"b/0.png": encoded(IMAGES[3]), "b/1.\udce9": b""})
+    folder = ImageFolder(path)
+    assert folder.classes == ("b", "caf\udce9")
+    assert len(folder.digest()) == 64
+    assert folder.left_out == {".\udce9": 1}
+    np.testing.assert_array_equal(folder[3][0], IMAGES[2])
+    (path / "caf\udce9" / "2\udce9.png").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=re.escape("caf\udce9/2\udce9.png") + ": image cannot be decoded"):
+        folder[3]
+    data = c.build_data(c.DataConfig(name="image_folder", path=str(path), skip_bad=True))
+    assert "caf\udce9" in " ".join(data.about)
+
+
 @pytest.mark.parametrize(
     ("files", "options", "message"),
     [
         ({"a.txt": b""}, {}, "path: no image in"),
-        ({"a/0.png": b"", "1.png": b""}, {}, r"path: .*/1\.png lies beside folders of images"),
+        ({"a/0.png": b"", "1.png": b""}, {}, r"path: .*/1\.png lies next to folders of images"),
         ({"a/0.png": b""}, {"under": "b"}, "path: no image in .*/b/"),
         ({"a/0.png": b""}, {"size": 0}, "size: .* got 0"),
         ({"a/0.png": b""}, {"channels": 4}, "channels: .* got 4"),
@@ -390,14 +466,14 @@ def test_mnist_files_are_read(tmp_path, end):
     pack = gzip.compress if end else bytes
     (tmp_path / f"train-images-idx3-ubyte{end}").write_bytes(pack(idx(IMAGES[..., 0])))
     (tmp_path / f"train-labels.idx1-ubyte{end}").write_bytes(pack(idx(LABELS)))
-    x, y = mnist(tmp_path)
+    x, y = load_mnist(tmp_path)
     np.testing.assert_array_equal(x, IMAGES[..., :1])
     np.testing.assert_array_equal(y, LABELS)
     assert (x.dtype, y.dtype) == (np.uint8, np.int32)
     with pytest.raises(ValueError, match=r"path: no t10k-images-idx3-ubyte\[\.gz\]"):
-        mnist(tmp_path, "test")
+        load_mnist(tmp_path, "test")
     with pytest.raises(ValueError, match=r"split: .* 'valid'"):
-        mnist(tmp_path, "valid")
+        load_mnist(tmp_path, "valid")
 
 
 GOOD = idx(IMAGES[..., 0])
@@ -418,7 +494,7 @@ def test_mnist_files_that_are_wrong_are_named(tmp_path, data, message):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(data)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(LABELS))
     with pytest.raises(ValueError, match=message):
-        mnist(tmp_path)
+        load_mnist(tmp_path)
 
 
 def test_gzipped_files_that_are_cut_or_no_gzip_are_named(tmp_path):
@@ -426,13 +502,13 @@ def test_gzipped_files_that_are_cut_or_no_gzip_are_named(tmp_path):
     for data in (gzip.compress(GOOD)[:-20], b"nothing"):
         (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(data)
         with pytest.raises(ValueError, match=r"images-idx3-ubyte\.gz is no idx file of rank 3"):
-            mnist(tmp_path)
+            load_mnist(tmp_path)
 
 
 @needs_mnist
 def test_the_real_mnist():
     """Its test part: the published counts of digits, and the mean of its pixels that everybody normalises by."""
-    x, y = mnist(DATA / "mnist", "test")
+    x, y = load_mnist(DATA / "mnist", "test")
     assert x.shape == (10_000, 28, 28, 1)
     assert np.bincount(y).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert y[:5].tolist() == [7, 2, 1, 0, 4]
@@ -476,10 +552,10 @@ def test_cifar10_is_read_from_a_folder_and_from_its_archive(tmp_path):
     write(tmp_path / "plain", files)
     write(tmp_path / "within", {f"cifar-10-batches-bin/{name}": data for name, data in files.items()})
     for path in (tmp_path / "plain", tmp_path / "within", tarred(tmp_path / "a.tar.gz", files)):
-        x, y = cifar10(path)
+        x, y = load_cifar10(path)
         np.testing.assert_array_equal(x, images[:10])
         np.testing.assert_array_equal(y, LABELS[:10])
-        np.testing.assert_array_equal(cifar10(path, "test")[0], images[10:])
+        np.testing.assert_array_equal(load_cifar10(path, "test")[0], images[10:])
         data = c.build_data(c.DataConfig(name="cifar10", path=str(path), flip=True))
         assert (data.shape, data.classes, len(data.train[0]), len(data.held_out[0])) == ((32, 32, 3), 3, 10, 2)
 
@@ -497,12 +573,12 @@ def test_cifar10_is_read_from_a_folder_and_from_its_archive(tmp_path):
 )
 def test_cifar10_that_is_wrong_is_named(tmp_path, files, changes, message):
     with pytest.raises(ValueError, match=message):
-        cifar10(tarred(tmp_path / "a.tar.gz", cifar_files()[0] | files, **changes))
+        load_cifar10(tarred(tmp_path / "a.tar.gz", cifar_files()[0] | files, **changes))
     (tmp_path / "b.tar.gz").write_bytes((tmp_path / "a.tar.gz").read_bytes()[:4000])
     with pytest.raises(ValueError, match=r"path: .*b\.tar\.gz"):
-        cifar10(tmp_path / "b.tar.gz")
+        load_cifar10(tmp_path / "b.tar.gz")
     with pytest.raises(ValueError, match=r"no data_batch_1\.bin in"):
-        cifar10(tmp_path)
+        load_cifar10(tmp_path)
 
 
 @needs_cifar
@@ -594,7 +670,7 @@ def test_a_mapped_file_that_is_written_over_is_named_and_not_read(tmp_path, monk
     path.unlink()
     np.testing.assert_array_equal(items[1][0], IMAGES[1])  # read whole before
     np.savez(path, x=np.ones((4, 2)))
-    monkeypatch.setattr("diffjax.config._items.check_unchanged", lambda *given: 1 / 0)
+    monkeypatch.setattr("diffjax.data._parts.check_unchanged", lambda *given: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # while its values are looked at, piece by piece
         c.build_data(c.DataConfig("file", str(path)))
 
@@ -643,7 +719,6 @@ def test_rows_of_a_table_are_items():
 def test_array_records_are_read_and_checked(tmp_path):
     pytest.importorskip("array_record", reason="the extra `data` is not installed")
     from diffjax.data import ArrayRecords, write_records
-    from diffjax.data._records import decode_record, encode_record
 
     path = tmp_path / "a.array_record"
     write_records(path, zip(IMAGES, LABELS, strict=True))
@@ -659,9 +734,9 @@ def test_array_records_are_read_and_checked(tmp_path):
     assert own[0][0].shape == (1,)
     for record in (b"", b"x" * 200, np.array([{}]).dumps()):
         with pytest.raises(ValueError, match=r".+"):
-            decode_record(record)
-    fortran = np.asfortranarray(IMAGES[0])
-    np.testing.assert_array_equal(decode_record(encode_record(fortran))[0], IMAGES[0])
+            ArrayRecords(path).decode(record)
+    write_records(tmp_path / "c.array_record", [(np.asfortranarray(IMAGES[0]), None)])
+    np.testing.assert_array_equal(ArrayRecords(tmp_path / "c.array_record")[0][0], IMAGES[0])
     whole = path.read_bytes()
     at = whole.index(IMAGES[7].tobytes()[:20]) if IMAGES[7].tobytes()[:20] in whole else len(whole) // 2
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
@@ -701,10 +776,23 @@ def test_a_configuration_finds_the_parts_of_an_image_folder(tmp_path, name):
 
 
 def test_data_for_measures_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("diffjax.config._items._IN_MEMORY", 5 * IMAGES[0].size)
+    monkeypatch.setattr("diffjax.data._parts._IN_MEMORY", 5 * IMAGES[0].size)
     np.savez(tmp_path / "a.npz", x=IMAGES, y=LABELS)
     data = c.build_data(c.DataConfig(name="file", path=str(tmp_path / "a.npz"), holdout=0.5))
     assert (len(data.train[0]), len(data.train[1]), len(data.held_out[0])) == (5, 5, 5)
     seen = {image.tobytes() for image in data.source(0, 0, 6)[0]}
     assert len(seen) == 6
     assert {image.tobytes() for image in data.train[0]} < seen
+
+
+def test_records_say_what_they_need(tmp_path, monkeypatch):
+    from diffjax.data import ArrayRecords, write_records
+
+    for module in ("grain.sources", "array_record.python.array_record_module"):
+        monkeypatch.setitem(sys.modules, module, None)
+    (tmp_path / "a.array_record").write_bytes(b"")
+    for call in (lambda: ArrayRecords(tmp_path / "a.array_record"), lambda: write_records(tmp_path / "b", [])):
+        with pytest.raises(ImportError, match=r"needs Grain and array_record: pip install '\.\[data\]'"):
+            call()
+    with pytest.raises(ValueError, match=r"path: .*none: no such file"):
+        ArrayRecords(tmp_path / "none")

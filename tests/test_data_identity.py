@@ -15,7 +15,6 @@ from command_line import TINY, call, contents, covers, refused
 from PIL import Image
 
 from diffjax import config as c
-from diffjax.cli import _train
 from diffjax.data import ImageFolder
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), np.uint8)
@@ -38,7 +37,7 @@ def write_pictures(folder, images=IMAGES):
 @pytest.fixture
 def untrained(monkeypatch):
     """Runs end where training would start: their folders are there by then."""
-    monkeypatch.setattr(_train, "_train", lambda *args: None)
+    monkeypatch.setattr("diffjax.cli._train._train", lambda *args: None)
 
 
 def command(data, out, *options):
@@ -51,6 +50,7 @@ def pictures(tmp_path):
     return write_pictures(tmp_path / "set")
 
 
+@pytest.mark.slow
 def test_a_bad_picture_ends_a_run_before_it_starts_unless_it_is_skipped(pictures, tmp_path, untrained, capfd):
     out = tmp_path / "run"
     for bad in sorted(pictures.rglob("*.bmp")):  # to train on, or held out

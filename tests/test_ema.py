@@ -50,12 +50,12 @@ def test_any_width_from_snapshots_of_two(width, error):
     steps = [*range(250, n + 1, 250)] * 2
     widths = [WIDTHS[0]] * 16 + [WIDTHS[1]] * 16
     snapshots = [profile(w, t) @ params[:t] for t, w in zip(steps, widths, strict=True)]
-    found = training.combine(snapshots, reconstruction_weights(steps, widths, n, width))
+    found = training.weighted_sum(snapshots, reconstruction_weights(steps, widths, n, width))
     wanted = profile(width, n) @ params
     assert np.linalg.norm(found - wanted) < error * np.linalg.norm(wanted)
 
 
-def pull(params, key, batch, index, total):
+def pull(params, batch, context):
     """A loss whose parameters move fast, and jitter."""
     return jnp.mean((params["w"] - batch[0]) ** 2), {}
 
@@ -68,13 +68,13 @@ def test_a_run_takes_snapshots_that_make_a_width_it_did_track(tmp_path):
     """Through the loop: three averages in the state, two on disk; the third is made of them, to 1e-3."""
     named = {f"{w:g}": make_power_ema(w) for w in (*WIDTHS, 0.07)} | {"decay": training.make_ema(0.9)}
     tx, params = optax.sgd(0.1), {"w": jnp.full(5, -2.0)}
-    layout = training.jit_layout(training.make_train_step(pull, tx, ema=training.make_emas(named)))
+    layout = training.jit_layout(training.make_train_step(training.Objective(pull, tx), ema=named))
     state = training.state_from_params(jax.random.key(0), params, tx, averages=tuple(named))
     snapshots = Snapshots(tmp_path / "averages", WIDTHS, every=10)
     with training.Checkpoints(tmp_path / "checkpoints") as checkpoints:
         options = {"checkpoints": checkpoints, "snapshots": snapshots, "progress": False}
         state = training.train(state, layout, jittering, steps=200, batch_size=16, seed=0, **options)
-    assert snapshots.found() == [(n, w) for n in range(10, 201, 10) for w in WIDTHS]
+    assert snapshots.saved() == [(n, w) for n in range(10, 201, 10) for w in WIDTHS]
     found = snapshots.reconstruct(params, 0.07)
     flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
     tracked, moved = flat(state.ema["0.07"]), flat(state.ema["0.05"])
@@ -92,7 +92,7 @@ def test_a_run_takes_snapshots_that_make_a_width_it_did_track(tmp_path):
     [
         (lambda: power_exponent(0.3), "width: .* 0.2887.* got 0.3"),
         (lambda: make_power_ema(0.0), "width: .* got 0.0"),
-        (lambda: training.make_emas({}), "averages: .* none"),
+        (lambda: training.make_train_step(training.Objective(pull, optax.sgd(0.1)), ema={}), "ema: .* none"),
         (lambda: reconstruction_weights([], [], 1, 0.1), "steps: .* got 0 and 0"),
         (lambda: reconstruction_weights([0], [0.1], 1, 0.1), "steps: .* got 0"),
         (lambda: reconstruction_weights([10], [0.1], 11, 0.1), "step: .* 10, got 11"),

@@ -14,17 +14,18 @@ import pytest
 from registry import ALL_PROCESSES, ALL_STEPPERS, KINDS, each_process, each_stepper
 
 import diffjax as dj
+from diffjax.samplers import step_weights
 
 processes = pytest.mark.parametrize("name", each_process(KINDS))
 
 
 @eqx.filter_jit
 def values(process, t, s):
-    a, spread = dj.conditional(process, t, s)
+    a, spread = process.conditional(t, s)
     return {
         "alpha": process.alpha(t),
         "sigma": process.sigma(t),
-        "logsnr": dj.logsnr(process, t),
+        "logsnr": process.logsnr(t),
         "alpha_ts": a,
         "sigma_ts": spread,
     }
@@ -45,7 +46,7 @@ def both(process, t, s):
 
 def interior(process, largest=20.0, n=3000):
     """Float32 times with |logsnr| <= largest: uniform, and dense towards both of their ends."""
-    ends = dj.time_from_logsnr(process, jnp.array([largest, -largest]))
+    ends = process.time_from_logsnr(jnp.array([largest, -largest]))
     low, high = (float(end) for end in np.clip(np.asarray(ends, np.float32), 0, 1 - 2.0**-24))
     rng = np.random.default_rng(0)
     near = 10 ** rng.uniform(-7, -1, (2, n // 4)) * (high - low)
@@ -88,7 +89,7 @@ def test_logsnr_falls_over_float32_times(name):
     """It never rises between neighbouring floats by more than its rounding, and clearly falls over 1e-4."""
     process = ALL_PROCESSES[name]()
     t = np.unique(interior(process))
-    logsnr = np.asarray(jax.jit(dj.logsnr)(process, jnp.asarray(t)), np.float64)
+    logsnr = np.asarray(eqx.filter_jit(process.logsnr)(jnp.asarray(t)), np.float64)
     assert np.all(np.diff(logsnr) <= 2e-6 * np.maximum(1, np.abs(logsnr[1:])))
     apart = logsnr[np.searchsorted(t, t + 1e-4).clip(max=len(t) - 1)] - logsnr
     assert np.all(apart[t + 1e-4 < t[-1]] < 0)
@@ -98,9 +99,9 @@ def test_logsnr_falls_over_float32_times(name):
 def test_inverting_logsnr_in_the_middle(name):
     """Through t and back moves logsnr by no more than 1e-4 for |lambda| <= 10: half an ulp of t times lambda'."""
     process = ALL_PROCESSES[name]()
-    ends = [float(dj.logsnr(process, end)) for end in dj.interval(process)]
+    ends = [float(process.logsnr(end)) for end in process.interval()]
     values = jnp.linspace(max(-10.0, ends[1] + 0.01), min(10.0, ends[0] - 0.01), 501)
-    there = jax.jit(lambda p, v: dj.logsnr(p, dj.time_from_logsnr(p, v)))(process, values)
+    there = jax.jit(lambda p, v: p.logsnr(p.time_from_logsnr(v)))(process, values)
     assert there.dtype == jnp.float32
     assert np.max(np.abs(there - values)) < 1e-4
 
@@ -117,7 +118,7 @@ def test_ends_are_finite_and_exact(name):
         assert abs(noise - 1) <= 1.2e-7
 
 
-@pytest.mark.parametrize("name", each_process(("vp", "karras")))
+@pytest.mark.parametrize("name", each_process(("vp", "edm")))
 def test_values_and_gradients_are_finite_on_the_float32_interval(name):
     """The gradient in each time and in each number of the process; one value that is not finite shows in the sum."""
     process = ALL_PROCESSES[name]()
@@ -129,16 +130,16 @@ def test_values_and_gradients_are_finite_on_the_float32_interval(name):
         each = (
             process.alpha(t),
             process.sigma(t),
-            dj.logsnr(process, t),
-            dj.logsnr_rate(process, t),
-            *dj.rates(process, t),
+            process.logsnr(t),
+            dj.process.logsnr_rate(process, t),
+            *dj.process.schedule_derivatives(process, t),
             process.drift(ones, t)[:, 0],
             process.diffusion(ones, t),
-            *dj.conditional(process, t[1:], t[:-1]),
+            *process.conditional(t[1:], t[:-1]),
         )
         return sum(jnp.sum(value) for value in each)
 
-    low, high = (float(end) for end in dj.interval(process))
+    low, high = (float(end) for end in process.interval())
     t = jnp.asarray(np.concatenate([[low], np.linspace(low, high, 9)[1:-1], [high]]), jnp.float32)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(total(process, t)))
 
@@ -150,12 +151,12 @@ WIDER_WEIGHTS = {"dpm-solver-3": 2e-3}
 @pytest.mark.parametrize("name", each_stepper(("ddim", "heun")))
 def test_weights_computed_in_float32_inside_jit_are_those_of_the_host(name):
     """Where process and grid are traced, weights are float32: within 3e-5 of the host's float64 ones, and finite."""
-    for make in (ALL_PROCESSES[which] for which in ("vp", "cosine-shifted", "karras", "rectified")):
+    for make in (ALL_PROCESSES[which] for which in ("vp", "cosine-shifted", "edm", "rectified")):
         process, stepper = make(), ALL_STEPPERS[name]()
         for n in (1, 6):
-            ts = dj.karras_grid(process, n)
-            host = stepper.prepare(process, np.asarray(ts, np.float64))
-            traced = jax.jit(lambda process, ts, stepper=stepper: stepper.prepare(process, ts))(process, ts)
+            ts = dj.edm_grid(process, n)
+            host = step_weights(stepper, process, np.asarray(ts, np.float64))
+            traced = jax.jit(lambda process, ts, stepper=stepper: step_weights(stepper, process, ts))(process, ts)
             for exact, got in zip(jax.tree.leaves(host), jax.tree.leaves(traced), strict=True):
                 atol = 3e-6 * np.max(np.abs(exact)) + 1e-7
                 np.testing.assert_allclose(got, exact, rtol=WIDER_WEIGHTS.get(name, 3e-5), atol=atol)
@@ -169,16 +170,34 @@ def test_a_schedule_that_float32_breaks_is_named_and_its_interval_finite(power):
     with pytest.warns(UserWarning, match=r"Schedule: sigma loses its digits in float32, got 0.0 at t = .* -expm1\("):
         broken = make()
     with jax.enable_x64(True):
-        assert np.all(np.isfinite(dj.interval(make())))
-    ends = dj.interval(broken)
-    assert np.all(np.isfinite([*ends, *dj.logsnr(broken, jnp.stack(ends)), *dj.logsnr_grid(broken, 4)]))
+        assert np.all(np.isfinite(make().interval()))
+    ends = broken.interval()
+    assert np.all(np.isfinite([*ends, *broken.logsnr(jnp.stack(ends)), *dj.logsnr_grid(broken, 4)]))
 
     @jax.jit
     def values(scale):  # inside jit nothing is looked at
         made = dj.process.Schedule(lambda t: scale * alpha(t), lambda t: jnp.sqrt(1 - alpha(t) ** 2))
-        low, high = dj.interval(made)
-        return low, high, dj.logsnr(made, low), dj.uniform_grid(made, 3), dj.karras_grid(made, 3)
+        low, high = made.interval()
+        return low, high, made.logsnr(low), dj.uniform_grid(made, 3), dj.edm_grid(made, 3)
 
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(values(1.0)))
     sound = dj.process.Schedule(alpha, lambda t: jnp.sqrt(-jnp.expm1(2 * power * jnp.log1p(-t))))
-    assert float(dj.logsnr(sound, dj.interval(sound)[0])) == pytest.approx(20, abs=1e-3)
+    assert float(sound.logsnr(sound.interval()[0])) == pytest.approx(20, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_both_clocks_have_finite_derivatives_on_all_of_the_time():
+    """Also at t = 0 and 1, where logsnr or the derivatives of alpha and sigma may be infinite, and next to them: in t,
+    and in the numbers of the process."""
+    t = jnp.array([0.0, 1e-40, 1e-30, 1e-15, 1e-7, 0.5, 1 - 1e-6, 1 - 2.0**-24, 1.0])
+    for name, make in ALL_PROCESSES.items():
+        process = make()
+        for clock in ("logsnr", "angle"):
+            member = dj.VPrediction(0.5, clock=clock)
+            level = lambda process, t, member=member: member.noise_level(process, t)
+            value, slope = jax.jvp(lambda t, process=process, level=level: level(process, t), (t,), (jnp.ones_like(t),))
+            assert np.all(np.isfinite(value)), (name, clock)
+            assert np.all(np.isfinite(slope)), (name, clock, slope)
+            assert np.all(np.diff(value) >= 0), (name, clock)
+            by_number = eqx.filter_grad(lambda process, t, level=level: jnp.sum(level(process, t)))(process, t)
+            assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(by_number)), (name, clock)

@@ -17,9 +17,9 @@ import training_toy as toy
 from ports import free_port
 
 from diffjax import data
-from diffjax._arrays import normal_like, sample_keys
 from diffjax.cli import main
-from diffjax.training import Checkpoints, data_mesh, join, leave
+from diffjax.process import normal_like, sample_keys
+from diffjax.training import Checkpoints, abort, data_mesh, initialize
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -58,7 +58,7 @@ def steps_of_one(count):
     """Losses of the toy on one device of this process."""
     from diffjax.training import jit_layout, make_ema, make_train_step
 
-    step = make_train_step(toy.make_loss(toy.make_network()), toy.make_tx(), ema=make_ema(0.99))
+    step = make_train_step(toy.make_objective(), ema=make_ema(0.99))
     layout = jit_layout(step, data_mesh(jax.devices()[:1]))
     state, losses = layout.put_state(toy.fresh_state()), []
     for n in range(count):
@@ -70,6 +70,7 @@ def steps_of_one(count):
 # Two processes
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_batch_and_a_step_and_are_refused_together(tmp_path):
     (first, second), params = work(tmp_path, "short")
     assert first["devices"] == second["devices"] == [4, 2]
@@ -86,22 +87,22 @@ def test_two_processes_share_a_batch_and_a_step_and_are_refused_together(tmp_pat
     w, n = np.zeros(8), np.zeros((worker.BATCH, 8))
     for step, loss in enumerate(first["losses"]):
         x = toy.source(worker.SEED, step, worker.BATCH)[0].astype(float)
-        keys = sample_keys(jax.random.fold_in(worker.telling_state()[0].key, step), jnp.arange(worker.BATCH))
+        keys = sample_keys(jax.random.fold_in(worker.probe_state()[0].key, step), jnp.arange(worker.BATCH))
         eps = np.asarray(normal_like(keys, jnp.asarray(x)))
         assert loss == pytest.approx(np.mean(np.sum(0.5 * (w - x) ** 2 + n * eps, 1)), rel=1e-5)
         w, n = w - 0.5 * (w - x.mean(0)), n - 0.5 * eps / worker.BATCH
     np.testing.assert_allclose(params["w"], w, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(params["n"], n, rtol=1e-5, atol=1e-7)
     assert len(np.unique(params["n"])) == params["n"].size
-    # One of them is otherwise, or fails: both are told the same.
-    assert first["told"] == second["told"]
-    assert first["told"] == {
+    # One of them differs, or fails: both raise the same error.
+    assert first["errors"] == second["errors"]
+    assert first["errors"] == {
         "seed": "Refused: seed: 3 in process 0, 4 in process 1 (and 1 more); start all with the same",
         "missing": "Refused: data.path: x.npz: no such file (process 1)",
         "broken": "Failed: a disk (process 1)",
         "main": None,
     }
-    assert (first["agreed"], second["agreed"]) == (0, 1)
+    assert (first["synced"], second["synced"]) == (0, 1)
 
 
 @pytest.mark.slow
@@ -133,23 +134,23 @@ def test_two_processes_train_save_and_resume_bitwise_in_every_layout(tmp_path):
 
 @pytest.mark.slow
 def test_training_that_ends_early_ends_in_both(tmp_path):
-    """An error that nobody catches ends its process, and so the other: no launcher does, which would be too late."""
+    """An uncaught error ends its process, and so the other: no launcher does, which would be too late."""
     program = ROOT / "tests" / "helpers" / "hosts_worker.py"
-    _, said = launched(tmp_path, "ends", program=program, grace=2 * PATIENCE, code=1)
+    _, output = launched(tmp_path, "ends", program=program, grace=2 * PATIENCE, code=1)
     first, second = (json.loads((tmp_path / f"ends_{i}.json").read_text()) for i in range(2))
     # Rows 3 and 12 of 16 in batches 2 and 3: each process has one of them, and both name all.
     assert first["not finite"] == second["not finite"]
     assert "not finite in the data: positions 35, 44, 51, 60;" in first["not finite"]
-    # The signals came while batch 3 was read, to process 1, so while step 3 ran or just after: it says so after step 3
-    # or 4, and all hear of it a step later.
+    # The signals came while batch 3 was read, to process 1, so while step 3 ran or just after: it sends it after step 3
+    # or 4, and all receive it a step later.
     assert 4 <= first["stopped"] == second["stopped"] <= 5
     assert [(seen["signal"], seen["saved"]) for seen in (first, second)] == 2 * [(signal.SIGINT, [first["stopped"]])]
-    assert (first["heard"], second["heard"]) == ([], [signal.SIGTERM])
-    assert first["given back"]
-    assert second["given back"]
-    # The disk of process 1 is full at the first of its saves, which it says at the second.
-    assert "RuntimeError: " in said
-    assert "a save did not reach the disk: No space left on device" in said
+    assert (first["received"], second["received"]) == ([], [signal.SIGTERM])
+    assert first["restored"]
+    assert second["restored"]
+    # The disk of process 1 is full at the first of its saves, and the second save raises it.
+    assert "RuntimeError: " in output
+    assert "a save did not reach the disk: No space left on device" in output
     with Checkpoints(tmp_path / "ends", read_only=True) as checkpoints:
         assert checkpoints.steps() == [first["stopped"]]
 
@@ -164,7 +165,7 @@ def test_a_peer_dies_and_the_same_command_goes_on_and_draws_as_one(tmp_path, mon
     assert code in (-signal.SIGABRT, launch.TEMPORARY)
     out, _ = launched(*peer.command(run, heartbeat, steps, 500)[3:])
     assert f"from step {saved}, saved before" in out
-    assert [path.name for path in run.iterdir() if path.name == "lock"] == []
+    assert not (run / "checkpoints" / "lock").exists()
     out, _ = launched("sample", run, "--n", 11, "--chunk", 4, "--out", tmp_path / "two.npz")
     assert "2 cpu devices of 2 processes" in out
     assert main(["sample", str(run), "--n", "11", "--out", str(tmp_path / "one.npz")]) == 0
@@ -181,8 +182,8 @@ def test_dry_run_and_evaluation_by_two_are_those_by_one(tmp_path, capfd):
     assert not run.exists()
     assert main(peer.command(run, 5, 2, 2)[3:]) == 0
     evaluate = ["evaluate", str(run), "--n", "50", "--likelihood", "3"]
-    told = lambda text: (line.rsplit(maxsplit=1) for line in text.splitlines() if "distance" in line or "nats" in line)
-    numbers = lambda text: {name.strip(): float(value) for name, value in told(text)}
+    lines = lambda text: (line.rsplit(maxsplit=1) for line in text.splitlines() if "distance" in line or "nats" in line)
+    numbers = lambda text: {name.strip(): float(value) for name, value in lines(text)}
     there = numbers(launched(*evaluate)[0])
     capfd.readouterr()
     assert main(evaluate) == 0
@@ -195,7 +196,7 @@ def test_dry_run_and_evaluation_by_two_are_those_by_one(tmp_path, capfd):
 
 @pytest.mark.slow
 def test_slurm_is_found_and_configurations_that_differ_are_refused_by_all(tmp_path):
-    """As SLURM starts them: nothing is said of the others on the command line. They have different seeds."""
+    """As SLURM starts them: the command line names no other process. They have different seeds."""
     port = next(filter(is_free, range(61440 + os.getpid() % 2048, 65536)))
     job, address = port - 61440, f"127.0.0.1:{port}"  # JAX makes a port of the job's number
     slurm = {"SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": 2, "SLURM_STEP_NUM_NODES": 1}
@@ -207,12 +208,12 @@ def test_slurm_is_found_and_configurations_that_differ_are_refused_by_all(tmp_pa
         command += ["--out", str(tmp_path / "run")]
         peers.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT))
     try:
-        said = [process.communicate(timeout=PATIENCE)[1] for process in peers]
+        outputs = [process.communicate(timeout=PATIENCE)[1] for process in peers]
     finally:
         for process in peers:
             process.kill()
     assert [process.returncode for process in peers] == [2, 2]
-    for text in said:
+    for text in outputs:
         line = next(line for line in text.splitlines() if line.startswith("diffjax"))
         assert line == "diffjax: steps: 5 in process 0, 6 in process 1 (and 1 more); start all with the same"
     assert not (tmp_path / "run").exists()
@@ -233,24 +234,27 @@ def test_slurm_is_found_and_configurations_that_differ_are_refused_by_all(tmp_pa
 )
 def test_hosts_that_do_not_go_together_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        join(*arguments)
+        initialize(*arguments)
 
 
 def test_one_process_stays_alone():
     assert jax.device_count() > 0  # JAX has started, as in a notebook
-    assert not join()
-    assert not join(num_processes=1)
-    leave(3)  # alone, it ends nothing
+    assert not initialize()
+    assert not initialize(num_processes=1)
+    abort(3)  # alone, it ends nothing
     assert not jax.distributed.is_initialized()
 
 
-def test_a_run_joined_by_the_script_itself_ends_at_an_error_too(monkeypatch):
+def test_an_uncaught_error_aborts_on_request_also_where_the_script_initialised_jax(monkeypatch):
     codes = []
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setattr(os, "_exit", codes.append)
     monkeypatch.setattr(sys, "excepthook", lambda *error: None)
-    assert join()
+    hook = sys.excepthook
+    assert initialize()
+    assert sys.excepthook is hook  # only on request
+    assert initialize(abort_on_error=True)
     sys.excepthook(OSError, OSError("a disk"), None)
     assert codes == [1]
 

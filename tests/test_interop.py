@@ -7,18 +7,16 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
 import safetensors.numpy
 from nets import dropouts
 
-from diffjax import interop
+from diffjax import Network, from_linen, interop
 from diffjax.data import encoded, from_arrays
-from diffjax.interop import load_module, read_tensors, save_pretrained, write_tensors
-from diffjax.interop._keys import to_tensors
-from diffjax.interop._known import shapes_of
-from diffjax.interop._pretrained import _images
-from diffjax.networks import AutoencoderKL, LatentSpace, from_linen
-from diffjax.networks._init import draw_together
+from diffjax.interop import load_module, read_tensors, save_pretrained, to_tensors, write_tensors
+from diffjax.networks import AutoencoderKL, LatentSpace, draw_parameters
+from diffjax.training import init_state
 
 CONFIG = {
     "_class_name": "AutoencoderKL",
@@ -43,9 +41,7 @@ def _autoencoder():
 @pytest.fixture(name="params", scope="module")
 def _params(autoencoder):
     """Drawn in one, moved off zero."""
-    params = draw_together(
-        lambda key, x: autoencoder.init(key, x)["params"], jax.random.key(0), jnp.zeros((1, 4, 4, 3))
-    )
+    params = draw_parameters(jax.random.key(0), autoencoder.init, jnp.zeros((1, 4, 4, 3)))["params"]
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: np.asarray(leaf + 0.1 * rng.normal(size=leaf.shape), np.float32), params)
 
@@ -309,7 +305,7 @@ UNET = {
 
 def drawn(config):
     """Parameters of a configuration's module."""
-    shapes = shapes_of(interop.module_from_config(config), config, "config")
+    shapes = interop.parameter_shapes(interop.module_from_config(config), config)
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes)
 
@@ -352,7 +348,7 @@ def test_null_is_a_value_where_the_class_has_it():
 def test_values_that_do_not_fit_together_name_the_file(config, change, message):
     config = {**config, **change}
     with pytest.raises(ValueError, match=f"^where: {message}"):
-        shapes_of(interop.module_from_config(config, where="where"), config, "where")
+        interop.parameter_shapes(interop.module_from_config(config, where="where"), config, where="where")
 
 
 def test_images_are_as_the_class_has_them_where_the_file_is_silent(tmp_path):
@@ -364,14 +360,24 @@ def test_images_are_as_the_class_has_them_where_the_file_is_silent(tmp_path):
     save_pretrained(tmp_path, drawn(config), config, scheduler={"_class_name": "DDIMScheduler"})
     p = interop.from_pretrained(tmp_path, steps=2)
     assert p.shape == (32, 32, 4)
-    y = jax.eval_shape(p.network.apply, p.params, jnp.zeros((1, 4, 4, 4)), jnp.zeros(1), jnp.zeros(1, int))
+    y = jax.eval_shape(p.diffusion.network.apply, p.params, jnp.zeros((1, 4, 4, 4)), jnp.zeros(1), jnp.zeros(1, int))
     assert y.shape == (1, 4, 4, 4)
+
+
+def test_channels_and_sizes_that_no_image_has_are_refused(tmp_path):
     for out in (1, 5):
-        with pytest.raises(ValueError, match=f"where: out_channels is {out}; in_channels 3 is needed, or twice"):
-            _images({"in_channels": 3, "out_channels": out, "sample_size": 4}, "where")
+        config, folder = {**UNET, "out_channels": out}, tmp_path / str(out)
+        save_pretrained(folder, drawn(config), config, scheduler={"_class_name": "DDIMScheduler"})
+        with pytest.raises(ValueError, match=f"config.json: out_channels is {out}; in_channels 3 is needed, or twice"):
+            interop.from_pretrained(folder, steps=2)
+    config = {**UNET, "out_channels": 6}
+    save_pretrained(tmp_path / "6", drawn(config), config, scheduler={"_class_name": "DDIMScheduler"})
+    (file,) = (tmp_path / "6").rglob("config.json")
+    assert interop.from_pretrained(tmp_path / "6", steps=2).shape == (4, 4, 3)
     for size in ("a", [4], [4, 0], 2.5, True):
-        with pytest.raises(ValueError, match="where: sample_size is "):
-            _images({"in_channels": 3, "out_channels": 6, "sample_size": size}, "where")
+        file.write_text(json.dumps({**config, "sample_size": size}))
+        with pytest.raises(ValueError, match=r"config\.json: sample_size is "):
+            interop.from_pretrained(tmp_path / "6", steps=2)
 
 
 @pytest.mark.parametrize("config", [T5, DIT, UNET], ids=["T5", "DiT", "UNet2D"])
@@ -400,7 +406,7 @@ def test_a_pipeline_in_latents(tmp_path, params):
     jax.tree.map(np.testing.assert_array_equal, p.latents.params, params)
     x = jnp.asarray(np.random.default_rng(3).normal(size=(2, 4, 4, 2)), jnp.float32)
     t = p.ts[0]
-    np.testing.assert_allclose(p.parameterisation.noise_level(p.process, jnp.asarray(t)), 666.0)
+    np.testing.assert_allclose(p.diffusion.parameterisation.noise_level(p.process, jnp.asarray(t)), 666.0)
     module = interop.module_from_config(DIT)
 
     @quick_jit
@@ -464,6 +470,22 @@ def test_a_source_in_latents():
     assert np.intersect1d(np.round(again, 3), np.round(noise, 3)).size < noise.size / 2
 
 
+def test_latents_and_training_draw_from_keys_of_their_own():
+    """Of one seed, at the steps whose keys were once those of `init_state`: the network's and the steps'."""
+
+    def encode(key, x0, *, index):
+        return jnp.broadcast_to(jax.random.uniform(key, (4,)), (index.shape[0], 4))
+
+    latents = encoded(from_arrays(np.zeros((3, 4), np.float32)), encode)
+    drawn = [latents(5, step, 3)[0][0] for step in range(3)]
+    keys = []
+    network = Network(lambda key, *_: keys.append(key) or {"w": jnp.zeros(())}, lambda *_, **__: None)
+    keys.append(init_state(jax.random.key(5), network, optax.sgd(0.1), jnp.zeros((1, 4))).key)
+    training = [np.asarray(jax.random.uniform(key, (4,))) for key in keys]
+    assert len(training) == 2
+    assert not np.isin(np.round(drawn, 5), np.round(training, 5)).any()
+
+
 # --- the autoencoder --------------------------------------------------------------------------------------------------
 
 
@@ -472,7 +494,8 @@ def test_autoencoder_is_drawn_in_one(autoencoder, monkeypatch):
     monkeypatch.setattr(jax, "jit", None)
     x = jnp.zeros((1, 4, 4, 3))
     params = from_linen(autoencoder_call(autoencoder)).init(jax.random.key(0), x, jnp.zeros(1))
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes_of(autoencoder, CONFIG, ""))
+    shapes = interop.parameter_shapes(autoencoder, CONFIG)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes)
 
 
 def autoencoder_call(module):
@@ -500,6 +523,7 @@ def test_autoencoder_rematerialised_and_in_half_precision(autoencoder, params):
     assert 1e-4 < np.max(np.abs(half - exact)) / np.max(np.abs(exact)) < 0.1
 
 
+@pytest.mark.slow
 def test_autoencoder_drops_features_in_every_block(autoencoder, params):
     module = autoencoder.clone(dropout=0.3)
     x = jnp.asarray(np.random.default_rng(2).normal(size=(1, 4, 4, 3)), jnp.float32)

@@ -27,6 +27,7 @@ from registry import ALL_TIMES
 
 import diffjax as dj
 from diffjax import config, losses, training
+from diffjax.process import normal_like, sample_keys
 
 ROWS = (
     BY_INDEX | {f"step: {name}": row for name, row in STEPPING.items()} | {f"times: {n}": r for n, r in TIMES.items()}
@@ -92,12 +93,13 @@ def test_drawing_twice_from_a_key_is_noticed():
 def test_the_draws_of_parameters_and_of_each_step_of_training_differ():
     x0, tx = jnp.zeros((4, 2)), optax.sgd(0.1)
 
-    def loss(params, key, x0, index, total):
-        choices = {"time_sampler": dj.UniformTimes(VP), "weighting": losses.native, "index": index, "total": total}
-        return dj.denoising_loss(params, key, x0, network=NETWORK, process=VP, parameterisation=EPS, **choices)
+    def loss(params, x0, context):
+        choices = {"times": dj.UniformTimes(VP), "weighting": losses.native}
+        choices |= {"index": context.index, "total": context.total}
+        return dj.denoising_loss(dj.Diffusion(NETWORK, VP, EPS), params, context.key, x0, **choices)
 
     def run(key):
-        step = training.make_train_step(loss, tx, ema=training.make_ema(0.9), accumulate=2)
+        step = training.make_train_step(training.Objective(loss, tx), ema=training.make_ema(0.9), accumulate=2)
         state = training.init_state(key, NETWORK, tx, x0[:1])
         for _ in range(2):
             state, _ = step(state, x0)
@@ -105,6 +107,31 @@ def test_the_draws_of_parameters_and_of_each_step_of_training_differ():
     record = recorded_keys.compiled(run)(recorded_keys.key(0))
     record.check()
     assert len(record.draws) == 1 + 2 * (4 + 4 + 2)  # parameters; times, noise, and dropout of both parts
+
+
+@pytest.mark.slow
+def test_the_draws_of_each_update_of_each_objective_differ():
+    """Of three, one with two updates a step, one at every second step: each update draws its samples' noise and one
+    number."""
+
+    def loss(params, x, context):
+        jax.random.normal(jax.random.fold_in(context.key, 9), ())
+        eps = normal_like(sample_keys(jax.random.fold_in(context.key, 8), context.index), x)
+        return jnp.mean(eps * params["a"] * params["b"] * params["c"]), {}
+
+    tx = optax.sgd(0.1)
+    options = {"a": {"times": 2}, "b": {"every": 2}, "c": {}}
+    objectives = [training.Objective(loss, tx, of=of, **more) for of, more in options.items()]
+
+    def run(key):
+        step = training.make_train_step(objectives, ema=training.make_ema(0.9))
+        state = training.state_from_params(key, dict.fromkeys("abc", jnp.ones(2)), objectives)
+        for _ in range(3):
+            state, _ = step(state, jnp.zeros((4, 2)))
+
+    record = recorded_keys.compiled(run)(recorded_keys.key(0))
+    record.check()
+    assert len(record.draws) == 3 * 2 * (2 + 1) + 2 * (4 + 1) + 3 * (4 + 1)
 
 
 def test_a_configured_run_draws_labels_noise_dropout_and_parameters_apart():
@@ -115,8 +142,9 @@ def test_a_configured_run_draws_labels_noise_dropout_and_parameters_apart():
     parts = config.build(config.Config(network=network, guidance=guidance), 3)
 
     def run(key):
-        state = training.init_state(key, parts.network, optax.sgd(0.1), x0[:1], labels[:1])
-        parts.loss(state.params, jax.random.fold_in(state.key, 0), (x0, labels), jnp.arange(4), 4)
+        state = training.init_state(key, parts.diffusion.network, optax.sgd(0.1), x0[:1], labels[:1])
+        context = training.Context(jax.random.fold_in(state.key, 0), index=jnp.arange(4), total=4)
+        parts.loss(state.params, (x0, labels), context)
 
     record = recorded_keys.compiled(run)(recorded_keys.key(0))
     record.check()

@@ -11,25 +11,26 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1] / "diffjax"
 ROWS = [
     {"_typing", "_arrays"},
-    {"process", "networks", "operators"},
+    {"data", "process", "networks", "operators"},
     {"analytic", "parameterisation"},
     {"guidance"},
     {"samplers"},
     {"losses", "inverse"},
-    {"likelihood"},
-    {"interop", "training", "data", "metrics", "viz"},
+    {"likelihood", "flow_maps"},
+    {"interop", "training", "metrics", "viz"},
     {"config"},
     {"cli"},
 ]
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
 DOORS = {
     "flax": ("networks/",),
-    "orbax": ("training/_checkpoint.py", "training/_orbax.py", "training/_reading.py"),
-    "safetensors": ("training/_export.py", "interop/_files.py"),
+    "orbax": ("training/checkpoint/",),
+    "safetensors": ("training/checkpoint/_export.py", "interop/_files.py"),
     "huggingface_hub": ("interop/_hub.py",),
     "tokenizers": ("interop/_tokenizer.py",),
     "diffrax": (
         "samplers/_diffrax.py",
+        "samplers/_progress.py",
         "samplers/_solver_checks.py",
         "samplers/_stepper_solver.py",
         "samplers/_score_sde.py",
@@ -37,11 +38,12 @@ DOORS = {
         "likelihood/_latents.py",
         "process/_sde.py",
         "process/_linear.py",
+        "analytic/_flow_map.py",
         "analytic/_fokker_planck.py",
     ),
-    "lineax": ("process/_noise.py", "guidance/", "inverse/"),
+    "lineax": ("process/", "guidance/", "inverse/", "samplers/_diffrax.py", "samplers/_score_sde.py"),
     "grain": ("data/",),
-    "tensorboardX": ("training/_watch.py",),
+    "tensorboardX": ("training/_monitor.py",),
     "array_record": ("data/",),
     "absl": ("data/",),
     "sklearn": ("data/",),
@@ -83,6 +85,21 @@ def test_heavy_libraries_come_in_by_their_doors(path):
     for module in imports(path):
         doors = DOORS.get(module.split(".")[0])
         assert doors is None or path.startswith(doors), f"{path} imports {module}, whose doors are {doors}"
+
+
+def test_a_name_is_exported_once():
+    """From the top, a package, or a package within one; a package itself is no such name."""
+    where = {}
+    for face in sorted(ROOT.rglob("__init__.py")):
+        if face.parent.name == "cli":
+            continue
+        for node in ast.parse(face.read_text()).body:
+            for alias in node.names if isinstance(node, ast.ImportFrom) and node.module != "diffjax" else ():
+                if alias.asname == alias.name and not alias.name.startswith("_"):
+                    where.setdefault(alias.name, []).append(str(face.parent.relative_to(ROOT)))
+    assert len(where) > 400
+    assert {name: faces for name, faces in where.items() if len(faces) > 1} == {}
+    assert sum("." in faces for faces in where.values()) <= 50, "the top level has what README and the quickstart need"
 
 
 def test_importing_starts_no_backend():

@@ -1,4 +1,4 @@
-"""Weights in float32: finite, with their gradients, over all of `interval(process)`, and near their float64 values."""
+"""Weights in float32: finite, with their gradients, over all of `process.interval()`, and near their float64 values."""
 
 import equinox as eqx
 import jax
@@ -31,7 +31,7 @@ def with_gradients(process, t):
 @pytest.mark.parametrize("name", each_process(quick=("vp", "rectified")))
 def test_weights_are_finite_and_keep_their_digits(name):
     process = ALL_PROCESSES[name]()
-    low, high = (float(np.float32(end)) for end in dj.interval(process))
+    low, high = (float(np.float32(end)) for end in process.interval())
     near = np.geomspace(1e-7, 0.1, 40) * (high - low)
     t = np.float32(np.concatenate([[low, high], np.linspace(low, high, 80), low + near, high - near]))
     t = np.clip(t, np.float32(low), np.float32(high))
@@ -54,14 +54,7 @@ def test_weights_are_finite_and_keep_their_digits(name):
 def test_a_weight_is_its_limit_where_both_numbers_of_the_answer_are_zero():
     """With alpha = (1 - t)^2 the velocity is 0 at t = 1; its weight, (1 - t)^2/4 for |eps - eps_hat|^2, too."""
     ones = jnp.ones((1, 2))
-    loss = losses.per_sample_loss(
-        {},
-        ones,
-        ones,
-        jnp.ones(1),
-        network=dj.Network(lambda *_: {}, lambda params, x, *_, **__: x),
-        process=dj.process.Polynomial(2.0),
-        parameterisation=dj.VelocityPrediction(),
-        weighting=losses.constant,
-    )
+    network = dj.Network(lambda *_: {}, lambda params, x, *_, **__: x)
+    diffusion = dj.Diffusion(network, dj.process.Polynomial(2.0), dj.VelocityPrediction())
+    loss = losses.per_sample_loss(diffusion, {}, ones, ones, jnp.ones(1), weighting=losses.constant)
     np.testing.assert_allclose(loss, 0.0, atol=1e-12)

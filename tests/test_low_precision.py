@@ -7,9 +7,10 @@ import optax
 import pytest
 
 import diffjax as dj
-from diffjax import guidance, inverse, samplers, training
+from diffjax import guidance, inverse, likelihood, metrics, samplers, training
 from diffjax._arrays import mean_features, sum_features
-from diffjax.networks._text import Text, pooled
+from diffjax.losses._coupling import _costs
+from diffjax.networks import Text, pooled
 
 LOW = [jnp.bfloat16, jnp.float16]
 
@@ -35,11 +36,13 @@ def test_a_step_of_bfloat16_parameters_keeps_float32_moments_and_sums(accumulate
     tx = optax.scale_by_adam(b1=0.9, b2=0.999)
     parts = jnp.asarray([1.0, 1e-3, 1e-3, 1e-3])  # 1 + .001 = 1 in bfloat16
 
-    def loss(params, key, batch, index, total):
+    def loss(params, batch, context):
         return jnp.mean(batch.astype(params.dtype)) * params.sum(), {}
 
     step = jax.jit(
-        training.make_train_step(loss, tx, ema=training.make_ema(0.999, warmup=False), accumulate=accumulate)
+        training.make_train_step(
+            training.Objective(loss, tx), ema=training.make_ema(0.999, warmup=False), accumulate=accumulate
+        )
     )
     state = training.state_from_params(jax.random.key(0), jnp.ones(1, jnp.bfloat16), tx)
     state, metrics = step(state, parts)
@@ -96,16 +99,51 @@ def test_guidance_in_bfloat16_is_rounded_once():
 def test_a_loss_of_bfloat16_images_is_averaged_in_float32():
     x0 = jnp.ones((4, 8), jnp.bfloat16)
     network = dj.Network(lambda *_: None, lambda params, x, *_, **__: 0 * x)
-    choices = {"process": dj.Cosine(), "parameterisation": dj.VPrediction(), "weighting": dj.losses.native}
-    loss, aux = dj.denoising_loss(
-        None, jax.random.key(0), x0, network=network, time_sampler=dj.UniformTimes(dj.Cosine()), **choices
-    )
+    diffusion = dj.Diffusion(network, dj.Cosine(), dj.VPrediction())
+    keywords = {"times": dj.UniformTimes(diffusion.process), "weighting": dj.losses.native}
+    loss, aux = dj.denoising_loss(diffusion, None, jax.random.key(0), x0, **keywords)
     assert loss.dtype == aux["per_sample"].dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_a_likelihood_of_bfloat16_data():
     """Of N(0, 1) at 0 in three dimensions, by its own score; the divergence is summed in float32."""
     process = dj.Cosine()
     denoiser = lambda x, t: process.alpha(t) * x
     found = dj.log_likelihood(jax.random.key(0), process, denoiser, jnp.zeros((2, 3), jnp.bfloat16))
     np.testing.assert_allclose(found.nats, -1.5 * np.log(2 * np.pi), rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize(
+    "divergence",
+    [
+        pytest.param(likelihood.Exact(), marks=pytest.mark.slow),
+        dj.Hutchinson(2),
+        pytest.param(likelihood.HutchPlusPlus(6), marks=pytest.mark.slow),
+    ],
+)
+def test_divergences_of_low_precision(divergence, dtype):
+    """tr of 1.5 I in 600 features is 900, which bfloat16 does not add up; and one whole solve, as in float32."""
+    key, index = jax.random.key(0), jnp.arange(2)
+    x = jnp.ones((2, 600), dtype)
+    u, trace = divergence(lambda x: 1.5 * x, x, divergence.probes(key, x, index))
+    assert u.dtype == dtype
+    assert trace.dtype == jnp.float32
+    np.testing.assert_allclose(trace, 900.0, rtol=2e-2 if isinstance(divergence, likelihood.HutchPlusPlus) else 1e-6)
+    x, half = jnp.array([[0.5, -1.0], [2.0, 0.25]]), lambda x, t: (0.5 * x).astype(x.dtype)
+    choices = {"divergence": divergence, "controller": likelihood.adaptive(1e-3)}
+    low, full = (dj.log_likelihood(key, dj.Cosine(), half, y, **choices) for y in (x.astype(dtype), x))
+    np.testing.assert_allclose(low.nats, full.nats, rtol=1e-2)
+
+
+def test_distances_and_costs_between_samples():
+    """A projection, and the cost of a pair, are sums of 64 terms."""
+    x = jax.random.normal(jax.random.key(0), (200, 64)).astype(jnp.bfloat16)
+    low = x, x + jnp.bfloat16(0.05)
+    wide = tuple(z.astype(jnp.float32) for z in low)
+    first, second = (metrics.sliced_wasserstein(jax.random.key(1), *pair, projections=8) for pair in (low, wide))
+    assert first.dtype == jnp.float32
+    np.testing.assert_array_equal(first, second)
+    first, second = (_costs(*pair, None)[0] for pair in (low, wide))
+    np.testing.assert_array_equal(first, second)

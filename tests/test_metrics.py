@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from diffjax.metrics import (
-    Moments,
+    FeatureStatistics,
     density_coverage,
+    feature_statistics,
     frechet_distance,
     kernel_distance,
     merge,
-    moments,
     nearest_distances,
     precision_recall,
     sliced_wasserstein,
@@ -25,17 +25,17 @@ def covariance(d, rank=None):
     return root @ root.T
 
 
-def test_moments_are_mean_and_unbiased_covariance():
+def test_feature_statistics_are_mean_and_unbiased_covariance():
     x = RNG.normal(size=(50, 3)).astype(np.float32)
-    found = moments(jnp.asarray(x))
+    found = feature_statistics(jnp.asarray(x))
     assert found.n == 50
     np.testing.assert_allclose(found.mean, x.astype(float).mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(found.covariance, np.cov(x.astype(float).T), rtol=1e-10)
 
 
-def test_merging_parts_gives_the_moments_of_the_whole():
+def test_merging_parts_gives_the_statistics_of_the_whole():
     x = RNG.normal(size=(60, 4)) + 1e4  # a large mean: sums of squares would lose the covariance
-    parts = [moments(part) for part in np.split(x, [1, 2, 20])]  # parts of one row among them
+    parts = [feature_statistics(part) for part in np.split(x, [1, 2, 20])]  # parts of one row among them
     for merged in (merge(*parts), merge(*reversed(parts)), merge(merge(*parts[:2]), merge(*parts[2:]))):
         assert merged.n == 60
         np.testing.assert_allclose(merged.mean, x.mean(axis=0), rtol=1e-12)
@@ -46,8 +46,8 @@ def test_frechet_of_known_gaussians():
     # diagonal covariances commute: d^2 = |mean gap|^2 + sum (s_a - s_b)^2
     s_a, s_b, gap = np.array([1.0, 2.0, 0.5]), np.array([3.0, 1.0, 0.0]), np.array([1.0, -2.0, 0.5])
     turn, _ = np.linalg.qr(RNG.normal(size=(3, 3)))
-    a = Moments(100, np.zeros(3), turn @ np.diag(s_a**2) @ turn.T)
-    b = Moments(100, gap, turn @ np.diag(s_b**2) @ turn.T)
+    a = FeatureStatistics(100, np.zeros(3), turn @ np.diag(s_a**2) @ turn.T)
+    b = FeatureStatistics(100, gap, turn @ np.diag(s_b**2) @ turn.T)
     expected = np.sum(gap**2) + np.sum((s_a - s_b) ** 2)
     # one eigenvalue is zero, and the root of its rounding has half the digits
     np.testing.assert_allclose(frechet_distance(a, b), expected, rtol=1e-8)
@@ -58,27 +58,27 @@ def test_frechet_of_covariances_that_do_not_commute():
     s_a, s_b = covariance(2), covariance(2)
     cross = np.sqrt(np.trace(s_a @ s_b) + 2 * np.sqrt(np.linalg.det(s_a @ s_b)))
     expected = np.trace(s_a) + np.trace(s_b) - 2 * cross
-    a, b = Moments(9, np.zeros(2), s_a), Moments(9, np.zeros(2), s_b)
+    a, b = FeatureStatistics(9, np.zeros(2), s_a), FeatureStatistics(9, np.zeros(2), s_b)
     np.testing.assert_allclose(frechet_distance(a, b), expected, rtol=1e-9)
     np.testing.assert_allclose(frechet_distance(b, a), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("rank", [64, 5])
 def test_frechet_of_equal_inputs_is_zero(rank):
-    same = Moments(9, RNG.normal(size=64), covariance(64, rank))
+    same = FeatureStatistics(9, RNG.normal(size=64), covariance(64, rank))
     assert frechet_distance(same, same) < 1e-9 * np.trace(same.covariance)
 
 
 def test_frechet_refuses():
-    one, two, other = moments(np.ones((1, 2))), moments(np.eye(2)), moments(np.eye(3))
+    one, two, other = feature_statistics(np.ones((1, 2))), feature_statistics(np.eye(2)), feature_statistics(np.eye(3))
     with pytest.raises(ValueError, match=r"a: .* 2 rows, got 1"):
         frechet_distance(one, two)
     with pytest.raises(ValueError, match=r"dimension \(2,\)"):
         frechet_distance(two, other)
     with pytest.raises(ValueError, match=r"features: .* \(3,\)"):
-        moments(np.ones(3))
+        feature_statistics(np.ones(3))
     with pytest.raises(ValueError, match="1 values are not finite"):
-        moments(np.array([[np.nan, 0.0]]))
+        feature_statistics(np.array([[np.nan, 0.0]]))
     with pytest.raises(ValueError, match="parts"):
         merge()
 

@@ -11,14 +11,23 @@ import pytest
 from flax import linen as nn, nnx
 from nets import perturbed, quick_jit
 
-from diffjax.networks import MLP, DiT, UNet, UViT, from_equinox, from_linen, from_nnx
-from diffjax.networks._attention import attention
-from diffjax.networks._blocks import GroupNorm, ResidualBlock, SelfAttention, conv, enlarge
-from diffjax.networks._efficient_unet import _text_norm
-from diffjax.networks._embedding import dense
-from diffjax.networks._magnitude import unit
-from diffjax.networks._t5 import rms_norm
-from diffjax.networks._transformer import layer_norm
+from diffjax import from_equinox, from_linen, from_nnx
+from diffjax.losses import prediction_only
+from diffjax.networks import (
+    MLP,
+    DiT,
+    GroupNorm,
+    ImageAttention,
+    PlainMLP,
+    ResidualBlock,
+    UNet,
+    UViT,
+    attention,
+    enlarge,
+    layer_norm,
+    rms_norm,
+    unit_rms,
+)
 
 KEY = jax.random.key(0)
 
@@ -28,18 +37,69 @@ KEY = jax.random.key(0)
 def test_init_is_traced_once_for_shapes_and_values():
     traced = []
 
-    class Counted(nn.Module):
-        @nn.compact
+    class Counted(PlainMLP):
         def __call__(self, x, c_noise, cond=None):
             traced.append(x.shape)
-            return dense(x.shape[-1], jnp.float32, name="out")(x)
+            return super().__call__(x, c_noise, cond)
 
-    network = from_linen(Counted())
+    network = from_linen(Counted(width=4, depth=1))
     make = lambda d: network.init(KEY, jnp.zeros((1, d)), jnp.zeros(1))
     shapes = jax.eval_shape(partial(make, 2))
     assert jax.tree.map(lambda leaf: leaf.shape, make(2)) == jax.tree.map(lambda leaf: leaf.shape, shapes)
-    assert make(3)["out"]["kernel"].shape == (3, 3)
+    assert make(3)["out"]["kernel"].shape == (4, 3)
     assert traced == [(1, 2), (1, 3)]
+
+
+def test_other_initialisers_are_the_modules_own_init():
+    """A plain `nn.Dense`, alone or with a layer of ours, is drawn as Flax draws it; ours alone come from one draw."""
+
+    class Mixed(nn.Module):
+        ours: bool
+        flax: bool
+
+        @nn.compact
+        def __call__(self, x, c_noise, cond=None):
+            x = GroupNorm()(PlainMLP(width=4, depth=1, name="ours")(x, c_noise)) if self.ours else x
+            return nn.Dense(5, name="flax")(x) if self.flax else x
+
+    x, c_noise = jnp.ones((2, 3, 3, 2)), jnp.zeros(2)
+    for ours, flax in ((False, True), (True, True), (True, False)):
+        module = Mixed(ours, flax)
+        params = from_linen(module).init(KEY, x, c_noise)
+        by_flax = jax.jit(module.init)(KEY, x, c_noise)["params"]
+        assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, by_flax)
+        equal = jax.tree.leaves(jax.tree.map(np.array_equal, params, by_flax))
+        assert all(equal) == flax
+
+
+class Holds(nn.Module):
+    what: object
+
+    @nn.compact
+    def __call__(self, x, c_noise, cond=None):
+        return nn.Dense(x.shape[-1])(x)
+
+
+def test_networks_of_equal_modules_are_equal():
+    """By all fields and their types, however deep; a module that has no hash is equal to itself."""
+    network = lambda what: from_linen(Holds(what))
+    for what in (lambda: 2, lambda: (1, ("a", None)), lambda: nn.Dense(3), lambda: jnp.float32):
+        one, other = network(what()), network(what())
+        assert one == other
+        assert hash(one) == hash(other)
+        assert one.init != one.apply
+        assert prediction_only(one) == prediction_only(other) != one
+    for one, other in [(1, 2), (1, 1.0), (1, True), ((0, (1,)), (0, (1.0,))), (nn.Dense(3), nn.Dense(4))]:
+        assert network(one) != network(other)
+    for one, other in [(1, 1.0), (0.0, -0.0)]:  # of a module inside
+        assert network(Holds((one,))) == network(Holds((one,))) != network(Holds((other,)))
+    assert from_linen(Holds(4)) != from_linen(MLP(4))
+    for wrong, got in ((MLP, "MLP"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=f"module: a Linen module, .* is needed, got {got}"):
+            from_linen(wrong)
+    for what in ([1], jnp.ones(2), np.ones(2)):
+        module = Holds(what)
+        assert from_linen(module) == from_linen(module) != network(what)
 
 
 class LinenNet(nn.Module):
@@ -299,6 +359,37 @@ def test_a_switch_that_is_a_keyword_alone_is_given_too():
     assert abs(float(jnp.mean(network.apply({}, x, jnp.zeros(32), key=KEY) == 0)) - 0.5) < 0.1
 
 
+class LinenOwnSwitch(nn.Module):
+    """Dropout behind switches of other names, and an option that has nothing to do with it."""
+
+    rate: float = 0.5
+    always: bool = False
+
+    @nn.compact
+    def __call__(self, x, c_noise, cond, enable_dropout: bool = False, frozen: bool = True, gated: bool = False):
+        x = nn.Dropout(self.rate)(x, deterministic=not (enable_dropout or self.always))
+        x = x if frozen else nn.Dropout(self.rate)(x, deterministic=False)
+        return nn.tanh(x) if gated else x
+
+
+class LinenWrapped(nn.Module):
+    @nn.compact
+    def __call__(self, x, c_noise, cond, train: bool = False):
+        return LinenOwnSwitch()(x, c_noise, cond, enable_dropout=train, frozen=not train)
+
+
+def test_dropout_behind_a_switch_of_another_name_is_refused_in_training():
+    """Only where it would be off without a word: options of a module without dropout, or with it on, are harmless."""
+    network, x = from_linen(LinenOwnSwitch()), jnp.ones((4, 4))
+    np.testing.assert_array_equal(network.apply({}, x, jnp.zeros(4)), x)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"module: LinenOwnSwitch .*enable_dropout=True.*enable_dropout=train"):
+            network.apply({}, x, jnp.zeros(4), key=KEY)
+    np.testing.assert_array_equal(from_linen(LinenOwnSwitch(rate=0.0)).apply({}, x, jnp.zeros(4), key=KEY), x)
+    for module in (LinenOwnSwitch(always=True), LinenWrapped()):
+        assert (from_linen(module).apply({}, x, jnp.zeros(4), key=KEY) == 0).any()
+
+
 def test_linen_modules_draw_from_collections_of_their_own():
     """With a key, and as much dropout as without them; without a key they are refused."""
     network, plain, x = from_linen(LinenTrain(noisy=True)), from_linen(LinenTrain()), jnp.ones((32, 32))
@@ -334,7 +425,7 @@ def test_numpy_arrays_of_an_equinox_module_are_constants():
 
 
 def small_unet(**changes):
-    fields = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,), "head_channels": 8} | changes
+    fields = {"channels": (8, 16), "blocks": 1, "attention": (1,), "head_channels": 8} | changes
     return from_linen(UNet(**fields))
 
 
@@ -445,7 +536,7 @@ def test_bfloat16_is_close_to_float32_and_both_start_as_zero(name):
 @pytest.mark.slow
 def test_initial_parameters_follow_their_law():
     """The one draw gives every kernel variance 1/fan_in, leaves independent, as the module's own init does."""
-    module = UNet(channels=32, multipliers=(1, 2), blocks=1, attention=())
+    module = UNet(channels=(32, 64), blocks=1, attention=())
     params = from_linen(module).init(KEY, IMAGE, C_NOISE)
     names, shapes = [], jax.eval_shape(module.init, KEY, IMAGE, C_NOISE)["params"]
     assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == jax.tree.map(lambda a: (a.shape, a.dtype), shapes)
@@ -484,8 +575,8 @@ def test_attention_mixes_positions_and_convolution_alone_does_not():
 
         @nn.compact
         def __call__(self, x, c_noise, cond):
-            h = conv(8, 3, jnp.float32, name="conv")(x)
-            return SelfAttention(4, jnp.float32, name="attention")(h) if self.attention else h
+            h = nn.Conv(8, (3, 3), name="conv")(x)
+            return ImageAttention(jnp.float32, 4, name="attention")(h) if self.attention else h
 
     reach = {}
     for attends in (True, False):
@@ -558,11 +649,11 @@ def test_norms_take_their_moments_in_float32():
             modules = {
                 "group": GroupNorm(dtype=dtype, groups=2),
                 "layer": layer_norm(dtype, name="norm"),
-                "text": _text_norm("norm", dtype),
-                "t5": rms_norm(types.SimpleNamespace(epsilon=1e-6, dtype=dtype), "norm"),
+                "text": layer_norm(dtype, name="norm", epsilon=1e-5, affine=True, fast=True),
+                "t5": rms_norm(dtype, name="norm"),
             }
             found[dtype] = {name: module.init_with_output(KEY, x)[0] for name, module in modules.items()}
-        found["bfloat16"]["unit"] = unit(x)
+        found["bfloat16"]["unit"] = unit_rms(x)
         return found
 
     def over_root(z, axes, epsilon):
@@ -590,7 +681,7 @@ def test_residual_block_and_attention_are_their_definitions():
     """By NumPy, with other channels and two heads; at the start they are the identity, up to the change of channels."""
     rng = np.random.default_rng(2)
     x, emb = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 4, 3, 4), (2, 5)))
-    block, attend = ResidualBlock(8, 0.0, True, jnp.float32), SelfAttention(4, jnp.float32)
+    block, attend = ResidualBlock(8, 0.0, True, jnp.float32), ImageAttention(jnp.float32, 4)
 
     @quick_jit
     def start(x, emb):
@@ -633,12 +724,12 @@ def test_residual_block_and_attention_are_their_definitions():
     h = silu(normed(h, first["norm_2"], 2) * (1 + scale) + shift)
     by_hand = convolved(np.asarray(x, np.float64), first["skip"]) + convolved(h, first["conv_2"])
     np.testing.assert_allclose(y, by_hand, rtol=1e-4, atol=1e-4)
-    qkv = dense(normed(by_hand, second["norm"], 2), second["qkv"])
-    q, k, v = np.split(qkv.reshape(2, 12, 6, 4), 3, axis=2)
+    h = normed(by_hand, second["group_norm"], 2)
+    q, k, v = (dense(h, second[f"to_{name}"]).reshape(2, 12, 2, 4) for name in "qkv")
     weights = np.exp(np.einsum("bnhc,bmhc->bhnm", q, k) / 2)
     weights = weights / weights.sum(-1, keepdims=True)
     attended = np.einsum("bhnm,bmhc->bnhc", weights, v).reshape(y.shape)
-    np.testing.assert_allclose(z, by_hand + dense(attended, second["out"]), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(z, by_hand + dense(attended, second["to_out__0"]), rtol=1e-4, atol=1e-4)
 
 
 def test_enlarge_repeats_pixels_and_cuts():
@@ -647,7 +738,7 @@ def test_enlarge_repeats_pixels_and_cuts():
 
 
 def test_unet_takes_other_output_channels_and_single_pixels():
-    network = small_unet(multipliers=(1, 1, 1), attention=(), out_channels=5)
+    network = small_unet(channels=(8, 8, 8), attention=(), out_channels=5)
     for size in ((7, 5), (1, 1)):
         x = jax.ShapeDtypeStruct((2, *size, 1), jnp.float32)
         y = jax.eval_shape(lambda x: network.apply(network.init(KEY, x, jnp.zeros(2)), x, jnp.zeros(2)), x)
@@ -657,8 +748,8 @@ def test_unet_takes_other_output_channels_and_single_pixels():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"channels": 7}, "channels: .* 7"),
-        ({"multipliers": ()}, "multipliers"),
+        ({"channels": (7, 8)}, r"channels: .*\(7, 8\)"),
+        ({"channels": ()}, "channels"),
         ({"blocks": 0}, "blocks: .* 0"),
         ({"attention": (2,)}, r"attention: levels are 0 \.\. 1"),
         ({"dropout": 1.0}, r"dropout: .* 1\.0"),

@@ -9,13 +9,21 @@ import optax
 import pytest
 from nets import perturbed, quick_jit
 
-from diffjax import training
-from diffjax.networks import EDM2UNet, from_linen, normalise_weights
-from diffjax.networks._init import draw_together
-from diffjax.networks._magnitude import MPConv, MPLabels, mp_concatenate, mp_silu, mp_sum, unit
+from diffjax import from_linen, training
+from diffjax.networks import (
+    EDM2UNet,
+    MPConv,
+    MPLabels,
+    draw_parameters,
+    mp_concatenate,
+    mp_silu,
+    mp_sum,
+    normalise_weights,
+    unit_rms,
+)
 
 KEY = jax.random.key(0)
-FIELDS = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,), "head_channels": 8, "num_classes": 3}
+FIELDS = {"channels": (8, 16), "blocks": 1, "attention": (1,), "head_channels": 8, "num_classes": 3}
 IMAGE = jnp.asarray(np.random.default_rng(5).normal(size=(3, 8, 4, 2)), jnp.float32)
 C_NOISE = jnp.array([-1.0, 0.0, 1.0])
 LABELS = jnp.array([0, 1, 3])
@@ -48,7 +56,7 @@ def test_layers_keep_magnitude_whatever_their_weights():
     np.testing.assert_allclose(np.mean(np.square(y), axis=0), 1, rtol=2e-3)
     y = MPLabels(6, 5, jnp.float32).apply({"params": {"kernel": kernel}}, np.arange(6))
     np.testing.assert_allclose(np.mean(np.square(y), axis=0), 1, rtol=2e-3)
-    np.testing.assert_allclose(mean_square(unit(jnp.asarray(kernel), (0, 1))), 1, rtol=1e-3)
+    np.testing.assert_allclose(mean_square(unit_rms(jnp.asarray(kernel), (0, 1))), 1, rtol=1e-3)
 
 
 @pytest.fixture(scope="module", name="made")
@@ -60,13 +68,14 @@ def _made():
     return network, params, quick_jit(network.apply)
 
 
+@pytest.mark.slow
 def test_activations_stay_unit_through_the_network():
     """Untrained, on noise images: every layer's output has a root mean square from 1/2 to 2, over thirty layers.
 
     It is not quite 1: zeros beyond the border count, and attention averages. Plain SiLU would lose 0.6 a layer, weights
     that are not normalised gain 12.
     """
-    module = EDM2UNet(channels=16, multipliers=(1, 1), blocks=1, attention=(1,), head_channels=16)
+    module = EDM2UNet(channels=(16, 16), blocks=1, attention=(1,), head_channels=16)
     x, c_noise = jnp.asarray(np.random.default_rng(0).normal(size=(4, 16, 16, 3)), jnp.float32), jnp.arange(4.0)
     params = from_linen(module).init(KEY, x, c_noise) | {"gain": jnp.ones(())}
     seen = quick_jit(lambda p: module.apply({"params": p}, x, c_noise, capture_intermediates=True)[1])(params)
@@ -79,6 +88,7 @@ def test_activations_stay_unit_through_the_network():
     assert outside == {}
 
 
+@pytest.mark.slow
 def test_weights_matter_by_direction_alone_and_are_put_back(made):
     _, params, apply = made
     y = np.asarray(apply(params, IMAGE, C_NOISE, LABELS))
@@ -130,7 +140,7 @@ def test_starts_at_zero_by_one_draw_and_bfloat16(monkeypatch):
     """One draw makes all parameters: the initialisation that runs the network is never called."""
     module = EDM2UNet(**FIELDS, dtype=jnp.bfloat16, remat=True, out_channels=5)
     monkeypatch.setattr(jax, "jit", None)
-    params = draw_together(lambda *args: module.init(*args)["params"], KEY, IMAGE, C_NOISE, LABELS)
+    params = draw_parameters(KEY, lambda *args: module.init(*args)["params"], IMAGE, C_NOISE, LABELS)
     monkeypatch.undo()
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     assert params["gain"] == 0
@@ -185,8 +195,8 @@ def test_a_vector_is_a_condition():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"channels": 0}, r"channels: .* 0"),
-        ({"multipliers": ()}, "multipliers"),
+        ({"channels": (0, 8)}, r"channels: .*\(0, 8\)"),
+        ({"channels": ()}, "channels"),
         ({"blocks": 0}, r"blocks: .* 0"),
         ({"attention": (2,)}, r"attention: levels are 0 \.\. 1"),
         ({"head_channels": 5}, "head_channels: a divisor of level 1's 16"),
@@ -200,5 +210,9 @@ def test_bad_fields_are_refused(fields, message):
 
 
 def test_sizes_that_do_not_halve_are_refused():
-    with pytest.raises(ValueError, match=r"multiples of 2 .* \(3, 7, 4, 2\)"):
+    advice = r"take 1 level or fewer, or pad the images to 8 x 4"
+    with pytest.raises(
+        ValueError,
+        match=rf"^channels: for 2 levels .* multiples of 2, got shape \(3, 7, 4, 2\), images of 7 x 4; {advice}",
+    ):
         EDM2UNet(**FIELDS).init(KEY, jnp.zeros((3, 7, 4, 2)), C_NOISE, LABELS)

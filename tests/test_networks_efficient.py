@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 from nets import perturbed, quick_jit
 
-from diffjax import KarrasPrediction, VariancePreserving, classifier_free, make_denoiser
-from diffjax.interop._keys import to_params, to_tensors
-from diffjax.networks import Cascade, EfficientUNet, Text, from_linen
-from diffjax.networks._init import draw_together
+from diffjax import Diffusion, VariancePreserving, classifier_free, from_linen, make_denoiser
+from diffjax.interop import to_params, to_tensors
+from diffjax.networks import Cascade, EfficientUNet, Text, draw_parameters
+from diffjax.parameterisation import EDMPrediction
 
 KEY = jax.random.key(0)
 FIELDS = {
-    "channels": 8,
-    "multipliers": (1, 2),
+    "channels": (8, 16),
     "blocks": (1, 3),
     "strides": (2, 2),
-    "self_attention": (1,),
+    "attention": (1,),
     "text_attention": (1,),
     "head_channels": 8,
     "text_width": 5,
@@ -47,6 +46,7 @@ def changes(a, b):
     return np.abs(np.asarray(a) - b).max(axis=(1, 2, 3))
 
 
+@pytest.mark.slow
 def test_every_condition_matters_sample_by_sample(made):
     _, params, apply = made
     y = np.asarray(apply(params, IMAGE, C_NOISE, COND))
@@ -102,7 +102,7 @@ def test_starts_at_zero_by_one_draw_and_bfloat16(monkeypatch):
     """One draw makes all parameters: the initialisation that runs the network is never called."""
     module = EfficientUNet(**FIELDS, dtype=jnp.bfloat16, remat=True, out_channels=5)
     monkeypatch.setattr(jax, "jit", None)
-    params = draw_together(lambda *args: module.init(*args)["params"], KEY, IMAGE, C_NOISE, COND)
+    params = draw_parameters(KEY, lambda *args: module.init(*args)["params"], IMAGE, C_NOISE, COND)
     monkeypatch.undo()
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(params["out"]))
@@ -126,15 +126,14 @@ def test_a_condition_alone_needs_no_cascade():
 def test_is_a_denoiser_with_guidance(made):
     """The null of the text, beside the same low-resolution image: at scale 0 it is the network without text."""
     network, params, _ = made
-    process = VariancePreserving()
-    keywords = {"network": network, "process": process, "parameterisation": KarrasPrediction()}
+    diffusion = Diffusion(network, VariancePreserving(), EDMPrediction())
     null = COND._replace(text=Text(0.0, False))
-    guided = classifier_free(make_denoiser(params, COND, **keywords), null, 0.0)
+    guided = classifier_free(make_denoiser(diffusion, params, COND), null, 0.0)
     empty = COND._replace(text=Text(TEXT.embedding, jnp.zeros((3, 3), bool)))
     t = jnp.array([0.3, 0.5, 0.7])
     run = quick_jit(lambda denoiser, x, t: denoiser(x, t))
     np.testing.assert_allclose(
-        run(guided, IMAGE, t), run(make_denoiser(params, empty, **keywords), IMAGE, t), rtol=1e-4, atol=1e-4
+        run(guided, IMAGE, t), run(make_denoiser(diffusion, params, empty), IMAGE, t), rtol=1e-4, atol=1e-4
     )
 
 
@@ -162,11 +161,11 @@ def test_scan_and_remat_give_the_same_values_and_gradients(made):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"channels": 7}, r"channels: .* 7"),
+        ({"channels": (7, 16)}, r"channels: .*\(7, 16\)"),
         ({"blocks": (1,)}, r"blocks: one number for each of 2 .* \(1,\)"),
         ({"strides": (1, 3)}, r"strides: 1 or 2 .* \(1, 3\)"),
-        ({"self_attention": (2,)}, r"self_attention: blocks are 0 \.\. 1"),
-        ({"head_channels": 5}, "head_channels: a divisor of block 1's 16"),
+        ({"attention": (2,)}, r"attention: levels are 0 \.\. 1"),
+        ({"head_channels": 5}, "head_channels: a divisor of level 1's 16"),
         ({"dropout": 1.0}, r"dropout: .* 1\.0"),
     ],
 )

@@ -9,19 +9,29 @@ import pytest
 from nets import perturbed, quick_jit
 from texts import C_NOISE, IMAGE, KEY, TEXT, WITH_TEXT
 
+from diffjax import from_linen
 from diffjax.losses import drop_condition
-from diffjax.networks import MLP, EDM2UNet, PlainMLP, Text, UNet, UNet2D, from_linen, normalise_weights
-from diffjax.networks._edm2 import _Told
-from diffjax.networks._init import draw_together
-from diffjax.networks._unet2d_blocks import Stage
+from diffjax.networks import (
+    MLP,
+    ConditionEmbedding,
+    EDM2UNet,
+    PlainMLP,
+    Stage,
+    Text,
+    UNet,
+    UNet2D,
+    draw_parameters,
+    edm2_layers,
+    normalise_weights,
+)
 
-LEVELS = {"multipliers": (1,), "blocks": 1, "attention": (), "head_channels": 8}
+LEVELS = {"channels": (8,), "blocks": 1, "attention": (), "head_channels": 8}
 NETWORKS = {
     "mlp": partial(MLP, width=16, depth=1),
     "plain": partial(PlainMLP, width=16, depth=1),
-    "unet": partial(UNet, channels=8, **LEVELS),
-    "edm2": partial(EDM2UNet, channels=8, **LEVELS),
-    "unet2d": partial(UNet2D, channels=(8,), layers=1, down=(Stage(),), up=(Stage(),), groups=4),
+    "unet": partial(UNet, **LEVELS),
+    "edm2": partial(EDM2UNet, **LEVELS),
+    "unet2d": partial(UNet2D, channels=(8,), blocks=1, down=(Stage(),), up=(Stage(),), groups=4),
 }
 ALL = {name: partial(make, text_width=5) for name, make in NETWORKS.items()}
 ALL |= {name: partial(make, scan=True) for name, make in WITH_TEXT.items()}
@@ -89,8 +99,8 @@ def test_a_text_needs_its_width_and_is_no_label(name):
 
 def test_edm2_is_told_a_text_by_its_direction_alone():
     """Neither the size of the text nor that of its weights counts, and these are put back to unit magnitude."""
-    module = _Told(8, 16, None, 5, 0.5, jnp.float32)
-    params = draw_together(lambda *args: module.init(*args)["params"], KEY, C_NOISE, TEXT)
+    module = ConditionEmbedding(16, text_width=5, layers=edm2_layers(8, 0.5))
+    params = draw_parameters(KEY, lambda *args: module.init(*args)["params"], C_NOISE, TEXT)
     grown = params | {"text_embedding": {"kernel": 5 * np.asarray(params["text_embedding"]["kernel"])}}
     zero = Text(jnp.zeros((3, 3, 5)), jnp.ones((3, 3), bool))  # no direction
 

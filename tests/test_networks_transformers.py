@@ -7,11 +7,21 @@ import pytest
 from nets import dropouts, perturbed, quick_jit
 from texts import C_NOISE, IMAGE, KEY, RNG, TEXT, WITH_TEXT
 
-from diffjax.interop._keys import to_params, to_tensors
-from diffjax.networks import DiT, T5Encoder, UViT, dit_b, dit_l, dit_s, dit_xl, from_linen
-from diffjax.networks._init import draw_together
-from diffjax.networks._positions import rotate, rotation_angles
-from diffjax.networks._t5 import relative_buckets
+from diffjax import from_linen
+from diffjax.interop import to_params, to_tensors
+from diffjax.networks import (
+    DiT,
+    T5Encoder,
+    UViT,
+    dit_b,
+    dit_l,
+    dit_s,
+    dit_xl,
+    draw_parameters,
+    relative_buckets,
+    rotate,
+    rotation_angles,
+)
 
 
 @pytest.mark.parametrize("name", list(WITH_TEXT))
@@ -19,7 +29,7 @@ def test_start_at_zero_by_one_draw_and_bfloat16(name, monkeypatch):
     """One draw makes all parameters: the initialisation that runs the network is never called."""
     module = WITH_TEXT[name](dtype=jnp.bfloat16, remat=True)
     monkeypatch.setattr(jax, "jit", None)
-    params = draw_together(lambda *args: module.init(*args)["params"], KEY, IMAGE, C_NOISE, TEXT)
+    params = draw_parameters(KEY, lambda *args: module.init(*args)["params"], IMAGE, C_NOISE, TEXT)
     monkeypatch.undo()
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     y = jax.eval_shape(module.apply, {"params": params}, IMAGE, C_NOISE, TEXT)
@@ -113,7 +123,7 @@ def test_rotation_knows_distances_alone():
         ({"width": 24, "heads": 4, "rope": 100.0}, "rope: .* 24/4"),
         ({"num_classes": 3, "text_width": 5}, "num_classes=3"),
         ({"joint": True}, "joint: two streams need a text_width"),
-        ({"joint": True, "text_width": 5, "told_per_block": True}, "joint: .* told_per_block"),
+        ({"joint": True, "text_width": 5, "emb_per_block": True}, "joint: .* emb_per_block"),
         ({"dropout": 1.0}, r"dropout: .* 1\.0"),
     ],
 )
@@ -135,10 +145,17 @@ def test_uvit_refuses_bad_fields(fields, message):
         UViT(**fields)
 
 
+def test_a_patch_that_does_not_divide_the_image_is_named_with_those_that_do():
+    for module in (DiT(width=8, depth=1, heads=1, patch=3), UViT(width=8, depth=3, heads=1, patch=3)):
+        advice = "images of 8 x 8; take a patch of 1 or 2 or 4 or 8, or pad the images to 9 x 9"
+        with pytest.raises(ValueError, match=rf"^patch: .* multiples of patch=3, got shape \(1, 8, 8, 2\), {advice}"):
+            jax.eval_shape(module.init, KEY, jnp.zeros((1, 8, 8, 2)), C_NOISE[:1])
+
+
 def test_sizes_that_do_not_fit_are_refused():
     for module in (DiT(width=8, depth=1, heads=1, learned_positions=True), UViT(width=8, depth=3, heads=1)):
         params = jax.eval_shape(module.init, KEY, IMAGE, C_NOISE)
-        with pytest.raises(ValueError, match=r"multiples of patch=2, got shape \(3, 5, 6, 2\)"):
+        with pytest.raises(ValueError, match=r"^patch: .* multiples of patch=2, got shape \(3, 5, 6, 2\), .* of 5 x 6"):
             jax.eval_shape(module.apply, params, jnp.ones((3, 5, 6, 2)), C_NOISE)
         with pytest.raises(ValueError, match="the learned positions are for"):
             jax.eval_shape(module.apply, params, jnp.ones((3, 8, 6, 2)), C_NOISE)
@@ -152,10 +169,10 @@ def test_sizes_that_do_not_fit_are_refused():
 
 
 def test_t5_does_not_see_padding_and_knows_its_ids():
-    module = T5Encoder(vocabulary=7, width=8, depth=2, heads=2, head_features=3, hidden=5, gated=True)
+    module = T5Encoder(vocabulary=7, width=8, depth=2, heads=2, head_channels=3, hidden=5, gated=True)
     ids = jnp.array([[1, 2, 3, 0], [4, 5, 6, 1]])
     mask = jnp.array([[True, True, True, False], [True, True, True, True]])
-    params = perturbed(draw_together(module.init, KEY, ids, mask))
+    params = perturbed(draw_parameters(KEY, module.init, ids, mask))
     apply = quick_jit(module.apply)
     y = apply(params, ids, mask)
     assert (y.shape, y.dtype) == ((2, 4, 8), jnp.float32)
@@ -179,9 +196,9 @@ def test_t5_does_not_see_padding_and_knows_its_ids():
 
 
 def test_t5_drops_features_where_it_says():
-    module = T5Encoder(vocabulary=7, width=8, depth=2, heads=2, head_features=3, hidden=5, dropout=0.3)
+    module = T5Encoder(vocabulary=7, width=8, depth=2, heads=2, head_channels=3, hidden=5, dropout=0.3)
     ids = jnp.array([[1, 2, 3], [1, 2, 3]])
-    params = perturbed(draw_together(module.init, KEY, ids))
+    params = perturbed(draw_parameters(KEY, module.init, ids))
     train = lambda key: module.apply(params, ids, deterministic=False, rngs={"dropout": key})
 
     with dropouts() as places:

@@ -26,6 +26,12 @@ def test_published_outputs_are_of_the_full_run_of_the_cells_beside_them(path):
         assert cell.cell_type != "code" or cell.source in text
 
 
+def test_every_notebook_is_published_and_named_in_the_readme():
+    names = {path.stem for path in NOTEBOOKS.glob("*.py")} - {"run"}
+    assert names == {path.stem for path in NOTEBOOKS.glob("*.ipynb")}
+    assert not [name for name in names if f"notebooks/{name}.ipynb" not in (TOP / "README.md").read_text()]
+
+
 def test_check_refuses_other_cells_another_source_the_fast_form_and_cells_not_run():
     run = runpy.run_path(str(NOTEBOOKS / "run.py"))
 

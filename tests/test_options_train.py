@@ -9,6 +9,7 @@ import io
 import json
 import re
 import struct
+import types
 from pathlib import Path
 
 import jax
@@ -19,13 +20,12 @@ import pytest
 from nets import perturbed
 from PIL import Image
 
-from diffjax import config as c, losses, networks, parameterisation, process as processes, samplers
-from diffjax.cli import main
-from diffjax.cli._averages import names
-from diffjax.cli._draw import Draw
-from diffjax.data import ImageFolder, checkerboard, digits, mixture, prefetch, swiss_roll, two_moons
-from diffjax.guidance import classifier_free
-from diffjax.training import Checkpoints, data_mesh, init_state, make_train_step
+import diffjax as dj
+from diffjax import Network, config as c, guidance, losses, networks, process as processes
+from diffjax.cli import Draw, main
+from diffjax.cli._train import _about
+from diffjax.data import ImageFolder, checkerboard, load_digits, mixture, prefetch, swiss_roll, two_moons
+from diffjax.training import Checkpoints, Context, Objective, Snapshots, data_mesh, init_state, make_train_step
 
 # --- defaults and presets ---
 
@@ -40,13 +40,17 @@ DEFAULTS = {
         "name": "digits",
         "path": None,
         "conditional": True,
-        "image_size": None,
         "flip": False,
         "workers": 0,
         "holdout": 0.2,
         "holdout_seed": 0,
-        "channels": None,
         "skip_bad": False,
+        "components": None,
+        "std": None,
+        "noise": None,
+        "cells": None,
+        "image_size": None,
+        "channels": None,
     },
     "process": {
         "name": "cosine",
@@ -59,14 +63,38 @@ DEFAULTS = {
         "sigma_min": None,
         "sigma_max": None,
         "rho": None,
+        "steps": None,
+        "start": None,
+        "stop": None,
+        "largest": None,
+        "width": None,
+        "logsnr_min": None,
+        "logsnr_max": None,
+        "zero_terminal_snr": False,
     },
-    "parameterisation": {"name": "v", "data_std": None},
+    "parameterisation": {"name": "v", "data_std": None, "clock": "logsnr"},
     "weighting": {"name": "native", "data_std": None, "gamma": None, "bias": None, "k": None},
     "times": {"name": "stratified", "mean": None, "std": None, "scale": None},
+    "teacher": None,
+    "loss": {
+        "name": "denoising",
+        **dict.fromkeys(
+            ("mean", "std", "equal", "power", "offset", "finest", "fewest", "most", "warm_up", "least", "first")
+        ),
+        "c": None,
+        "epsilon": None,
+        "waves": None,
+        "noise_levels": None,
+        "levels": None,
+        "steps": None,
+        "share": None,
+        "block": None,
+        "projections": None,
+        "step": None,
+    },
     "network": {
         "name": "unet",
-        "channels": 32,
-        "multipliers": (1, 2),
+        "channels": (32, 64),
         "blocks": 1,
         "attention": (1,),
         "head_channels": 32,
@@ -78,10 +106,54 @@ DEFAULTS = {
         "dropout": 0.0,
         "dtype": "float32",
         "remat": False,
+        "residual_balance": None,
+        "attention_balance": None,
+        "skip_balance": None,
+        "label_balance": None,
+        "rope": None,
+        "position_range": None,
+        "mlp_ratio": None,
+        "norm_epsilon": None,
     },
     "optimiser": {"learning_rate": 1e-3, "warmup": 200, "final": 0.0, "clip": 1.0, "weight_decay": 0.0},
-    "guidance": {"dropout": 0.1, "scale": 1.5},
-    "sampler": {"name": "dpmpp2m", "steps": 20, "grid": "logsnr", "eta": None},
+    "guidance": {
+        "name": "cfg",
+        "scale": 1.5,
+        "interval": None,
+        "logsnr_start": None,
+        "phi": None,
+        "parallel": None,
+        "norm": None,
+        "dropout": 0.1,
+    },
+    "sampler": {
+        "name": "dpmpp2m",
+        "steps": 20,
+        "grid": "logsnr",
+        "clip": None,
+        "threshold": "static",
+        "eta": None,
+        "gamma": None,
+        "r1": None,
+        "p": None,
+        "order": None,
+        "points": None,
+        "interpolation": None,
+        "r": None,
+        "s_churn": None,
+        "s_min": None,
+        "s_max": None,
+        "s_noise": None,
+        "corrections": None,
+        "snr": None,
+        "step_size": None,
+        "rho": None,
+        "data_std": None,
+        "width": None,
+        "shift": None,
+        "quantile": None,
+        "largest": None,
+    },
 }
 PRESETS = {
     "digits": {
@@ -96,8 +168,7 @@ PRESETS = {
         "steps": 4000,
         "batch_size": 64,
         "data.name": "mnist",
-        "network.channels": 16,
-        "network.multipliers": (1, 2, 4),
+        "network.channels": (16, 32, 64),
         "network.attention": (2,),
         "guidance.scale": 1.1,
     },
@@ -107,8 +178,7 @@ PRESETS = {
         "ema_decay": 0.9999,
         "data.name": "cifar10",
         "data.flip": True,
-        "network.channels": 128,
-        "network.multipliers": (1, 2, 2, 2),
+        "network.channels": (128, 256, 256, 256),
         "network.blocks": 2,
         "network.head_channels": 64,
         "network.dropout": 0.1,
@@ -146,15 +216,123 @@ ODD = c.Config(
     5,
     0.5,
     (0.05, 0.1),
-    c.DataConfig("two_moons", "a.npz", False, 9, True, 3, 0.3, 4, 1, True),
-    c.ProcessConfig("karras", 0.3, 9.0, -1.5, 0.2, 3.0, 3.5, 0.05, 20.0, 4.0),
-    c.ParameterisationConfig("eps", 1.5),
-    c.WeightingConfig("p2", 0.75, 0.25, -2.0, 2.5),
-    c.TimesConfig("mode", 0.7, 0.4, -0.6),
-    c.NetworkConfig("dit", 16, (1, 3, 5), 2, (0, 2), 8, 24, 5, 3, 4, True, 0.35, "bfloat16", True),
+    "../teacher",
+    c.DataConfig(
+        "two_moons",
+        "a.npz",
+        False,
+        True,
+        3,
+        0.3,
+        4,
+        True,
+        components=5,
+        std=0.2,
+        noise=0.1,
+        cells=6,
+        image_size=9,
+        channels=1,
+    ),
+    c.ProcessConfig(
+        "edm",
+        -5.5,
+        6.5,
+        True,
+        beta_min=0.3,
+        beta_max=9.0,
+        shift=-1.5,
+        offset=0.2,
+        horizon=3.0,
+        power=3.5,
+        sigma_min=0.05,
+        sigma_max=20.0,
+        rho=4.0,
+        steps=30,
+        start=0.001,
+        stop=0.03,
+        largest=0.95,
+        width=12,
+    ),
+    c.ParameterisationConfig("eps", "angle", data_std=1.5),
+    c.WeightingConfig("p2", data_std=0.75, gamma=0.25, bias=-2.0, k=2.5),
+    c.TimesConfig("mode", mean=0.7, std=0.4, scale=-0.6),
+    c.LossConfig(
+        "uncertainty",
+        c=0.2,
+        epsilon=0.3,
+        waves=3,
+        noise_levels=5,
+        levels=17,
+        steps=7,
+        share=0.02,
+        block=2,
+        projections=4,
+        step=0.05,
+        mean=0.15,
+        std=0.95,
+        equal=0.35,
+        power=0.8,
+        offset=0.002,
+        finest=16,
+        fewest=6,
+        most=60,
+        warm_up=0.25,
+        least=2,
+        first=32,
+    ),
+    c.NetworkConfig(
+        "dit",
+        (16, 48, 80),
+        2,
+        (0, 2),
+        8,
+        24,
+        5,
+        3,
+        4,
+        True,
+        0.35,
+        "bfloat16",
+        True,
+        residual_balance=0.4,
+        attention_balance=0.2,
+        skip_balance=0.6,
+        label_balance=0.7,
+        rope=50.0,
+        position_range=16,
+        mlp_ratio=3.0,
+        norm_epsilon=1e-5,
+    ),
     c.OptimiserConfig(0.05, 3, 0.15, 0.45, 0.55),
-    c.GuidanceConfig(0.65, 2.5),
-    c.SamplerConfig("ddim", 11, "snr", 0.85),
+    c.GuidanceConfig("projected", 2.5, (-3.0, 4.5), -6.25, 0.65, phi=0.55, parallel=0.35, norm=1.75),
+    c.SamplerConfig(
+        "ddim",
+        11,
+        "snr",
+        1.25,
+        "dynamic",
+        eta=0.85,
+        gamma=0.75,
+        r1=0.35,
+        p=1,
+        order=6,
+        points=2,
+        interpolation=0.95,
+        r=0.65,
+        s_churn=8.0,
+        s_min=0.15,
+        s_max=12.0,
+        s_noise=1.005,
+        corrections=3,
+        snr=0.12,
+        step_size=0.22,
+        rho=4.5,
+        data_std=0.6,
+        width=1.9,
+        shift=2.75,
+        quantile=0.97,
+        largest=1.4,
+    ),
 )
 """A number of its own for every field."""
 
@@ -193,8 +371,11 @@ def test_each_option_of_train_sets_its_field(monkeypatch):
 # --- a run ---
 
 
-def test_a_run_equals_the_same_run_by_library_calls(tmp_path, monkeypatch):
-    """Four updates through the command line, and the same by hand: parameters, averages and losses of every step."""
+def test_a_run_equals_the_same_run_by_library_calls(tmp_path, monkeypatch, capsys):
+    """Four updates through the command line, and the same by hand: parameters, averages and losses of every step.
+
+    Of eps, so that the process is what is left of it within logsnr 10 .. -10.
+    """
     monkeypatch.chdir(tmp_path)
     read = []
 
@@ -202,8 +383,8 @@ def test_a_run_equals_the_same_run_by_library_calls(tmp_path, monkeypatch):
         read.append(workers)
         return prefetch(*args, **options)
 
-    monkeypatch.setattr("diffjax.cli._train.prefetch", fetching)
-    monkeypatch.setattr("diffjax.cli._train._finish", lambda *args: None)  # no samples
+    monkeypatch.setattr("diffjax.training._loop.prefetch", fetching)
+    monkeypatch.setattr("diffjax.cli._train._finish", lambda *args, **more: None)  # no samples
     config = c.Config(
         name="other",
         steps=4,
@@ -213,7 +394,7 @@ def test_a_run_equals_the_same_run_by_library_calls(tmp_path, monkeypatch):
         ema_widths=(0.1,),
         data=c.DataConfig("mixture", workers=2),
         process=c.ProcessConfig("variance_preserving", beta_max=10.0),
-        parameterisation=c.ParameterisationConfig("eps", data_std=0.8),
+        parameterisation=c.ParameterisationConfig("eps", data_std=0.8, clock="angle"),
         weighting=c.WeightingConfig("min_snr", gamma=2.0),
         times=c.TimesConfig("lognormal", mean=-0.5),
         network=c.NetworkConfig("mlp", width=8, depth=2, dropout=0.3),
@@ -226,32 +407,32 @@ def test_a_run_equals_the_same_run_by_library_calls(tmp_path, monkeypatch):
     out = Path("runs/other")
     assert c.from_json((out / "config.json").read_text()) == config
     assert read == [2]
+    assert "eps: trained and sampled within logsnr -5.04 .. 10, for in the samples" in capsys.readouterr().out
 
-    network = networks.from_linen(networks.MLP(width=8, depth=2, dropout=0.3, num_classes=8))
-    process = processes.VariancePreserving(0.1, 10.0)
+    network = dj.from_linen(networks.MLP(width=8, depth=2, dropout=0.3, num_classes=8))
+    last = -5.05 - np.log(-np.expm1(-5.05))
+    process = processes.Clipped(dj.VariancePreserving(0.1, 10.0), 10.0, last)
 
-    def loss(params, key, batch, index, total):
+    def loss(params, batch, context):
         x0, labels = batch
-        hide, draw = jax.random.split(key)
-        return losses.denoising_loss(
+        hide, draw = jax.random.split(context.key)
+        return dj.denoising_loss(
+            dj.Diffusion(network, process, dj.EpsPrediction(0.8, clock="angle")),
             params,
             draw,
             x0,
-            losses.drop_condition(hide, labels, 8, 0.4, index=index),
-            network=network,
-            process=process,
-            parameterisation=parameterisation.EpsPrediction(0.8),
-            time_sampler=processes.LognormalTimes(process, -0.5, 1.2),
+            losses.drop_condition(hide, labels, 8, 0.4, index=context.index),
+            times=processes.LognormalTimes(process, -0.5, 1.2),
             weighting=losses.MinSNR(2.0),
-            index=index,
-            total=total,
+            index=context.index,
+            total=context.total,
         )
 
     schedule = optax.warmup_cosine_decay_schedule(0.0, 0.1, 0, 4, 0.03)
     tx = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(schedule, weight_decay=0.2))
     source = mixture(components=8, std=0.1)
     fresh = init_state(jax.random.key(5), network, tx, jnp.zeros((1, 2)), jnp.zeros(1, jnp.int32))
-    step = jax.jit(make_train_step(loss, tx, ema=lambda step, params, ema: ema))
+    step = jax.jit(make_train_step(Objective(loss, tx), ema=lambda step, params, ema: ema))
     mix = lambda keep, old, new: jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, old, new)
     state, decayed, powered, logged = fresh, fresh.params, fresh.params, []
     for n in range(4):
@@ -262,13 +443,14 @@ def test_a_run_equals_the_same_run_by_library_calls(tmp_path, monkeypatch):
     with Checkpoints(out / "checkpoints", read_only=True) as checkpoints:
         tx = c.build(config, 8).tx
         cond = jnp.zeros(1, jnp.int32)
-        like = init_state(jax.random.key(0), network, tx, jnp.zeros((1, 2)), cond, averages=names(config))
+        names = ("decay", Snapshots.name(0.1))
+        like = init_state(jax.random.key(0), network, tx, jnp.zeros((1, 2)), cond, averages=names)
         found = checkpoints.restore(like)
     assert found.step == 4
     close = lambda a, b: jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=2e-5), a, b)
     close(found.params, state.params)
     close(found.ema["decay"], decayed)
-    close(found.ema[names(config)[1]], powered)
+    close(found.ema[names[1]], powered)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     np.testing.assert_allclose([line["loss"] for line in lines], logged, rtol=1e-4)
     moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), state.params, decayed)
@@ -286,25 +468,164 @@ def test_samples_use_the_configured_sampler_grid_and_guidance_scale():
     data = c.build_data(config.data)
     parts = c.build(config, data.classes)
     labels, mesh = jnp.arange(6) % 8, data_mesh(jax.devices()[:1])
-    params = perturbed(parts.network.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.zeros(1), labels[:1]), size=0.5)
-    drawn = Draw(config, data, parts, params, mesh=mesh)(6, labels, 3)
-    network = networks.from_linen(networks.MLP(width=8, depth=1, num_classes=8))
-    process = processes.Rectified()
-    denoiser = parameterisation.make_denoiser(
-        params, labels, network=network, process=process, parameterisation=parameterisation.VPrediction()
+    params = perturbed(
+        parts.diffusion.network.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.zeros(1), labels[:1]), size=0.5
     )
-    by_hand = lambda scale: samplers.sample_n(
+    drawn = Draw(config, data, parts, params, mesh=mesh)(6, labels, 3)
+    network = dj.from_linen(networks.MLP(width=8, depth=1, num_classes=8))
+    process = dj.Rectified()
+    denoiser = dj.make_denoiser(dj.Diffusion(network, process, dj.VPrediction()), params, labels)
+    by_hand = lambda scale: dj.sample_n(
         jax.random.key(3),
         process,
-        classifier_free(denoiser, 8, scale),
+        dj.classifier_free(denoiser, 8, scale),
         (2,),
         6,
         ts=processes.quadratic_grid(process, 3),
-        stepper=samplers.DDIM(eta=0.7),
+        stepper=dj.DDIM(eta=0.7),
         mesh=mesh,
     )
     np.testing.assert_allclose(drawn, by_hand(2.5), rtol=1e-4, atol=1e-5)
     assert np.max(np.abs(drawn - by_hand(1.5))) > 0.01
+
+
+def test_guidance_is_put_together_as_by_hand():
+    """A rule with a number of its own, in an interval, from a level on, then a threshold; CFG++; a weaker denoiser."""
+    process, labels, t = dj.Rectified(), jnp.arange(4) % 3, jnp.asarray([0.2, 0.45, 0.6, 0.9])
+    config = c.Config(
+        process=c.ProcessConfig("rectified"),
+        network=c.NetworkConfig("mlp", width=8, depth=1),
+        guidance=c.GuidanceConfig("projected", 3.0, (-1.0, 2.0), -3.0, norm=0.4),
+        sampler=c.SamplerConfig(steps=2, clip=0.6, threshold="dynamic", quantile=0.5),
+    )
+    parts, params, worse = c.build(config, 3), jnp.asarray([0.9, -0.4]), jnp.asarray([0.4, 0.3])
+    wave = lambda params, x, c_noise, cond, *, key=None: params * x + params * jnp.sin(x + cond[:, None])
+    network = Network(lambda *_: params, wave)  # cheaper than one of layers
+    parts = parts._replace(diffusion=dataclasses.replace(parts.diffusion, network=network))
+    xt, mesh = jnp.asarray(2 * np.random.default_rng(0).normal(size=(4, 2)), jnp.float32), data_mesh(jax.devices()[:1])
+    told = lambda params: dj.make_denoiser(parts.diffusion, params, labels)
+    plain, rule = told(params), guidance.Projected(norm=0.4)
+    samples = c.Samples((2,), 3)
+
+    def found(config, **more):
+        built = c.rebuild_sampling(config, parts)
+        return Draw(config, samples, built, params, mesh=mesh, **more).denoiser(labels)
+
+    def by_hand(guided):
+        inside = guidance.within_interval(process, guided, plain, -1.0, 2.0)
+        started = guidance.zero_init(process, inside, -3.0)
+        return guidance.dynamic_threshold(started, 0.5, 0.6)(xt, t)
+
+    one = dj.classifier_free(plain, 3, 3.0, rule=rule)
+    wanted = by_hand(one)
+    np.testing.assert_allclose(found(config)(xt, t), wanted, rtol=1e-5, atol=1e-6)
+    away = by_hand(guidance.extrapolate(plain, told(worse), 3.0, rule=rule))
+    weak = types.SimpleNamespace(params=worse, denoiser=lambda labels: told(worse))
+    weak._replace = lambda params: weak
+    np.testing.assert_allclose(found(config, weak=weak)(xt, t), away, rtol=1e-5, atol=1e-6)
+    for name, numbers in (("interval", {}), ("logsnr_start", {}), ("name", {"norm": None})):  # each is seen
+        simpler = dataclasses.replace(config.guidance, **numbers, **{name: getattr(c.GuidanceConfig(), name)})
+        other = found(dataclasses.replace(config, guidance=simpler))(xt, t)
+        assert np.abs(other - wanted).max() > 1e-3, name
+    for scale in (0.8, 1.0):  # at 1, too, CFG++ needs the pair
+        chosen = dataclasses.replace(
+            config, guidance=c.GuidanceConfig("rescaled", scale), sampler=c.SamplerConfig("cfgpp", steps=2)
+        )
+        pair = guidance.Guided(guidance.OnePass(plain, 3), jnp.asarray(scale), guidance.Rescaled())
+        got = found(chosen).with_base(xt, t)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, pair.with_base(xt, t))
+    for refused, message in (
+        ({"sampler": c.SamplerConfig("cfgpp", clip=1.0)}, r"sampler\.clip: cannot be used with cfgpp, .* got 1\.0"),
+        (
+            {"sampler": c.SamplerConfig("cfgpp"), "guidance": c.GuidanceConfig(interval=(0.0, 1.0))},
+            r"guidance\.interval: cannot be used with cfgpp, which needs cond and uncond apart, got \(0\.0, 1\.0\)",
+        ),
+        (
+            {"sampler": c.SamplerConfig("cfgpp"), "guidance": c.GuidanceConfig(logsnr_start=0.0)},
+            r"guidance\.logsnr_start: cannot be used with cfgpp",
+        ),
+        (
+            {"sampler": c.SamplerConfig(threshold="dynamic")},
+            r"sampler\.threshold: dynamic needs the range of the data, --sampler\.clip",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            found(dataclasses.replace(config, **{"guidance": c.GuidanceConfig()} | refused))
+
+
+@pytest.mark.parametrize("conditional", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_samples_are_clipped_where_the_data_are_known_to_end_or_where_it_is_asked_for(conditional):
+    """Guidance comes first; the configuration's number wins over the data's; 0 is off."""
+    mlp, labels = c.NetworkConfig("mlp", width=8, depth=1), jnp.arange(6) % 3 if conditional else None
+    config = c.Config(network=mlp, guidance=c.GuidanceConfig(scale=2.5), sampler=c.SamplerConfig(steps=2))
+    parts = c.build(config, 3 if conditional else None)
+    xt, t, mesh = 4 * jax.random.normal(jax.random.key(1), (6, 2)), jnp.asarray(0.4), data_mesh(jax.devices()[:1])
+    cond = None if labels is None else labels[:1]
+    params = perturbed(parts.diffusion.network.init(jax.random.key(0), xt[:1], jnp.zeros(1), cond), size=0.5)
+    plain = dj.make_denoiser(
+        dj.Diffusion(parts.diffusion.network, dj.Cosine(), parts.diffusion.parameterisation),
+        params,
+        labels,
+    )
+    x0, wanted = (of(xt, t) for of in (plain, dj.classifier_free(plain, 3, 2.5) if conditional else plain))
+    cases = [(True, None, 1), (False, None, 0), (True, 0.0, 0), (False, 0.3, 0.3)]
+    for pictures, configured, bound in cases:
+        data = c.Data(lambda *_: (xt, labels), (xt, labels), (xt, labels), parts.null, None, pictures=pictures)
+        chosen = dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, clip=configured))
+        draw = Draw(chosen, data, parts, params, mesh=mesh)
+        by_hand = np.clip(wanted, -bound, bound) if bound else wanted
+        np.testing.assert_allclose(draw.denoiser(labels)(xt, t), by_hand, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(draw.denoiser(labels, guided=False)(xt, t), x0, rtol=1e-5, atol=1e-6)
+    assert np.abs(wanted).max() > 2
+    assert np.abs(draw(6, labels, 3)).max() == np.float32(0.3)
+
+
+def test_a_bound_of_samples_is_a_finite_number_from_0_on():
+    for value in (-1.0, np.inf, np.nan):
+        config = c.Config(sampler=c.SamplerConfig(clip=value))
+        with pytest.raises(ValueError, match=r"sampler\.clip: a finite number, 0 for off, got"):
+            c.check_config(config)
+
+
+def test_a_run_of_eps_says_where_it_is_trained_and_why():
+    """Of vectors, also what keeps samples in their range; of other predictions nothing."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (9, 2)).astype(np.float32)
+    x[4, 1] = -2.75
+    data = {pictures: c.Data(None, (x, None), (x, None), None, None, pictures=pictures) for pictures in (False, True)}
+    toy = c.PRESETS["toy2d"]
+
+    def about(name, pictures=False, **numbers):
+        sampler = dataclasses.replace(toy.sampler, clip=numbers.pop("clip", None))
+        process = c.ProcessConfig(**numbers)
+        chosen = c.ParameterisationConfig(name)
+        config = dataclasses.replace(toy, sampler=sampler, process=process, parameterisation=chosen)
+        return _about(config, data[pictures], c.build(config, None))
+
+    told = "trained and sampled within logsnr -10 .. 10, for in the samples its errors are e^(-logsnr/2) times as large"
+    ((line,), (score,), (own,)) = about("eps"), about("score"), about("eps", logsnr_min=-6.0, logsnr_max=12.0)
+    assert line.startswith(f"eps: {told}, 148 times at -10; --process.logsnr-min and --process.logsnr-max change that")
+    assert line.endswith("; samples are clipped to 2.75, the largest number of the data (--sampler.clip 0: not)")
+    assert score.startswith(f"score: {told}")
+    assert "within logsnr -6 .. 12" in own
+    assert "clip" not in about("eps", pictures=True)[0] + about("eps", clip=0.0)[0]
+    assert [about(name) for name in ("x0", "v", "velocity", "edm")] == 4 * [[]]
+    for name, pictures, clip, bound in (
+        ("eps", False, None, 2.75),
+        ("score", True, None, 1.0),
+        ("v", False, None, 0),
+        ("v", True, None, 1.0),
+        ("eps", False, 0.0, 0),
+        ("eps", True, 3.0, 3.0),
+    ):
+        sampler = dataclasses.replace(toy.sampler, clip=clip)
+        config = dataclasses.replace(toy, sampler=sampler, parameterisation=c.ParameterisationConfig(name))
+        parts = c.build(config, None)
+        assert (
+            c.samples_bound(config, data[pictures], parts)
+            == c.samples_bound(config, data[pictures].samples, parts)
+            == bound
+        )
 
 
 def test_labels_are_dropped_with_the_configured_probability():
@@ -315,13 +636,14 @@ def test_labels_are_dropped_with_the_configured_probability():
     built = lambda share, classes=8: c.build(
         dataclasses.replace(config, guidance=c.GuidanceConfig(dropout=share)), classes
     )
-    params = built(0.0).network.init(jax.random.key(0), x0[:1], jnp.zeros(1), labels[:1])
+    params = built(0.0).diffusion.network.init(jax.random.key(0), x0[:1], jnp.zeros(1), labels[:1])
     params = perturbed(params, size=0.5)  # a fresh network is 0 whatever the label
 
     def each(share):
         parts = built(share)
         assert parts.null == 8
-        loss = lambda cond: parts.loss(params, jax.random.key(1), (x0, cond), jnp.arange(n), n)
+        context = Context(jax.random.key(1), index=jnp.arange(n), total=n)
+        loss = lambda cond: parts.loss(params, (x0, cond), context)
         return jax.jit(lambda cond: loss(cond)[1]["per_sample"])
 
     labelled, unlabelled = map(each(0.0), (labels, jnp.full(n, 8, jnp.int32)))
@@ -333,8 +655,8 @@ def test_labels_are_dropped_with_the_configured_probability():
         np.testing.assert_allclose(found[~dropped], labelled[~dropped], rtol=1e-4)
         assert abs(dropped[clear].mean() - share) < 5 * np.sqrt(share * (1 - share) / clear.sum()) + 1e-9
     parts = built(0.3, None)  # unconditional: there is no label to drop
-    params = jax.eval_shape(parts.network.init, jax.random.key(0), x0[:1], jnp.zeros(1))
-    jax.eval_shape(lambda params: parts.loss(params, jax.random.key(1), (x0, None), jnp.arange(n), n), params)
+    params = jax.eval_shape(parts.diffusion.network.init, jax.random.key(0), x0[:1], jnp.zeros(1))
+    jax.eval_shape(lambda params: parts.loss(params, (x0, None), Context(jax.random.key(1))), params)
 
 
 # --- the optimiser ---
@@ -445,6 +767,31 @@ def test_files_are_read_as_their_name_says(tmp_path):
     assert (train | held_out, len(held_out)) == (items(grey, whole), 6)
 
 
+def test_pictures_are_what_is_known_to_lie_in_its_range(tmp_path):
+    """All images, of bytes, or floats in [-1, 1]; not vectors, nor floats that may be latents."""
+    floats = RNG.uniform(-1, 1, (12, 4, 4, 3))
+    beyond, below = (np.where(np.arange(floats.size).reshape(floats.shape) == 7, end, floats) for end in (1.01, -1.01))
+    arrays = {
+        "bytes": (IMAGES[..., :2], True),
+        "floats": (floats, True),
+        "grey": (floats[..., :1], True),
+        "beyond": (beyond, False),
+        "below": (below, False),
+        "latents": (floats[..., [0, 0, 1, 2]], False),
+        "vectors": (floats[:, 0, 0], False),
+        "rows": (floats[:, 0], False),
+    }
+    read = lambda name, path=None: c.build_data(c.DataConfig(name, None if path is None else str(path))).pictures
+    for name, (x, pictures) in arrays.items():
+        np.savez(tmp_path / f"{name}.npz", x=x)
+        assert read("file", tmp_path / f"{name}.npz") is pictures, name
+    assert read("image_folder", write_folders(tmp_path / "folders"))
+    assert read("cifar10", write_cifar(tmp_path / "cifar"))
+    assert read("mnist", write_mnist(tmp_path / "mnist", train=np.arange(12)))
+    assert read("digits")
+    assert not any(map(read, c.TOYS))
+
+
 def test_images_are_scaled_to_the_size_of_the_configuration(tmp_path):
     path = write_folders(tmp_path / "a", slice(0, 20))
     data = c.build_data(c.DataConfig("image_folder", str(path), image_size=8))
@@ -474,7 +821,7 @@ def test_a_share_is_held_out_by_its_seed(tmp_path):
     assert found[0.25, 0] != found[0.25, 1]
     data = c.build_data(c.DataConfig("digits", holdout=0.4, holdout_seed=3))
     for part, split in ((data.train, "train"), (data.held_out, "test")):
-        jax.tree.map(np.testing.assert_array_equal, part, digits(split, holdout=0.4, seed=3))
+        jax.tree.map(np.testing.assert_array_equal, part, load_digits(split, holdout=0.4, seed=3))
 
 
 def test_digits_are_split_and_flipped_as_configured():
@@ -482,7 +829,7 @@ def test_digits_are_split_and_flipped_as_configured():
     assert (data.shape, data.classes, data.log_prob) == ((8, 8, 1), 10, None)
     for part, split in (("train", "train"), ("held_out", "test")):
         for of in (data, flipped):
-            jax.tree.map(np.testing.assert_array_equal, getattr(of, part), digits(split, holdout=0.2, seed=0))
+            jax.tree.map(np.testing.assert_array_equal, getattr(of, part), load_digits(split, holdout=0.2, seed=0))
     assert len(data.train[0]) + len(data.held_out[0]) == 1797
     (x, y), (mirrored, z) = data.source(1, 2, 64), flipped.source(1, 2, 64)
     np.testing.assert_array_equal(y, z)
@@ -495,17 +842,21 @@ def test_digits_are_split_and_flipped_as_configured():
 
 
 TOYS = {
-    "mixture": (lambda: mixture(components=8, std=0.1), 8),
-    "two_moons": (lambda: two_moons(noise=0.05), 2),
-    "checkerboard": (lambda: checkerboard(cells=4), None),
-    "swiss_roll": (lambda: swiss_roll(noise=0.3), None),
+    "mixture": (
+        lambda components=8, std=0.1: mixture(components=components, std=std),
+        8,
+        {"components": 5, "std": 0.3},
+    ),
+    "two_moons": (lambda noise=0.05: two_moons(noise=noise), 2, {"noise": 0.2}),
+    "checkerboard": (lambda cells=4: checkerboard(cells=cells), None, {"cells": 6}),
+    "swiss_roll": (lambda noise=0.3: swiss_roll(noise=noise), None, {"noise": 0.1}),
 }
 
 
 def test_a_toy_is_its_density_and_is_measured_on_draws_of_other_seeds():
     assert list(TOYS) == list(c.TOYS)
     same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
-    for name, (make, classes) in TOYS.items():
+    for name, (make, classes, odd) in TOYS.items():
         toy, data = make(), c.build_data(c.DataConfig(name))
         assert (data.shape, data.classes) == ((2,), classes)
         same(data.source(3, 5, 64), toy(3, 5, 64))
@@ -517,6 +868,13 @@ def test_a_toy_is_its_density_and_is_measured_on_draws_of_other_seeds():
         assert (data.log_prob is None) == (name in ("two_moons", "swiss_roll"))
         if data.log_prob is not None:
             same(data.log_prob(data.train[0]), toy.log_prob(data.train[0]))
+        for number, value in odd.items():
+            assert c.numbers_of(c.DATA[name]).keys() == odd.keys()
+            changed = c.build_data(c.DataConfig(name, **{number: value}))
+            same(changed.source(3, 5, 64), make(**{number: value})(3, 5, 64))
+            assert np.any(changed.source(3, 5, 64)[0] != data.source(3, 5, 64)[0])
+            with pytest.raises(ValueError, match=rf"data\.{number}: digits has no such number, got {value}"):
+                c.build_data(c.DataConfig(**{number: value}))
         plain = c.build_data(c.DataConfig(name, conditional=False))
         assert (plain.classes, plain.source(3, 5, 64)[1], plain.train[1], plain.held_out[1]) == (None,) * 4
         same(plain.source(3, 5, 64)[0], toy(3, 5, 64)[0])
@@ -539,10 +897,12 @@ RUN, SAMPLES = (
     "test_a_run_equals_the_same_run_by_library_calls",
     "test_samples_use_the_configured_sampler_grid_and_guidance_scale",
 )
+GUIDED = "test_guidance_is_put_together_as_by_hand"
 NETWORK = "test_a_network_is_the_module_of_its_name_with_its_numbers"
 OPTIMISER = "test_the_optimiser_is_adam_with_clipping_warm_up_decay_and_cosine"
 CHECKS = {
     **dict.fromkeys(("name", "steps", "batch_size", "seed", "ema_decay", "ema_widths", "data.workers"), RUN),
+    "teacher": "test_a_student_has_its_teacher_s_configuration_but_for_what_distilling_changes",
     "data.name": "test_a_toy_is_its_density_and_is_measured_on_draws_of_other_seeds",
     "data.path": "test_files_are_read_as_their_name_says",
     "data.conditional": "test_an_unconditional_network_gets_no_labels",
@@ -556,23 +916,45 @@ CHECKS = {
     **dict.fromkeys(("guidance.scale", "sampler.steps"), SAMPLES),
     "sampler.name": "test_a_sampler_takes_the_steps_of_its_name",
     "sampler.grid": "test_a_grid_has_the_times_of_its_name",
-    "sampler.eta": "test_eta_sets_the_samplers_that_have_one_and_is_refused_for_others",
+    "sampler.clip": "test_samples_are_clipped_where_the_data_are_known_to_end_or_where_it_is_asked_for",
+    "sampler.threshold": "test_a_threshold_is_the_formula_of_its_name",
+    "guidance.name": "test_a_guidance_rule_is_the_formula_of_its_name",
+    **dict.fromkeys(("guidance.interval", "guidance.logsnr_start"), GUIDED),
 }
 GROUPS = {
     "process": "test_a_process_has_the_alpha_and_sigma_of_its_name",
     "parameterisation": "test_a_prediction_has_the_coefficients_of_its_name",
     "weighting": "test_a_weighting_is_the_function_of_its_name",
     "times": "test_times_have_the_distribution_of_their_name",
+    "loss": "test_a_loss_by_name_trains_as_the_library_call_does",
     "network": NETWORK,
     "optimiser": OPTIMISER,
+    "the numbers of sampler": "test_each_number_of_a_sampler_is_that_of_its_class",
+    "the numbers of grids": "test_a_grid_has_the_times_of_its_name",
+    "the numbers of toys": "test_a_toy_is_its_density_and_is_measured_on_draws_of_other_seeds",
 }
 """Of groups whose tests see by themselves that each of their fields has a value of its own there."""
-FILES = ("test_options_train.py", "test_registry_names.py", "test_config_networks.py", "test_data_identity.py")
+FILES = (
+    "test_options_train.py",
+    "test_config_losses.py",
+    "test_registry_names.py",
+    "test_config_networks.py",
+    "test_data_identity.py",
+    "test_distill.py",
+)
 
 
 def test_every_field_has_its_check():
     """A new field needs a test that it does what it says: name it here."""
-    left = {path for path in leaves(c.Config()) if path.partition(".")[0] not in GROUPS}
+    tables = {"sampler": (c.STEPPERS, c.GRIDS, c.THRESHOLDS), "guidance": (c.GUIDANCES,), "data": (c.DATA,)}
+    numbers = {
+        f"{group}.{name}"
+        for group, of in tables.items()
+        for table in of
+        for row in table.values()
+        for name in c.numbers_of(row)
+    } - set(CHECKS)
+    left = {path for path in leaves(c.Config()) if path.partition(".")[0] not in GROUPS} - numbers
     assert left == set(CHECKS)
     here = Path(__file__).parent
     text = "".join((here / name).read_text() for name in FILES)

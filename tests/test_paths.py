@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from diffjax.cli import main
-from diffjax.cli._print import quoted
+from diffjax.cli._print import print_line, quoted
+from diffjax.training import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 
@@ -16,12 +17,12 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--out", "gs://bucket/x"], "out: a folder of this machine is needed, or one mounted on it, got gs:"),
+        (["--out", "gs://bucket/x"], "out: a place on this machine is needed, or one mounted on it, got gs://bucket/x"),
         (["--out", "a" * 300], "out: a name has at most 255 bytes, got one of 300"),
         (["--out", "ü" * 150], "out: a name has at most 255 bytes, got one of 300"),
         (["--out", "a/" * 2000], "out: a path has at most 3840 bytes here, got one of"),
         (["--out", ""], "out: the name of a folder is needed"),
-        (["--out", "."], "out: the name of a folder is needed"),
+        (["--out", "/"], "out: the name of a folder is needed"),
         (["--name", "../../esc"], "name: the folder runs/NAME is made of it"),
         (["--name", ""], "name: the folder runs/NAME is made of it"),
         (["--name", ".."], "name: the folder runs/NAME is made of it"),
@@ -36,6 +37,21 @@ def test_a_folder_that_cannot_be_is_refused_before_training(options, message, tm
     assert err.startswith(f"diffjax: {message}")
     assert err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_within_one_that_is_not_utf8_is_refused_before_training(tmp_path, monkeypatch, capfd):
+    """JAX's libraries could not write there; the name as the system has it cannot be printed either."""
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert main(["train", "toy2d", "--out", "run"]) == 2
+    assert "caf\\udce9/run': it is not UTF-8; rename the file or folder" in capfd.readouterr().err
+    assert not list(folder.iterdir())
+    for read_only in (True, False):
+        with pytest.raises(ValueError, match=r"caf\\udce9/run': it is not UTF-8"):
+            Checkpoints("run", read_only=read_only)
+    print_line("0 = caf\udce9: 3")
+    assert capfd.readouterr().out == "0 = caf\\udce9: 3\n"
 
 
 def test_a_name_beyond_ascii_is_refused_where_the_locale_is_not_utf8(monkeypatch, capfd):
@@ -53,6 +69,7 @@ def test_a_path_of_a_printed_command_can_be_pasted():
     ]
 
 
+@pytest.mark.slow
 def test_help_in_a_narrow_terminal_and_without_docstrings():
     """Each example stands on a line of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "4"}
@@ -66,5 +83,15 @@ def test_help_in_a_narrow_terminal_and_without_docstrings():
     wide = run("sample", "--help").stdout.splitlines()
     assert [line.strip() for line in wide if line.strip().startswith("$")] == [
         "$ diffjax sample runs/digits --label 3 --n 25 --guidance 2 --out threes.png",
+        "$ diffjax sample runs/digits --sampler.name ddim --sampler.eta 1 --steps 100",
+        "$ diffjax sample runs/digits --guidance.name projected --guidance 4 --interval -2 6",
         "$ diffjax sample runs/digits --known half.png --mask left.png --n 16",
     ]
+
+
+def test_the_working_folder_may_be_a_run(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("diffjax.cli._train._train", lambda *args: None)
+    for given in (".", "./"):
+        monkeypatch.chdir(tmp_path)
+        assert main(["train", "toy2d", "--network.width", "8", "--network.depth", "1", "--out", given]) == 0
+        assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "config.json", "data.json"}

@@ -61,11 +61,18 @@ def test_a_few_batches_are_made_ahead_and_put_in_order():
 
     with prefetch(source, 0, 0, 1, depth=3, put=lambda batch: put.append(batch) or batch) as batches:
         assert next(batches) == 0
-        until(lambda: len(made) == 5)  # one was taken, three wait, and one waits to wait
+        until(lambda: len(put) == 4)  # one was taken, three wait
         time.sleep(0.3)
-        assert made == put == [0, 1, 2, 3, 4]
+        assert made == put == [0, 1, 2, 3]
     assert not ours()
     assert list(batches) == []  # closed
+
+
+def test_batches_of_one_call_come_together():
+    put = lambda batches: [step * 10 for step in batches]
+    with prefetch(lambda seed, step, size: step, 0, 2, 1, stop=9, each=3, put=put) as batches:
+        assert list(batches) == [[20, 30, 40], [50, 60, 70]]  # the last one would not be whole
+    assert not ours()
 
 
 @pytest.mark.parametrize("where", ["source", "put"])
@@ -89,6 +96,7 @@ def test_an_error_is_raised_where_its_batch_was_to_come_and_again(where):
     batches.close()
 
 
+@pytest.mark.slow
 def test_what_is_dropped_unclosed_ends_too():
     batches = prefetch(SOURCE, 0, 0, 4)
     next(batches)
@@ -103,6 +111,7 @@ def test_what_is_dropped_unclosed_ends_too():
     [
         ({"depth": 0}, "depth: .* got 0"),
         ({"workers": -1}, "workers: .* got -1"),
+        ({"each": 0}, "each: .* got 0"),
         ({"start": -1}, "start: .* got -1"),
         ({"start": 5, "stop": 4}, "stop: at least start = 5 is needed, got 4"),
     ],

@@ -9,7 +9,7 @@ import pytest
 from real_data import DATA, needs_cifar
 
 from diffjax import config as c
-from diffjax.training import init_state, make_ema, make_train_step, pmap_layout, train
+from diffjax.training import Objective, init_state, make_ema, make_train_step, pmap_layout, train
 
 
 @needs_cifar
@@ -23,8 +23,8 @@ def test_cifar10_trains(tmp_path):
     data = c.build_data(config.data)
     parts = c.build(config, data.classes)
     x0, cond = data.source(0, 0, 1)
-    state = init_state(jax.random.key(0), parts.network, parts.tx, x0, cond)
-    step = make_train_step(parts.loss, parts.tx, ema=make_ema(0.99), axis_name="data")
+    state = init_state(jax.random.key(0), parts.diffusion.network, parts.tx, x0, cond)
+    step = make_train_step(Objective(parts.loss, parts.tx), ema=make_ema(0.99), axis_name="data")
     layout = pmap_layout(step, jax.devices()[:2])
     log = tmp_path / "metrics.jsonl"
     options = {"steps": 100, "batch_size": 8, "seed": 0, "log": log, "log_every": 1, "progress": False}

@@ -1,6 +1,9 @@
 """What the README shows runs as it stands there."""
 
+import ast
 import re
+import shlex
+import tomllib
 from pathlib import Path
 
 import jax
@@ -11,6 +14,7 @@ from nets import perturbed
 
 import diffjax as dj
 from diffjax import guidance, interop, inverse, likelihood, metrics, networks, operators
+from diffjax.cli import main
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -25,6 +29,40 @@ def block(name, language):
 @pytest.mark.parametrize("name", ["main", "test"])
 def test_the_commands_set_themselves_up(name):
     assert block(name, "bash").startswith("python3 -m venv .venv\n.venv/bin/pip install")
+
+
+def test_what_needs_an_extra_says_so():
+    """All extras stand in the README; a command, a script or a benchmark that needs one names it where it stands."""
+    root = Path(__file__).parent.parent
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert [name for name in extras if f"`{name}`" not in README and f'".[{name}]"' not in README] == []
+    needs = {  # what a line of the README, or the code of a script, has in it; what is said beside it
+        "--tensorboard": "extra log",
+        "--data.workers": "extra data",
+        "on the Hub": "extra interop",
+        "convert_edm.py": "torch",
+        "langevin.py": "extra mcmc",
+    }
+    for line in (part for part in README.replace("`", "").split("\n\n") if "extra, all of them" not in part):
+        for what, extra in needs.items():
+            assert what not in line or extra in line, line
+    code = {
+        r"samplers\.(mala|hmc)\b": "mcmc",
+        r"prefetch\(.*workers=|ArrayRecords|write_records": "data",
+        r"OptimalTransport\(": "metrics",
+        r"nbclient|jupytext": "dev",
+        r"^ *(import torch|import diffusers|from diffusers)\b": "(parity|torch)",
+    }
+    seen = 0
+    for path in sorted(p for folder in ("scripts", "benchmarks", "notebooks") for p in (root / folder).rglob("*.py")):
+        text = path.read_text()
+        head = ast.get_docstring(ast.parse(text)) or ""
+        body = text.replace(head, "")
+        for what, extra in code.items():
+            if re.search(what, body, re.MULTILINE) and not re.match("# ---", text):  # a paired notebook's own header
+                seen += 1
+                assert re.search(rf"extra\s+`{extra}`|pip install {extra}", head), f"{path}: {what} needs {extra}"
+    assert seen >= 7
 
 
 @pytest.mark.slow
@@ -52,15 +90,15 @@ def names():
     network = dj.from_linen(networks.MLP(width=16, depth=1, num_classes=5))
     labels = jnp.arange(4)
     params = perturbed(network.init(key, jnp.zeros((4, 2)), jnp.zeros(4), labels))  # whose labels make a difference
-    parts = {"network": network, "process": process, "parameterisation": dj.VPrediction()}
+    diffusion = dj.Diffusion(network, process, dj.VPrediction())
     x0 = jnp.asarray([[1.0, 1.0], [-1.0, -1.0], [1.1, 0.9], [-0.9, -1.1]])
     return {
         **{"dj": dj, "guidance": guidance, "inverse": inverse, "likelihood": likelihood, "metrics": metrics},
         **{"operators": operators, "key": key, "process": process, "x0": x0, "std": 0.1},
         "denoiser": dj.exact_denoiser(known, process),
         "weaker": dj.exact_denoiser(near([0.0, 0.0]), process),
-        "labelled": dj.make_denoiser(params, labels, **parts),
-        "unlabelled": dj.make_denoiser(params, jnp.full(4, 5), **parts),
+        "labelled": dj.make_denoiser(diffusion, params, labels),
+        "unlabelled": dj.make_denoiser(diffusion, params, jnp.full(4, 5)),
         "null": 5,
         "log_prob": lambda xt, t: jax.nn.log_sigmoid(xt[:, 0]),
         "pixels": jnp.asarray([[255, 255], [0, 0], [255, 0], [0, 255]]),
@@ -83,7 +121,7 @@ def test_the_recipes_of_likelihood(names):
             if line.startswith(name):
                 found.append(np.asarray(space[name]))
     process, known, x0 = (names[name] for name in ("process", "known", "x0"))
-    truth = np.asarray(known.log_prob(process, x0, dj.time_from_logsnr(process, 14.0)))
+    truth = np.asarray(known.log_prob(process, x0, process.time_from_logsnr(14.0)))
     np.testing.assert_allclose(nats[0], truth, atol=2e-2)
     np.testing.assert_allclose(nats[1], truth, atol=0.5)  # with the noise of four probes
     error = likelihood.evaluate_continuous_elbo(names["key"], process, names["denoiser"], x0, draws=50).standard_error
@@ -95,10 +133,40 @@ def test_the_recipes_of_likelihood(names):
     assert space["bits"][2:].min() > corner + 20, "corners without data"
     # Halfway between two latents, from either of them; and data that the model knows.
     np.testing.assert_allclose(space["between"], space["between"][::-1], atol=1e-2)
-    assert np.all(known.log_prob(process, space["between"], dj.interval(process)[0]) > truth.max() - 12)
+    assert np.all(known.log_prob(process, space["between"], process.interval()[0]) > truth.max() - 12)
     back = dj.sample(names["key"], process, names["denoiser"], jnp.asarray(latents[-1]), names["ts"], dj.DDIM())
     np.testing.assert_allclose(back, x0, atol=0.15)
     assert np.abs(latents[-1] - latents[0]).max() < 0.5, "twenty steps of the flow end near the flow's own latent"
+
+
+def test_the_commands_of_few_steps_are_read(monkeypatch):
+    """Each option and name is one of its command; the runs themselves are those of test_distill.py."""
+    read = []
+    for command in ("train", "distill", "sample", "evaluate"):
+        monkeypatch.setattr(f"diffjax.cli.run_{command}", lambda options, argv: read.append(options))
+    lines = [shlex.split(line, comments=True) for line in block("few-steps-commands", "bash").splitlines()]
+    assert [main(words[1:]) for words in lines] == [0] * len(lines)
+    distilled, _, drawn, trained, measured = read
+    assert (distilled.run, distilled.steps, distilled.out, drawn.run) == (
+        "runs/digits",
+        1,
+        "runs/one-step",
+        distilled.out,
+    )
+    assert (trained.config.loss.name, trained.out, measured.run) == ("mean_flow", measured.run, "runs/mean-flow")
+    assert measured.sampler.steps == (1, 2, 4)
+
+
+def test_the_recipe_of_few_steps(names):
+    """From noise to the data's standard deviation, which is 1/2, in one evaluation; and from fresh noise in two."""
+    space = dict(names)
+    exec(block("few-steps", "python"), space)
+    process, xT = names["process"], names["xT"]
+    np.testing.assert_allclose(
+        space["once"], 0.5 * xT / np.hypot(process.sigma(1.0), 0.5 * process.alpha(1.0)), rtol=1e-4
+    )
+    assert np.all(np.abs(space["twice"]) < 0.5 * 4.5)
+    assert np.abs(space["twice"] - space["once"]).max() > 0.1
 
 
 def guided_by_hand(xt, alpha, sigma, logsnr, answers):
@@ -131,7 +199,7 @@ def test_the_recipes_of_guidance(names):
     xt, t, process = 1.5 * names["xT"], jnp.array([0.5, 0.3, 0.05, 0.003]), names["process"]
     both = [line.split(" = ")[0] for line in lines], ("labelled", "unlabelled", "denoiser", "weaker")
     found, answers = jax.jit(lambda: [{name: space[name](xt, t) for name in some} for some in both])()
-    values = (xt, process.alpha(t), process.sigma(t), dj.logsnr(process, t))
+    values = (xt, process.alpha(t), process.sigma(t), process.logsnr(t))
     xt, alpha, sigma, logsnr = (np.reshape(np.asarray(value, float), (4, -1)) for value in values)
     truth = guided_by_hand(xt, alpha, sigma, logsnr, answers)
     assert found.keys() == truth.keys()
@@ -162,7 +230,6 @@ def test_the_recipes_of_inverse_problems(names):
     assert len(found) == 4
     for samples in found[:3]:
         np.testing.assert_allclose(samples[:, 0], names["x0"][:, 0], atol=0.5)
-    for samples in found[:2]:  # DiffPIR's twenty steps need not find the mode
         np.testing.assert_allclose(samples[:, 1], names["x0"][:, 1], atol=0.8)  # four deviations
     np.testing.assert_allclose(found[3], names["x0"], atol=0.5)  # near a picture
     np.testing.assert_allclose(space["particles"].x0[:, 0], 1, atol=0.5)

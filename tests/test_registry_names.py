@@ -7,7 +7,11 @@ class and all of its numbers, and every sampler with every other.
 import dataclasses
 import inspect
 import itertools
+import pickle
+import re
+from typing import Literal, get_type_hints
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +19,14 @@ import pytest
 from scipy import stats
 
 import diffjax as dj
-from diffjax import config as c, parameterisation, process as processes, samplers
-from diffjax.config._names import construct
+from diffjax import config as c, guidance, process as processes, samplers
+from diffjax.config import Names, changed, construct, numbers_of as numbers_of_row, optional, options, preset
 
 T = np.array([0.1, 0.6])
+BOUNDS = {"logsnr_min", "logsnr_max"}
+"""What every process takes."""
 KEY = jax.random.key(3)
+SMALL = c.NetworkConfig("mlp", width=8, depth=1)
 
 
 def numbers_of(config):
@@ -41,7 +48,7 @@ def assert_distinct(values, least=1e-3):
 
 def assert_other_numbers_are_refused(kind, cls, table, formulas, odd):
     """A number that a name has no use for is an error that says so."""
-    assert set(odd) == numbers_of(cls)
+    assert set(odd) == numbers_of(cls) - BOUNDS - {"zero_terminal_snr"}
     for name, formula in formulas.items():
         for number in set(odd) - set(inspect.signature(formula).parameters):
             with pytest.raises(ValueError, match=rf"{kind}\.{number}: {name} has no such number, got"):
@@ -64,9 +71,40 @@ def _cosine(t, shift=0.0):
     return 1 / np.sqrt(1 + np.exp(-logsnr)), 1 / np.sqrt(1 + np.exp(logsnr))
 
 
-def _karras(t, sigma_min=0.002, sigma_max=80.0, rho=7.0):
+def _edm_process(t, sigma_min=0.002, sigma_max=80.0, rho=7.0):
     a, b = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return np.ones_like(t), (a + t * (b - a)) ** rho
+
+
+def _chain(betas):
+    """alpha and sigma of a chain, whose log alpha is linear between its steps."""
+    total = np.concatenate([[0.0], np.cumsum(-np.log1p(-betas))])
+    return lambda t: _kept(np.exp(-np.interp(t, np.arange(len(total)) / len(betas), total) / 2))
+
+
+def _linear_betas(steps, start, stop):
+    return start + (stop - start) * np.arange(steps) / (steps - 1)
+
+
+def _cosine_betas(steps, offset, largest):
+    f = np.cos(np.pi / 2 * (np.arange(steps + 1) / steps + offset) / (1 + offset)) ** 2
+    return np.minimum(1 - f[1:] / f[:-1], largest)
+
+
+def _of_logsnr(logsnr):
+    return 1 / np.sqrt(1 + np.exp(-logsnr)), 1 / np.sqrt(1 + np.exp(logsnr))
+
+
+def _monotone(t, logsnr_max=13.3, logsnr_min=-5.0, width=1024):
+    """Kingma et al. 2021, appendix H, with the weights that the class begins with."""
+    made = processes.MonotoneLogsnr(jax.random.key(0), width=width)
+    slope, inner, outer = (np.exp(np.asarray(w, np.float64)) for w in (made.slope, made.inner, made.outer))
+
+    def rise(t):
+        return slope * t + np.mean(outer / (1 + np.exp(-slope * inner * t - np.asarray(made.bias, np.float64))))
+
+    part = np.array([(rise(at) - rise(0.0)) / (rise(1.0) - rise(0.0)) for at in t])
+    return _of_logsnr((1 - part) * logsnr_max + part * logsnr_min)
 
 
 PROCESSES = {
@@ -88,9 +126,18 @@ PROCESSES = {
         np.ones_like(t),
         sigma_min * np.sqrt((sigma_max / sigma_min) ** (2 * t) - 1),
     ),
-    "karras": _karras,
+    "edm": _edm_process,
     "rectified": lambda t: (1 - t, t),
     "polynomial": lambda t, power=2.0: ((1 - t) ** power, 1 - (1 - t) ** power),
+    "linear_chain": lambda t, steps=1000, start=1e-4, stop=0.02: _chain(_linear_betas(steps, start, stop))(t),
+    "scaled_linear_chain": lambda t, steps=1000, start=0.00085, stop=0.012: _chain(
+        _linear_betas(steps, start**0.5, stop**0.5) ** 2
+    )(t),
+    "cosine_chain": lambda t, steps=1000, offset=0.008, largest=0.999: _chain(_cosine_betas(steps, offset, largest))(t),
+    "learned_logsnr": lambda t, logsnr_max=13.3, logsnr_min=-5.0: _of_logsnr(
+        logsnr_max + t * (logsnr_min - logsnr_max)
+    ),
+    "monotone_logsnr": _monotone,
 }
 ODD_PROCESS = {
     "beta_min": 0.5,
@@ -102,21 +149,89 @@ ODD_PROCESS = {
     "sigma_min": 0.05,
     "sigma_max": 20.0,
     "rho": 4.0,
+    "steps": 7,
+    "start": 0.01,
+    "stop": 0.1,
+    "largest": 0.0015,
+    "width": 8,
 }
+ODD_BOUNDS = {"logsnr_max": 7.0, "logsnr_min": -2.0}
+"""Of processes that take them as numbers; of the others they are bounds."""
 
 
 def test_a_process_has_the_alpha_and_sigma_of_its_name():
     assert list(PROCESSES) == list(c.PROCESSES)
     for name, formula in PROCESSES.items():
-        for numbers in settings(formula, ODD_PROCESS):
+        for numbers in settings(formula, ODD_PROCESS | ODD_BOUNDS):
             made = construct("process", c.PROCESSES, c.ProcessConfig(name=name, **numbers))
             alpha, sigma = formula(T, **numbers)
             np.testing.assert_allclose(made.alpha(jnp.asarray(T, jnp.float32)), alpha, rtol=2e-5, err_msg=name)
             np.testing.assert_allclose(made.sigma(jnp.asarray(T, jnp.float32)), sigma, rtol=2e-5, err_msg=name)
             if numbers:
                 assert_distinct({"default": formula(T), "changed": (alpha, sigma)})
-    assert_distinct({name: formula(np.array([0.01, 0.3])) for name, formula in PROCESSES.items()})
+    assert_distinct({name: formula(np.array([0.01, 0.3, 0.9995])) for name, formula in PROCESSES.items()})
     assert_other_numbers_are_refused("process", c.ProcessConfig, c.PROCESSES, PROCESSES, ODD_PROCESS)
+
+
+def test_a_chain_by_name_is_that_of_its_betas_whatever_is_predicted():
+    toy = c.PRESETS["toy2d"]
+    build = lambda **numbers: c.build(
+        dataclasses.replace(
+            toy, process=c.ProcessConfig(**numbers), parameterisation=c.ParameterisationConfig("eps"), network=SMALL
+        ),
+        None,
+    )
+    for name, betas in (
+        ("linear_chain", processes.linear_betas(40)),
+        ("scaled_linear_chain", processes.scaled_linear_betas(40)),
+    ):
+        for zero in (False, True):
+            made = build(name=name, steps=40, zero_terminal_snr=zero).process
+            wanted = processes.DiscreteChain(processes.zero_terminal_snr(betas) if zero else betas)
+            assert eqx.tree_equal(made, wanted)
+    for numbers, message in (
+        ({"name": "cosine_chain", "zero_terminal_snr": True}, r"process\.zero_terminal_snr: cosine_chain has no betas"),
+        ({"name": "cosine", "zero_terminal_snr": True}, r"process\.zero_terminal_snr: cosine has no betas to change"),
+        (
+            {"name": "linear_chain", "logsnr_min": -5.0},
+            r"process\.logsnr_min: linear_chain begins and ends as its betas",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(**numbers)
+
+
+@pytest.mark.slow
+def test_a_process_is_bounded_where_eps_or_score_is_predicted_unless_a_bound_is_given():
+    """(prediction, process, bounds that are given, logsnr where it begins and ends)."""
+    ends_of_vp, given = -10.05 - np.log(-np.expm1(-10.05)), {"logsnr_min": -17.0}
+    cases = [
+        ("eps", "cosine", {}, (10, -10)),
+        ("score", "rectified", {}, (10, -10)),
+        ("eps", "variance_preserving", {}, (10, -10)),
+        ("eps", "variance_exploding", {}, (2 * np.log(100), -2 * np.log(50))),  # reaches neither bound
+        ("eps", "edm", {}, (10, -2 * np.log(80))),
+        ("eps", "cosine", given, (10, -17)),
+        ("eps", "cosine", {"logsnr_max": 15.0}, (15, -10)),
+        ("v", "cosine", given, (20, -17)),
+        ("x0", "cosine", {"logsnr_max": 3.0, "logsnr_min": -4.0}, (3, -4)),
+        *((name, "cosine", {}, (20, -20)) for name in ("x0", "v", "velocity", "edm")),
+        ("v", "variance_preserving", {}, (20, ends_of_vp)),
+    ]
+    for prediction, name, numbers, wanted in cases:
+        process, parts = c.ProcessConfig(name, **numbers), c.ParameterisationConfig(prediction)
+        config = dataclasses.replace(c.PRESETS["toy2d"], process=process, parameterisation=parts)
+        built = c.build(config, None)
+        ends = [float(built.process.logsnr(t)) for t in built.process.interval()]
+        np.testing.assert_allclose(ends, wanted, rtol=1e-3, err_msg=f"{prediction} {name} {numbers}")
+        grid = [float(built.process.logsnr(t)) for t in (built.ts[-1], built.ts[0])]
+        np.testing.assert_allclose(grid, ends, rtol=1e-5)
+    for numbers, message in (
+        ({"logsnr_min": -11.0}, r"process\.logsnr_min: the process ends at -8\.76\d*, got -11"),
+        ({"logsnr_min": 5.0, "logsnr_max": 2.0}, r"process\.logsnr_min: must be less than logsnr_max = 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            c.build(dataclasses.replace(c.PRESETS["toy2d"], process=c.ProcessConfig("edm", **numbers)), None)
 
 
 # --- predictions: y = a x0 + b eps under the variance-preserving process, B = 0.1 t + 19.9 t^2/2 ---
@@ -141,14 +256,14 @@ PREDICTIONS = {
     "score": lambda data_std=1.0: (0 * T, -1 / _vp()[1]),
     "v": lambda data_std=1.0: (-_vp()[1], _vp()[0]),
     "velocity": lambda data_std=1.0: _vp()[2:],
-    "karras": _edm,
+    "edm": _edm,
 }
 
 
 def test_a_prediction_has_the_coefficients_of_its_name():
     assert list(PREDICTIONS) == list(c.PARAMETERISATIONS)
-    assert numbers_of(c.ParameterisationConfig) == {"data_std"}
-    process, t = processes.VariancePreserving(0.1, 20.0), jnp.asarray(T, jnp.float32)
+    assert numbers_of(c.ParameterisationConfig) == {"data_std", "clock"}
+    process, t = dj.VariancePreserving(0.1, 20.0), jnp.asarray(T, jnp.float32)
     alpha, sigma, _, _ = _vp()
     for name, formula in PREDICTIONS.items():
         for numbers in ({}, {"data_std": 1.5}):
@@ -159,6 +274,12 @@ def test_a_prediction_has_the_coefficients_of_its_name():
             std = numbers.get("data_std", inspect.signature(formula).parameters["data_std"].default)
             scale = 1 / np.sqrt((alpha * std) ** 2 + sigma**2)
             np.testing.assert_allclose(made.input_scale(process, t), scale, rtol=1e-4)
+            clocks = {"logsnr": -np.log(alpha / sigma) / 4, "angle": np.arctan2(sigma, std * alpha)}
+            np.testing.assert_allclose(made.noise_level(process, t), clocks["logsnr"], rtol=1e-4)
+            for clock, level in clocks.items():
+                config = c.ParameterisationConfig(name=name, clock=clock, **numbers)
+                made = construct("parameterisation", c.PARAMETERISATIONS, config)
+                np.testing.assert_allclose(made.noise_level(process, t), level, rtol=1e-4)
     assert_distinct({name: formula() for name, formula in PREDICTIONS.items()})
 
 
@@ -191,7 +312,7 @@ def test_a_weighting_is_the_function_of_its_name():
     for name, formula in WEIGHTINGS.items():
         for numbers in settings(formula, ODD_WEIGHTING):
             made = construct("weighting", c.WEIGHTINGS, c.WeightingConfig(name=name, **numbers))
-            found = made(process, parameterisation.VPrediction(), t)
+            found = made(process, dj.VPrediction(), t)
             np.testing.assert_allclose(found, formula(**numbers), rtol=1e-4, err_msg=name)
             if numbers:
                 assert_distinct({"default": formula(), "changed": found})
@@ -252,7 +373,7 @@ def _spread(name, u):
 
 def test_times_have_the_distribution_of_their_name():
     assert list(TIMES) == list(c.TIMES)
-    process = processes.VariancePreserving(0.1, 20.0)
+    process = dj.VariancePreserving(0.1, 20.0)
     drawn = {}
     for name, cumulative in TIMES.items():
         for numbers in settings(cumulative, ODD_TIMES):
@@ -281,28 +402,45 @@ def _time(noise):
     return 1 / (1 + np.exp(-noise))
 
 
+def _of_ratio(noise, signal, data_std):
+    """t with t/(1 - t) = data_std noise/signal."""
+    return data_std * noise / (signal + data_std * noise)
+
+
 GRIDS = {
     "uniform": lambda n: np.linspace(_time(10.0), _time(-10.0), n + 1),
     "quadratic": lambda n: np.linspace(np.sqrt(_time(10.0)), np.sqrt(_time(-10.0)), n + 1) ** 2,
-    "karras": lambda n: _time(_steps(lambda v: np.exp(v / 7), lambda w: 7 * np.log(w), n)),
+    "edm": lambda n, rho=7.0: _time(_steps(lambda v: np.exp(v / rho), lambda w: rho * np.log(w), n)),
     "logsnr": lambda n: _time(np.linspace(10.0, -10.0, n + 1)),
-    "snr": lambda n: _time(
-        _steps(lambda v: np.arcsinh((v - np.log(0.5)) / 1.2), lambda w: np.log(0.5) + 1.2 * np.sinh(w), n)
+    "snr": lambda n, data_std=0.5, width=1.2: _time(
+        _steps(lambda v: np.arcsinh((v - np.log(data_std)) / width), lambda w: np.log(data_std) + width * np.sinh(w), n)
     ),
-    # Equal steps between the times that sigma/alpha times 3 takes to the ends, then sigma/alpha times 3.
-    "shifted": lambda n: _time(
-        np.log(3.0) + _steps(lambda v: _time(v - np.log(3.0)), lambda t: np.log(t / (1 - t)), n)
+    # Equal steps between the times that sigma/alpha times the shift takes to the ends, then sigma/alpha times it.
+    "shifted": lambda n, shift=3.0: _time(
+        np.log(shift) + _steps(lambda v: _time(v - np.log(shift)), lambda t: np.log(t / (1 - t)), n)
     ),
+    # t/(1 - t) = data_std tan(phi) for phi from pi/2 to 0, and data_std tau/(1 - tau) for tau from 1 to 0.
+    "angle": lambda n, data_std=1.0: _of_ratio(
+        *(f(np.linspace(np.pi / 2, 0.0, n + 1)) for f in (np.sin, np.cos)), data_std
+    ),
+    "line": lambda n, data_std=1.0: _of_ratio(np.linspace(1.0, 0.0, n + 1), np.linspace(0.0, 1.0, n + 1), data_std),
 }
+ODD_GRID = {"rho": 4.0, "data_std": 0.8, "width": 2.0, "shift": 1.5}
 
 
 def test_a_grid_has_the_times_of_its_name():
     assert list(GRIDS) == list(c.GRIDS)
     process = dj.Rectified()
+    found = {}
     for name, formula in GRIDS.items():
-        ts = c.build_grid(c.SamplerConfig(grid=name, steps=6), process)
-        np.testing.assert_allclose(ts, formula(6), rtol=1e-3, err_msg=name)
-    assert_distinct({name: formula(6) for name, formula in GRIDS.items()})
+        for numbers in settings(formula, ODD_GRID):
+            ts = c.build_grid(c.SamplerConfig(grid=name, steps=6, **numbers), process)
+            np.testing.assert_allclose(ts, formula(6, **numbers), rtol=1e-3, atol=1e-9, err_msg=name)
+            found[name, *numbers] = np.asarray(ts)
+        for number in set(ODD_GRID) - set(inspect.signature(formula).parameters):
+            with pytest.raises(ValueError, match=rf"sampler\.{number}: {name} has no such number, got"):
+                c.build_grid(c.SamplerConfig(grid=name, **{number: ODD_GRID[number]}), process)
+    assert_distinct(found)
     np.testing.assert_allclose(
         c.build_grid(c.SamplerConfig(grid="snr", steps=6), process, 3), GRIDS["snr"](3), rtol=1e-3
     )
@@ -337,7 +475,12 @@ def _noise(x, sigma):
 
 def denoiser(x, t):
     """`_data` as a denoiser."""
-    return jnp.tanh(x / processes.Karras(**PROCESS).sigma(t) ** 2)
+    return jnp.tanh(x / dj.EDM(**PROCESS).sigma(t) ** 2)
+
+
+def flow_map(x, t, s):
+    """The average of `_data` over a step of which it is the middle's: not DDIM's."""
+    return denoiser(x, 0.5 * (t + s))
 
 
 def _step(x, t, s, answer):
@@ -430,35 +573,35 @@ BY_FORMULA = {
     "ipndm": _ipndm,
 }
 BY_CLASS = {
-    "unipc": lambda: samplers.UniPC(3, samplers.bh2),
-    "ddpm": lambda: samplers.DDPM(0.0),
+    "euler_ancestral": lambda: samplers.EulerAncestral(1.0),
+    "unipc": lambda: dj.UniPC(3, samplers.bh2),
+    "ddpm": lambda: dj.DDPM(0.0),
+    "dpmpp3m_published": samplers.DPMpp3MPublished,
     "dpm2_ancestral": lambda: samplers.DPM2Ancestral(1.0),
     "dpmpp2s_ancestral": lambda: samplers.DPMpp2SAncestral(1.0),
     "sde_dpmpp2m": lambda: samplers.SDEDPMpp2M(1.0),
     "sde_dpmpp3m": lambda: samplers.SDEDPMpp3M(1.0),
     "dpmpp_sde": lambda: samplers.DPMppSDE(0.5, 1.0),
-    "sa_solver": lambda: samplers.ExponentialAdams(parameterisation.X0Prediction(), 3, True, eta=1.0),
+    "sa_solver": lambda: samplers.ExponentialAdams(dj.X0Prediction(), 3, True, eta=1.0),
     "seeds2": lambda: samplers.SEEDS2(0.5, 1.0),
     "seeds3": lambda: samplers.SEEDS3(1.0),
     "churn": lambda: samplers.Churn(10.0, 0.0, np.inf, 1.0),
-    "predictor_corrector": lambda: samplers.PredictorCorrector(samplers.DDIM(eta=1.0), 1, 0.16),
+    "predictor_corrector": lambda: samplers.PredictorCorrector(dj.DDIM(eta=1.0), 1, 0.16),
+    "langevin_corrected": lambda: samplers.LangevinCorrected(dj.DDIM(), 4, 0.1),
+    "cfgpp": samplers.CFGpp,
+    "jump": dj.Jump,
 }
-WITH_ETA = (
-    "ddim",
-    "dpm2_ancestral",
-    "dpmpp2s_ancestral",
-    "sde_dpmpp2m",
-    "sde_dpmpp3m",
-    "dpmpp_sde",
-    "seeds2",
-    "seeds3",
-)
+
+
+PAIR = guidance.Guided(lambda x, t: (denoiser(x, t), 0.5 * denoiser(x, t)), jnp.asarray(0.7), guidance.Linear())
 
 
 def draw(stepper, levels=LEVELS):
-    """The states at the last of some noise levels."""
+    """The states at the last of some noise levels, by two denoisers where the method needs a pair."""
     start, ts = jnp.asarray(START, jnp.float32), _clock(levels)
-    return np.asarray(dj.sample(KEY, processes.Karras(**PROCESS), denoiser, start, ts, stepper, denoise=False))
+    by = PAIR if isinstance(stepper, samplers.CFGpp) else denoiser
+    by = flow_map if isinstance(stepper, dj.Jump) else by
+    return np.asarray(dj.sample(KEY, dj.EDM(**PROCESS), by, start, ts, stepper, final_denoise=False))
 
 
 def test_a_sampler_takes_the_steps_of_its_name():
@@ -468,6 +611,7 @@ def test_a_sampler_takes_the_steps_of_its_name():
         np.testing.assert_allclose(drawn[name], _walk(step), rtol=1e-4, atol=1e-5, err_msg=name)
     for name, make in BY_CLASS.items():
         np.testing.assert_array_equal(drawn[name], draw(make()), err_msg=name)
+    np.testing.assert_allclose(drawn.pop("euler_ancestral"), draw(dj.DDIM(eta=1.0)), rtol=1e-6)  # DDIM's twin
     assert_distinct(drawn)
     fine = np.geomspace(3.0, 0.25, 41)  # s_churn/n is below its bound sqrt(2) - 1 from 25 steps on
     np.testing.assert_array_equal(
@@ -475,15 +619,285 @@ def test_a_sampler_takes_the_steps_of_its_name():
     )
 
 
-def test_eta_sets_the_samplers_that_have_one_and_is_refused_for_others():
-    for name in c.STEPPERS:
-        config = c.SamplerConfig(name=name, eta=0.4)
-        if name not in WITH_ETA:
-            with pytest.raises(ValueError, match=rf"sampler\.eta: {name} has no such number, got 0\.4"):
-                c.build_stepper(config)
-            continue
-        made = c.build_stepper(config)
-        assert type(made) is type(c.build_stepper(c.SamplerConfig(name=name)))
-        assert float(made.eta) == pytest.approx(0.4)
-        assert made.stochastic
+BY_NUMBERS = {
+    "ddim": lambda eta=None: dj.DDIM(eta),
+    "euler": samplers.Euler,
+    "heun": dj.Heun,
+    "dpm_solver2": lambda r1=None: samplers.DPMSolver(2, r1),
+    "dpm_solver3": lambda r1=None: samplers.DPMSolver(3, r1),
+    "dpmpp2s": lambda r1=0.5: samplers.DPMpp2S(r1),
+    "dpmpp2m": dj.DPMpp2M,
+    "dpmpp3m": samplers.DPMpp3M,
+    "unipc": lambda p=3: dj.UniPC(p),
+    "deis": lambda order=4: samplers.DEIS(order),
+    "lms": lambda order=4: samplers.LMS(order),
+    "ipndm": lambda points=4: samplers.IPNDM(points),
+    "ddpm": lambda interpolation=0.0: dj.DDPM(interpolation),
+    "dpmpp3m_published": samplers.DPMpp3MPublished,
+    "dpm2_ancestral": lambda eta=1.0: samplers.DPM2Ancestral(eta),
+    "dpmpp2s_ancestral": lambda eta=1.0: samplers.DPMpp2SAncestral(eta),
+    "sde_dpmpp2m": lambda eta=1.0: samplers.SDEDPMpp2M(eta),
+    "sde_dpmpp3m": lambda eta=1.0: samplers.SDEDPMpp3M(eta),
+    "dpmpp_sde": lambda r=0.5, eta=1.0: samplers.DPMppSDE(r, eta),
+    "sa_solver": lambda order=3, eta=1.0: samplers.ExponentialAdams(dj.X0Prediction(), order, True, eta=eta),
+    "seeds2": lambda r=0.5, eta=1.0: samplers.SEEDS2(r, eta),
+    "seeds3": lambda eta=1.0: samplers.SEEDS3(eta),
+    "churn": lambda s_churn=10.0, s_min=0.0, s_max=np.inf, s_noise=1.0: samplers.Churn(s_churn, s_min, s_max, s_noise),
+    "predictor_corrector": lambda corrections=1, snr=0.16: samplers.PredictorCorrector(
+        dj.DDIM(eta=1.0), corrections, snr
+    ),
+    "langevin_corrected": lambda corrections=4, step_size=0.1: samplers.LangevinCorrected(
+        dj.DDIM(), corrections, step_size
+    ),
+    "euler_ancestral": lambda eta=1.0: samplers.EulerAncestral(eta),
+    "cfgpp": samplers.CFGpp,
+    "jump": lambda gamma=None: dj.Jump(gamma),
+}
+ODD_SAMPLER = {
+    "gamma": 0.35,
+    "eta": 0.4,
+    "r1": 0.3,
+    "p": 2,
+    "order": 2,
+    "points": 3,
+    "interpolation": 0.6,
+    "r": 0.45,
+    "s_churn": 3.0,
+    "s_min": 0.2,
+    "s_max": 2.0,
+    "s_noise": 1.01,
+    "corrections": 2,
+    "snr": 0.25,
+    "step_size": 0.3,
+}
+
+
+def test_each_number_of_a_sampler_is_that_of_its_class():
+    assert set(BY_NUMBERS) == set(c.STEPPERS)
+    for name, by_hand in BY_NUMBERS.items():
+        for numbers in settings(by_hand, ODD_SAMPLER):
+            made = c.build_stepper(c.SamplerConfig(name=name, **numbers))
+            assert eqx.tree_equal(made, by_hand(**numbers)), (name, numbers)
+            assert not numbers or not eqx.tree_equal(made, by_hand()), (name, numbers)
+    for name in ("ddim", "seeds2"):  # 0 is a number, not a default
         assert float(c.build_stepper(c.SamplerConfig(name=name, eta=0.0)).eta or 0.0) == 0.0
+    shared = {"steps", "grid", "clip", "threshold"}
+    assert set(ODD_SAMPLER) == numbers_of(c.SamplerConfig) - shared - set(ODD_GRID) - {"quantile", "largest"}
+    for row in c.STEPPERS.values():  # they would be passed on to it
+        assert not shared & set(inspect.signature(row).parameters)
+        assert not shared & set(getattr(row, "keywords", ()))
+    for name, by_hand in BY_NUMBERS.items():
+        for number in set(ODD_SAMPLER) - set(inspect.signature(by_hand).parameters):
+            with pytest.raises(ValueError, match=rf"sampler\.{number}: {name} has no such number, got"):
+                c.build_stepper(c.SamplerConfig(name=name, **{number: ODD_SAMPLER[number]}))
+
+
+def test_a_preset_settles_what_is_given_by_position_and_lets_the_rest_be_changed():
+    for name, number in (("dpm_solver3", "order"), ("predictor_corrector", "predictor")):
+        assert number not in numbers_of_row(c.STEPPERS[name])
+    assert numbers_of_row(c.STEPPERS["sa_solver"]) == {"order": (int, 3), "eta": (float, 1.0)}
+    assert numbers_of_row(c.STEPPERS["churn"])["s_churn"] == (float, 10.0)
+
+
+# --- guidance and thresholds: (x0_hat for the class, x0_hat for none) at xt = X, of a rectified flow ---
+
+X, COND, UNCOND = np.random.default_rng(1).normal(size=(3, 3, 4))
+TIME = 0.4
+
+
+def _dot(a, b):
+    return np.sum(a * b, axis=1, keepdims=True)
+
+
+def _cfg(w, cond=None, uncond=None):
+    cond, uncond = (COND, UNCOND) if cond is None else (cond, uncond)
+    return cond + (w - 1) * (cond - uncond)
+
+
+def _rescaled(w, phi=0.7):
+    return _cfg(w) * (1 - phi + phi * COND.std(1, keepdims=True) / _cfg(w).std(1, keepdims=True))
+
+
+def _projected(w, parallel=0.0, norm=np.inf):
+    update = COND - UNCOND
+    update = update * np.minimum(1, norm / np.sqrt(_dot(update, update)))
+    along = _dot(update, COND) / _dot(COND, COND) * COND
+    return COND + (w - 1) * (update - along + parallel * along)
+
+
+def _cfg_zero(w):
+    """Fan et al. 2025: velocities (xt - x0)/t, the unconditional one times s = <v_cond, v_uncond>/||v_uncond||^2."""
+    cond, uncond = ((X - x0) / TIME for x0 in (COND, UNCOND))
+    return X - TIME * _cfg(w, cond, _dot(cond, uncond) / _dot(uncond, uncond) * uncond)
+
+
+GUIDANCES = {"cfg": _cfg, "rescaled": _rescaled, "projected": _projected, "cfg_zero": _cfg_zero}
+ODD_GUIDANCE = {"phi": 0.4, "parallel": 0.3, "norm": 1.2}
+
+
+def test_a_guidance_rule_is_the_formula_of_its_name():
+    assert list(GUIDANCES) == list(c.GUIDANCES)
+    assert set(ODD_GUIDANCE) == numbers_of(c.GuidanceConfig) - {"dropout", "scale", "interval", "logsnr_start"}
+    arrays, found = [jnp.asarray(x, jnp.float32) for x in (COND, UNCOND)], {}
+    for name, formula in GUIDANCES.items():
+        for numbers in settings(formula, ODD_GUIDANCE):
+            config = c.GuidanceConfig(name=name, **numbers)
+            rule = construct("guidance", c.GUIDANCES, config, process=dj.Rectified())
+            found[name, *numbers] = rule(*arrays, jnp.asarray(2.5), jnp.asarray(X, jnp.float32), jnp.asarray(TIME))
+            np.testing.assert_allclose(found[name, *numbers], formula(2.5, **numbers), rtol=1e-4, err_msg=name)
+        for number in set(ODD_GUIDANCE) - set(inspect.signature(formula).parameters):
+            with pytest.raises(ValueError, match=rf"guidance\.{number}: {name} has no such number, got"):
+                construct("guidance", c.GUIDANCES, c.GuidanceConfig(name=name, **{number: 0.5}), process=dj.Rectified())
+    assert_distinct(found)
+
+
+def _dynamic(x0, bound, quantile=0.995, largest=np.inf):
+    s = np.maximum(bound, np.minimum(largest, np.quantile(np.abs(x0), quantile, axis=1, keepdims=True)))
+    return np.clip(x0, -s, s) * bound / s
+
+
+THRESHOLDS = {"static": lambda x0, bound: np.clip(x0, -bound, bound), "dynamic": _dynamic}
+ODD_THRESHOLD = {"quantile": 0.6, "largest": 0.9}
+
+
+def test_a_threshold_is_the_formula_of_its_name():
+    assert list(THRESHOLDS) == list(c.THRESHOLDS)
+    found, x0 = {}, jnp.asarray(COND, jnp.float32)
+    for name, formula in THRESHOLDS.items():
+        for numbers in settings(formula, ODD_THRESHOLD):
+            config = c.SamplerConfig(threshold=name, **numbers)
+            made = construct("sampler", c.THRESHOLDS, config, field="threshold")
+            found[name, *numbers] = made(lambda xt, t: x0, bound=0.5)(x0, 0.3)
+            np.testing.assert_allclose(found[name, *numbers], formula(COND, 0.5, **numbers), rtol=1e-4, err_msg=name)
+    assert_distinct(found)
+    for number in ODD_THRESHOLD:
+        with pytest.raises(ValueError, match=rf"sampler\.{number}: static has no such number, got 0\.5"):
+            construct("sampler", c.THRESHOLDS, c.SamplerConfig(**{number: 0.5}), field="threshold")
+
+
+NOT_NAMED = {"AbstractStepper": "abstract", "AbstractMultistep": "abstract", "AbstractEmbeddedStepper": "abstract"}
+"""Public steppers without a name, and why. RePaint, of `inverse`, is `diffjax sample --known --mask`."""
+
+
+def test_every_public_stepper_and_rule_has_a_name():
+    """Each is the class of a row, or there is a reason why not."""
+    for package, base, table, reasons in (
+        (samplers, samplers.AbstractStepper, c.STEPPERS, NOT_NAMED),
+        # cfg_zero is OptimalScale on the velocity, by OnPrediction
+        (guidance, guidance.AbstractRule, c.GUIDANCES, {"AbstractRule": "abstract", "OptimalScale": "in cfg_zero"}),
+    ):
+        public = {name for name, kind in vars(package).items() if isinstance(kind, type) and issubclass(kind, base)}
+        named = {getattr(row, "func", row).__name__ for row in table.values()}
+        assert public - named == set(reasons)
+
+
+# --- what the help says of them ---
+
+
+def docs(cls):
+    """Field -> what the tables say of it."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {
+        name: "\n".join(extra.documentation for extra in hint.__metadata__)
+        for name, hint in hints.items()
+        if hasattr(hint, "__metadata__")
+    }
+
+
+GROUPS = (
+    c.ProcessConfig,
+    c.ParameterisationConfig,
+    c.WeightingConfig,
+    c.TimesConfig,
+    c.SamplerConfig,
+    c.GuidanceConfig,
+    c.OtherSampler,
+    c.OtherGuidance,
+    c.LossConfig,
+    c.DistillConfig,
+)
+
+
+def test_what_the_help_says_of_names_and_numbers_comes_from_the_classes():
+    assert docs(c.ProcessConfig)["sigma_min"].endswith(
+        "(default: variance_exploding, variance_exploding_from_zero 0.01; edm 0.002)"
+    )
+    assert docs(c.ProcessConfig)["rho"] == ("edm: how much of the clock goes to small noise; positive. (default: 7)")
+    assert "\nchurn: EDM's stochastic sampler: weak order 2" in docs(c.SamplerConfig)["name"]
+    assert docs(c.NetworkConfig)["patch"] == "Used by dit, uvit."
+    assert docs(c.NetworkConfig)["head_channels"] == "Used by unet, adm, edm2."
+    assert "dropout" not in docs(c.NetworkConfig)  # used by all
+    for cls in (*GROUPS, c.DataConfig, c.NetworkConfig):
+        for field, text in docs(cls).items():
+            for line in text.splitlines():  # no name or number without a word
+                assert not line.rstrip(".").endswith((", ", ":")), (cls, field, line)
+                assert line.startswith(("Used by", "(default: ")) or re.match(r"[\w, ]+: \S", line), (cls, field, line)
+
+
+# --- a row that is added ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Half:
+    """Half of something.
+
+    Attributes:
+      part: how much of it; positive. The rest is
+        left.
+    """
+
+    whole: str
+    part: float | None = 0.5
+    pieces: int = 2
+    sure: bool = True
+
+
+def test_a_row_of_a_table_is_all_that_a_name_needs():
+    table = Names({"half": preset("By half.", Half, "all", part=0.25), "whole": Half, "itself": len})
+
+    @options(name=table)
+    @dataclasses.dataclass(frozen=True)
+    class Chosen:
+        """What is chosen."""
+
+        name: str = "whole"
+        sure: bool = True
+        own: int = 0
+
+    @optional
+    @dataclasses.dataclass(frozen=True)
+    class Other(Chosen):
+        """Another choice."""
+
+    assert get_type_hints(Chosen) == {
+        "name": Literal["half", "whole", "itself"],
+        "sure": bool,
+        "own": int,
+        "part": float | None,
+        "pieces": int | None,
+    }
+    assert docs(Chosen) == {
+        "name": "half: By half.\nwhole: Half of something.\nitself: Return the number of items in a container.",
+        "sure": "Used by half, whole.",
+        "part": "half, whole: how much of it; positive.\n(default: half 0.25; whole 0.5)",
+        "pieces": "half, whole:  (default: 2)",
+    }
+    assert construct("chosen", table, Chosen("half", pieces=3, sure=False)) == Half("all", 0.25, 3, False)
+    assert construct("chosen", table, Chosen(part=0.1), "it") == Half("it", 0.1)
+    assert construct("chosen", table, Chosen("itself")) is len
+    with pytest.raises(TypeError, match="positional"):
+        Chosen("half", True, 0, 0.25)  # a number is given by its name, for rows come and go
+    with pytest.raises(ValueError, match=r"chosen\.part: itself has no such number, got 0\.5"):
+        construct("chosen", table, Chosen("itself", part=0.5))
+    assert pickle.loads(pickle.dumps(c.SamplerConfig("ddim", eta=0.5))) == c.SamplerConfig("ddim", eta=0.5)
+    assert Other() == Other(name=None, sure=None, own=None, part=None, pieces=None)
+    assert changed(Chosen("half", pieces=3), Other(sure=False)) == Chosen("half", pieces=3, sure=False)
+    assert changed(Chosen("half", pieces=3, part=0.1), Other("whole", part=0.2)) == Chosen("whole", part=0.2)
+    assert docs(Other)["name"] == docs(Chosen)["name"] + "\n(default: the run's own)"
+    with pytest.raises(TypeError, match=r"Chosen\.(part|pieces): a number of two tables, in one by half, whole"):
+
+        @options(name=table, other=table)
+        @dataclasses.dataclass(frozen=True)
+        class Chosen:
+            name: str = "whole"
+            other: str = "whole"

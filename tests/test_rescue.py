@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,7 @@ import training_toy as toy
 from diffjax import cli
 from diffjax.cli import main
 from diffjax.config import from_json
-from diffjax.training import Checkpoints
-from diffjax.training._record import truncate_log
+from diffjax.training import Checkpoints, truncate_log
 
 ROOT = Path(__file__).parents[1]
 
@@ -111,6 +111,7 @@ def test_a_folder_that_goes_away_under_a_run_is_named(tmp_path):
         checkpoints.close()
 
 
+@pytest.mark.slow
 def test_a_command_whose_terminal_is_closed_ends_well(tmp_path):
     """stderr closed from the start, stdout after its first line, and no home that could be written to."""
     size = "--steps 3 --batch-size 8 --network.width 8 --network.depth 1 --samples 8 --sampler.steps 2"
@@ -149,6 +150,7 @@ def test_lines_after_one_that_was_cut_short_are_kept(tmp_path):
     assert log.read_text() == lines[0] + lines[3]
 
 
+@pytest.mark.slow
 def test_an_empty_configuration_is_restored_from_the_newest_checkpoint(tmp_path, capfd):
     size = [
         "--steps",
@@ -221,3 +223,24 @@ def test_a_step_without_a_loss_is_named(tmp_path):
 def test_brackets_nested_too_deep_are_no_configuration():
     with pytest.raises(ValueError, match="config: not a configuration: its brackets are nested too deep"):
         from_json("[" * 100_000)
+
+
+def test_a_pipe_or_a_terminal_as_a_log_gets_lines_without_a_warning_and_is_left_in_its_place(tmp_path):
+    """Only files are put on the disk by fsync, and only they are cut off; a link to one stays a link."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        toy.run(tmp_path, 14, log=pipe)
+        assert [json.loads(line)["step"] for line in os.read(reader, 10**6).splitlines()] == [7, 14]
+        os.close(reader)
+        terminal = os.openpty()
+        toy.run(tmp_path, 7, log=os.ttyname(terminal[1]))
+        assert os.read(terminal[0], 100).startswith(b'{"step": 7, ')
+        toy.run(tmp_path, 14)
+        link.symlink_to(tmp_path / "metrics.jsonl")
+        truncate_log(link, 7)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert [line["step"] for line in toy.logged(tmp_path)] == [7]

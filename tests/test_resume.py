@@ -36,7 +36,7 @@ def go(folder, name, steps, devices=None):
     found = jax.devices()[: int(count) if devices is None else devices]
     options = {"axis_name": "data"} if kind == "pmap" else {}
     options |= {"accumulate": 2} if more == ["accumulated"] else {}
-    step = make_train_step(toy.make_loss(toy.make_network()), toy.make_tx(), ema=make_ema(0.99), **options)
+    step = make_train_step(toy.make_objective(), ema=make_ema(0.99), **options)
     each = {"steps": 4} if more == ["four a call"] else {}
     if kind == "pmap":
         layout = pmap_layout(step, found, **each)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import pathlib
 import re
 import runpy
@@ -11,7 +12,6 @@ import pytest
 
 import diffjax
 from diffjax import config, training
-from diffjax.cli._run import fresh_state
 
 SCRIPTS = pathlib.Path(__file__).parents[1] / "scripts"
 pytestmark = pytest.mark.slow
@@ -30,6 +30,24 @@ def test_compare_score_matching(tmp_path):
     assert all(0 < float(row["error at logsnr 0"]) < 0.9 for row in rows)
     assert all(float(row["ms a step"]) > 0 for row in rows)
     assert (tmp_path / "fields.png").stat().st_size > 10_000
+
+
+def test_few_steps(tmp_path):
+    """A second of a denoiser and of a map: the lines that the table and the picture are made of, begun and gone on."""
+    out = tmp_path / "few_steps.csv"
+    for row in ("teacher", "mean_flow"):
+        run("few_steps", out, "--row", row, "--budget", "1", "--teachers", str(tmp_path))
+    drawn = runpy.run_path(str(SCRIPTS / "few_steps.py"))["table"](out)
+    with out.open("a") as file:  # of a seed that another row does not have
+        file.write("teacher,1,1,9,9,0,0,0\n")
+    run("few_steps", out, "--draw")
+    assert runpy.run_path(str(SCRIPTS / "few_steps.py"))["table"](out) == drawn
+    lines = [line for line in csv.DictReader(out.open(newline="")) if line["seed"] == "0"]
+    assert [line["steps"] for line in lines if line["row"] == "mean_flow"] == ["1", "2", "4"]
+    found = {(line["row"], line["steps"]): float(line["sliced_wasserstein"]) for line in lines}
+    assert found["teacher", "floor"] < 0.06 < found["teacher", "32"] < found["teacher", "1"]
+    assert found["mean_flow", "1"] < found["teacher", "1"]
+    assert (tmp_path / "few_steps.png").stat().st_size > 10_000
 
 
 def test_critically_damped(tmp_path, capsys):
@@ -132,15 +150,38 @@ def test_inverse_calibration(tmp_path):
     assert (tmp_path / "calibration.png").stat().st_size > 10_000
 
 
+def untrained_digits(folder):
+    """Makes a run of digits in a folder, tiny, before its first step."""
+    network = dataclasses.replace(config.PRESETS["digits"].network, channels=(8,), attention=())
+    chosen = dataclasses.replace(config.PRESETS["digits"], network=network)
+    data = config.build_data(chosen.data)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(config.to_json(chosen))
+    (folder / "data.json").write_text(json.dumps(data.samples._asdict()))
+    with training.Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(0, config.fresh_state(chosen, data, config.build(chosen, data.classes)))
+
+
+@pytest.mark.relative  # `diffjax distill` has its own tests
+def test_few_steps_digits(tmp_path):
+    """Two updates a stage of an untrained network: the lines, the table and the picture, begun and gone on."""
+    untrained_digits(tmp_path / "runs" / "teacher")
+    (tmp_path / "runs" / "teacher" / "results.json").write_text("{}")
+    place = ["--runs", str(tmp_path / "runs"), "--row", "progressive_4", "--updates", "2", "--samples", "40"]
+    for seeds in ("1", "2"):
+        run("few_steps_digits", tmp_path / "found.csv", *place, "--seeds", seeds)
+    lines = list(csv.DictReader((tmp_path / "found.csv").open(newline="")))
+    found = [(line["row"], line["steps"], line["seed"]) for line in lines]
+    rows = (("progressive_4", "4"), ("teacher", "20"), ("teacher_ddim", "16"), ("teacher_ddim", "32"))
+    assert found == [(row, n, seed) for seed in "01" for row, n in rows]
+    assert all(0 < float(line["floor"]) < float(line["frechet"]) for line in lines)
+    assert (tmp_path / "found.png").stat().st_size > 5000
+
+
 @pytest.mark.relative  # compiling six samplers; each has its own tests
 def test_guided_digits(tmp_path):
     """Of an untrained network, tiny: what is seen comes back in every answer, and its samples have little precision."""
-    network = dataclasses.replace(config.PRESETS["digits"].network, channels=8, multipliers=(1,), attention=())
-    chosen = dataclasses.replace(config.PRESETS["digits"], network=network)
-    data = config.build_data(chosen.data)
-    (tmp_path / "config.json").write_text(config.to_json(chosen))
-    with training.Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        checkpoints.save(0, fresh_state(chosen, data, config.build(chosen, data.classes)))
+    untrained_digits(tmp_path)
     accuracy, rows, table = run("guided_digits", tmp_path / "out", "--run", str(tmp_path), "--quick")
     assert accuracy > 0.95
     np.testing.assert_array_equal(rows["RePaint"][:, :, :4], rows["held out"][:, :, :4])

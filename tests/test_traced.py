@@ -64,7 +64,7 @@ def sampled(stepper=dj.DDIM):
 
 def solved(solve, **options):
     def call(made, key, x, ts):
-        solution = solve(samplers.probability_flow(made, half), x, ts, **options)
+        solution = solve(dj.probability_flow(made, half), x, ts, **options)
         return solution.x0, jnp.all(solution.ok)
 
     return call
@@ -81,10 +81,10 @@ def twice(x):
 
 def lossy(made, key, x, ts):
     network = dj.Network(lambda *_: {"w": jnp.ones(())}, lambda p, x, c, cond=None, *, key=None: p["w"] * x)
-    choices = {"network": network, "process": made, "parameterisation": dj.VPrediction()}
+    given = (dj.Diffusion(network, made, dj.VPrediction()), {"w": 1.0}, key, x[:2])
     times = process.ImportanceTimes(process.LogsnrTimes(made))
-    denoising = dj.denoising_loss({"w": 1.0}, key, x[:2], time_sampler=times, weighting=losses.native, **choices)[0]
-    return denoising, losses.discrete_elbo({"w": 1.0}, key, x[:2], ts=ts, **choices)[0]
+    denoising = dj.denoising_loss(*given, times=times, weighting=losses.native)[0]
+    return denoising, losses.negative_discrete_elbo(*given, ts=ts)[0]
 
 
 def in_box(made, key, x, ts):
@@ -97,22 +97,22 @@ def in_box(made, key, x, ts):
 
 def on_made_grids(made, key, x, ts):
     grids = [make(made, 2, ends=(float(ts[0]), float(ts[2]))) for make in ALL_GRIDS.values()]
-    stepper, grid = dj.recommended(made, 3)
+    stepper, grid = dj.samplers.recommended(made, 3)
     return jnp.stack([jnp.asarray(grid[1]) for grid in grids]).sum(), dj.sample(key, made, half, x, grid, stepper)
 
 
 ENTRIES = {
     "chain": (lambda: process.DiscreteChain(process.linear_betas(47, 0.002, 0.4)), sampled()),
-    "learned": (lambda: process.MonotoneLogsnr(jax.random.key(1), width=8), sampled(samplers.UniPC)),
+    "learned": (lambda: process.MonotoneLogsnr(jax.random.key(1), width=8), sampled(dj.UniPC)),
     "vp": (dj.VariancePreserving, sampled(samplers.IPNDM)),
     "grids": (dj.Cosine, on_made_grids),
     "guided": (lambda: jnp.array(1.5), guided),
     "sample_n": (
         dj.Cosine,
-        lambda made, key, x, ts: samplers.sample_n(key, made, half, (1,), len(x), ts=ts, stepper=samplers.UniPC()),
+        lambda made, key, x, ts: dj.sample_n(key, made, half, (1,), len(x), ts=ts, stepper=dj.UniPC()),
     ),
-    "integrate": (dj.Cosine, solved(samplers.integrate, solver=samplers.as_diffrax_solver(samplers.UniPC()))),
-    "integrate-diffrax": (dj.Cosine, solved(samplers.integrate, solver=diffrax.Heun())),
+    "integrate": (dj.Cosine, solved(dj.integrate, solver=samplers.as_diffrax_solver(dj.UniPC()))),
+    "integrate-diffrax": (dj.Cosine, solved(dj.integrate, solver=diffrax.Heun())),
     "integrate_each": (
         dj.Cosine,
         solved(samplers.integrate_each, solver=diffrax.Tsit5(), controller=diffrax.PIDController(1e-3, 1e-3)),
@@ -122,8 +122,8 @@ ENTRIES = {
         lambda made, key, x, ts: dj.log_likelihood(key, made, half, x, t0=float(ts[2])).nats,
     ),
     "losses": (dj.Cosine, lossy),
-    "encode": (dj.Cosine, lambda made, key, x, ts: likelihood.encode(made, half, x, t0=float(ts[2])).latent),
-    "invert": (dj.Cosine, lambda made, key, x, ts: likelihood.invert(made, half, x, ts, samplers.UniPC())),
+    "flow_encode": (dj.Cosine, lambda made, key, x, ts: likelihood.flow_encode(made, half, x, t0=float(ts[2])).latent),
+    "invert": (dj.Cosine, lambda made, key, x, ts: likelihood.invert(made, half, x, ts, dj.UniPC())),
     "inpaint": (
         dj.Cosine,
         lambda made, key, x, ts: inverse.inpaint(key, made, half, x, ts, np.ones(1), jnp.ones((1, 1)), times=2),
@@ -138,11 +138,11 @@ ENTRIES = {
             inverse.twisted_smc(key, made, half, x[:2], ts, twice, jnp.ones((1, 1)), 0.5).log_weights
         ),
     ),
-    "sdedit": (dj.Cosine, lambda made, key, x, ts: inverse.sdedit(key, made, half, x, ts, samplers.UniPC())),
+    "sdedit": (dj.Cosine, lambda made, key, x, ts: inverse.sdedit(key, made, half, x, ts, dj.UniPC())),
     "restart": (
         dj.Cosine,
         lambda made, key, x, ts: samplers.sample_with_restarts(
-            key, made, half, x, ts, samplers.UniPC(), restarts=[samplers.Restart(0.3, 0.5, 2, 1)]
+            key, made, half, x, ts, dj.UniPC(), restarts=[samplers.Restart(0.3, 0.5, 2, 1)]
         ),
     ),
     "optimise_grid": (
@@ -155,7 +155,8 @@ ENTRIES = {
 }
 
 
-SLOW = ("learned", "integrate_each", "log_likelihood", "losses", "encode", "twisted_smc", "fokker_planck")
+SLOW = ("grids", "integrate-diffrax", "integrate_each", "log_likelihood", "flow_encode", "optimise_grid", "restart")
+SLOW += ("diffpir", "inpaint", "twisted_smc", "learned", "losses", "fokker_planck")
 entries = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [], id=name) for name in ENTRIES]
 
 

@@ -19,15 +19,16 @@ import pytest
 import training_toy as toy
 from training_toy import logged, run
 
-from diffjax._arrays import normal_like, sample_keys
-from diffjax.data import prefetch
+from diffjax.process import normal_like, sample_keys
 from diffjax.training import (
     Checkpoints,
     NotFinite,
+    Objective,
     Stopped,
     TrainState,
-    _saves,
+    check_parameters,
     data_mesh,
+    handle_signals,
     jit_layout,
     make_ema,
     make_train_step,
@@ -39,7 +40,6 @@ from diffjax.training import (
     tensorboard,
     unreplicate,
 )
-from diffjax.training._finite import check_parameters
 
 DEVICES = 8
 needs_devices = pytest.mark.skipif(jax.device_count() < DEVICES, reason="needs 8 devices")
@@ -48,7 +48,10 @@ frozen = lambda step, params, ema: ema
 
 def layouts(loss, tx):
     """The same step on one device, on eight by jit and on eight by pmap."""
-    whole, pieces = make_train_step(loss, tx, ema=frozen), make_train_step(loss, tx, ema=frozen, axis_name="data")
+    whole, pieces = (
+        make_train_step(Objective(loss, tx), ema=frozen),
+        make_train_step(Objective(loss, tx), ema=frozen, axis_name="data"),
+    )
     one = jit_layout(whole, data_mesh(jax.devices()[:1]))
     return {"one": one, "jit": jit_layout(whole), "pmap": pmap_layout(pieces)}
 
@@ -93,8 +96,8 @@ def test_noise_of_each_sample_is_the_same_in_every_layout():
         uniform = jax.vmap(lambda key: jax.random.uniform(key, (5,)))(keys)
         return jnp.concatenate([normal_like(keys, uniform), uniform], axis=1)
 
-    def loss(params, key, batch, index, total):
-        return jnp.sum(params[index] * noise(sample_keys(key, index))) / len(index), {}
+    def loss(params, batch, context):
+        return jnp.sum(params[context.index] * noise(sample_keys(context.key, context.index))) / len(batch), {}
 
     tx, batch = optax.sgd(1.0), np.zeros((64, 5), np.float32)
     state = state_from_params(jax.random.key(3), jnp.zeros((64, 10)), tx)
@@ -108,8 +111,8 @@ def test_noise_of_each_sample_is_the_same_in_every_layout():
 
 
 def test_each_step_draws_new_noise():
-    loss = lambda params, key, batch, index, total: (params.sum() * 0, {"draw": jax.random.normal(key)})
-    step = jax.jit(make_train_step(loss, optax.sgd(1.0), ema=frozen))
+    loss = lambda params, batch, context: (params.sum() * 0, {"draw": jax.random.normal(context.key)})
+    step = jax.jit(make_train_step(Objective(loss, optax.sgd(1.0)), ema=frozen))
     state = state_from_params(jax.random.key(0), jnp.zeros(2), optax.sgd(1.0))
     draws = []
     for n in range(3):
@@ -122,9 +125,9 @@ def test_each_step_draws_new_noise():
 
 def test_optimiser_state_accumulates_as_momentum_says():
     # Constant gradient 1: trace_n = sum_{k<n} 0.9^k, params_n = -lr sum_n trace_n.
-    loss = lambda params, key, batch, index, total: (params.sum(), {})
+    loss = lambda params, batch, context: (params.sum(), {})
     tx = optax.sgd(0.1, momentum=0.9)
-    step = jax.jit(make_train_step(loss, tx, ema=frozen))
+    step = jax.jit(make_train_step(Objective(loss, tx), ema=frozen))
     state = state_from_params(jax.random.key(0), jnp.zeros(3), tx)
     for _ in range(5):
         state, metrics = step(state, np.zeros((4, 1)))
@@ -137,9 +140,9 @@ def test_optimiser_state_accumulates_as_momentum_says():
 def test_step_is_compiled_once():
     traces = []
 
-    def loss(params, key, batch, index, total):
+    def loss(params, batch, context):
         traces.append(None)
-        return toy.make_loss(toy.make_network())(params, key, batch, index, total)
+        return toy.make_loss(toy.make_network())(params, batch, context)
 
     layout = toy.make_layout("jit", loss=loss)
     for n in range(3):
@@ -152,9 +155,9 @@ def test_step_is_compiled_once():
 def test_an_update_is_taken_where_all_is_finite_and_nowhere_else(monkeypatch, backend):
     """By a branch on a CPU; elsewhere by a selection, which runs here just as well."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    loss = lambda params, key, batch, index, total: (params * batch.mean(), {})
+    loss = lambda params, batch, context: (params * batch.mean(), {})
     middle = lambda step, params, ema: (params + ema) / 2
-    step = jax.jit(make_train_step(loss, optax.sgd(1.0), ema=middle))
+    step = jax.jit(make_train_step(Objective(loss, optax.sgd(1.0)), ema=middle))
     state = state_from_params(jax.random.key(0), jnp.array(3.0), optax.sgd(1.0))
     for value, params, average in ((1.0, 2.0, 2.5), (np.nan, 3.0, 3.0)):
         new, metrics = step(state, jnp.full(4, value))
@@ -176,15 +179,15 @@ def test_an_optimiser_may_look_at_values():
 
 
 def test_only_scalars_of_aux_become_metrics():
-    loss = lambda params, key, batch, index, total: (params.sum(), {"total": jnp.asarray(total), "rows": index})
+    loss = lambda params, batch, context: (params.sum(), {"total": jnp.asarray(context.total), "rows": context.index})
     state = state_from_params(jax.random.key(0), jnp.zeros(3), optax.sgd(1.0))
-    _, metrics = make_train_step(loss, optax.sgd(1.0), ema=frozen)(state, (np.zeros((6, 2)), np.zeros(6)))
+    _, metrics = make_train_step(Objective(loss, optax.sgd(1.0)), ema=frozen)(state, (np.zeros((6, 2)), np.zeros(6)))
     assert metrics.keys() == {"loss", "grad_norm", "total", "skipped"}
     assert metrics["total"] == 6
 
 
 def test_batch_without_a_common_axis_is_refused():
-    step = make_train_step(toy.make_loss(toy.make_network()), toy.make_tx(), ema=frozen)
+    step = make_train_step(toy.make_objective(), ema=frozen)
     with pytest.raises(ValueError, match=r"batch: .* shapes \[\(4, 8\), \(3,\)\]"):
         step(toy.fresh_state(), (np.zeros((4, 8)), np.zeros(3, int)))
 
@@ -318,6 +321,7 @@ def test_nothing_is_left_to_do(tmp_path):
         ("batch_size", 0),
         ("skip_limit", 0),
         ("profile", (4, 2, "trace")),
+        ("draw", (0, print)),
     ],
 )
 def test_loop_refuses(tmp_path, name, value):
@@ -383,9 +387,9 @@ def test_nine_bad_batches_in_a_row_do_not_end_the_run(tmp_path):
     assert sum(line["skipped"] for line in logged(tmp_path)) == 18
 
 
-def exploding(params, key, batch, index, total):
+def exploding(params, batch, context):
     """The toy's loss times the cube of a third array in the batch: 1, or 1e30 and an infinite loss."""
-    value, aux = toy.make_loss(toy.make_network())(params, key, batch[:2], index, total)
+    value, aux = toy.make_loss(toy.make_network())(params, batch[:2], context)
     return value * batch[2].mean() ** 3, aux
 
 
@@ -396,24 +400,26 @@ def test_infinite_losses_of_finite_data_end_the_run(tmp_path):
         run(tmp_path, 40, layout=toy.make_layout("jit", loss=exploding), source=source, skip_limit=3)
 
 
-def test_batches_that_cannot_be_read_again_do_not_hide_the_steps():
-    from diffjax.training._finite import too_many_skipped
+def test_batches_that_cannot_be_read_again_do_not_hide_the_steps(tmp_path):
+    read = set()
 
-    def read(n):
-        raise OSError("a disk")
+    def source(seed, step, size):
+        if step in read:
+            raise OSError("a disk")
+        read.add(step)
+        return spoilt({1, 2})(seed, step, size)
 
-    error = too_many_skipped([2, 3], read, 8)
-    assert isinstance(error, NotFinite)
-    assert "2 steps in a row, 2 to 3, " in str(error)
-    assert "positions 8 to 23 of the data; they cannot be read again: a disk;" in str(error)
+    message = "2 steps in a row, 2 to 3, .* positions 64 to 191 of the data; they cannot be read again: a disk.*;"
+    with pytest.raises(NotFinite, match=message):
+        run(tmp_path, 9, source=source, skip_limit=2, log_every=1)
 
 
 def test_parameter_that_is_not_finite_is_never_saved(tmp_path):
     # The gradient is finite but the learning rate is not: the loss has not shown it yet.
-    loss = lambda params, key, batch, index, total: (params["w"].sum(), {})
+    loss = lambda params, batch, context: (params["w"].sum(), {})
     tx = optax.sgd(lambda count: jnp.where(count == 3, jnp.inf, 0.1))
     state = state_from_params(jax.random.key(0), {"w": jnp.ones(2)}, tx)
-    layout = jit_layout(make_train_step(loss, tx, ema=make_ema(0.9)))
+    layout = jit_layout(make_train_step(Objective(loss, tx), ema=make_ema(0.9)))
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(NotFinite, match="step 4: params/w is not finite"):
             run(tmp_path, 4, layout=layout, state=state, checkpoints=checkpoints)
@@ -433,9 +439,9 @@ def test_an_optimiser_that_has_lost_its_numbers_is_never_saved():
 def test_an_average_that_is_not_finite_is_never_saved(tmp_path, value):
     """Alone: parameters and loss are as they should be."""
     spoil = lambda step, params, ema: jax.tree.map(lambda leaf: jnp.where(step == 3, value, leaf), params)
-    loss = lambda params, key, batch, index, total: (jnp.sum(params["w"] ** 2), {})
+    loss = lambda params, batch, context: (jnp.sum(params["w"] ** 2), {})
     state = state_from_params(jax.random.key(0), {"w": jnp.ones(2)}, optax.sgd(0.1))
-    layout = jit_layout(make_train_step(loss, optax.sgd(0.1), ema=spoil))
+    layout = jit_layout(make_train_step(Objective(loss, optax.sgd(0.1)), ema=spoil))
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(NotFinite, match="step 4: ema/w is not finite"):
             run(tmp_path, 4, layout=layout, state=state, checkpoints=checkpoints, save_every=2)
@@ -461,7 +467,7 @@ def test_signal_finishes_the_step_and_saves(tmp_path, number, hangups):
 
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         with pytest.raises(Stopped, match="stopped at step") as caught:
-            run(tmp_path, 40, source=source, checkpoints=checkpoints)
+            run(tmp_path, 40, source=source, checkpoints=checkpoints, handle_signals=True)
         step = caught.value.step
         assert step in (9, 10)  # the batch of step 10 is read while step 9 runs
         assert caught.value.signal == number
@@ -473,50 +479,43 @@ def test_signal_finishes_the_step_and_saves(tmp_path, number, hangups):
 
 
 @pytest.mark.parametrize(("steps", "stopped"), [(40, 5), (4, 4)])
-def test_signal_between_any_two_lines_is_not_lost(tmp_path, monkeypatch, steps, stopped):
-    # It comes while the log of step 4 is written, after the loop has looked for signals: step 5 is saved, if any.
-    from diffjax.training._record import Record
-
-    write = Record.write
-
-    def interrupted(self, step):
-        line = write(self, step)
+def test_signal_between_any_two_lines_is_not_lost(tmp_path, steps, stopped):
+    # It arrives while the log of step 4 is written, after the loop has looked for signals: step 5 is saved, if any.
+    def interrupt(step, metrics):
         if step == 4:
             os.kill(os.getpid(), signal.SIGINT)
-        return line
 
-    monkeypatch.setattr(Record, "write", interrupted)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         with pytest.raises(Stopped, match=f"stopped at step {stopped}"):
-            run(tmp_path, steps, checkpoints=checkpoints, log_every=1)
+            run(tmp_path, steps, checkpoints=checkpoints, log_every=1, watch=[interrupt], handle_signals=True)
         assert checkpoints.latest() == stopped
 
 
-def test_handlers_of_others_are_given_back_and_get_what_nobody_was_told(monkeypatch):
-    from diffjax.training import _signals
-    from diffjax.training._signals import hear_signals
+def test_former_handlers_are_restored_and_receive_undelivered_signals(monkeypatch):
 
     heard = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
-        with hear_signals() as asked:
-            assert asked() is None
+        with handle_signals() as stop_signal:
+            assert stop_signal() is None
             os.kill(os.getpid(), signal.SIGTERM)
-            assert (asked(), heard) == (signal.SIGTERM, [])
+            assert (stop_signal(), heard) == (signal.SIGTERM, [])
             os.kill(os.getpid(), signal.SIGTERM)
             assert heard == [signal.SIGTERM]
         heard.clear()
-        with hear_signals() as asked:
-            assert asked() is None
+        with handle_signals() as stop_signal:
+            assert stop_signal() is None
             os.kill(os.getpid(), signal.SIGTERM)  # while the threads of the batches end
             assert heard == []
         assert heard == [signal.SIGTERM]
         # Of several processes another was told first, and all stop for that.
         heard.clear()
         monkeypatch.setattr(jax, "process_count", lambda: 2)
-        monkeypatch.setattr(_signals, "_Largest", lambda: lambda number, now: signal.SIGTERM)
-        with hear_signals() as asked:
-            assert asked() == signal.SIGTERM
+        monkeypatch.setattr(
+            "diffjax.training._signals._MaximumOverProcesses", lambda: lambda number, now: signal.SIGTERM
+        )
+        with handle_signals() as stop_signal:
+            assert stop_signal() == signal.SIGTERM
             os.kill(os.getpid(), signal.SIGTERM)
         assert heard == []
     finally:
@@ -526,19 +525,18 @@ def test_handlers_of_others_are_given_back_and_get_what_nobody_was_told(monkeypa
 @pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
 def test_a_second_hangup_ends_nothing(hangups, first):
     """A closed terminal sends two within a millisecond, and systemd sends one after SIGTERM."""
-    from diffjax.training._signals import hear_signals
 
-    with hear_signals() as asked:
+    with handle_signals() as stop_signal:
         os.kill(os.getpid(), first)
         os.kill(os.getpid(), signal.SIGHUP)
-        assert asked() == first
+        assert stop_signal() == first
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
 
 
 def test_plain_numbers_of_a_loss_are_metrics():
-    loss = lambda params, key, batch, index, total: (jnp.sum(params**2), {"share": 0.5, "n": 3, "on": True})
+    loss = lambda params, batch, context: (jnp.sum(params**2), {"share": 0.5, "n": 3, "on": True})
     tx = optax.sgd(0.1)
-    step = make_train_step(loss, tx, ema=make_ema(0.9))
+    step = make_train_step(Objective(loss, tx), ema=make_ema(0.9))
     _, metrics = jax.eval_shape(step, state_from_params(jax.random.key(0), jnp.ones(2), tx), jnp.ones((4, 1)))
     assert {name: metrics[name].dtype.name for name in ("share", "n", "on")} == {
         "share": "float32",
@@ -548,13 +546,13 @@ def test_plain_numbers_of_a_loss_are_metrics():
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tpu"])
-def test_several_processes_hear_the_answer_to_the_question_before(monkeypatch, backend):
-    from diffjax.training._signals import _Largest
+def test_several_processes_get_the_maximum_of_the_previous_call(monkeypatch, backend):
+    from diffjax.training._signals import _MaximumOverProcesses
 
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    largest = _Largest()
-    assert [largest(number, now=False) for number in (0, 2, 15, 0)] == [0, 0, 2, 15]
-    assert largest(2, now=True) == 2
+    maximum = _MaximumOverProcesses()
+    assert [maximum(number, now=False) for number in (0, 2, 15, 0)] == [0, 0, 2, 15]
+    assert maximum(2, now=True) == 2
 
 
 # Several steps a call, and batches ahead
@@ -562,7 +560,7 @@ def test_several_processes_hear_the_answer_to_the_question_before(monkeypatch, b
 
 @pytest.fixture(scope="module")
 def four_a_call():
-    return jit_layout(make_train_step(toy.make_loss(toy.make_network()), toy.make_tx(), ema=make_ema(0.99)), steps=4)
+    return jit_layout(make_train_step(toy.make_objective(), ema=make_ema(0.99)), steps=4)
 
 
 def test_several_steps_a_call(tmp_path, four_a_call):
@@ -601,17 +599,19 @@ def test_what_a_source_raises_is_raised_as_it_is(tmp_path):
         with pytest.raises(OSError, match=r"^the cable\nsaved at step 5; the same call continues there$"):
             run(tmp_path, 40, source=source, checkpoints=checkpoints, save_every=5)
         assert checkpoints.latest() == 5
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("diffjax-batches")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("diffjax-prefetch")]
 
 
-def test_source_may_be_read_by_prefetch(tmp_path, four_a_call):
+@pytest.mark.slow
+def test_source_may_be_read_by_workers(tmp_path, four_a_call):
+    pytest.importorskip("grain", reason="the extra `data` is not installed")
     for layout in (toy.make_layout("jit"), four_a_call):
         plain = run(tmp_path, 12, layout=layout, log=None)
-        assert toy.digest(run(tmp_path, 12, layout=layout, log=None, prefetch=prefetch)) == toy.digest(plain)
+        assert toy.digest(run(tmp_path, 12, layout=layout, log=None, workers=2)) == toy.digest(plain)
 
 
 def test_host_is_one_step_ahead_and_no_more():
-    from diffjax.training._record import Record
+    from diffjax.training._monitor import Monitor
 
     class Metric:
         def __init__(self, step):
@@ -621,10 +621,54 @@ def test_host_is_one_step_ahead_and_no_more():
             waited.append(self.step)
 
     waited = []
-    with Record(None, 0, 9, 1, each=1, skip_limit=10, progress=False, watch=()) as record:
+    with Monitor(None, 0, 9, 1, steps_per_call=1, skip_limit=10, progress=False, watch=()) as record:
         for step in range(1, 5):
             record.add({"loss": Metric(step), "skipped": 0})
             assert waited == [*range(1, step)]
+
+
+def test_a_bar_says_what_is_compiled_and_moves_from_the_first_step(tmp_path, monkeypatch):
+    """A log of every third step: while a state is drawn, the step that made it may be under way, those before are done.
+
+    What is drawn is the state of its step, and changes nothing.
+    """
+    seen, drawn, layout = [], [], toy.make_layout("jit")
+
+    class Bar:
+        disable = False
+
+        def __init__(self, *, initial, postfix, **options):
+            self.n = initial
+            seen.append(postfix)
+
+        def update(self, count):
+            self.n += count
+            seen.append(self.n)
+
+        def set_postfix_str(self, text, refresh=True):
+            seen.append(text.split(" ")[0])
+
+        unpause = close = lambda self: None
+
+    def step(state, batch):
+        seen.append("step")
+        return layout.step(state, batch)
+
+    def draw(step, state):
+        drawn.append((step, int(state.step), toy.digest(state)))
+
+    monkeypatch.setattr("diffjax.training._monitor.tqdm", Bar)
+    options = {"layout": layout._replace(step=step), "log_every": 3, "progress": True, "draw": (2, draw)}
+    state = run(tmp_path, 5, **options)
+    begins = ["compiling", "step", "step", "", 0]  # traced once, to see what it returns
+    third = ["step", 1, "drawing", "", "step", 2, "loss", 3]
+    assert seen == [*begins, *third, "step", 3, "drawing", "loss", "step", 4, "loss", 5]
+    assert toy.digest(state) == toy.digest(run(tmp_path, 5, log=None))
+    assert drawn == [(n, n, toy.digest(run(tmp_path, n, log=None))) for n in (2, 4)]
+    assert logged(tmp_path)[0]["draw_seconds"] > 0
+    seen.clear()
+    run(tmp_path, 5, state=state, progress=True)
+    assert seen == [None]  # nothing is left to be compiled
 
 
 @pytest.mark.parametrize("kind", ["jit", pytest.param("pmap", marks=needs_devices)])
@@ -641,7 +685,7 @@ def test_placed_state_is_used_up(tmp_path, kind):
 
 def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
     # The clock is asked once at the start, once a step and once a save, and ticks each time.
-    monkeypatch.setattr(_saves, "time", types.SimpleNamespace(monotonic=itertools.count().__next__))
+    monkeypatch.setattr("diffjax.training._saving.time", types.SimpleNamespace(monotonic=itertools.count().__next__))
     with Checkpoints(tmp_path / "checkpoints", keep=9) as checkpoints:
         run(tmp_path, 18, checkpoints=checkpoints, save_every=None, save_seconds=5)
         assert checkpoints.steps() == [5, 10, 15, 18]
@@ -651,7 +695,7 @@ def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
         assert checkpoints.steps() == [18]
 
 
-def by_level(params, key, batch, index, total):
+def by_level(params, batch, context):
     """A loss with times and terms that are known: the batch's."""
     t, terms = batch
     return params["w"] * terms.mean(), {"t": t, "per_sample": terms}
@@ -665,7 +709,9 @@ def rising(seed, step, size):
 
 def test_loss_by_level_and_watchers(tmp_path):
     state = state_from_params(jax.random.key(0), {"w": jnp.ones(())}, optax.sgd(0.0))
-    layout = jit_layout(make_train_step(by_level, optax.sgd(0.0), ema=frozen, levels=5), data_mesh(jax.devices()[:1]))
+    layout = jit_layout(
+        make_train_step(Objective(by_level, optax.sgd(0.0)), ema=frozen, levels=5), data_mesh(jax.devices()[:1])
+    )
     lines, board = [], tensorboard(tmp_path / "board")
     watch = [lambda step, line: lines.append((step, line)), board]
     # 64 samples of time 0 .. 63/64, then of 0, 0, 1/64 .. 31/64, then of both together.
@@ -769,7 +815,7 @@ def test_interrupted_process_saves_and_resumes_bit_for_bit(tmp_path, uncut, numb
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         state = checkpoints.restore(toy.fresh_state())
     one = jit_layout(
-        make_train_step(toy.make_loss(toy.make_network()), toy.make_tx(), ema=make_ema(0.99)),
+        make_train_step(toy.make_objective(), ema=make_ema(0.99)),
         data_mesh(jax.devices()[:1]),
     )
     assert toy.digest(run(tmp_path, 40, layout=one, state=state)) == uncut

@@ -66,6 +66,35 @@ def test_scatter_and_trajectories_draw_the_points():
     np.testing.assert_allclose(line.get_xydata(), np.column_stack([ts, paths[:, 2, 0]]))
 
 
+def test_a_picture_is_read_as_it_was_written(tmp_path):
+    for channels, name in ((3, "a.png"), (1, "b.png")):
+        viz.save_grid(tmp_path / name, IMAGES[:1, ..., :channels], gap=0, enlarge=1)
+        wanted = np.broadcast_to(np.rint((IMAGES[0, ..., :channels] + 1) * 127.5), (3, 4, 3))
+        np.testing.assert_array_equal(viz.read_picture(tmp_path / name), wanted)
+        assert viz.read_picture(tmp_path / name).dtype == np.uint8
+
+
+def test_a_loss_curve_is_the_losses_and_their_weighted_mean_around_each_step():
+    rng = np.random.default_rng(2)
+    steps, losses = np.cumsum(rng.integers(1, 9, 40)), rng.uniform(1, 2, 40)
+    weights = np.exp(-np.abs(steps[:, None] - steps) / 12.0)
+    mean = lambda values: weights @ values / weights.sum(1)
+    for of, scale, wanted in (
+        (losses, "linear", mean(losses)),
+        (losses - 1.5, "linear", mean(losses - 1.5)),
+        (losses**5, "log", np.exp(mean(np.log(losses**5)))),
+    ):
+        holes = np.insert(of, [3, 9], [np.nan, np.inf])
+        ax = viz.loss_curve(np.insert(steps, [3, 9], [0, 0]), holes, smoothing=12.0)
+        raw, smooth = (line.get_xydata() for line in ax.lines)
+        np.testing.assert_array_equal(raw, np.column_stack([steps, of]))
+        np.testing.assert_allclose(smooth, np.column_stack([steps, wanted]), rtol=1e-9)
+        assert ax.get_yscale() == scale
+    by_default = lambda at: viz.loss_curve(at, losses).lines[1].get_ydata()
+    np.testing.assert_allclose(by_default(50 * steps / np.ptp(steps)), by_default(steps), rtol=1e-9)
+    assert viz.loss_curve([7], [0.5]).lines[1].get_ydata() == [0.5]
+
+
 def test_functions_draw_where_told_and_touch_nothing_global():
     before = dict(matplotlib.rcParams)
     ax = Figure().subplots()
@@ -76,6 +105,7 @@ def test_functions_draw_where_told_and_touch_nothing_global():
         lambda ax: viz.density(lambda x: x[:, 0], points=3, ax=ax),
         lambda ax: viz.arrows(lambda x: x, points=3, ax=ax),
         lambda ax: viz.trajectories(points[None], ax=ax),
+        lambda ax: viz.loss_curve([1, 2, 3], [3.0, 2.0, 1.0], ax=ax),
     ):
         assert draw(ax) is ax
         assert isinstance(draw(None), Axes)
@@ -94,6 +124,12 @@ def test_pictures_refuse_bad_arguments(tmp_path):
         viz.trajectories(np.zeros((3, 2, 1)))
     with pytest.raises(ValueError, match="paths: "):
         viz.trajectories(np.zeros((3, 2)))
+    with pytest.raises(ValueError, match=r"losses: .*\(2,\) and \(3,\)"):
+        viz.loss_curve([1, 2, 3], [1.0, 2.0])
+    with pytest.raises(ValueError, match=r"losses: .* none"):
+        viz.loss_curve([1, 2], [np.nan, np.inf])
+    with pytest.raises(ValueError, match=r"smoothing: .* 0"):
+        viz.loss_curve([1, 2], [1.0, 2.0], smoothing=0)
     with pytest.raises(ValueError, match="extent"):
         viz.density(lambda x: x[:, 0], extent=(1, 0, 0, 1))
     with pytest.raises(ValueError, match=r"points: .* 1"):

@@ -4,10 +4,12 @@ data distribution, process --> log p_t(x), score, E[x0 | xt] --> exact_denoiser:
 """
 
 import abc
+from typing import Any
 
 import equinox as eqx
 from jaxtyping import Array, Float
 
+from diffjax._arrays import as_samples
 from diffjax._typing import Key, Sample, Time
 from diffjax.process import AbstractGaussianProcess
 
@@ -30,6 +32,16 @@ class AbstractDistribution(eqx.Module):
     @abc.abstractmethod
     def denoise(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> Sample:
         """E[x0 | xt], [b, *d], for xt [b, *d] and t [] or [b]."""
+
+
+def of_features(name: str, x: Any, features: tuple[int, ...]) -> Any:
+    """Samples x [b, *d] as an array, checked to have the features [*d] of the data.
+
+    Raises:
+      ValueError: they have not, or are no batch of floating-point numbers.
+    """
+    x = as_samples(name, x)
+    return as_samples(name, x, (x.shape[0], *features))
 
 
 class ExactDenoiser(eqx.Module):

@@ -17,12 +17,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import accumulator_dtype, as_accumulators, check, expand, sample_keys
+from diffjax._arrays import (
+    accumulator_dtype,
+    as_accumulators,
+    as_numbers,
+    check,
+    check_finite,
+    check_key,
+    check_time,
+    expand,
+    sample_keys,
+    whole_numbers,
+)
 from diffjax._typing import Key, Sample, Time
-from diffjax.analytic._base import AbstractDistribution
+from diffjax.analytic._base import AbstractDistribution, of_features
 from diffjax.process import AbstractGaussianProcess
 
 
+@whole_numbers
 class Empirical(AbstractDistribution):
     """sum_i pi_i delta(x0 - x_i): the data that a network is trained on, and the denoiser that it would learn by heart.
 
@@ -42,8 +54,8 @@ class Empirical(AbstractDistribution):
     block: int = eqx.field(static=True)
 
     def __init__(self, data: Any, weights: Float[Array, " N"] | None = None, block: int = 256):
-        self.data = jnp.asarray(data)
-        n = self.data.shape[0]
+        self.data = as_numbers("data", data)
+        n = self.data.shape[0] if self.data.ndim else 0
         if n == 0:
             raise ValueError(f"data: at least one is needed, got shape {self.data.shape}")
         if block < 1:
@@ -51,14 +63,17 @@ class Empirical(AbstractDistribution):
         if weights is None:
             self.log_weights = None
         else:
-            weights = jnp.asarray(weights)
+            weights = as_numbers("weights", weights, whole=True, finite=False)
             if weights.shape != (n,):
                 raise ValueError(f"weights: shape ({n},) is needed for {n} data, got {weights.shape}")
             check(weights > 0, f"weights: must be positive, got {jnp.min(weights)}")
+            check_finite("weights", weights)
             self.log_weights = jnp.log(weights / jnp.sum(weights)).astype(self.data.dtype)
         self.block = min(block, n)
 
+    @whole_numbers
     def sample(self, key: Key, n: int) -> Float[Array, "b *d"]:
+        check_key(key)
         keys, size = sample_keys(key, jnp.arange(n)), self.data.shape[0]
         if self.log_weights is None:
             return self.data[jax.vmap(lambda k: jax.random.randint(k, (), 0, size))(keys)]
@@ -83,6 +98,8 @@ class Empirical(AbstractDistribution):
 def _running_sums(empirical, process, xt, t):
     """For the exponents l_i of the softmax: m = max l_i [b], sum_i e^(l_i - m) [b], sum_i e^(l_i - m) x_i [b, D]."""
     n, block = empirical.data.shape[0], empirical.block
+    xt = of_features("xt", xt, empirical.data.shape[1:])
+    check_time(t, xt)
     data, x = empirical.data.reshape(n, -1), as_accumulators(xt.reshape(xt.shape[0], -1))
     alpha = jnp.broadcast_to(jnp.asarray(process.alpha(t), x.dtype), x.shape[:1])
     sigma = jnp.broadcast_to(jnp.asarray(process.sigma(t), x.dtype), x.shape[:1])

@@ -26,8 +26,19 @@ import numpy as np
 from jax.lax import slice_in_dim
 from jaxtyping import Array, Float
 
-from diffjax._arrays import at_once, check, check_times, expand, is_concrete, time_dtype
-from diffjax.process import AbstractGaussianProcess, AbstractProcess, interval
+from diffjax._arrays import (
+    answered,
+    as_samples,
+    at_once,
+    check,
+    check_times,
+    expand,
+    is_concrete,
+    nan_unless,
+    time_dtype,
+    whole_numbers,
+)
+from diffjax.process import AbstractGaussianProcess, AbstractProcess
 
 MAX_ROUGHNESS = 0.25
 """Of sum |second difference of p| / sum p along an axis; (h/s)^2 for a normal density of standard deviation s."""
@@ -38,6 +49,7 @@ _LOOKS = 32
 _REMEDY = "; take fewer cells, a larger box (steps go as one over their width squared), closer times, or more steps"
 
 
+@whole_numbers
 class Box(eqx.Module):
     """A box in one or two dimensions, cut into equal cells.
 
@@ -84,6 +96,7 @@ def _points(box, *places):
     return box.low + mesh * cell_widths(box)
 
 
+@whole_numbers
 def cell_averages(box: Box, log_density: Any, nodes: int = 4) -> Float[Array, "*cells"]:
     """The mean of a density over each cell, shape [*cells], by Gauss-Legendre quadrature.
 
@@ -95,7 +108,8 @@ def cell_averages(box: Box, log_density: Any, nodes: int = 4) -> Float[Array, "*
     at, weights = np.polynomial.legendre.leggauss(nodes)
     places = [((np.arange(n) + 0.5)[:, None] + 0.5 * at).ravel() for n in box.cells]
     x = _points(box, *places)
-    p = jnp.exp(log_density(x.reshape(-1, len(box.cells)))).reshape(x.shape[:-1])
+    x = x.reshape(-1, len(box.cells))
+    p = jnp.exp(answered("log_density", log_density(x), x.shape[:1])).reshape([len(place) for place in places])
     for axis, n in enumerate(box.cells):
         p = jnp.moveaxis(p, axis, -1)
         p = p.reshape(*p.shape[:-1], n, nodes) @ jnp.asarray(weights / 2, p.dtype)
@@ -103,6 +117,7 @@ def cell_averages(box: Box, log_density: Any, nodes: int = 4) -> Float[Array, "*
     return p
 
 
+@whole_numbers
 def fokker_planck(
     process: AbstractProcess, box: Box, density0: Float[Array, "*cells"], ts: Any, *, max_steps: int = 1_000_000
 ) -> Float[Array, "points *cells"]:
@@ -129,6 +144,7 @@ def fokker_planck(
         mass in the cells at the walls; drift or noise is not finite on them; ts does not ascend, leaves [0, 1], or has
         two times beyond the same end of the interval; max_steps do not suffice.
     """
+    density0 = as_samples("density0", density0)
     if density0.shape != box.cells:
         raise ValueError(f"density0: one number a cell is needed, shape {box.cells}, got {density0.shape}")
     _check_density(box, density0)
@@ -147,7 +163,7 @@ def _clipped(process, ts, dtype):
     ts = jnp.asarray(ts, dtype)
     if not isinstance(process, AbstractGaussianProcess):
         return ts
-    low, high = interval(process)
+    low, high = process.interval()
     ts = jnp.clip(ts, jnp.asarray(low, ts.dtype), jnp.asarray(high, ts.dtype))
     check(ts[1:] > ts[:-1], f"ts: two times lie beyond the same end of the process's interval [{low}, {high}]")
     return ts
@@ -228,7 +244,7 @@ def _at_times(process, box, ts):
 
 
 def _is_matrix(g, x):
-    """Whether g is [d, d] or [n, d, d], beside points x [n, d], of which there are more than d."""
+    """Whether g is [d, d] or [n, d, d], with points x [n, d], of which there are more than d."""
     return g.ndim >= 2 and g.shape[-2:] == (x.shape[1], x.shape[1])
 
 
@@ -298,7 +314,7 @@ def _solve(process, box, density0, ts, max_steps):
             throw=False,
         )
         enough = solution.result == diffrax.RESULTS.successful
-        p = jnp.where(enough, jnp.asarray(solution.ys)[0], jnp.nan)
+        p = nan_unless(enough, jnp.asarray(solution.ys)[0])
         return p, (p, enough)
 
     _, (after, enough) = jax.lax.scan(advance, density0, jnp.stack([ts[:-1], ts[1:]], axis=1))

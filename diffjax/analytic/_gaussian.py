@@ -4,16 +4,16 @@ With S = U diag(w) U' and v = alpha^2 w + sigma^2, in the eigenbasis U:
 
     p_t = N(alpha m, U diag(v) U'),   score = -U diag(1/v) U' (xt - alpha m)
     E[x0 | xt] = m + U diag(alpha w/v) U' (xt - alpha m)
-    flow map:   xs = alpha_s m + U diag(sqrt(v_s/v_t)) U' (xt - alpha_t m)
+    flow:       xs = alpha_s m + U diag(sqrt(v_s/v_t)) U' (xt - alpha_t m)
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, sample_keys
+from diffjax._arrays import as_numbers, check, check_finite, check_key, check_time, sample_keys, whole_numbers
 from diffjax._typing import Key, Sample, Time
-from diffjax.analytic._base import AbstractDistribution
+from diffjax.analytic._base import AbstractDistribution, of_features
 from diffjax.process import AbstractGaussianProcess
 
 
@@ -34,7 +34,7 @@ class Gaussian(AbstractDistribution):
     basis: Float[Array, "D D"] | None
 
     def __init__(self, mean: Float[Array, "*d"], covariance: Float[Array, "..."] | float):
-        mean, covariance = jnp.asarray(mean), jnp.asarray(covariance)
+        mean, covariance = as_numbers("mean", mean), as_numbers("covariance", covariance, finite=False)
         size = mean.size
         if covariance.ndim == 0 or covariance.shape == mean.shape:
             variances, basis = jnp.broadcast_to(covariance, mean.shape).reshape(size), None
@@ -47,9 +47,12 @@ class Gaussian(AbstractDistribution):
                 f"got {covariance.shape}"
             )
         check(variances > 0, f"covariance: must be positive definite, got eigenvalues {variances}")
+        check_finite("covariance", covariance)
         self.mean, self.variances, self.basis = mean, variances.astype(mean.dtype), basis
 
+    @whole_numbers
     def sample(self, key: Key, n: int) -> Float[Array, "b *d"]:
+        check_key(key)
         keys = sample_keys(key, jnp.arange(n))
         z = jax.vmap(lambda k: jax.random.normal(k, (self.mean.size,), self.mean.dtype))(keys)
         return self.mean + _from_basis(self, jnp.sqrt(self.variances) * z)
@@ -73,18 +76,28 @@ def check_symmetric(matrices: Float[Array, "*k D D"], name: str) -> None:
     check(~(asymmetry > 1e-5 * scale), f"{name}: must be symmetric, got {matrices}")
 
 
-def flow_map(gaussian: Gaussian, process: AbstractGaussianProcess, xt: Sample, t: Time, s: Time) -> Sample:
-    """The probability flow from xt [b, *d] at time t to time s, exactly, [b, *d]; t and s of shape [] or [b].
-
-    Source: math above; Song et al. 2021, eq. 13, solved for a Gaussian.
-    """
+def gaussian_flow(gaussian: Gaussian, process: AbstractGaussianProcess, xt: Sample, t: Time, s: Time) -> Sample:
+    """The probability flow from xt [b, *d] at time t to time s, exactly, [b, *d]; t and s of shape [] or [b]."""
     growth = jnp.sqrt(_marginal_variances(gaussian, process, s) / _marginal_variances(gaussian, process, t))
     moved = _from_basis(gaussian, growth * _residual(gaussian, process, xt, t))
     return _scaled_mean(gaussian, process, s) + moved
 
 
+def gaussian_average(gaussian: Gaussian, process: AbstractGaussianProcess, xt: Sample, t: Time, s: Time) -> Sample:
+    """The average denoiser A(xt, t, s), [b, *d], without cancellation at s = t; t and s of shape [] or [b]."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = (
+        (_column(process.alpha(time)), _column(process.sigma(time))) for time in (t, s)
+    )
+    std_t, std_s = (jnp.sqrt(_marginal_variances(gaussian, process, time)) for time in (t, s))
+    below = std_t * (std_s * sigma_t + std_t * sigma_s)
+    data = below == 0  # s = t = 0 without noise: x0 itself
+    gain = gaussian.variances * (alpha_s * sigma_t + alpha_t * sigma_s) / jnp.where(data, 1.0, below)
+    gain = jnp.where(data, 1 / jnp.where(data, alpha_t, 1.0), gain)
+    return gaussian.mean + _from_basis(gaussian, gain * _residual(gaussian, process, xt, t))
+
+
 def _column(c):
-    """A coefficient of shape [] or [b] beside features in the eigenbasis: [] or [b, 1]."""
+    """A coefficient of shape [] or [b] with features in the eigenbasis: [] or [b, 1]."""
     return c if jnp.ndim(c) == 0 else jnp.asarray(c)[:, None]
 
 
@@ -99,6 +112,8 @@ def _scaled_mean(gaussian, process, t):
 
 def _residual(gaussian, process, xt, t):
     """xt - alpha m in the eigenbasis, [b, D]."""
+    xt = of_features("xt", xt, gaussian.mean.shape)
+    check_time(t, xt)
     z = (xt - _scaled_mean(gaussian, process, t)).reshape(xt.shape[0], -1)
     return z if gaussian.basis is None else z @ gaussian.basis
 

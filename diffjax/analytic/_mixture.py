@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, sample_keys
+from diffjax._arrays import as_numbers, check, check_finite, check_key, sample_keys, whole_numbers
 from diffjax._typing import Key, Sample, Time
 from diffjax.analytic._base import AbstractDistribution
 from diffjax.analytic._gaussian import Gaussian, check_symmetric
@@ -38,12 +38,17 @@ class GaussianMixture(AbstractDistribution):
         covariances: Float[Array, "..."] | float,
         weights: Float[Array, " k"] | None = None,
     ):
-        means, covariances = jnp.asarray(means), jnp.asarray(covariances)
+        means, covariances = as_numbers("means", means), as_numbers("covariances", covariances, finite=False)
+        if means.ndim == 0 or means.shape[0] == 0:
+            raise ValueError(f"means: at least one is needed, [k, *d], got shape {means.shape}")
         k = means.shape[0]
-        weights = jnp.ones(k, means.dtype) if weights is None else jnp.asarray(weights)
+        weights = (
+            jnp.ones(k, means.dtype) if weights is None else as_numbers("weights", weights, whole=True, finite=False)
+        )
         if weights.shape != (k,):
             raise ValueError(f"weights: shape ({k},) is needed for {k} means, got {weights.shape}")
         check(weights > 0, f"weights: must be positive, got {weights}")
+        check_finite("weights", weights)
         covariances = jnp.broadcast_to(covariances, (k,)) if covariances.ndim == 0 else covariances
         if covariances.shape[0] != k:
             raise ValueError(f"covariances: a leading axis of {k} is needed, got shape {covariances.shape}")
@@ -53,8 +58,11 @@ class GaussianMixture(AbstractDistribution):
         self.components = eqx.filter_vmap(Gaussian)(means, covariances)
         smallest = jnp.min(self.components.variances)
         check(smallest > 0, f"covariances: must be positive definite, got an eigenvalue {smallest}")
+        check_finite("covariances", covariances)
 
+    @whole_numbers
     def sample(self, key: Key, n: int) -> Float[Array, "b *d"]:
+        check_key(key)
         choice_key, draw_key = jax.random.split(key)
         keys = sample_keys(choice_key, jnp.arange(n))
         choice = jax.vmap(lambda k: jax.random.categorical(k, self.log_weights))(keys)

@@ -1,8 +1,8 @@
-"""The command line: `diffjax train | sample | evaluate | checkpoint`.
+"""The command line: `diffjax train | distill | sample | evaluate | checkpoint`.
 
-    argv --tyro--> Train | Sample | Evaluate | Checkpoint --> config builds --> training, samplers, metrics, viz
+    argv --tyro--> Train | Distill | Sample | Evaluate | Checkpoint --> config builds --> training, samplers, metrics
                                                                            |
-    RUN/config.json  RUN/checkpoints/  RUN/metrics.jsonl  RUN/samples.png  RUN/results.json
+    RUN/config.json  RUN/checkpoints/  RUN/metrics.jsonl  RUN/loss.png  RUN/samples.png  RUN/results.json
 
 Exit codes: 0 done; 2 bad input, one line on stderr that names the argument and its value, and nothing written; 1 the
 run failed (a loss that is not finite, a full disk, a picture that cannot be decoded), one line, and what could be saved
@@ -11,11 +11,9 @@ of the run is gone, so that starting all again may help (JAX itself aborts with 
 where an error came from.
 """
 
-import ast
 import contextlib
 import functools
 import gc
-import inspect
 import io
 import operator
 import os
@@ -35,12 +33,29 @@ import tyro
 
 from diffjax import __version__
 from diffjax.cli._checkpoint import Checkpoint as Checkpoint, run_checkpoint
+from diffjax.cli._compiled import cache_folder as cache_folder, keep_compiled as keep_compiled
+from diffjax.cli._devices import default_layout as default_layout
+from diffjax.cli._distill import run_distill
+from diffjax.cli._draw import Draw as Draw
+from diffjax.cli._dry_run import measure_step as measure_step, state_bytes as state_bytes
 from diffjax.cli._evaluate import run_evaluate
-from diffjax.cli._options import Evaluate as Evaluate, Sample as Sample, Train as Train
+from diffjax.cli._help import READER, description
+from diffjax.cli._known import read_known as read_known, read_mask as read_mask
+from diffjax.cli._memory import keep_memory as keep_memory
+from diffjax.cli._options import (
+    Distill as Distill,
+    Evaluate as Evaluate,
+    Execution as Execution,
+    Hosts as Hosts,
+    Sample as Sample,
+    Train as Train,
+)
 from diffjax.cli._print import print_line
 from diffjax.cli._sample import run_sample
+from diffjax.cli._suggest import explain
 from diffjax.cli._train import run_train
-from diffjax.training import RESCUE, Failed, NotFinite, Refused, Stopped, Unreachable, is_bad_input, leave
+from diffjax.training import RESCUE, Failed, NotFinite, Refused, Stopped, Unreachable, abort, is_input_error
+from diffjax.training.checkpoint import check_utf8, quiet_orbax_logs
 
 _TEMPORARY = 75  # EX_TEMPFAIL
 _NARROWEST = 40  # columns
@@ -59,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
+    quiet_orbax_logs()
     if argv in (["--version"], ["-V"]):
         print_line(f"diffjax {__version__}")
         return 0
@@ -70,6 +86,7 @@ def _run(argv: list[str]) -> int:
             return 0
         commands: dict[type, Callable[[Any, list[str]], None]] = {
             Train: run_train,
+            Distill: run_distill,
             Sample: run_sample,
             Evaluate: run_evaluate,
             Checkpoint: run_checkpoint,
@@ -80,14 +97,14 @@ def _run(argv: list[str]) -> int:
     except KeyboardInterrupt as stop:
         code = _interrupted(stop, argv)
         if not isinstance(stop, Stopped):
-            leave(code)
+            abort(code)
         return code
     except Exception as error:
         if os.environ.get("DIFFJAX_TRACEBACK"):
             traceback.print_exc()
         code = _failed(error)
         if not isinstance(error, Refused | Failed):
-            leave(code)
+            abort(code)
         return code
     return 0
 
@@ -115,20 +132,20 @@ def _collect_seldom() -> None:
     gc.set_threshold(50_000)
 
 
-def _parse(argv: list[str]) -> Train | Sample | Evaluate | Checkpoint:
+def _parse(argv: list[str]) -> Train | Distill | Sample | Evaluate | Checkpoint:
     """The command, by tyro; what it says of a mistake, in a box of several lines, becomes one `ValueError`."""
     for word in argv:
-        check_text(word)
+        check_utf8(word)
     if shutil.get_terminal_size().columns < _NARROWEST:
         os.environ["COLUMNS"] = str(_NARROWEST)  # the help of options would never fit
-    every = (Train, Sample, Evaluate, Checkpoint)
+    every = {command.__name__.lower(): command for command in (Train, Distill, Sample, Evaluate, Checkpoint)}
     commands: Any = functools.reduce(
         operator.or_,
-        (Annotated[c, tyro.conf.subcommand(c.__name__.lower(), description=_description(c))] for c in every),
+        (Annotated[c, tyro.conf.subcommand(name, description=description(c))] for name, c in every.items()),
     )
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), READER:
             return tyro.cli(
                 commands,
                 args=argv,
@@ -145,26 +162,8 @@ def _parse(argv: list[str]) -> Train | Sample | Evaluate | Checkpoint:
         sections.append([]) if line.startswith("──") else sections[-1].append(line)
     said = [" ".join(" ".join(section).split()) for section in sections]
     named = [said[0], *(part for part in said[1:] if part.startswith("Available"))]
-    raise ValueError(f"{'; '.join(named).rstrip('.')} (diffjax --help lists what there is)")
-
-
-def check_text(word: str) -> None:
-    """Raises `ValueError` where an argument is not what was typed: a name that JAX's libraries could not open later."""
-    encoding = sys.getfilesystemencoding()
-    if not word.isascii() and encoding.lower().replace("-", "") != "utf8":
-        raise ValueError(f"{word!a}: names beyond ASCII need a UTF-8 locale (LC_ALL=C.UTF-8), got {encoding}")
-    try:
-        word.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{word!a}: it is not UTF-8; rename the file or folder") from None
-
-
-def _description(command: type) -> str:
-    """The docstring of a command, read from its source where Python has dropped it (-OO)."""
-    text = command.__doc__
-    if text is None or text.startswith(f"{command.__name__}("):  # what a dataclass has without one
-        text = ast.get_docstring(ast.parse(inspect.getsource(command)).body[0]) or ""  # pyright: ignore
-    return inspect.cleandoc(text)
+    named[0] = explain(named[0], argv, every)
+    raise ValueError(f"{'; '.join(named)} (diffjax --help lists what there is)")
 
 
 def _interrupted(stop: KeyboardInterrupt, argv: list[str]) -> int:
@@ -185,11 +184,11 @@ def _failed(error: Exception) -> int:
     print_line(f"diffjax: {text or type(error).__name__}{notes}", error=True)
     if isinstance(error, Unreachable) or (jax.distributed.is_initialized() and _lost_a_peer(error)):
         return _TEMPORARY
-    return 2 if is_bad_input(error) and not isinstance(error, NotFinite) and not notes else 1
+    return 2 if is_input_error(error) and not isinstance(error, NotFinite) and not notes else 1
 
 
 def _lost_a_peer(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, is what computing together ends in when a process is gone."""
+    """True if the error, or its cause, is JAX's report that another process died."""
     if error is None:
         return False
     text = str(error)

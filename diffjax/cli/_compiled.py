@@ -6,7 +6,7 @@ A compiled program is code that is run, so the folder must be the user's own: it
 write, and one that others may write in is not used. Programs that were written a month ago are deleted.
 
 Several processes compile together, and one that found its program there would leave the others waiting for it; so a
-run of several keeps nothing unless it is told a folder.
+run of several keeps nothing unless a folder is named.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _DAYS = 30
 
 
 def keep_compiled(choice: str | None) -> None:
-    """Has JAX keep what it compiles; where JAX was told a folder, or to keep nothing, by its own options, that stands.
+    """Has JAX keep what it compiles; where JAX was given a folder, or to keep nothing, by its own options, that stands.
 
     Args:
       choice: a folder, "none" for no cache, or None for the user's own, and none where several processes have met.
@@ -30,8 +30,8 @@ def keep_compiled(choice: str | None) -> None:
     Raises:
       ValueError: the folder that was named is not the user's own.
     """
-    told = not jax.config.jax_enable_compilation_cache or jax.config.jax_compilation_cache_dir  # pyright: ignore
-    if choice == "none" or (choice is None and (told or jax.distributed.is_initialized())):
+    set_already = not jax.config.jax_enable_compilation_cache or jax.config.jax_compilation_cache_dir  # pyright: ignore
+    if choice == "none" or (choice is None and (set_already or jax.distributed.is_initialized())):
         return
     try:
         folder = cache_folder("compiled") if choice is None else Path(choice).absolute()

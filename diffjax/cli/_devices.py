@@ -1,9 +1,10 @@
 """Which devices a command runs on: accelerators as they are found, or each core of a CPU."""
 
 import os
-from typing import Any
 
 import jax
+
+from diffjax.training._mesh import Device
 
 _MOST_HOST_DEVICES = 8
 
@@ -12,7 +13,7 @@ def use_cores(batch_size: int, devices: int | None) -> None:
     """Makes each core a device of its own, where JAX runs on the CPU: one CPU device keeps two cores half busy.
 
     It has to be said before JAX starts; a choice in XLA_FLAGS stands, and accelerators do not care. Of several
-    processes each has one CPU device unless it was told otherwise: they may share a machine.
+    processes each has one CPU device unless set otherwise: they may share a machine.
     """
     if devices is not None and devices < 1:
         raise ValueError(f"devices: at least 1, got {devices}")
@@ -25,7 +26,7 @@ def use_cores(batch_size: int, devices: int | None) -> None:
     os.environ["XLA_FLAGS"] = f"{flags} {flag}={count}".strip()
 
 
-def find_devices(count: int | None) -> list[Any]:
+def find_devices(count: int | None) -> list[Device]:
     """The first `count` devices of each process, or all of them."""
     found = jax.devices()
     each = [[device for device in found if device.process_index == i] for i in range(jax.process_count())]
@@ -35,7 +36,7 @@ def find_devices(count: int | None) -> list[Any]:
     return [device for some in each for device in some[:count]]
 
 
-def default_layout(devices: list[Any]) -> str:
+def default_layout(devices: list[Device]) -> str:
     """The fastest layout: pmap for several cores, where kernels' gradients are taken core by core."""
     return "pmap" if len(devices) > 1 and jax.process_count() == 1 and devices[0].platform == "cpu" else "jit"
 

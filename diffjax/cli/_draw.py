@@ -5,17 +5,18 @@ On several processes all draw together, each on its own devices, and all have th
 params, labels --> denoiser --> sample_n --> x0      by chunks, each spread over the devices
 """
 
-from typing import Any
-
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffjax.config import Config, Data, Parts, build_grid
-from diffjax.guidance import classifier_free, within_interval
-from diffjax.parameterisation import make_denoiser
-from diffjax.samplers import sample_n
-from diffjax.training import data_mesh, fetch
+from diffjax._typing import Cond, Denoiser, Grid, Params
+from diffjax.cli._hosts import log
+from diffjax.cli._print import is_watched
+from diffjax.config import Config, Data, Parts, Samples, TrainedRun, build_denoiser
+from diffjax.config._run import samples_bound
+from diffjax.config._sampling import check_map_sampler, trained_parts
+from diffjax.samplers._sample_n import sample_n
+from diffjax.training import data_mesh, gather_to_host, is_main
 
 
 class Draw:
@@ -24,26 +25,29 @@ class Draw:
     def __init__(
         self,
         config: Config,
-        data: Data,
+        samples: Samples | Data,
         parts: Parts,
-        params: Any,
+        params: Params,
         *,
-        scale: float | None = None,
-        interval: tuple[float, float] | None = None,
-        ts: Any = None,
+        ts: Grid | None = None,
+        weak: TrainedRun | None = None,
         chunk: int = 256,
         mesh: Mesh | None = None,
     ):
-        self.parts, self.shape, self.chunk = parts, data.shape, chunk
-        self.scale = config.guidance.scale if scale is None else scale
-        self.interval = check_interval(interval, data.classes)
+        parts, params = trained_parts(config, parts, params)
+        self.config, self.parts, self.shape, self.chunk = config, parts, samples.shape, chunk
+        self.bound = samples_bound(config, samples, parts)
         self.ts = parts.ts if ts is None else ts
+        check_map_sampler(config, parts, self.ts)
         self.mesh = data_mesh() if mesh is None else mesh
         self.params = _on_every_device(params, self.mesh)
+        self.weak = None if weak is None else weak._replace(params=_on_every_device(weak.params, self.mesh))
 
-    def __call__(self, n: int, labels: Any, seed: int) -> np.ndarray:
-        """n samples [n, *d] for labels [n] or None."""
+    def __call__(self, n: int, labels: np.ndarray | None, seed: int, *, silent: bool = False) -> np.ndarray:
+        """n samples [n, *d] for labels [n] or None; it is said, and a terminal shows a bar, unless `silent`."""
         parts = self.parts
+        if not silent:
+            log(f"compiling the sampler, then drawing {n:,} sample{'s' if n > 1 else ''} ...")
         x0 = sample_n(
             jax.random.key(seed),
             parts.process,
@@ -54,45 +58,22 @@ class Draw:
             stepper=parts.stepper,
             chunk=self.chunk,
             mesh=self.mesh,
+            progress=not silent and is_main() and is_watched(),
         )
-        return fetch(x0)
+        return gather_to_host(x0)
 
-    def denoiser(self, cond: Any, *, guided: bool = True) -> Any:
-        """The denoiser told of cond, guided where there is anything to follow."""
-        parts = self.parts
-        plain = make_denoiser(
-            self.params, cond, network=parts.network, process=parts.process, parameterisation=parts.parameterisation
-        )
-        if not guided or cond is None:
-            return plain
-        guiding = classifier_free(plain, parts.null, self.scale)
-        return guiding if self.interval is None else within_interval(parts.process, guiding, plain, *self.interval)
+    def denoiser(self, cond: Cond, *, guided: bool = True) -> Denoiser:
+        """The denoiser for labels [b] or None: as it was trained, or guided and with a threshold on x0_hat."""
+        denoiser = self.parts.denoiser(self.params, cond)
+        if not guided:
+            return denoiser
+        weak = None if self.weak is None else self.weak.denoiser(cond)
+        return build_denoiser(self.config, self.parts, denoiser, self.bound, weak)
 
 
-def _on_every_device(params: Any, mesh: Mesh) -> Any:
+def _on_every_device(params: Params, mesh: Mesh) -> Params:
     """Whole on each device of a mesh, wherever they were; of several processes they are on these devices already."""
     whole = NamedSharding(mesh, PartitionSpec())
     if jax.process_count() == 1:
         return jax.device_put(params, whole)
     return jax.jit(lambda tree: tree, out_shardings=whole)(params)
-
-
-def grid(config: Config, parts: Parts, steps: int | None) -> Any:
-    """Descending times [n + 1]: the run's own, or as many steps as are asked for."""
-    return parts.ts if steps is None else build_grid(config.sampler, parts.process, steps)
-
-
-def check_scale(scale: float | None, classes: int | None) -> float | None:
-    """The scale, or a `ValueError` where there is nothing to guide by or it is not a finite number from 0 on."""
-    if scale is not None and (classes is None or not 0 <= scale < np.inf):
-        why = "this run knows no classes" if classes is None else "a finite number, not below 0, is needed"
-        raise ValueError(f"guidance: {why}, got {scale}")
-    return scale
-
-
-def check_interval(interval: tuple[float, float] | None, classes: int | None) -> tuple[float, float] | None:
-    """The interval, or a `ValueError` where there is nothing to guide by or it is empty."""
-    if interval is not None and (classes is None or not interval[0] < interval[1]):
-        why = "this run knows no classes" if classes is None else "the first must be below the second"
-        raise ValueError(f"interval: {why}, got {interval[0]} {interval[1]}")
-    return interval

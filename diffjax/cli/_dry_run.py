@@ -7,17 +7,19 @@ import math
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from diffjax._arrays import in_bytes
 from diffjax.cli._devices import name_devices
-from diffjax.cli._hosts import say
+from diffjax.cli._hosts import log
 from diffjax.cli._layout import LAYOUTS, make_layout
 from diffjax.cli._options import Train
 from diffjax.config import Data, Parts
+from diffjax.config._averages import Averages
 from diffjax.training import Layout, TrainState
 
 
-def dry_run(options: Train, data: Data, parts: Parts, ema: Any, shapes: TrainState) -> None:
+def dry_run(options: Train, data: Data, parts: Parts, ema: Averages, shapes: TrainState) -> None:
     """Prints it, in process 0; all of a run compile.
 
     Args:
@@ -30,23 +32,23 @@ def dry_run(options: Train, data: Data, parts: Parts, ema: Any, shapes: TrainSta
     config, layout = options.config, make_layout(options, parts, ema)
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     sizes = ", ".join(f"{axis} {size}" for axis, size in layout.about.items() if axis != "layout")
-    say(f"{config.name}: {count:,} parameters; batch {config.batch_size}; {name_devices(_devices(layout))}")
-    say(f"\n{'layout':10}state on a device (parameters, averages, optimiser)")
+    log(f"{config.name}: {count:,} parameters; batch {config.batch_size}; {name_devices(_devices(layout))}")
+    log(f"\n{'layout':10}state on a device (parameters, averages, optimiser)")
     for name in LAYOUTS:
         try:
             other = layout if name == layout.about["layout"] else make_layout(options, parts, ema, name)
             said = in_bytes(state_bytes(other, shapes))
         except ValueError as error:
             said = f"- ({error})"
-        say(f"{name:10}{said}")
-    say(f"\ncompiling the step under {layout.about['layout']} ({sizes}) ...")
+        log(f"{name:10}{said}")
+    log(f"\ncompiling the step under {layout.about['layout']} ({sizes}) ...")
     part = (jax.process_index(), jax.process_count())
     flops, memory = measure_step(layout, shapes, data.source(config.seed, 0, config.batch_size, part=part))
     # What is inside the loop of accumulation is counted once.
     flops *= options.accumulate
     # Other loops too: the gradients of kernels on a CPU, blocks under scan.
-    say(f"FLOPs of a step     at least {flops:.3g} on a device, {flops * _devices(layout):.3g} in all")
-    say("memory of a step    " + ", ".join(f"{in_bytes(size)} {what}" for what, size in memory.items()))
+    log(f"FLOPs of a step     at least {flops:.3g} on a device, {flops * _devices(layout):.3g} in all")
+    log("memory of a step    " + ", ".join(f"{in_bytes(size)} {what}" for what, size in memory.items()))
 
 
 def state_bytes(layout: Layout, shapes: TrainState) -> int:
@@ -55,7 +57,7 @@ def state_bytes(layout: Layout, shapes: TrainState) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def measure_step(layout: Layout, shapes: TrainState, batch: Any) -> tuple[float, dict[str, int]]:
+def measure_step(layout: Layout, shapes: TrainState, batch: PyTree) -> tuple[float, dict[str, int]]:
     """FLOPs of the compiled step on one device, and its bytes by use."""
     state = layout.abstract(shapes)
     if layout.about["layout"] == "pmap":
@@ -73,4 +75,4 @@ def measure_step(layout: Layout, shapes: TrainState, batch: Any) -> tuple[float,
 
 
 def _devices(layout: Layout) -> int:
-    return math.prod(size for axis, size in layout.about.items() if axis != "layout")
+    return math.prod(int(size) for axis, size in layout.about.items() if axis != "layout")

@@ -1,38 +1,78 @@
 """`diffjax evaluate`: a run is measured again, at another guidance, with other steps, or by its likelihood."""
 
+import os
 from pathlib import Path
 
-from diffjax.cli._draw import Draw, check_scale, grid
+from diffjax.cli._draw import Draw
 from diffjax.cli._folder import check_data
-from diffjax.cli._hosts import start_together
+from diffjax.cli._hosts import log, start_processes
 from diffjax.cli._measure import measure, measure_likelihood, show
 from diffjax.cli._options import Evaluate
-from diffjax.cli._run import open_run, read_params
-from diffjax.config import check_seed
-from diffjax.training import agree, is_main
+from diffjax.cli._run import each_steps, open_run, read_trained, read_weak
+from diffjax.config import Config, Data, build_data, check_seed
+from diffjax.training import is_main, sync_errors
 
 
 def run_evaluate(options: Evaluate, argv: list[str]) -> None:
     """Prints the measures of a run."""
-    start_together(options, options.chunk)
-    for name, value, least in (("n", options.n, 2), ("steps", options.steps, 1), ("likelihood", options.likelihood, 0)):
-        if value is not None and value < least:
+    start_processes(options, options.chunk)
+    for name, value, least in (("n", options.n, 2), ("likelihood", options.likelihood, 0)):
+        if value < least:
             raise ValueError(f"{name}: at least {least}, got {value}")
     check_seed("seed", options.seed)
     if options.likelihood == 1:
         raise ValueError("likelihood: 0, or at least 2 for a standard error, got 1")
-    config, data, parts = open_run(options.run, options.chunk)
-    if config.data.path is not None:
-        folder, path = Path(options.run), config.data.path
-        agree(lambda: check_data(folder, path, data, "run", accept=options.accept_data))
+    weakened = options.autoguidance is not None
+    found = open_run(options.run, options.chunk, options.sampler, options.guidance, autoguidance=weakened)
+    config, samples, parts = found
+    weak = sync_errors(lambda: read_weak(options.autoguidance, found))
+    data = sync_errors(lambda: _read_data(options, config))
     if options.likelihood > len(data.held_out[0]):
         raise ValueError(f"likelihood: {len(data.held_out[0])} items are held out, got {options.likelihood}")
-    scale = check_scale(options.guidance, data.classes)
-    ts = grid(config, parts, options.steps)
-    params = read_params(options.run, config, data, parts, options.ema_width)
-    draw = Draw(config, data, parts, params, scale=scale, ts=ts, chunk=options.chunk)
-    results, _, _ = measure(draw, data, n=options.n, seed=options.seed)
+    parts, params = read_trained(options.run, config, samples, parts, options.ema_width)
+    results, budgets = {}, options.sampler.steps or ()
+    draws = {  # all of them, so that a number of steps that does not fit is refused before anything is drawn
+        steps: Draw(run.config, samples, run.parts, params, chunk=options.chunk, weak=weak)
+        for steps, run in each_steps(found._replace(parts=parts), budgets)
+    }
+    for steps, draw in draws.items():
+        named = f"{steps} step{'s' if steps > 1 else ''}: " if len(budgets) > 1 else ""
+        results |= _named(named, measure(draw, data, n=options.n, seed=options.seed)[0])
+    draw = next(iter(draws.values()))
     if options.likelihood:
         results |= measure_likelihood(draw, data, options.likelihood, options.seed)
+    results |= _measure_teacher(options, config, data)
     if is_main():
         show(results)
+
+
+def _named(prefix: str, results: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}{name}": value for name, value in results.items()}
+
+
+def _measure_teacher(options: Evaluate, config: Config, data: Data) -> dict[str, float]:
+    """The same measures of the run that this one was distilled from, sampled as that one is; none if it is gone."""
+    if config.teacher is None:
+        return {}
+    path = os.path.relpath(Path(options.run) / config.teacher)
+    if not sync_errors(lambda: Path(path).is_dir()):
+        log(f"teacher: {path} no longer exists; only the student is measured")
+        return {}
+    run = open_run(path, options.chunk)
+    parts, params = read_trained(path, *run)
+    draw = Draw(run.config, run.samples, parts, params, chunk=options.chunk)
+    found = measure(draw, data, n=options.n, seed=options.seed)[0]
+    sampler = run.config.sampler
+    only = {name: value for name, value in found.items() if "floor" not in name and "ceiling" not in name}
+    return _named(f"teacher, {sampler.steps} steps of {sampler.name}: ", only)
+
+
+def _read_data(options: Evaluate, config: Config) -> Data:
+    """The data of a run, which are what it was trained on."""
+    try:
+        data = build_data(config.data)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"run: {options.run} is measured against its data, which cannot be read: {error}") from None
+    if config.data.path is not None:
+        check_data(Path(options.run), config.data.path, data, "run", accept=options.accept_data)
+    return data

@@ -1,9 +1,12 @@
 """What is known of a sample, for inpainting: an image and the part of it to keep, from pictures or .npz files."""
 
+import zipfile
+import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+_UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
 def read_known(path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -34,7 +37,7 @@ def read_mask(path: str, shape: tuple[int, ...]) -> np.ndarray:
 def _read(name: str, path: str, array: str, shape: tuple[int, ...]) -> np.ndarray:
     try:
         x = _array(path, array) if Path(path).suffix == ".npz" else _picture(path, shape)
-    except (OSError, KeyError, ValueError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{name}: {path} cannot be read: {error}") from None
     if x.shape == (1, *shape):
         x = x[0]
@@ -46,7 +49,7 @@ def _read(name: str, path: str, array: str, shape: tuple[int, ...]) -> np.ndarra
     return x
 
 
-def _array(path: str, name: str) -> Any:
+def _array(path: str, name: str) -> np.ndarray:
     with np.load(path) as file:
         return np.asarray(file[name], np.float64)
 

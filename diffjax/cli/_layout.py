@@ -3,14 +3,13 @@
 --devices, --layout, --split, --accumulate --> devices, mesh, step --> Layout
 """
 
-from typing import Any
-
 import jax
 from jax.sharding import Mesh
 
 from diffjax.cli._devices import default_layout, find_devices
 from diffjax.cli._options import Train
 from diffjax.config import Parts
+from diffjax.config._averages import Averages
 from diffjax.training import (
     Layout,
     data_mesh,
@@ -21,13 +20,14 @@ from diffjax.training import (
     pmap_layout,
     tensor_layout,
 )
+from diffjax.training._mesh import Device
 
 LAYOUTS = ("jit", "fsdp", "tensor", "pmap")
 _LEVELS = 10
 """Parts of time that the log tells the loss of."""
 
 
-def make_layout(options: Train, parts: Parts, ema: Any, name: str | None = None) -> Layout:
+def make_layout(options: Train, parts: Parts, ema: Averages, name: str | None = None) -> Layout:
     """The layout that the options name, or another of the same devices.
 
     Raises:
@@ -36,7 +36,8 @@ def make_layout(options: Train, parts: Parts, ema: Any, name: str | None = None)
     name = layout_name(options) if name is None else name
     devices, mesh = check_layout(options, name)
     axis = "data" if name == "pmap" else None
-    step = make_train_step(parts.loss, parts.tx, ema=ema, axis_name=axis, accumulate=options.accumulate, levels=_LEVELS)
+    objective, accumulate = parts.training_objective(), options.accumulate
+    step = make_train_step(objective, ema=ema, axis_name=axis, accumulate=accumulate, levels=_LEVELS)
     if name == "pmap":
         return pmap_layout(step, devices)
     if name == "jit":
@@ -49,7 +50,7 @@ def layout_name(options: Train) -> str:
     return options.layout or default_layout(find_devices(options.devices))
 
 
-def check_layout(options: Train, name: str | None = None) -> tuple[list[Any], Mesh | None]:
+def check_layout(options: Train, name: str | None = None) -> tuple[list[Device], Mesh | None]:
     """The devices of the layout, and their mesh where it is not the plain one; before there is any data.
 
     Raises:
@@ -62,7 +63,7 @@ def check_layout(options: Train, name: str | None = None) -> tuple[list[Any], Me
     return devices, mesh
 
 
-def _split(options: Train, devices: list[Any], name: str) -> int:
+def _split(options: Train, devices: list[Device], name: str) -> int:
     """Over how many devices arrays are split; with several processes each splits them among its own by default."""
     split = len(devices) // (jax.process_count() if name == "tensor" else 1)
     split = split if options.split is None else options.split

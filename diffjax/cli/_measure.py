@@ -1,17 +1,18 @@
-"""How far samples are from what was held out, beside what the measure says of perfect and of useless samples."""
+"""How far samples are from what was held out, with what the measure says of perfect and of useless samples."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from diffjax.cli._draw import Draw
-from diffjax.cli._print import print_line
+from diffjax.cli._hosts import log
+from diffjax.cli._print import is_watched, print_line
 from diffjax.config import Data
-from diffjax.process import interval, logsnr
 from diffjax.training import gather_rows, is_main, local_copy
 
 _WIDEST = 1024  # pixels whose covariance is taken as it is: its root costs width^3
@@ -48,8 +49,8 @@ def pixels(shape: tuple[int, ...]) -> Features:
 
 def measure(
     draw: Draw, data: Data, *, n: int, seed: int, features: Features | None = None
-) -> tuple[dict[str, float], np.ndarray, Any]:
-    """Distances of n samples to what is held out, beside those of perfect and of useless samples; x and labels.
+) -> tuple[dict[str, float], np.ndarray, np.ndarray | None]:
+    """Distances of n samples to what is held out, with those of perfect and of useless samples; x and labels.
 
     All processes draw; process 0 measures, and the others have no distances. Images are compared by `features`, their
     pixels by default.
@@ -66,7 +67,7 @@ def measure(
     return {"samples": n, "sampling seconds": seconds, **found}, x, labels
 
 
-def proportional_labels(labels: Any, n: int) -> np.ndarray:
+def proportional_labels(labels: np.ndarray, n: int) -> np.ndarray:
     """n labels in order, each class as often as in `labels` up to one: the quantiles (i + 1/2)/n.
 
     >>> proportional_labels(np.array([2, 0, 0, 2, 2, 2]), 3).tolist()
@@ -78,22 +79,31 @@ def proportional_labels(labels: Any, n: int) -> np.ndarray:
 
 def _measure_images(x: np.ndarray, data: Data, features: Features) -> dict[str, float]:
     """Squared Frechet distances of features, and distances in pixels to the nearest training image."""
-    from diffjax.metrics import frechet_distance, moments, nearest_distances
+    from diffjax.metrics import feature_statistics, frechet_distance, nearest_distances
 
     train, held_out = data.train[0], data.held_out[0]
     shuffled = np.random.default_rng(0).permuted(train.reshape(len(train), -1), axis=1).reshape(train.shape)
     of = f" ({features.name})" if features.name else ""
-    target = moments(features.of(held_out))
+    target = feature_statistics(features.of(held_out))
     rows = {"samples": x, "floor, training images": train, "ceiling, shuffled pixels": shuffled}
-    results = {
-        f"Frechet distance to held out{of}: {name}": frechet_distance(moments(features.of(images)), target)
-        for name, images in rows.items()
-    }
-    for name, images in (("samples", x), ("held out", held_out)):
+    results = {}
+    for name, images in _shown(rows, "Frechet distances"):
+        key = f"Frechet distance to held out{of}: {name}"
+        results[key] = frechet_distance(feature_statistics(features.of(images)), target)
+    for name, images in _shown({"samples": x, "held out": held_out}, "nearest training images"):
         nearest = nearest_distances(images, train)
         results[f"nearest training image: {name}, median"] = float(np.median(nearest))
         results[f"nearest training image: {name}, least"] = float(np.min(nearest))
     return results
+
+
+def _shown(rows: dict[str, Any], what: str) -> Iterator[tuple[str, Any]]:
+    """The rows one after the other; it is said what is measured of them, and a terminal shows a bar that names each."""
+    print_line(f"measuring: {what} ...")
+    with tqdm(rows.items(), leave=False, disable=not is_watched()) as bar:
+        for name, row in bar:
+            bar.set_description(name)
+            yield name, row
 
 
 def _measure_plane(x: np.ndarray, data: Data) -> dict[str, float]:
@@ -103,15 +113,15 @@ def _measure_plane(x: np.ndarray, data: Data) -> dict[str, float]:
     train, held_out = (jnp.asarray(part[0]) for part in (data.train, data.held_out))
     distance = lambda y: float(sliced_wasserstein(jax.random.key(0), jnp.asarray(y), held_out))
     noise = jax.random.normal(jax.random.key(1), x.shape) * held_out.std(0) + held_out.mean(0)
-    return {
-        "sliced Wasserstein distance to held out: samples": distance(x),
-        "sliced Wasserstein distance to held out: floor, other data": distance(train[: len(x)]),
-        "sliced Wasserstein distance to held out: ceiling, a Gaussian": distance(noise),
-    }
+    rows = {"samples": x, "floor, other data": train[: len(x)], "ceiling, a Gaussian": noise}
+    measured = _shown(rows, "sliced Wasserstein distances")
+    return {f"sliced Wasserstein distance to held out: {name}": distance(y) for name, y in measured}
 
 
 def measure_likelihood(draw: Draw, data: Data, n: int, seed: int) -> dict[str, float]:
     """The mean log density of held-out items along the flow: an exact trace in the plane, one probe beyond.
+
+    Of the network as it was trained: neither guidance nor clipping has a part in it.
 
     In nats per dimension of x as the network sees it (images: in [-1, 1]), higher is better. It is the density of
     continuous x, slightly noised: at the lower end that `log_likelihood` takes in float32, which is the process's own
@@ -125,12 +135,15 @@ def measure_likelihood(draw: Draw, data: Data, n: int, seed: int) -> dict[str, f
       n: how many, from two to all that are held out.
       seed: of the probes.
     """
-    from diffjax.likelihood import FLOAT32_LOGSNR, Exact, Hutchinson, adaptive, log_likelihood
+    from diffjax.likelihood import FLOAT32_LOGSNR, Exact, adaptive
+    from diffjax.likelihood._divergence import Hutchinson
+    from diffjax.likelihood._flow import log_likelihood
 
     each = -(-n // jax.process_count())  # a process has as many rows as every other; the surplus repeats the last
     index = np.minimum(np.arange(each) + jax.process_index() * each, n - 1)
     x, labels = (None if part is None else jnp.asarray(part[index]) for part in data.held_out)
     assert x is not None
+    log(f"compiling the likelihood, then measuring it on {n} held-out items ...")
     process, size = draw.parts.process, int(np.prod(data.shape))
     denoiser = local_copy(draw.denoiser(labels, guided=False))
     divergence = Exact() if size <= 4 else Hutchinson()
@@ -138,7 +151,7 @@ def measure_likelihood(draw: Draw, data: Data, n: int, seed: int) -> dict[str, f
     index = jnp.asarray(index)
     found = log_likelihood(key, process, denoiser, x, index=index, divergence=divergence, controller=steps)
     nats = gather_rows(np.asarray(found.nats))[:n].astype(np.float64) / size
-    end = min(FLOAT32_LOGSNR, float(logsnr(process, interval(process)[0])))
+    end = min(FLOAT32_LOGSNR, float(process.logsnr(process.interval()[0])))
     of = "x in [-1, 1]" if len(data.shape) == 3 else "x"
     name = f"log density of held out, nats per dimension of {of} (continuous, at logsnr {end:.3g})"
     results = {f"{name}: mean": float(nats.mean()), f"{name}: standard error": float(nats.std(ddof=1) / n**0.5)}

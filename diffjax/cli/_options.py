@@ -1,32 +1,27 @@
-"""What can be said on the command line: a dataclass for each command, every field with the words of its help.
+"""The options of the command line: a dataclass for each command, in which every field has its help.
 
 argv --tyro--> Train | Sample | Evaluate
 """
 
 import functools
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import tyro
 
-from diffjax.config import PRESETS, Config
+from diffjax.config import PRESETS, Config, DistillConfig, OtherGuidance, OtherSampler
+from diffjax.config._presets import ABOUT
 from diffjax.training import HEARTBEAT
 
 EVALUATED = 1800
-_ABOUT = {
-    "digits": "Class-conditional 8x8 digits with a U-Net; minutes on two cores.",
-    "mnist": "Class-conditional 28x28 digits; --data.path is the folder of MNIST's files.",
-    "cifar10": "Class-conditional 32x32 pictures with DDPM's U-Net, for an accelerator; --data.path says where.",
-    "toy2d": "Points in the plane with a perceptron; choose them by --data.name.",
-}
 if TYPE_CHECKING:
     Preset: TypeAlias = Config
 else:
     Preset = functools.reduce(
         operator.or_,
         (
-            Annotated[Config, tyro.conf.subcommand(name, default=config, description=_ABOUT[name])]
+            Annotated[Config, tyro.conf.subcommand(name, default=config, description=ABOUT[name])]
             for name, config in PRESETS.items()
         ),
     )
@@ -34,143 +29,190 @@ else:
 
 @dataclass(frozen=True)
 class Hosts:
-    """A run on several processes: each is started with the same command, and its own --process-id."""
+    """A run on several processes: start each with the same command and its own --process-id."""
 
     coordinator: str | None = None
-    """host:port of process 0. Found by itself under SLURM, Kubernetes, Cloud TPU and Open MPI."""
+    """host:port of process 0. Default: found by itself under SLURM, Kubernetes, Cloud TPU and Open MPI."""
     num_processes: int | None = None
-    """How many processes, all told; 1 runs alone, on a cluster too."""
+    """Number of processes. Default: as found, or 1; give 1 to run alone on a cluster."""
     process_id: int | None = None
-    """Which of them this is, from 0."""
+    """Index of this process, from 0. Default: as found."""
     heartbeat: int = HEARTBEAT
-    """Seconds after which a process that is not heard of counts as dead, and the others end (code 134)."""
+    """Seconds without a sign of life after which a process counts as dead and the others exit (code 134)."""
     join_timeout: int = 300
-    """Seconds to wait at the start for the others; then this process ends (code 75)."""
+    """Seconds to wait for the other processes at the start before exiting (code 75)."""
 
 
 HostOptions: TypeAlias = Annotated[Hosts, tyro.conf.arg(name="")]
 
 
-@dataclass(frozen=True)
-class Train:
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a run is executed."""
+
+    out: str | None = None
+    """Folder of the run, created if needed. Default: runs/NAME."""
+    layout: Literal["jit", "fsdp", "tensor", "pmap"] | None = None
+    """How to spread the run over devices; the results agree. jit and pmap split the batch; fsdp also splits parameters,
+    averages and optimiser state; tensor splits the layers (attention and residual blocks). Default: pmap on the cores
+    of one machine, where it is the fastest, otherwise jit."""
+    split: int | None = None
+    """For fsdp and tensor: the number of devices that arrays are split over; the batch is split over the rest.
+    Default: all devices."""
+    accumulate: int = 1
+    """Parts that a batch is processed in, one after the other: less memory, the same gradient."""
+    dry_run: bool = False
+    """Only report the number of parameters, the memory of each layout and the FLOPs of a step; write nothing."""
+    devices: int | None = None
+    """Devices to use per process. Default: all. On CPU each core is a device; by default as many as divide the batch,
+    at most 8."""
+    save_every: int | None = None
+    """Steps between checkpoints, in addition to those by time. Default: by time only."""
+    save_seconds: float = 180.0
+    """Seconds between checkpoints."""
+    keep: int = 3
+    """Number of checkpoints to keep, the newest."""
+    accept_data: bool = False
+    """Continue although the data files have changed since the run began, and use them from now on."""
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl."""
+    sample_every: int | None = None
+    """Steps between pictures RUN/samples/STEP.png of samples from the averaged parameters, always from the same noise,
+    so that one sees the same samples improve. Training is not affected. Default: no pictures."""
+    samples: int = EVALUATED
+    """Number of samples to draw and measure at the end."""
+    tensorboard: bool = False
+    """Also write the metrics, and the pictures of --sample-every, to RUN/tensorboard (needs the extra "log")."""
+    profile: tuple[int, int] | None = None
+    """First and last step to trace with JAX's profiler, into RUN/profile. Default: no trace."""
+    compile_cache: str | None = None
+    """Folder for compiled programs, which makes the next start faster; "none" for no cache. Default: a folder of the
+    user's under ~/.cache; no cache with several processes."""
+    hosts: HostOptions = Hosts()
+    """Several processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Execution):
     """Train a network on a preset, then draw samples.png and measure them.
 
-    Saves as it goes: the same command again continues where the last one stopped.
+    Checkpoints are saved on the way: the same command again continues where the last one stopped.
 
         $ diffjax train digits
-        $ diffjax train digits --out runs/wide --network.channels 64 --steps 8000
+        $ diffjax train digits --out runs/wide --network.channels 64 128 --steps 8000
+        $ diffjax train digits --guidance.name cfg_zero --guidance.scale 2
         $ diffjax train toy2d --data.name two_moons
     """
 
     config: Annotated[Preset, tyro.conf.arg(name="")]
-    """Where to start from; `diffjax train digits --help` lists what can be changed."""
-    out: str | None = None
-    """Folder of the run, made if absent; runs/NAME by default."""
-    layout: Literal["jit", "fsdp", "tensor", "pmap"] | None = None
-    """How a run is spread over devices; the results agree. jit and pmap split the batch, fsdp the parameters, averages
-    and optimiser state as well, tensor the layers (attention and residual blocks). By default pmap on the cores of one
-    machine, where it is the fastest, and jit elsewhere."""
-    split: int | None = None
-    """fsdp, tensor: over how many devices arrays are split; all by default. The rest split the batch alone."""
-    accumulate: int = 1
-    """How many parts a batch is taken in, one after the other, for less memory; the gradient is the same."""
-    dry_run: bool = False
-    """Only tell the number of parameters, the memory of each layout and the FLOPs of a step; write nothing."""
-    devices: int | None = None
-    """How many devices, of each process. On CPU the cores are used as devices, as many as divide the batch, up to 8."""
-    save_every: int | None = None
-    """Steps from one checkpoint to the next, beside those by time."""
-    save_seconds: float = 180.0
-    """Seconds from one checkpoint to the next."""
-    keep: int = 3
-    """How many of the newest checkpoints stay on the disk."""
-    accept_data: bool = False
-    """Go on though the files of the data have changed since the run began, and take them as its data from now on."""
-    log_every: int = 50
-    """Steps from one line of metrics.jsonl to the next."""
-    samples: int = EVALUATED
-    """How many samples are drawn in the end, to be looked at and measured."""
-    tensorboard: bool = False
-    """Write the same lines for TensorBoard, into RUN/tensorboard (extra "log")."""
-    profile: tuple[int, int] | None = None
-    """The first and the last of the steps of which RUN/profile gets a trace of JAX's profiler."""
-    compile_cache: str | None = None
-    """Folder of compiled programs, so that the next start is faster; one of your own under ~/.cache by default, and
-    none of several processes; "none" keeps nothing."""
-    hosts: HostOptions = Hosts()
-    """Several processes."""
+    """The preset to start from; `diffjax train digits --help` lists what can be changed."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Draw samples from a run, into a picture or an array.
+@dataclass(frozen=True, kw_only=True)
+class Distill(Execution):
+    """Distill a run into one that samples in a few steps, or in one.
 
-    The sampler, its steps and the guidance are those of the run, unless an option says otherwise.
+    The student has the network, process and data of the trained run, its teacher; it starts from the teacher's
+    parameters, and the teacher's guidance is built in. Checkpoints are saved on the way: the same command again
+    continues where the last one stopped.
 
-        $ diffjax sample runs/digits --label 3 --n 25 --guidance 2 --out threes.png
-        $ diffjax sample runs/digits --known half.png --mask left.png --n 16
+        $ diffjax distill runs/digits --steps 1 --out runs/one-step
+        $ diffjax distill runs/digits --loss.name consistency --steps 2
+        $ diffjax sample runs/one-step --label 3 --n 25
     """
 
     run: tyro.conf.Positional[str]
-    """Folder of the run."""
-    n: int = 100
-    """How many."""
-    label: int | None = None
-    """The class to draw; all of them, in rows, by default."""
-    guidance: float | None = None
-    """Scale of classifier-free guidance: 1 is none. The run's own by default."""
-    interval: tuple[float, float] | None = None
-    """Guide only while the log signal-to-noise ratio is between these two; it rises from about -10 to 10."""
-    known: str | None = None
-    """Inpainting: a picture of a sample's size, or an .npz with x; --mask says which part of it is kept."""
-    mask: str | None = None
-    """The part that is kept: the light half of a picture, or what is not 0 in the array mask of an .npz."""
-    times: int | None = None
-    """Inpainting: how often each step is taken (RePaint), so that the new part fits the old; 1 only replaces. 10 by
-    default."""
-    steps: int | None = None
-    """Sampling steps; the run's own by default."""
-    ts: tuple[float, ...] | None = None
-    """Instead of --steps: times to go through, from noise (1) down to data (0); cut to where the process is finite."""
-    ema_width: float | None = None
-    """Width of another average of the parameters than the run's own, made of its snapshots (train --ema-widths)."""
-    seed: int = 0
-    """The same seed draws the same samples, whatever --n and --chunk are."""
-    chunk: int = 256
-    """How many at a time."""
+    """Folder of the teacher's run."""
     out: str | None = None
-    """Where to: .png is a picture, .npz holds x and labels; RUN/drawn.png by default."""
+    """Folder of the student's run, created if needed. Default: RUN-LOSS."""
+    loss: DistillConfig = field(default_factory=DistillConfig)
+    """How the student learns from its teacher."""
+    steps: int = 1
+    """Number of steps in which the student samples."""
+    updates: int = 3000
+    """Optimiser steps. progressive: of each stage; one stage for each halving of the number of steps."""
+    guidance: float | None = None
+    """Guidance scale of the teacher, which is built into the student. Default: that of the teacher's run."""
+    learning_rate: float | None = None
+    """Peak learning rate. Default: the teacher's."""
+    batch_size: int | None = None
+    """Batch size, summed over all devices. Default: the teacher's."""
+    seed: int = 0
+    """Random seed of the order of the data and the noise."""
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What commands that draw samples of a run have in common."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of the run."""
+    sampler: OtherSampler = field(default_factory=OtherSampler)
+    guidance: OtherGuidance = field(default_factory=OtherGuidance)
+    autoguidance: str | None = None
+    """Folder of a weaker run on the same data and process (smaller, or trained for less time): its estimate takes the
+    place of uncond in the guidance rule. Default: none."""
+    ema_width: float | None = None
+    """Width of another average of the parameters, made from the snapshots of train --ema-widths. Default: the run's own
+    average."""
+    chunk: int = 256
+    """Samples to draw at a time."""
     compile_cache: str | None = None
-    """Folder of compiled programs, so that the next start is faster; one of your own under ~/.cache by default, and
-    none of several processes; "none" keeps nothing."""
+    """Folder for compiled programs, which makes the next start faster; "none" for no cache. Default: a folder of the
+    user's under ~/.cache; no cache with several processes."""
     hosts: HostOptions = Hosts()
     """Several processes."""
 
 
 @dataclass(frozen=True)
-class Evaluate:
-    """Measure a run against what was held out, beside what the measure says of perfect and of useless samples."""
+class Sample(_Drawn):
+    """Draw samples from a run, into a picture or an array. The training data are not needed.
 
-    run: tyro.conf.Positional[str]
-    """Folder of the run."""
-    n: int = EVALUATED
-    """How many samples to draw."""
-    guidance: float | None = None
-    """Scale of classifier-free guidance: 1 is none. The run's own by default."""
-    steps: int | None = None
-    """Sampling steps; the run's own by default."""
-    ema_width: float | None = None
-    """Width of another average of the parameters than the run's own, made of its snapshots (train --ema-widths)."""
+    Sampler, steps and guidance are those of the run unless an option changes them.
+
+        $ diffjax sample runs/digits --label 3 --n 25 --guidance 2 --out threes.png
+        $ diffjax sample runs/digits --sampler.name ddim --sampler.eta 1 --steps 100
+        $ diffjax sample runs/digits --guidance.name projected --guidance 4 --interval -2 6
+        $ diffjax sample runs/digits --known half.png --mask left.png --n 16
+    """
+
+    n: int = 100
+    """Number of samples."""
+    label: int | str | None = None
+    """Class to draw: its label, or its name if classes have names. Default: all classes, one per row."""
+    known: str | None = None
+    """Inpainting: a picture of a sample's size, or an .npz with an array x. --mask marks the part to keep. Default: no
+    inpainting."""
+    mask: str | None = None
+    """Inpainting: the part to keep, as the light half of a picture, or the nonzero part of the array mask of an .npz.
+    Required with --known, no default."""
+    times: int | None = None
+    """Inpainting: how often RePaint repeats each step, so that the new part fits the known one; 1 only replaces.
+    Default: 10."""
+    ts: tuple[float, ...] | None = None
+    """Times to step through instead of --steps, falling from noise (1) to data (0); moved to where the process is
+    finite. Default: those of the grid."""
     seed: int = 0
-    """Of the samples."""
-    chunk: int = 256
-    """How many at a time."""
+    """Random seed. The same seed draws the same samples for any --n and --chunk."""
+    out: str | None = None
+    """Output file: .png for a picture, .npz for arrays x and labels. Default: RUN/drawn.png."""
+
+
+@dataclass(frozen=True)
+class Evaluate(_Drawn):
+    """Measure samples of a run against the held-out data, next to the values of perfect and of useless samples.
+
+    $ diffjax evaluate runs/digits
+    $ diffjax evaluate runs/digits --n 5000 --guidance 2 --sampler.name unipc --steps 10
+    $ diffjax evaluate runs/digits --likelihood 32
+    """
+
+    n: int = EVALUATED
+    """Number of samples to draw."""
+    seed: int = 0
+    """Random seed of the samples."""
     accept_data: bool = False
-    """Measure though the files of the data have changed since the run was trained."""
+    """Measure although the data files have changed since the run was trained."""
     likelihood: int = 0
-    """Held-out items whose log density is computed too, in nats per dimension; a minute for tens of images."""
-    compile_cache: str | None = None
-    """Folder of compiled programs, so that the next start is faster; one of your own under ~/.cache by default, and
-    none of several processes; "none" keeps nothing."""
-    hosts: HostOptions = Hosts()
-    """Several processes."""
+    """Number of held-out items to compute the log density of, in nats per dimension, without guidance and threshold.
+    Tens of images take a minute."""

@@ -1,19 +1,19 @@
-"""Samples as files: points in the plane beside what was held out, images in a grid, or arrays."""
+"""Samples as files: points in the plane next to what was held out, images in a grid, or arrays."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffjax.config import Data
+from diffjax.config import Data, Samples
 
 
-def has_picture(data: Data) -> bool:
+def has_picture(data: Samples | Data) -> bool:
     """Whether samples make a picture: images of one or three channels, or points in the plane."""
     return data.shape == (2,) or (len(data.shape) == 3 and data.shape[-1] in (1, 3))
 
 
-def save_measured(path: Path, x: np.ndarray, labels: Any, data: Data) -> None:
+def save_measured(path: Path, x: np.ndarray, labels: np.ndarray | None, data: Data) -> None:
     """What was measured: all points in the plane, or a hundred images at most, as many of each class, in rows."""
     if len(data.shape) == 1:
         return save_picture(path, x, labels, data)
@@ -25,7 +25,7 @@ def save_measured(path: Path, x: np.ndarray, labels: Any, data: Data) -> None:
     return save_rows(path, x[first], labels[first], data)
 
 
-def save_rows(path: Path, x: np.ndarray, labels: Any, data: Data) -> None:
+def save_rows(path: Path, x: np.ndarray, labels: np.ndarray | None, data: Samples | Data) -> None:
     """Images with a row for each class, as wide as the longest (the rest is black); points as `save_picture`."""
     if len(data.shape) == 1 or labels is None:
         return save_picture(path, x, labels, data)
@@ -36,8 +36,13 @@ def save_rows(path: Path, x: np.ndarray, labels: Any, data: Data) -> None:
     return save_picture(path, np.concatenate(padded), None, data, columns=columns)
 
 
-def save_picture(path: Path, x: np.ndarray, labels: Any, data: Data, *, columns: int | None = None) -> None:
-    """Images in a grid of so many columns (a square by default), or points coloured by their labels."""
+def save_picture(
+    path: Path, x: np.ndarray, labels: np.ndarray | None, data: Samples | Data, *, columns: int | None = None
+) -> None:
+    """Images in a grid of so many columns (a square by default), or points coloured by their labels.
+
+    Points are drawn over those that were held out, where the data are given.
+    """
     from diffjax import viz
 
     if not has_picture(data):
@@ -45,13 +50,16 @@ def save_picture(path: Path, x: np.ndarray, labels: Any, data: Data, *, columns:
     if len(data.shape) == 3:
         viz.save_grid(path, x, columns=columns, enlarge=max(1, 48 // data.shape[0]))
         return
-    ax = viz.scatter(data.held_out[0], color="lightgrey", label="held out")
+    ax = viz.scatter(data.held_out[0], color="lightgrey", label="held out") if isinstance(data, Data) else None
     ax = viz.scatter(x, color="tab:blue" if labels is None else labels, label="samples", ax=ax)
     ax.legend(loc="upper right")
     figure: Any = ax.figure
     figure.savefig(path, dpi=150)
 
 
-def save_arrays(path: Path, x: np.ndarray, labels: Any) -> None:
+def save_arrays(path: Path, x: np.ndarray, labels: np.ndarray | None) -> None:
     """An .npz with x and, where there are classes, labels."""
-    np.savez(path, x=x, **({} if labels is None else {"labels": labels}))
+    if labels is None:
+        np.savez(path, x=x)
+    else:
+        np.savez(path, x=x, labels=labels)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shlex
 import sys
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 
@@ -12,6 +13,8 @@ def print_line(text: str, *, error: bool = False) -> None:
     stream = sys.stderr if error else sys.stdout
     if stream is None:  # started with it closed
         return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)  # a class folder's name may be any bytes
     try:
         print(text, file=stream, flush=True)
     except ValueError:  # closed by this process
@@ -20,6 +23,22 @@ def print_line(text: str, *, error: bool = False) -> None:
         # What is in its buffer would fail once more when Python ends, with exit code 120: it goes nowhere, too.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def print_table(rows: Sequence[Sequence[str]], *, right: Container[int] = ()) -> None:
+    """Prints rows of cells, each column as wide as its widest cell; those in `right` end at the same place."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print_line("  ".join(cells).rstrip())
+
+
+def is_watched() -> bool:
+    """Whether somebody looks at bars: stderr is a terminal, and not a file that would keep every state of them."""
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
 
 
 def quoted(path: str | Path) -> str:

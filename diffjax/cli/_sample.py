@@ -2,78 +2,93 @@
 
 import itertools
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.cli._draw import Draw, check_interval, check_scale, grid
-from diffjax.cli._folder import check_beside_data
-from diffjax.cli._hosts import say, start_together
+from diffjax.cli._draw import Draw
+from diffjax.cli._folder import check_beside_data, check_here
+from diffjax.cli._hosts import log, start_processes
 from diffjax.cli._known import read_known, read_mask
 from diffjax.cli._options import Sample
 from diffjax.cli._picture import has_picture, save_arrays, save_picture, save_rows
-from diffjax.cli._run import check_run, open_run, read_params
-from diffjax.config import check_seed
+from diffjax.cli._run import check_run, each_steps, open_run, read_trained, read_weak
+from diffjax.config import STEPPERS, Config, Data, Samples, build_data, check_seed
+from diffjax.config._registry import did_you_mean, numbers_of
 from diffjax.inverse import RePaint
-from diffjax.process import interval as finite_times
-from diffjax.training import agree, agree_on_main
+from diffjax.training import run_on_main, sync_errors
+
+_SHOWN = 1000
+"""Names of classes that are printed."""
 
 
 def run_sample(options: Sample, argv: list[str]) -> None:
-    """Draws samples of a run into a picture or an .npz."""
-    start_together(options, options.chunk)
-    for name, value in {"n": options.n, "steps": options.steps, "times": options.times}.items():
+    """Draws samples of a run into a picture or an .npz; several, where several numbers of steps are compared."""
+    start_processes(options, options.chunk)
+    for name, value in {"n": options.n, "times": options.times}.items():
         if value is not None and value < 1:
             raise ValueError(f"{name}: at least 1, got {value}")
     check_seed("seed", options.seed)
-    _check_times(options.ts, options.steps)
-    agree(lambda: check_run(options.run))
+    _check_times(options.ts, {"steps": options.sampler.steps, "sampler.grid": options.sampler.grid})
+    sync_errors(lambda: check_run(options.run))
+    check_here("out", options.out or "")
     out = Path(options.out or Path(options.run) / "drawn.png")
     if out.suffix not in (".png", ".npz"):
         raise ValueError(f"out: a name that ends in .png or .npz is needed, got {out}")
-    agree_on_main(lambda: _check_parent(out))
+    run_on_main(lambda: _check_parent(out))
     if (options.known is None) != (options.mask is None):
         given, missing = ("mask", "known") if options.known is None else ("known", "mask")
         raise ValueError(f"{missing}: inpainting needs --known and --mask, got only --{given}")
     if options.times is not None and options.known is None:
         raise ValueError(f"times: is for inpainting, with --known and --mask, got {options.times} without them")
-    config, data, parts = open_run(options.run, options.chunk)
+    for name in {"name"}.union(*map(numbers_of, STEPPERS.values())):
+        value = getattr(options.sampler, name)
+        if value is not None and options.known is not None:
+            raise ValueError(f"sampler.{name}: inpainting has a method of its own, RePaint, got {value}")
+    weakened = options.autoguidance is not None
+    found = open_run(options.run, options.chunk, options.sampler, options.guidance, autoguidance=weakened)
+    config, samples, parts = found
+    weak = sync_errors(lambda: read_weak(options.autoguidance, found))
     if out.suffix == ".png":
-        agree(lambda: check_beside_data(out, config.data))
-    _check_label(options.label, data.classes)
-    if out.suffix == ".png" and not has_picture(data):
-        raise ValueError(f"out: samples of shape {data.shape} make no picture; name an .npz, got {out}")
-    kept = None
+        sync_errors(lambda: check_beside_data(out, config.data))
+    label = _find_label(options.label, samples)
+    if out.suffix == ".png" and not has_picture(samples):
+        raise ValueError(f"out: samples of shape {samples.shape} make no picture; name an .npz, got {out}")
+    several = options.sampler.steps or ()
+    parts, params = read_trained(options.run, config, samples, parts, options.ema_width, given=bool(several))
+    kept, stepper = None, {}
     if options.known is not None and options.mask is not None:
         paths = options.mask, options.known
-        kept = agree(lambda: (read_mask(paths[0], data.shape), read_known(paths[1], data.shape)))
+        kept = sync_errors(lambda: (read_mask(paths[0], samples.shape), read_known(paths[1], samples.shape)))
         mask, known = (jnp.asarray(array) for array in kept)
-        parts = parts._replace(stepper=RePaint(mask, known, 10 if options.times is None else options.times))
-    scale, interval = check_scale(options.guidance, data.classes), check_interval(options.interval, data.classes)
-    draw = Draw(
-        config,
-        data,
-        parts,
-        read_params(options.run, config, data, parts, options.ema_width),
-        scale=scale,
-        interval=interval,
-        ts=grid(config, parts, options.steps)
-        if options.ts is None
-        else np.clip(options.ts, *finite_times(parts.process)),
-        chunk=options.chunk,
-    )
-    labels = _labels(options.n, data.classes, options.label)
-    start = time.perf_counter()
-    x = draw(options.n, labels, options.seed)
-    if kept is not None:
-        x = np.where(*kept, x)  # the last denoising moves what is known a little
+        stepper = {"stepper": RePaint(mask, known, 10 if options.times is None else options.times)}
+    ts = None if options.ts is None else np.clip(options.ts, *parts.process.interval())
+    draws = {  # all of them, so that a number of steps that does not fit is refused before anything is drawn
+        steps: Draw(run.config, samples, run.parts._replace(**stepper), params, ts=ts, chunk=options.chunk, weak=weak)
+        for steps, run in each_steps(found._replace(parts=parts), several)
+    }
+    labels = _labels(options.n, samples.classes, label)
+    for steps, draw in draws.items():
+        start = time.perf_counter()
+        x = draw(options.n, labels, options.seed)
+        if kept is not None:
+            x = np.where(*kept, x)  # the last denoising moves what is known a little
+        file = out.with_name(f"{out.stem}-{steps}{out.suffix}") if len(several) > 1 else out
+        run_on_main(lambda file=file, x=x: _save(file, x, labels, label, config, samples))
+        log(f"{options.n} samples in {time.perf_counter() - start:.1f} s: {file}")
+    if samples.names is not None:
+        log(f"class: {label} = {samples.names[label]}" if label is not None else f"classes: {_listed(samples)}")
+
+
+def _save(
+    out: Path, x: np.ndarray, labels: np.ndarray | None, label: int | None, config: Config, samples: Samples
+) -> None:
     if out.suffix == ".npz":
-        agree_on_main(lambda: save_arrays(out, x, labels))
+        save_arrays(out, x, labels)
     else:
-        agree_on_main(lambda: (save_picture if options.label is not None else save_rows)(out, x, labels, data))
-    say(f"{options.n} samples in {time.perf_counter() - start:.1f} s: {out}")
+        (save_rows if label is None else save_picture)(out, x, labels, _beside(config, samples))
 
 
 def _check_parent(out: Path) -> None:
@@ -81,29 +96,55 @@ def _check_parent(out: Path) -> None:
         raise ValueError(f"out: {out} is in a folder that does not exist")
 
 
-def _labels(n: int, classes: int | None, label: int | None) -> Any:
+def _labels(n: int, classes: int | None, label: int | None) -> np.ndarray | None:
     """Labels [n]: one class, or all classes in order, as evenly as n allows; None where there are none."""
     if classes is None:
         return None
     return (np.arange(n) * classes // n if label is None else np.full(n, label)).astype(np.int32)
 
 
-def _check_times(ts: tuple[float, ...] | None, steps: int | None) -> None:
+def _check_times(ts: tuple[float, ...] | None, others: Mapping[str, object]) -> None:
     if ts is None:
         return
     said = " ".join(map(str, ts))
-    if steps is not None:
-        raise ValueError(f"ts: give --ts or --steps, not both, got {said} and {steps}")
+    for name, value in others.items():
+        if value is not None:
+            raise ValueError(f"ts: give --ts or --{name}, not both, got {said} and {value}")
     if len(ts) < 2 or not all(0 <= t <= 1 for t in ts):
         raise ValueError(f"ts: two times or more in [0, 1] are needed, got {said}")
     if any(s >= t for t, s in itertools.pairwise(ts)):
         raise ValueError(f"ts: times must descend from noise (1) to data (0), got {said}")
 
 
-def _check_label(label: int | None, classes: int | None) -> None:
+def _find_label(label: int | str | None, samples: Samples) -> int | None:
+    """The label of a class that is given by its label or its name; None where none is given."""
     if label is None:
-        return
-    if classes is None:
+        return None
+    if samples.classes is None:
         raise ValueError(f"label: this run knows no classes, got {label}")
-    if not 0 <= label < classes:
-        raise ValueError(f"label: the classes are 0 .. {classes - 1}, got {label}")
+    if isinstance(label, str) and label in (samples.names or ()):
+        return (samples.names or ()).index(label)
+    if isinstance(label, str) or not 0 <= label < samples.classes:
+        named = f": {_listed(samples)}" if samples.names else ""
+        near = did_you_mean(label, samples.names) if isinstance(label, str) and samples.names else ""
+        raise ValueError(f"label: the classes are 0 .. {samples.classes - 1}{named}, got {label}{near}")
+    return label
+
+
+def _listed(samples: Samples) -> str:
+    """0 = cat, 1 = dog, as many as are looked at."""
+    names = samples.names or ()
+    more = f", and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(f"{i} = {name}" for i, name in enumerate(names[:_SHOWN])) + more
+
+
+def _beside(config: Config, samples: Samples) -> Samples | Data:
+    """What samples are drawn with: of points the data, where they are there; of images nothing more than a shape."""
+    if len(samples.shape) != 1:
+        return samples
+    try:
+        data = build_data(config.data)
+    except (OSError, ValueError) as error:
+        log(f"what was held out is not drawn, for the data cannot be read: {error}")
+        return samples
+    return data if data.shape == samples.shape else samples

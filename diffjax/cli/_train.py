@@ -1,58 +1,89 @@
 """`diffjax train`: a preset becomes a run, which the same command continues.
 
 RUN/config.json  RUN/checkpoints/  RUN/metrics.jsonl  RUN/samples.png  RUN/results.json
-RUN/data.json, for a data file: its digest     RUN/lock, while it trains
-RUN/tensorboard/  RUN/profile/  RUN/averages/  where they are asked for
+RUN/data.json: what sampling needs of the data, and their digest     RUN/checkpoints/lock, while it trains
+RUN/loss.png                                             RUN/samples/  RUN/tensorboard/  RUN/profile/  RUN/averages/:
+where they are requested
 """
 
-import contextlib
 import dataclasses
-import functools
 import hashlib
 import importlib.util
 import json
+import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
-from diffjax.cli._averages import averaged, make_average, snapshots
 from diffjax.cli._devices import find_devices, name_devices
 from diffjax.cli._draw import Draw
 from diffjax.cli._dry_run import dry_run
-from diffjax.cli._folder import DATA, LOCK, check_beside_data, check_data, check_out, digest_data, keep_digest, lock_run
-from diffjax.cli._hosts import say, start_together
+from diffjax.cli._folder import check_beside_data, check_data, check_out, keep_data
+from diffjax.cli._hosts import log, start_processes
 from diffjax.cli._layout import check_layout, make_layout
 from diffjax.cli._measure import measure, show
 from diffjax.cli._memory import keep_memory
 from diffjax.cli._options import Train
-from diffjax.cli._picture import has_picture, save_arrays, save_measured
+from diffjax.cli._picture import has_picture
+from diffjax.cli._preview import Preview, save_loss, save_samples
 from diffjax.cli._print import print_line, quoted
-from diffjax.cli._run import fresh_state, read_config
-from diffjax.config import Config, Data, Parts, build, build_data, check_config, differences, essence, to_json
-from diffjax.data import prefetch
+from diffjax.config import (
+    LOSSES,
+    Config,
+    Data,
+    Parts,
+    SamplerConfig,
+    TrainedRun,
+    build,
+    build_data,
+    check_config,
+    differences,
+    to_json,
+    training_identity,
+    with_loss_defaults,
+)
+from diffjax.config._averages import averaged, make_average, snapshots
+from diffjax.config._registry import construct
+from diffjax.config._run import (
+    DATA,
+    begin_from_teacher,
+    fresh_state,
+    next_stage,
+    read_config,
+    read_teacher,
+    samples_bound,
+)
 from diffjax.training import (
     Checkpoints,
     Layout,
     TrainState,
-    agree,
-    agree_on_main,
     check_same,
     data_mesh,
     is_main,
+    run_on_main,
+    sync_errors,
     tensorboard,
     train,
-    write_durably,
 )
+from diffjax.training.checkpoint import LOCK, write_durably
 
 
 def run_train(options: Train, argv: list[str]) -> None:
     """Trains, or goes on where the run stopped; then draws samples and measures them."""
+    given = {word.removeprefix("--").partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    run_config(dataclasses.replace(options, config=with_loss_defaults(options.config, given)), given)
+
+
+def run_config(options: Train, given: Collection[str] = ()) -> None:
+    """Trains what the configuration says, whatever the command was; `given`: paths of the options on its line."""
     config = options.config
-    out = Path(f"runs/{config.name}" if options.out is None else options.out)
-    check_out(out, config.name, named=options.out is not None)
-    start_together(options, config.batch_size, options.devices)
-    for name in ("save_every", "log_every", "keep"):
+    out = check_out(options.out, config.name)
+    start_processes(options, config.batch_size, options.devices)
+    for name in ("save_every", "log_every", "sample_every", "keep"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"{name.replace('_', '-')}: at least 1, got {value}")
@@ -63,25 +94,26 @@ def run_train(options: Train, argv: list[str]) -> None:
     if options.profile is not None and not 1 <= options.profile[0] <= options.profile[1]:
         raise ValueError(f"profile: the first and the last step are needed, got {options.profile}")
     check_config(config)
-    agree(lambda: _check_packages(options))
+    sync_errors(lambda: _check_packages(options))
     ema = make_average(config)
     keep_memory()
     check_layout(options)
-    data, parts = agree(lambda: _prepare(out, options))
+    data, parts = sync_errors(lambda: _prepare(out, options, given))
     if jax.process_count() > 1 and config.data.path is not None:
-        check_same({"data.path: its contents (SHA-256)": agree(lambda: digest_data(data))})
+        check_same({"data.path: its contents (SHA-256)": sync_errors(lambda: data.digest)})
     layout = make_layout(options, parts, ema)
-    shapes = agree(lambda: jax.eval_shape(lambda: fresh_state(config, data, parts)))
+    shapes = sync_errors(lambda: jax.eval_shape(lambda: fresh_state(config, data, parts)))
     layout.abstract(shapes)  # what does not fit is named before anything is written
+    teacher = _read_teacher(out, config, parts)
     if options.dry_run:
         dry_run(options, data, parts, ema, shapes)
         return
-    agree(lambda: (data.train, data.held_out))  # what is measured in the end: found bad now, and not then
-    with contextlib.ExitStack() as held:
-        agree_on_main(lambda: _hold(held, out, options, data))
-        for line in (*data.about, *_skipped(data)):
-            say(line)
-        _train(options, out, data, parts, layout, shapes)
+    sync_errors(lambda: (data.train, data.held_out))  # what is measured in the end: found bad now, and not then
+    with _checkpoints(out, options, data, layout) as checkpoints:  # from here on nobody else writes to the folder
+        run_on_main(lambda: _write_run(out, options, data))
+        for line in (*data.about, *_about(config, data, parts), *_skipped(data)):
+            log(line)
+        _train(options, out, data, parts, layout, shapes, checkpoints, teacher)
 
 
 def _check_packages(options: Train) -> None:
@@ -89,10 +121,29 @@ def _check_packages(options: Train) -> None:
     workers = options.config.data.workers
     needed = [("tensorboard", True, "tensorboardX", "log")] if options.tensorboard else []
     needed += [("data.workers", workers, "grain", "data")] if workers else []
+    loss = options.config.loss.name
+    if (package := LOSSES[loss].package) is not None:
+        needed += [("loss.name", loss, *package)]
     for option, value, package, extra in needed:
         if importlib.util.find_spec(package) is None:
             remedy = f"pip install '.[{extra}]' in diffjax's folder"
             raise ValueError(f"{option}: needs {package}, got {value}; {remedy}")
+
+
+def _about(config: Config, data: Data, parts: Parts) -> list[str]:
+    """A line on where a prediction is trained that is not trained everywhere, and why."""
+    if not math.isfinite(parts.diffusion.parameterisation.logsnr_range[0]) or "process" in parts.learned:
+        return []
+    name = config.parameterisation.name
+    first, last = (float(parts.process.logsnr(t)) for t in parts.process.interval())
+    line = (
+        f"{name}: trained and sampled within logsnr {last:.3g} .. {first:.3g}, for in the samples its errors are "
+        f"e^(-logsnr/2) times as large, {math.exp(-last / 2):,.0f} times at {last:.3g}; --process.logsnr-min and "
+        "--process.logsnr-max change that"
+    )
+    bound = samples_bound(config, data, parts)
+    clipped = f"; samples are clipped to {bound:.3g}, the largest number of the data (--sampler.clip 0: not)"
+    return [line if data.pictures or config.sampler.clip is not None else line + clipped]
 
 
 def _skipped(data: Data) -> list[str]:
@@ -101,7 +152,7 @@ def _skipped(data: Data) -> list[str]:
     return [f"skipped: {len(bad)} item{'s' if len(bad) > 1 else ''} that cannot be read: {bad[0]}"] if bad else []
 
 
-def _prepare(out: Path, options: Train) -> tuple[Data, Parts]:
+def _prepare(out: Path, options: Train, given: Collection[str]) -> tuple[Data, Parts]:
     """The data and the objects of a run, for a folder that holds nothing else."""
     config = options.config
     check_beside_data(out, config.data)
@@ -109,14 +160,43 @@ def _prepare(out: Path, options: Train) -> tuple[Data, Parts]:
     data = build_data(config.data)
     if config.data.path is not None:
         check_data(out, config.data.path, data, "out", accept=options.accept_data)
-    return data, build(config, data.classes)
+    if data.classes is None and (unused := [path for path in given if path.startswith("guidance.")]):
+        raise ValueError(
+            f"{min(unused)}: this run knows no classes, and guidance would have no effect; leave it out, or train with "
+            "--data.conditional on data with labels"
+        )
+    parts = build(config, data.classes)
+    if config.sampler.threshold != SamplerConfig.threshold:
+        samples_bound(config, data, parts)  # refused now, not after training
+    return data, parts
 
 
-def _hold(held: contextlib.ExitStack, out: Path, options: Train, data: Data) -> None:
-    """Locks the folder and writes what a run is, so that from here on a run cut short can be continued."""
+def _read_teacher(out: Path, config: Config, parts: Parts) -> TrainedRun | None:
+    """The run that is distilled, before anything is written; None where none is, or where the student has begun."""
+    if config.teacher is None:
+        return None
+    try:
+        with Checkpoints(out / "checkpoints", read_only=True) as checkpoints:
+            begun = bool(checkpoints.steps())
+    except FileNotFoundError:
+        begun = False
+    return None if begun else read_teacher(config, parts, out)
+
+
+def _checkpoints(out: Path, options: Train, data: Data, layout: Layout) -> Checkpoints:
+    """The checkpoints of a run, each with a copy of what else the folder has to have."""
     config = options.config
-    out.mkdir(parents=True, exist_ok=True)
-    held.enter_context(lock_run(out))
+    about = {"config": hashlib.sha256(to_json(training_identity(config)).encode()).hexdigest()}
+    about |= {"configuration": to_json(config), "dataset": data.samples._asdict(), **layout.about}
+    try:
+        return Checkpoints(out / "checkpoints", keep=options.keep, about=about)
+    except ValueError as error:  # in use
+        raise type(error)(f"out: {error}") from None
+
+
+def _write_run(out: Path, options: Train, data: Data) -> None:
+    """Writes what a run is, so that from here on a run cut short can be continued, and sampled without its data."""
+    config = options.config
     before = _check_folder(out, config)  # again: now nobody else writes
     kept = out / "config.json"
     if before is not None and before.steps < config.steps:
@@ -126,38 +206,71 @@ def _hold(held: contextlib.ExitStack, out: Path, options: Train, data: Data) -> 
         )
     if before != config or not kept.read_bytes().strip(b"\0 \n"):  # a power loss leaves it empty
         write_durably(kept, to_json(config))
-    if config.data.path is not None:
-        keep_digest(out, data, anew=options.accept_data)
+    keep_data(out, data, hashed=config.data.path is not None, anew=options.accept_data)
 
 
-def _train(options: Train, out: Path, data: Data, parts: Parts, layout: Layout, shapes: TrainState) -> None:
+def _train(
+    options: Train,
+    out: Path,
+    data: Data,
+    parts: Parts,
+    layout: Layout,
+    shapes: TrainState,
+    checkpoints: Checkpoints,
+    teacher: TrainedRun | None,
+) -> None:
     config = options.config
-    text = to_json(config)  # the copy from which an empty config.json is restored
-    about = {"config": hashlib.sha256(to_json(essence(config)).encode()).hexdigest(), "configuration": text}
-    about |= layout.about
-    watch = [tensorboard(out / "tensorboard")] if options.tensorboard and is_main() else []
-    with Checkpoints(out / "checkpoints", keep=options.keep, about=about) as checkpoints:
-        state = _begin(checkpoints, layout, shapes, config, out, data, parts)
-        state = train(
-            state,
-            layout,
-            data.source,
-            steps=config.steps,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            placed=True,
-            checkpoints=checkpoints,
-            save_every=options.save_every,
-            save_seconds=options.save_seconds,
-            snapshots=snapshots(config, out),
-            log=out / "metrics.jsonl",
-            log_every=options.log_every,
-            progress=is_main(),
-            watch=watch,
-            profile=None if options.profile is None else (*options.profile, out / "profile"),
-            prefetch=functools.partial(prefetch, workers=config.data.workers) if config.data.workers else None,
-        )
-    _finish(out, options, data, parts, state)
+    board = tensorboard(out / "tensorboard") if options.tensorboard and is_main() else None
+    mesh = data_mesh(find_devices(options.devices))
+    state, done = _begin(checkpoints, layout, shapes, config, out, data, parts, teacher)
+    stages = parts.objective.stages
+    each = config.steps // stages
+    for stage in range(min(done // each, stages - 1), stages):
+        if stages > 1:
+            parts = build(config, data.classes, stage)
+            layout = make_layout(options, parts, make_average(config))
+            log(f"stage {stage + 1} of {stages}: sampling steps {parts.objective.steps_of(stage)}")
+        if stage and done == stage * each:
+            state = layout.move_state(next_stage(config, parts, layout.get_state(state)))
+        draw = Preview(out / "samples", config, data, parts, mesh, board)
+        done = (stage + 1) * each
+        state = _train_to(done, options, out, data, state, layout, checkpoints, draw, board)
+    _finish(out, config, data, parts, state, mesh, n=options.samples)
+
+
+def _train_to(
+    steps: int,
+    options: Train,
+    out: Path,
+    data: Data,
+    state: TrainState,
+    layout: Layout,
+    checkpoints: Checkpoints,
+    draw: Preview,
+    board: Any,
+) -> TrainState:
+    config = options.config
+    return train(
+        state,
+        layout,
+        data.source,
+        steps=steps,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        placed=True,
+        checkpoints=checkpoints,
+        save_every=options.save_every,
+        save_seconds=options.save_seconds,
+        snapshots=snapshots(config, out),
+        log=out / "metrics.jsonl",
+        log_every=options.log_every,
+        progress=is_main(),
+        watch=[] if board is None else [board],
+        profile=None if options.profile is None else (*options.profile, out / "profile"),
+        workers=config.data.workers,
+        draw=None if options.sample_every is None else (options.sample_every, draw),
+        handle_signals=True,
+    )
 
 
 def _begin(
@@ -168,40 +281,39 @@ def _begin(
     out: Path,
     data: Data,
     parts: Parts,
-) -> TrainState:
-    """The state to go on from: the newest checkpoint, read straight into place, or a fresh one made there."""
+    teacher: TrainedRun | None,
+) -> tuple[TrainState, int]:
+    """The state to go on from, and its step: the newest checkpoint, read straight into place, or a fresh one."""
     size = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     done = checkpoints.latest()
     check_same({"newest checkpoint": done})
     where = "from the start" if done is None else f"from step {done}, saved before"
-    say(f"{out}: {config.steps} steps {where}; {size:,} parameters; {name_devices(layout.devices)}")
-    if done is None:
-        return layout.init(lambda: fresh_state(config, data, parts))
-    return layout.move_state(checkpoints.restore(layout.abstract(shapes)))
+    log(f"{out}: {config.steps} steps {where}; {size:,} parameters; {name_devices(layout.devices)}")
+    if done is not None:
+        return layout.move_state(checkpoints.restore(layout.abstract(shapes))), done
+    if config.teacher is None:
+        return layout.init(lambda: fresh_state(config, data, parts)), 0
+    teacher = read_teacher(config, parts, out) if teacher is None else teacher
+    return layout.put_state(begin_from_teacher(config, parts, fresh_state(config, data, parts), teacher)), 0
 
 
-def _finish(out: Path, options: Train, data: Data, parts: Parts, state: TrainState) -> None:
+def _finish(out: Path, config: Config, data: Data, parts: Parts, state: TrainState, mesh: Mesh, *, n: int) -> None:
     """The measures, the picture (arrays, where there is none), and what to do next."""
-    config, mesh = options.config, data_mesh(find_devices(options.devices))
     for line in _skipped(data):
-        say(line)
-    say("drawing and measuring samples ...")
+        log(line)
     draw = Draw(config, data, parts, averaged(config, state.ema), mesh=mesh)
-    results, x, labels = measure(draw, data, n=options.samples, seed=config.seed)
-    agree_on_main(lambda: _write(out, data, results, x, labels))
+    results, x, labels = measure(draw, data, n=n, seed=config.seed)
+    run_on_main(lambda: _write(out, data, results, x, labels))
 
 
-def _write(out: Path, data: Data, results: dict[str, float], x: Any, labels: Any) -> None:
+def _write(out: Path, data: Data, results: dict[str, float], x: np.ndarray, labels: np.ndarray | None) -> None:
     write_durably(out / "results.json", json.dumps(results, indent=2) + "\n")
     show(results)
-    picture = has_picture(data)
-    samples = out / ("samples.png" if picture else "samples.npz")
-    if picture:
-        save_measured(samples, x, labels, data)
-    else:
-        save_arrays(samples, x, labels)
+    samples, curve = save_samples(out / "samples", x, labels, data), out / "loss.png"
+    if not has_picture(data):
         print_line(f"samples of shape {data.shape} make no picture: x is in {samples}")
-    print_line(f"\nsamples   {samples}\nmeasures  {out / 'results.json'}\nlosses    {out / 'metrics.jsonl'}")
+    drawn = f", drawn in {curve}" if save_loss(curve, out / "metrics.jsonl") else ""
+    print_line(f"\nsamples   {samples}\nmeasures  {out / 'results.json'}\nlosses    {out / 'metrics.jsonl'}{drawn}")
     label = f" --label {min(3, data.classes - 1)}" if data.classes else ""
     print_line(f"draw more: diffjax sample {quoted(out)}{label} --n 25 --out more{samples.suffix}")
 
@@ -209,15 +321,17 @@ def _write(out: Path, data: Data, results: dict[str, float], x: Any, labels: Any
 def _check_folder(out: Path, config: Config) -> Config | None:
     """The configuration of the run in a folder, None where there is none; a `ValueError` where it is another run.
 
-    The same run may have more steps than before, and its data elsewhere, if their contents can be compared.
+    The same run may have more steps than before, unless it is trained in stages, and its data elsewhere, if their
+    contents can be compared.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {out} is a file, not a folder")
-    if not out.exists() or all(path.name.startswith(LOCK) for path in out.iterdir()):
+    if not out.exists() or all(map(_is_beginning, out.iterdir())):
         return None
     before = read_config(out, "out")
-    same = dataclasses.replace(before, steps=max(before.steps, config.steps))
-    found = differences(essence(same), essence(config))
+    fixed = construct("loss", LOSSES, before.loss).stages > 1  # whose lengths a larger number of steps would change
+    same = before if fixed else dataclasses.replace(before, steps=max(before.steps, config.steps))
+    found = differences(training_identity(same), training_identity(config))
     if before.data.path != config.data.path and not (out / DATA).is_file():
         found.append(("data.path", before.data.path, config.data.path))
     if found:
@@ -225,3 +339,10 @@ def _check_folder(out: Path, config: Config) -> Config | None:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise ValueError(f"out: {out} holds a run with {path} {there}, not {here}{more}; name another folder")
     return before
+
+
+def _is_beginning(path: Path) -> bool:
+    """True if it is a remainder of a start that was interrupted before the configuration was written."""
+    if path.name.startswith(LOCK):
+        return True
+    return path.name == "checkpoints" and path.is_dir() and all(inside.name == LOCK for inside in path.iterdir())

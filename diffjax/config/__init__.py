@@ -2,46 +2,81 @@
 
     JSON <--> Config --build_data--> Data       --+
                      --build-------> Parts      --+--> the command line, or a script of yours
+    RUN  --load----> TrainedRun: process, denoiser, ts, stepper of a trained run
 
 A `Config` is a tree of frozen dataclasses with a docstring for each field (the command line shows them). Names are
-looked up in the tables here; a number left at None is the default of what the name stands for, and a number that the
-name has no use for is refused.
+looked up in the tables here, and the numbers that go with them are those of the rows; a number left at None is the
+default of what the name stands for, and a number that the name does not take is refused. A new name is one row.
 """
 
 from diffjax.config._build import (
-    Parts as Parts,
     build as build,
-    build_grid as build_grid,
     build_network as build_network,
     build_optimiser as build_optimiser,
-    build_stepper as build_stepper,
+    with_loss_defaults as with_loss_defaults,
 )
 from diffjax.config._check import check_config as check_config, check_seed as check_seed
-from diffjax.config._data import TOYS as TOYS, Data as Data, build_data as build_data
+from diffjax.config._data import Data as Data, Samples as Samples, build_data as build_data
 from diffjax.config._json import (
     differences as differences,
-    essence as essence,
     from_json as from_json,
     to_json as to_json,
+    training_identity as training_identity,
 )
 from diffjax.config._names import (
+    DATA as DATA,
+    DISTILLERS as DISTILLERS,
     GRIDS as GRIDS,
+    GUIDANCES as GUIDANCES,
+    LOSSES as LOSSES,
+    NETWORKS as NETWORKS,
     PARAMETERISATIONS as PARAMETERISATIONS,
     PROCESSES as PROCESSES,
     STEPPERS as STEPPERS,
+    THRESHOLDS as THRESHOLDS,
     TIMES as TIMES,
+    TOYS as TOYS,
     WEIGHTINGS as WEIGHTINGS,
 )
 from diffjax.config._options import (
     Config as Config,
     DataConfig as DataConfig,
+    DistillConfig as DistillConfig,
     GuidanceConfig as GuidanceConfig,
+    LossConfig as LossConfig,
     NetworkConfig as NetworkConfig,
     OptimiserConfig as OptimiserConfig,
+    OtherGuidance as OtherGuidance,
+    OtherSampler as OtherSampler,
     ParameterisationConfig as ParameterisationConfig,
     ProcessConfig as ProcessConfig,
     SamplerConfig as SamplerConfig,
     TimesConfig as TimesConfig,
     WeightingConfig as WeightingConfig,
 )
+from diffjax.config._parts import Parts as Parts
 from diffjax.config._presets import PRESETS as PRESETS
+from diffjax.config._registry import (
+    Names as Names,
+    changed as changed,
+    construct as construct,
+    made as made,
+    numbers_of as numbers_of,
+    optional as optional,
+    options as options,
+    preset as preset,
+)
+from diffjax.config._run import (
+    TrainedRun as TrainedRun,
+    fresh_state as fresh_state,
+    load as load,
+    read_samples as read_samples,
+    samples_bound as samples_bound,
+)
+from diffjax.config._sampling import (
+    build_denoiser as build_denoiser,
+    build_grid as build_grid,
+    build_stepper as build_stepper,
+    rebuild_sampling as rebuild_sampling,
+    trained_parts as trained_parts,
+)

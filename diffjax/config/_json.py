@@ -2,8 +2,7 @@
 
 Config --to_json--> text --from_json--> Config        differences(a, b) = [(path, in a, in b), ...]
 
-A key that is not there takes its default, for a run was written before the field was: a new field's default is
-therefore what earlier versions did. A key that is unknown is a mistake, or of a later version.
+A missing key takes its default: a configuration by hand need not be complete. An unknown key is an error.
 """
 
 import dataclasses
@@ -12,6 +11,7 @@ import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from diffjax.config._options import Config
+from diffjax.config._registry import did_you_mean, unknown
 
 
 def to_json(config: Config) -> str:
@@ -34,14 +34,14 @@ def from_json(text: str) -> Config:
     return _read(Config, values, "")
 
 
-def _read(hint: Any, value: Any, path: str) -> Any:
+def _read(hint: Any, value: object, path: str) -> Any:
     """A value of the type that `hint` says, or a `ValueError` that names its path."""
     if dataclasses.is_dataclass(hint):
         return _read_fields(hint, value, path)
     if get_origin(hint) is Literal:
         if value in get_args(hint):
             return value
-        raise ValueError(f"{path}: one of {', '.join(get_args(hint))} is needed, got {value!r}")
+        raise ValueError(unknown(path, value, get_args(hint)))
     if get_origin(hint) in (Union, types.UnionType):
         inner = next(arg for arg in get_args(hint) if arg is not type(None))
         return None if value is None else _read(inner, value, path)
@@ -54,18 +54,18 @@ def _read(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
-def _read_fields(cls: Any, values: Any, path: str) -> Any:
+def _read_fields(cls: Any, values: object, path: str) -> Any:
     dot = f"{path}." if path else ""
     if not isinstance(values, dict):
         raise ValueError(f"{path or 'config'}: an object is needed, got {values!r}")
     hints = get_type_hints(cls)
     for key in values:
         if key not in hints:
-            raise ValueError(f"{dot}{key}: unknown key, with value {values[key]!r}")
+            raise ValueError(f"{dot}{key}: unknown key, with value {values[key]!r}{did_you_mean(key, hints)}")
     return cls(**{key: _read(hints[key], value, f"{dot}{key}") for key, value in values.items()})
 
 
-def essence(config: Config) -> Config:
+def training_identity(config: Config) -> Config:
     """A configuration without what changes nothing in what is learnt from the same data.
 
     The number of workers, rematerialisation; where the files lie, and whether those that cannot be read end the run.
@@ -74,7 +74,7 @@ def essence(config: Config) -> Config:
     return dataclasses.replace(config, data=data, network=dataclasses.replace(config.network, remat=False))
 
 
-def differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+def differences(a: object, b: object, path: str = "") -> list[tuple[str, object, object]]:
     """(path, value in a, value in b) wherever two configurations differ."""
     if not dataclasses.is_dataclass(a):
         return [] if a == b else [(path, a, b)]

@@ -1,168 +1,249 @@
-"""What each name in a configuration stands for, and the numbers that it takes.
+"""What each name in a configuration stands for: one row of one table, and nothing else to write in config/ or cli/."""
 
-{name: "karras", sigma_max: 20} --construct--> Karras(sigma_max=20)
-"""
-
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
-from diffjax.losses import (
-    P2,
-    EDMWeighting,
-    MinSNR,
-    Sigmoid,
-    SoftMinSNR,
-    constant,
-    flow_matching,
-    likelihood,
-    native,
-    on_score,
-    on_v,
-    on_x0,
+from jax.typing import DTypeLike
+
+from diffjax import data, guidance, losses, networks, parameterisation, process, samplers
+from diffjax._typing import Denoiser
+from diffjax.config import _bounds, _denoising, _maps, _processes, _score_matching
+from diffjax.config._registry import Names, made, preset
+from diffjax.data import _parts as parts
+from diffjax.networks._adapters import LinenModule
+from diffjax.parameterisation._linear import EpsPrediction, VelocityPrediction, VPrediction, X0Prediction
+from diffjax.process._grids import edm_grid, logsnr_grid, uniform_grid
+from diffjax.process._rectified import Rectified
+from diffjax.process._times import StratifiedTimes, UniformTimes
+from diffjax.process._ve import EDM, VarianceExploding
+from diffjax.process._vp import Cosine, VariancePreserving
+from diffjax.samplers._ddim import DDIM
+from diffjax.samplers._ddpm import DDPM
+from diffjax.samplers._dpmpp import DPMpp2M
+from diffjax.samplers._heun import Heun
+from diffjax.samplers._jump import Jump
+from diffjax.samplers._unipc import UniPC
+
+PROCESSES = Names(
+    {
+        "variance_preserving": VariancePreserving,
+        "sub_vp": process.SubVP,
+        "cosine": Cosine,
+        "offset_cosine": process.OffsetCosine,
+        "ornstein_uhlenbeck": process.OrnsteinUhlenbeck,
+        "variance_exploding": VarianceExploding,
+        "variance_exploding_from_zero": process.VarianceExplodingFromZero,
+        "edm": EDM,
+        "rectified": Rectified,
+        "polynomial": process.Polynomial,
+        "linear_chain": made(_processes.linear_chain),
+        "scaled_linear_chain": made(_processes.scaled_linear_chain),
+        "cosine_chain": made(_processes.cosine_chain),
+        "learned_logsnr": process.LearnedLogsnr,
+        "monotone_logsnr": made(_processes.monotone_logsnr),
+    }
 )
-from diffjax.parameterisation import (
-    EpsPrediction,
-    KarrasPrediction,
-    ScorePrediction,
-    VelocityPrediction,
-    VPrediction,
-    X0Prediction,
+PARAMETERISATIONS = Names(
+    {
+        "eps": EpsPrediction,
+        "x0": X0Prediction,
+        "score": parameterisation.ScorePrediction,
+        "v": VPrediction,
+        "velocity": VelocityPrediction,
+        "edm": parameterisation.EDMPrediction,
+    }
 )
-from diffjax.process import (
-    Cosine,
-    Karras,
-    LogitNormalTimes,
-    LognormalTimes,
-    LogsnrTimes,
-    LowDiscrepancyTimes,
-    ModeTimes,
-    OffsetCosine,
-    OrnsteinUhlenbeck,
-    Polynomial,
-    Rectified,
-    StratifiedTimes,
-    SubVP,
-    UniformTimes,
-    VarianceExploding,
-    VarianceExplodingFromZero,
-    VariancePreserving,
-    karras_grid,
-    logsnr_grid,
-    quadratic_grid,
-    shifted_grid,
-    snr_grid,
-    uniform_grid,
+WEIGHTINGS = Names(
+    {
+        "constant": losses.constant,
+        "native": losses.native,
+        "on_x0": losses.on_x0,
+        "on_score": losses.on_score,
+        "on_v": losses.on_v,
+        "flow_matching": losses.flow_matching,
+        "likelihood": losses.likelihood,
+        "edm": losses.EDMWeighting,
+        "min_snr": losses.MinSNR,
+        "soft_min_snr": losses.SoftMinSNR,
+        "sigmoid": losses.Sigmoid,
+        "p2": losses.P2,
+    }
 )
-from diffjax.samplers import (
-    DDIM,
-    DDPM,
-    DEIS,
-    IPNDM,
-    LMS,
-    SEEDS2,
-    SEEDS3,
-    Churn,
-    DPM2Ancestral,
-    DPMpp2M,
-    DPMpp2S,
-    DPMpp2SAncestral,
-    DPMpp3M,
-    DPMppSDE,
-    DPMSolver,
-    Euler,
-    ExponentialAdams,
-    Heun,
-    PredictorCorrector,
-    SDEDPMpp2M,
-    SDEDPMpp3M,
-    UniPC,
+LOSSES = Names(
+    {
+        "denoising": _denoising.Denoising,
+        "pseudo_huber": _denoising.PseudoHuber,
+        "assignment": _denoising.Assignment,
+        "optimal_transport": _denoising.OptimalTransport,
+        "uncertainty": _denoising.Uncertainty,
+        "ncsn": _denoising.NCSN,
+        "continuous_elbo": _bounds.ContinuousELBO,
+        "discrete_elbo": _bounds.DiscreteELBO,
+        "ddpm_bound_large": _bounds.LargeVarianceBound,
+        "ddpm_bound_small": _bounds.SmallVarianceBound,
+        "ddpm_bound_learned": _bounds.LearnedVarianceBound,
+        "learned_variance": _bounds.LearnedVariance,
+        "implicit_score_matching": _score_matching.ImplicitScoreMatching,
+        "sliced_score_matching": _score_matching.SlicedScoreMatching,
+        "sliced_score_matching_vr": _score_matching.SlicedScoreMatchingVR,
+        "finite_difference_sliced": _score_matching.FiniteDifferenceSliced,
+        "mean_flow": _maps.MeanFlow,
+        "improved_mean_flow": _maps.ImprovedMeanFlow,
+        "shortcut": _maps.Shortcut,
+        "consistency": _maps.Consistency,
+        "continuous_consistency": _maps.ContinuousConsistency,
+        "progressive": _maps.Progressive,
+    }
+)
+"""Losses of Gaussian processes. `losses.hybrid_loss` has no row: critically damped Langevin, its process, is none."""
+DISTILLERS = Names({name: row for name, row in LOSSES.items() if row.distils})
+"""Losses that learn from a teacher."""
+TIMES = Names(
+    {
+        "uniform": UniformTimes,
+        "stratified": StratifiedTimes,
+        "low_discrepancy": process.LowDiscrepancyTimes,
+        "lognormal": process.LognormalTimes,
+        "logit_normal": process.LogitNormalTimes,
+        "mode": process.ModeTimes,
+        "logsnr": process.LogsnrTimes,
+    }
+)
+STEPPERS = Names(
+    {
+        "ddim": DDIM,
+        "cfgpp": preset(
+            "CFG++: DDIM that renoises with uncond; order 1, one evaluation a step. The guidance scale is its strength "
+            "in each step, 0 to 1.",
+            samplers.CFGpp,
+        ),
+        "euler": samplers.Euler,
+        "heun": Heun,
+        "jump": Jump,
+        "dpm_solver2": preset("DPM-Solver-2, singlestep: order 2, two evaluations a step.", samplers.DPMSolver, 2),
+        "dpm_solver3": preset("DPM-Solver-3, singlestep: order 3, three evaluations a step.", samplers.DPMSolver, 3),
+        "dpmpp2s": samplers.DPMpp2S,
+        "dpmpp2m": DPMpp2M,
+        "dpmpp3m": samplers.DPMpp3M,
+        "dpmpp3m_published": samplers.DPMpp3MPublished,
+        "unipc": UniPC,
+        "deis": samplers.DEIS,
+        "lms": samplers.LMS,
+        "ipndm": samplers.IPNDM,
+        "ddpm": DDPM,
+        "euler_ancestral": samplers.EulerAncestral,
+        "dpm2_ancestral": samplers.DPM2Ancestral,
+        "dpmpp2s_ancestral": samplers.DPMpp2SAncestral,
+        "sde_dpmpp2m": samplers.SDEDPMpp2M,
+        "sde_dpmpp3m": samplers.SDEDPMpp3M,
+        "dpmpp_sde": samplers.DPMppSDE,
+        "sa_solver": preset(
+            "SA-Solver: weak order 2, one evaluation a step, corrected.",
+            samplers.ExponentialAdams,
+            X0Prediction(),
+            order=3,
+            corrector=True,
+            eta=1.0,
+        ),
+        "seeds2": samplers.SEEDS2,
+        "seeds3": samplers.SEEDS3,
+        "churn": preset(
+            "EDM's stochastic sampler: weak order 2, two evaluations a step.", samplers.Churn, s_churn=10.0
+        ),
+        "predictor_corrector": preset(
+            "DDPM's step, then Langevin corrections: one evaluation and one for each of these.",
+            samplers.PredictorCorrector,
+            DDIM(eta=1.0),
+        ),
+        "langevin_corrected": preset(
+            "DDIM's step, then Langevin steps of a given size: one evaluation and one for each of these.",
+            samplers.LangevinCorrected,
+            DDIM(),
+        ),
+    }
+)
+GRIDS = Names(
+    {
+        "uniform": uniform_grid,
+        "quadratic": process.quadratic_grid,
+        "edm": edm_grid,
+        "logsnr": logsnr_grid,
+        "snr": process.snr_grid,
+        "shifted": process.shifted_grid,
+        "angle": process.angle_grid,
+        "line": process.line_grid,
+    }
+)
+TOYS = Names(
+    {
+        "mixture": data.mixture,
+        "two_moons": data.two_moons,
+        "checkerboard": data.checkerboard,
+        "swiss_roll": data.swiss_roll,
+    }
+)
+DATA = Names(
+    {
+        "digits": parts.digits_parts,
+        **TOYS,
+        "file": parts.file_parts,
+        "image_folder": parts.image_folder_parts,
+        "mnist": parts.mnist_parts,
+        "cifar10": parts.cifar10_parts,
+    }
 )
 
-PROCESSES = {
-    "variance_preserving": VariancePreserving,
-    "sub_vp": SubVP,
-    "cosine": Cosine,
-    "offset_cosine": OffsetCosine,
-    "ornstein_uhlenbeck": OrnsteinUhlenbeck,
-    "variance_exploding": VarianceExploding,
-    "variance_exploding_from_zero": VarianceExplodingFromZero,
-    "karras": Karras,
-    "rectified": Rectified,
-    "polynomial": Polynomial,
-}
-PARAMETERISATIONS = {
-    "eps": EpsPrediction,
-    "x0": X0Prediction,
-    "score": ScorePrediction,
-    "v": VPrediction,
-    "velocity": VelocityPrediction,
-    "karras": KarrasPrediction,
-}
-WEIGHTINGS = {
-    "constant": constant,
-    "native": native,
-    "on_x0": on_x0,
-    "on_score": on_score,
-    "on_v": on_v,
-    "flow_matching": flow_matching,
-    "likelihood": likelihood,
-    "edm": EDMWeighting,
-    "min_snr": MinSNR,
-    "soft_min_snr": SoftMinSNR,
-    "sigmoid": Sigmoid,
-    "p2": P2,
-}
-TIMES = {
-    "uniform": UniformTimes,
-    "stratified": StratifiedTimes,
-    "low_discrepancy": LowDiscrepancyTimes,
-    "lognormal": LognormalTimes,
-    "logit_normal": LogitNormalTimes,
-    "mode": ModeTimes,
-    "logsnr": LogsnrTimes,
-}
-STEPPERS = {
-    "ddim": DDIM,
-    "euler": Euler,
-    "heun": Heun,
-    "dpm_solver2": DPMSolver,
-    "dpm_solver3": lambda: DPMSolver(3),
-    "dpmpp2s": DPMpp2S,
-    "dpmpp2m": DPMpp2M,
-    "dpmpp3m": DPMpp3M,
-    "unipc": UniPC,
-    "deis": DEIS,
-    "lms": LMS,
-    "ipndm": IPNDM,
-    "ddpm": DDPM,
-    "dpm2_ancestral": DPM2Ancestral,
-    "dpmpp2s_ancestral": DPMpp2SAncestral,
-    "sde_dpmpp2m": SDEDPMpp2M,
-    "sde_dpmpp3m": SDEDPMpp3M,
-    "dpmpp_sde": DPMppSDE,
-    "sa_solver": lambda: ExponentialAdams(X0Prediction(), 3, corrector=True, eta=1.0),
-    "seeds2": SEEDS2,
-    "seeds3": SEEDS3,
-    "churn": lambda: Churn(10.0),
-    "predictor_corrector": lambda: PredictorCorrector(DDIM(eta=1.0)),
-}
-GRIDS = {
-    "uniform": uniform_grid,
-    "quadratic": quadratic_grid,
-    "karras": karras_grid,
-    "logsnr": logsnr_grid,
-    "snr": snr_grid,
-    "shifted": shifted_grid,
-}
+
+GUIDANCES = Names(
+    {
+        "cfg": preset("classifier-free guidance, cond + (scale - 1) (cond - uncond).", guidance.Linear),
+        "rescaled": guidance.Rescaled,
+        "projected": guidance.Projected,
+        "cfg_zero": preset(
+            "CFG-Zero*: the unconditional velocity is first scaled to fit the conditional one.",
+            guidance.OnPrediction,
+            parameterisation=VelocityPrediction(),
+            rule=guidance.OptimalScale(),
+        ),
+    }
+)
 
 
-def construct(kind: str, table: Mapping[str, Any], config: Any, *first: Any) -> Any:
-    """What a name stands for, with the numbers that are given; a plain function stands for itself."""
-    found = table[config.name]
-    numbers = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name != "name"}
-    numbers = {name: value for name, value in numbers.items() if value is not None}
-    for name, value in numbers.items():
-        if name not in getattr(found, "__dataclass_fields__", {}):
-            raise ValueError(f"{kind}.{name}: {config.name} has no such number, got {value}")
-    return found(*first, **numbers) if isinstance(found, type) else found
+def _static_threshold(denoiser: Denoiser, bound: float) -> Denoiser:
+    """Every value of x0_hat is clipped to [-clip, clip]."""
+    return guidance.static_threshold(denoiser, -bound, bound)
+
+
+THRESHOLDS = Names({"static": _static_threshold, "dynamic": guidance.dynamic_threshold})
+
+
+def _of_paper(
+    make: Callable[..., LinenModule],
+    *,
+    channels: tuple[int, ...],
+    blocks: int,
+    attention: tuple[int, ...],
+    num_classes: int | None,
+    dropout: float,
+    dtype: DTypeLike,
+    remat: bool,
+    **own: int,
+) -> LinenModule:
+    """A paper's U-Net from the numbers of a configuration."""
+    numbers: dict[str, Any] = {"attention": attention, "blocks": blocks, "dropout": dropout, **own}
+    return make(channels, num_classes=num_classes, **numbers).clone(dtype=dtype, remat=remat)
+
+
+NETWORKS = Names(
+    {
+        "mlp": networks.MLP,
+        "unet": networks.UNet,
+        "ddpm": preset(networks.ddpm.__doc__, _of_paper, networks.ddpm),
+        "ddpmpp": preset(networks.ddpmpp.__doc__, _of_paper, networks.ddpmpp),
+        "ncsnpp": preset(networks.ncsnpp.__doc__, _of_paper, networks.ncsnpp),
+        "adm": preset(networks.adm.__doc__, _of_paper, networks.adm, head_channels=64),
+        "edm2": networks.EDM2UNet,
+        "dit": networks.DiT,
+        "uvit": networks.UViT,
+    }
+)

@@ -1,277 +1,242 @@
 """What a run is, as plain values: a tree of frozen dataclasses.
 
-Every field has a docstring, which the command line shows. A number left at None is the default of what the name beside
-it stands for.
+Every field has a docstring, which the command line shows. The names that a field may have come from a table, and with
+them the numbers of their rows: a number left at None is the default of what the name stands for.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
+from diffjax.config import _names as names
+from diffjax.config._registry import optional, options
 
+
+@options(name=names.DATA)
 @dataclass(frozen=True)
 class DataConfig:
-    """What to learn from."""
+    """Training data."""
 
-    name: Literal[
-        "digits",
-        "mixture",
-        "two_moons",
-        "checkerboard",
-        "swiss_roll",
-        "file",
-        "image_folder",
-        "mnist",
-        "cifar10",
-    ] = "digits"
-    """8x8 handwritten digits; a density in the plane; or files of your own."""
+    name: str = "digits"
+    """The data set: one that comes with the package, a density in the plane, or files of yours."""
     path: str | None = None
-    """file: an .npz with x [n, ...] (floats in [-1, 1], or uint8) and, if there are classes, y [n] integers.
-    image_folder: a folder or zip with a folder of images for each class; train and test (or val) may stand above them.
-    Links are followed, transparent parts laid on white, 16 bits a channel refused.
-    mnist: the folder of its idx files. cifar10: the folder or .tar.gz of its binary version, or its images in folders.
-    """
+    """The file or folder to read; required where it is used, no default. Symbolic links are followed. Transparent
+    parts of images become white; images of 16 bits a channel are refused."""
     conditional: bool = True
-    """Whether the network is told the class, where there is one."""
-    image_size: int | None = None
-    """image_folder: pixels a side; the shorter side is scaled to it and the middle cut out. None: as they are."""
+    """Train a class-conditional network, if the data have labels."""
     flip: bool = False
-    """Whether images are mirrored at random, left to right."""
+    """Mirror images left to right at random."""
     workers: int = 0
-    """Processes that read and decode; the batches are the same for any number. 0 is enough for arrays in memory."""
+    """Processes that read and decode items (needs the extra "data"); 0 reads them in the main process, which is enough
+    for arrays in memory. Batches are the same for any number."""
     holdout: float = 0.2
-    """Share that is never trained on, but measured against; of no use where the files have a test part."""
+    """Share of the items held out for evaluation; ignored if the files come with a test part."""
     holdout_seed: int = 0
-    """Which items those are."""
-    channels: int | None = None
-    """image_folder: 3 (colours) or 1 (grey); 3 by default."""
+    """Seed of the split into training and held-out items."""
     skip_bad: bool = False
-    """Images in folders that cannot be read are counted, and the next one taken instead; else they end the run."""
+    """Skip images that cannot be decoded, and count them; otherwise the first one ends the run."""
 
 
+@options(name=names.PROCESSES)
 @dataclass(frozen=True)
 class ProcessConfig:
     """The forward process: how data becomes noise."""
 
-    name: Literal[
-        "variance_preserving",
-        "sub_vp",
-        "cosine",
-        "offset_cosine",
-        "ornstein_uhlenbeck",
-        "variance_exploding",
-        "variance_exploding_from_zero",
-        "karras",
-        "rectified",
-        "polynomial",
-    ] = "cosine"
-    """Its family."""
-    beta_min: float | None = None
-    """variance_preserving, sub_vp: rate of noise at t = 0 (0.1)."""
-    beta_max: float | None = None
-    """variance_preserving, sub_vp: rate of noise at t = 1 (20)."""
-    shift: float | None = None
-    """cosine: added to the log signal-to-noise ratio (0)."""
-    offset: float | None = None
-    """offset_cosine: of the time (0.008)."""
-    horizon: float | None = None
-    """ornstein_uhlenbeck: how many relaxation times the clock spans (5)."""
-    power: float | None = None
-    """polynomial: alpha is (1 - t)^power (2)."""
-    sigma_min: float | None = None
-    """variance_exploding (0.01), karras (0.002): the least noise."""
-    sigma_max: float | None = None
-    """variance_exploding (50), karras (80): the most noise."""
-    rho: float | None = None
-    """karras: how its clock is bent (7)."""
+    name: str = "cosine"
+    """The noise schedule."""
+    logsnr_min: float | None = None
+    """Lowest log signal-to-noise ratio (most noise) of training and sampling. Default: that of the process, but at
+    least -20; -10 if eps or score is predicted, because errors of x0_hat grow as e^(-logsnr/2) there. A chain ends as
+    its betas say. learned_logsnr, monotone_logsnr: the value before training, -5 by default."""
+    logsnr_max: float | None = None
+    """Highest log signal-to-noise ratio (least noise). Default: that of the process, but not above 20; 10 if eps or
+    score is predicted. learned_logsnr, monotone_logsnr: the value before training, 13.3 by default."""
+    zero_terminal_snr: bool = False
+    """Change the betas so that the last step leaves no signal (Lin et al. 2023)."""
 
 
+@options(name=names.PARAMETERISATIONS)
 @dataclass(frozen=True)
 class ParameterisationConfig:
     """What the network predicts."""
 
-    name: Literal["eps", "x0", "score", "v", "velocity", "karras"] = "v"
-    """The noise, the data, a mixture of both, or EDM's preconditioned F."""
-    data_std: float | None = None
-    """karras: standard deviation of the data per feature (0.5)."""
+    name: str = "v"
+    """The target of the network: noise, data, or a combination of both."""
+    clock: Literal["logsnr", "angle"] = "logsnr"
+    """The network's noise-level input. logsnr: -1/8 of the log signal-to-noise ratio. angle: atan2(sigma, data_std
+    alpha), whose time derivative is bounded."""
 
 
+@options(name=names.WEIGHTINGS)
 @dataclass(frozen=True)
 class WeightingConfig:
-    """How much each noise level counts, stated on the loss of the noise."""
+    """Loss weight of each noise level, on the squared error of eps."""
 
-    name: Literal[
-        "constant",
-        "native",
-        "on_x0",
-        "on_score",
-        "on_v",
-        "flow_matching",
-        "likelihood",
-        "edm",
-        "min_snr",
-        "soft_min_snr",
-        "sigmoid",
-        "p2",
-    ] = "native"
-    """native: a plain mean square of what the network predicts."""
-    data_std: float | None = None
-    """edm: standard deviation of the data per feature (0.5)."""
-    gamma: float | None = None
-    """min_snr: where the weight is clipped (5); soft_min_snr: where it bends (4); p2: its power (1)."""
-    bias: float | None = None
-    """sigmoid: the logsnr at which the weight is one half (0)."""
-    k: float | None = None
-    """p2: bounds the weight on noise, at k^-gamma (1)."""
+    name: str = "native"
+    """The weight w; lambda is the log signal-to-noise ratio, snr = e^lambda."""
 
 
+@options(name=names.LOSSES)
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised."""
+
+    name: str = "denoising"
+    """The loss."""
+
+
+@options(name=names.DISTILLERS, hidden=("least",))
+@dataclass(frozen=True)
+class DistillConfig:
+    """How the student learns from its teacher."""
+
+    name: str = "progressive"
+    """The loss. mean_flow and continuous_consistency need a teacher trained with --parameterisation.clock angle."""
+
+
+@options(name=names.TIMES)
 @dataclass(frozen=True)
 class TimesConfig:
-    """Which noise levels training sees."""
+    """Distribution of the training times t."""
 
-    name: Literal["uniform", "stratified", "low_discrepancy", "lognormal", "logit_normal", "mode", "logsnr"] = (
-        "stratified"
-    )
-    """Their density in time; stratified and low_discrepancy are uniform, spread evenly over a batch; logsnr is uniform
-    in the log signal-to-noise ratio."""
-    mean: float | None = None
-    """lognormal: of log(sigma/alpha) (-1.2); logit_normal: of log(t/(1-t)) (0)."""
-    std: float | None = None
-    """lognormal (1.2), logit_normal (1): standard deviation of the same."""
-    scale: float | None = None
-    """mode: towards the middle (positive) or the ends (1.29)."""
+    name: str = "stratified"
+    """The distribution."""
 
 
+@options(name=names.NETWORKS, hidden=("num_classes", "text_width", "out_channels"))
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The network."""
+    """Network architecture."""
 
-    name: Literal["mlp", "unet", "ddpm", "ddpmpp", "ncsnpp", "adm", "edm2", "dit", "uvit"] = "unet"
-    """mlp: a perceptron for vectors. For images: a U-Net, that of a paper, or a transformer."""
-    channels: int = 32
-    """U-Nets: channels of the finest level."""
-    multipliers: tuple[int, ...] = (1, 2)
-    """U-Nets: channels of each level, in multiples; each level halves the image."""
+    name: str = "unet"
+    """The architecture: mlp for vectors, the others for images."""
+    channels: tuple[int, ...] = (32, 64)
+    """Channels of each level, the finest first; each level after the first halves the image."""
     blocks: int = 1
-    """U-Nets: residual blocks a level."""
+    """Residual blocks per level."""
     attention: tuple[int, ...] = (1,)
-    """U-Nets: levels with self-attention, 0 the finest."""
+    """Levels with self-attention; 0 is the finest."""
     head_channels: int = 32
-    """unet, adm, edm2: channels of an attention head."""
+    """Channels per attention head."""
     width: int = 128
-    """mlp, dit, uvit: features of the hidden layers."""
+    """Features of the hidden layers (mlp) or of a token."""
     depth: int = 3
-    """mlp, dit, uvit: residual blocks."""
+    """Residual or transformer blocks."""
     heads: int = 4
-    """dit, uvit: heads of attention."""
+    """Attention heads."""
     patch: int = 2
-    """dit, uvit: pixels along a side of a patch."""
+    """Side of a patch in pixels."""
     scan: bool = False
-    """mlp, dit, uvit: compile one block, not each of them; for deep networks on accelerators."""
+    """Compile one block instead of all of them, for deep networks on accelerators."""
     dropout: float = 0.0
-    """Probability of dropping a hidden feature in training."""
+    """Dropout probability in training."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; parameters are float32. bfloat16 is for accelerators."""
+    """Precision of the computation; parameters stay float32. bfloat16 is meant for accelerators."""
     remat: bool = False
-    """Compute blocks again in the backward pass instead of keeping them: less memory, about a third more time. For
-    accelerators; on CPU the compiler undoes it."""
+    """Recompute blocks in the backward pass instead of storing their activations: less memory, about a third more time
+    on accelerators, no effect on CPU."""
 
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """Adam with decoupled weight decay, a warm-up and a cosine decay."""
+    """AdamW with linear warm-up and cosine decay of the learning rate."""
 
     learning_rate: float = 1e-3
-    """At its highest, after the warm-up."""
+    """Peak learning rate, reached after the warm-up."""
     warmup: int = 200
-    """Steps of linear warm-up; half the run at most."""
+    """Steps of linear warm-up; at most half the run."""
     final: float = 0.0
-    """Learning rate of the last step, as a share of the highest."""
+    """Learning rate of the last step, as a fraction of the peak."""
     clip: float = 1.0
-    """Largest norm of a gradient; longer ones are scaled down to it."""
+    """Largest global norm of the gradient; a longer gradient is scaled down to it."""
     weight_decay: float = 0.0
-    """Decoupled weight decay."""
+    """Decoupled weight decay (AdamW's)."""
+
+
+@options(name=names.GUIDANCES)
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance, for class-conditional networks."""
+
+    name: str = "cfg"
+    """The rule that combines cond, the estimate of x0 for the class, and uncond, the one for no class."""
+    scale: float = 1.5
+    """Guidance scale: 1 is none; larger values follow the class more closely and vary less."""
+    interval: tuple[float, float] | None = None
+    """Guide only while the log signal-to-noise ratio lies between these two; it rises from about -10 to 10 in sampling.
+    Default for a new run: always."""
+    logsnr_start: float | None = None
+    """Zero velocity, and no evaluation, below this log signal-to-noise ratio: CFG-Zero*'s zero-init. Default for a new
+    run: off."""
 
 
 @dataclass(frozen=True)
-class GuidanceConfig:
-    """Classifier-free guidance; only where the network is told the class."""
+class GuidanceConfig(Guidance):
+    """Classifier-free guidance, for class-conditional networks."""
 
     dropout: float = 0.1
-    """Share of training samples whose class is hidden."""
-    scale: float = 1.5
-    """Of sampling: 1 is none, more follows the class more and varies less."""
+    """Probability of replacing the class by the null label in training, so that the network also learns uncond."""
 
 
+@options(name=names.STEPPERS, grid=names.GRIDS, threshold=names.THRESHOLDS)
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How samples are drawn, unless asked otherwise."""
+    """The sampler of the pictures and measures that training ends with, and the default of `diffjax sample`."""
 
-    name: Literal[
-        "ddim",
-        "euler",
-        "heun",
-        "dpm_solver2",
-        "dpm_solver3",
-        "dpmpp2s",
-        "dpmpp2m",
-        "dpmpp3m",
-        "unipc",
-        "deis",
-        "lms",
-        "ipndm",
-        "ddpm",
-        "dpm2_ancestral",
-        "dpmpp2s_ancestral",
-        "sde_dpmpp2m",
-        "sde_dpmpp3m",
-        "dpmpp_sde",
-        "sa_solver",
-        "seeds2",
-        "seeds3",
-        "churn",
-        "predictor_corrector",
-    ] = "dpmpp2m"
-    """The method."""
+    name: str = "dpmpp2m"
+    """The method. Order n: the error falls as steps^-n; weak order: the error of the samples' law."""
     steps: int = 20
-    """Steps; most methods evaluate the network once in each, heun, seeds2 and the 2s and dpm ones 2 or 3 times."""
-    grid: Literal["uniform", "quadratic", "karras", "logsnr", "snr", "shifted"] = "logsnr"
-    """Spacing of the steps: in time or its root, in (sigma/alpha)^(1/rho), in the log signal-to-noise ratio, ..."""
-    eta: float | None = None
-    """Noise of the methods that have it, such as ddim: from 0 (none) to 1 (all of the method's own)."""
+    """Number of steps. Most methods evaluate the network once per step, some two or three times."""
+    grid: str = "logsnr"
+    """The times t between the steps, n steps from noise to data."""
+    clip: float | None = None
+    """The range [-clip, clip] of the data, for the threshold on x0_hat; 0 is no threshold. Default for a new run: 1 for
+    images; for vectors, the largest absolute value of the data if eps or score is predicted, otherwise 0."""
+    threshold: str = "static"
+    """How each step keeps the estimate x0_hat of the data within the range."""
+
+
+@optional
+@dataclass(frozen=True)
+class OtherSampler(SamplerConfig):
+    """Changes to the sampler of the run. A new method, grid or threshold starts from its own default numbers."""
+
+    steps: tuple[int, ...] = ()  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Number of steps; several, to compare them."""
+
+
+@optional
+@dataclass(frozen=True)
+class OtherGuidance(Guidance):
+    """Changes to the guidance of the run. A new rule starts from its own default numbers."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """All that decides what a run learns."""
+    """Everything that determines a run."""
 
     name: str = "digits"
-    """Of the run; its folder is runs/NAME unless you name another."""
+    """Name of the run, whose default folder is runs/NAME."""
     steps: int = 3000
-    """Updates of the parameters."""
+    """Optimiser steps."""
     batch_size: int = 128
-    """Samples in each, over all devices."""
+    """Batch size, summed over all devices."""
     seed: int = 0
-    """Of the initial parameters, the order of the data and the noise."""
+    """Random seed of the initial parameters, the order of the data and the noise."""
     ema_decay: float = 0.999
-    """Of the moving average of parameters that samples are drawn with."""
+    """Decay of the exponential moving average of the parameters, which sampling uses."""
     ema_widths: tuple[float, ...] = ()
-    """Of averages by power functions beside it, such as 0.05 0.1 (shares of the run): their snapshots make an average
-    of any width afterwards, for sample and evaluate --ema-width."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """What to learn from."""
-    process: ProcessConfig = field(default_factory=ProcessConfig)
-    """How data becomes noise."""
-    parameterisation: ParameterisationConfig = field(default_factory=ParameterisationConfig)
-    """What the network predicts."""
-    weighting: WeightingConfig = field(default_factory=WeightingConfig)
-    """How much each noise level counts."""
-    times: TimesConfig = field(default_factory=TimesConfig)
-    """Which noise levels training sees."""
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    """What learns."""
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
-    """How it learns."""
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
-    """Following the class."""
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    """How samples are drawn."""
+    """Widths of power-function averages kept in addition, such as 0.05 0.1 (relative to the length of the run). From
+    their snapshots `diffjax sample` and `evaluate` make an average of any width, by --ema-width."""
+    teacher: str | None = None
+    """Folder of the run that is distilled, relative to the folder of this run; `diffjax distill` sets it. Default for a
+    new run: no teacher."""
+    data: DataConfig = DataConfig()
+    process: ProcessConfig = ProcessConfig()
+    parameterisation: ParameterisationConfig = ParameterisationConfig()
+    weighting: WeightingConfig = WeightingConfig()
+    times: TimesConfig = TimesConfig()
+    loss: LossConfig = LossConfig()
+    network: NetworkConfig = NetworkConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
+    sampler: SamplerConfig = SamplerConfig()

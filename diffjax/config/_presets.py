@@ -1,90 +1,57 @@
-"""Configurations to start from, by name."""
+"""Configurations to start from, by name: for each, what it is in a few words, and where it is other than `Config()`."""
 
 import types
 from collections.abc import Mapping
 
-from diffjax.config._options import (
-    Config,
-    DataConfig,
-    GuidanceConfig,
-    NetworkConfig,
-    OptimiserConfig,
-    ParameterisationConfig,
-    ProcessConfig,
-    SamplerConfig,
-    TimesConfig,
-    WeightingConfig,
-)
+from diffjax.config._options import Config, DataConfig, GuidanceConfig, NetworkConfig, OptimiserConfig, SamplerConfig
+from diffjax.config._registry import Names
 
-PRESETS: Mapping[str, Config] = types.MappingProxyType(
-    {
-        # 1,437 images of 8x8 pixels; a U-Net of two levels, told the class.
-        "digits": Config(
-            name="digits",
-            steps=1200,
-            batch_size=64,
-            ema_decay=0.999,
-            data=DataConfig(name="digits"),
-            process=ProcessConfig(name="cosine"),
-            parameterisation=ParameterisationConfig(name="v"),
-            weighting=WeightingConfig(name="native"),
-            times=TimesConfig(name="stratified"),
-            network=NetworkConfig(name="unet", channels=32, multipliers=(1, 2), blocks=1, attention=(1,)),
-            optimiser=OptimiserConfig(learning_rate=2e-3, warmup=100),
-            guidance=GuidanceConfig(dropout=0.1, scale=1.1),
-            sampler=SamplerConfig(name="dpmpp2m", steps=20, grid="logsnr"),
-        ),
-        # 60,000 images of 28x28 pixels (or the 10,000 of the test part alone); --data.path says where. An image costs
-        # five times what one of digits does, 0.4 GFLOP a step.
-        "mnist": Config(
-            name="mnist",
-            steps=4000,
-            batch_size=64,
-            ema_decay=0.999,
-            data=DataConfig(name="mnist"),
-            process=ProcessConfig(name="cosine"),
-            parameterisation=ParameterisationConfig(name="v"),
-            weighting=WeightingConfig(name="native"),
-            times=TimesConfig(name="stratified"),
-            network=NetworkConfig(name="unet", channels=16, multipliers=(1, 2, 4), blocks=1, attention=(2,)),
-            optimiser=OptimiserConfig(learning_rate=1e-3, warmup=200),
-            guidance=GuidanceConfig(dropout=0.1, scale=1.1),
-            sampler=SamplerConfig(name="dpmpp2m", steps=20, grid="logsnr"),
-        ),
-        # 50,000 colour images of 32x32 pixels; a network of the size of DDPM's (Ho et al. 2020, appendix B), for an
-        # accelerator (35 GFLOP an image and step); --data.path says where.
-        "cifar10": Config(
-            name="cifar10",
-            steps=200_000,
-            batch_size=128,
-            ema_decay=0.9999,
-            data=DataConfig(name="cifar10", flip=True),
-            process=ProcessConfig(name="cosine"),
-            parameterisation=ParameterisationConfig(name="v"),
-            weighting=WeightingConfig(name="native"),
-            times=TimesConfig(name="stratified"),
-            network=NetworkConfig(
-                name="unet",
-                channels=128,
-                multipliers=(1, 2, 2, 2),
-                blocks=2,
-                attention=(1,),
-                head_channels=64,
-                dropout=0.1,
-            ),
-            optimiser=OptimiserConfig(learning_rate=2e-4, warmup=5000),
-            guidance=GuidanceConfig(dropout=0.1, scale=1.1),
-            sampler=SamplerConfig(name="dpmpp2m", steps=25, grid="logsnr"),
-        ),
-        # Points in the plane: any toy by --data.name; a minute on a laptop.
-        "toy2d": Config(
-            name="toy2d",
-            steps=3000,
-            batch_size=512,
-            data=DataConfig(name="mixture", conditional=False),
-            network=NetworkConfig(name="mlp", width=128, depth=3),
-            optimiser=OptimiserConfig(learning_rate=2e-3),
-            guidance=GuidanceConfig(dropout=0.0, scale=1.0),
-        ),
-    }
+_ROWS = (
+    # 1,437 images to train on.
+    Config(
+        "digits",
+        steps=1200,
+        batch_size=64,
+        optimiser=OptimiserConfig(learning_rate=2e-3, warmup=100),
+        guidance=GuidanceConfig(scale=1.1),
+    ),
+    # 60,000 images of 28x28 pixels (or the 10,000 of the test part alone). An image costs five times as much as one of
+    # digits, 0.4 GFLOP a step.
+    Config(
+        "mnist",
+        steps=4000,
+        batch_size=64,
+        data=DataConfig("mnist"),
+        network=NetworkConfig(channels=(16, 32, 64), attention=(2,)),
+        guidance=GuidanceConfig(scale=1.1),
+    ),
+    # 50,000 colour images of 32x32 pixels; a network of the size of DDPM's (Ho et al. 2020, appendix B), 35 GFLOP an
+    # image and step.
+    Config(
+        "cifar10",
+        steps=200_000,
+        ema_decay=0.9999,
+        data=DataConfig("cifar10", flip=True),
+        network=NetworkConfig(channels=(128, 256, 256, 256), blocks=2, head_channels=64, dropout=0.1),
+        optimiser=OptimiserConfig(learning_rate=2e-4, warmup=5000),
+        guidance=GuidanceConfig(scale=1.1),
+        sampler=SamplerConfig(steps=25),
+    ),
+    # A minute on a laptop.
+    Config(
+        "toy2d",
+        batch_size=512,
+        data=DataConfig("mixture", conditional=False),
+        network=NetworkConfig("mlp"),
+        optimiser=OptimiserConfig(learning_rate=2e-3),
+        guidance=GuidanceConfig(dropout=0.0, scale=1.0),
+    ),
 )
+PRESETS: Mapping[str, Config] = types.MappingProxyType(Names({config.name: config for config in _ROWS}))
+ABOUT: Mapping[str, str] = {
+    "digits": "Class-conditional 8x8 digits with a U-Net; minutes on two cores.",
+    "mnist": "Class-conditional 28x28 digits; --data.path is the folder of MNIST's files.",
+    "cifar10": "Class-conditional 32x32 pictures with DDPM's U-Net, for an accelerator; --data.path says where.",
+    "toy2d": "Points in the plane with a perceptron; choose them by --data.name.",
+}
+"""What each preset is."""

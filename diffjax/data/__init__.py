@@ -1,8 +1,8 @@
 """Data: what to learn from, as NumPy arrays on the host.
 
-    arrays in memory: digits, mnist, cifar10, yours --from_arrays, from_images--+
-    read as used: ImageFolder, Npz, ArrayRecords, HuggingFace -----from_items --+--> source(seed, step, size)
-    toy densities in the plane -------------------------------------------------+    -> x0 [size, *d], cond or None
+    arrays: load_digits, load_mnist, load_cifar10, yours --from_arrays, from_images--+
+    read as used: ImageFolder, Npz, ArrayRecords, HuggingFace ----------from_items --+--> source(seed, step, size)
+    toy densities in the plane ------------------------------------------------------+    -> x0 [size, *d], cond or None
 
     source --prefetch--> batches on the device, made ahead by a thread or by worker processes
 
@@ -12,13 +12,13 @@ of n equal parts of that batch, for processes that each hold a share; only its o
 """
 
 from diffjax.data._arrays_source import from_arrays as from_arrays, from_images as from_images
-from diffjax.data._cifar10 import cifar10 as cifar10
-from diffjax.data._digits import digits as digits
+from diffjax.data._cifar10 import load_cifar10 as load_cifar10
+from diffjax.data._digits import load_digits as load_digits
 from diffjax.data._encoded import encoded as encoded
 from diffjax.data._hugging_face import HuggingFace as HuggingFace
 from diffjax.data._image_folder import ImageFolder as ImageFolder
 from diffjax.data._items import Items as Items, Subset as Subset, from_items as from_items
-from diffjax.data._mnist import mnist as mnist
+from diffjax.data._mnist import load_mnist as load_mnist
 from diffjax.data._npz import Npz as Npz
 from diffjax.data._order import random_flip as random_flip, uniforms as uniforms
 from diffjax.data._prefetch import Prefetch as Prefetch, WorkerDied as WorkerDied, prefetch as prefetch

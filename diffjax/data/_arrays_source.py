@@ -2,12 +2,12 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffjax.data._items import Augment, ItemSource, as_condition, from_items
-from diffjax.data._source import Source
+from diffjax.data._source import Batch, Item, Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,15 +20,15 @@ class Arrays:
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
+    def __getitem__(self, index: int) -> Item:
         return self.x[index], None if self.cond is None else self.cond[index]
 
-    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, Any]:
+    def gather(self, indices: np.ndarray) -> Batch:
         """Many at once: x [k, *d] and cond [k, ...] or None."""
         return self.x[indices], None if self.cond is None else self.cond[indices]
 
 
-def from_arrays(x: Any, cond: Any = None) -> Source:
+def from_arrays(x: ArrayLike, cond: ArrayLike | None = None) -> Source:
     """A source over `x [n, *d]`, with conditions `cond [n, ...]` that stay with their items.
 
     Args:
@@ -48,7 +48,7 @@ def from_arrays(x: Any, cond: Any = None) -> Source:
     return ItemSource(_arrays(x, cond))
 
 
-def from_images(x: Any, cond: Any = None, *, augment: Augment | None = None) -> Source:
+def from_images(x: ArrayLike, cond: ArrayLike | None = None, *, augment: Augment | None = None) -> Source:
     """A source over images `x [n, h, w, c]` of bytes, which become floats in [-1, 1] batch by batch.
 
     Warns where the shape looks like channels first, or the values like [0, 1].
@@ -99,7 +99,7 @@ def doubts(name: str, x: np.ndarray, extremes: tuple[float, float] | None = None
     return found
 
 
-def _arrays(x: Any, cond: Any) -> Arrays:
+def _arrays(x: ArrayLike, cond: ArrayLike | None) -> Arrays:
     x = _checked("x", np.asarray(x))
     if x.ndim < 1 or len(x) < 1:
         raise ValueError(f"x: at least one item is needed along a leading axis, got shape {x.shape}")

@@ -19,7 +19,9 @@ _LARGEST = 10_000 * _RECORD
 _FILES = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
 
 
-def cifar10(path: str | Path, split: str = "train") -> tuple[UInt8[np.ndarray, "n 32 32 3"], Int32[np.ndarray, " n"]]:
+def load_cifar10(
+    path: str | Path, split: str = "train"
+) -> tuple[UInt8[np.ndarray, "n 32 32 3"], Int32[np.ndarray, " n"]]:
     """The images and labels of one part.
 
     Args:

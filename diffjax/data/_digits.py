@@ -8,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
+from diffjax._arrays import whole_numbers
 from diffjax.data._source import generator
 
 
-def digits(split: str = "train", *, holdout: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+@whole_numbers
+def load_digits(split: str = "train", *, holdout: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The images and labels of one part of the digits.
 
     Args:
       split: "train" or "test".
       holdout: the share of each class that goes to the test part, in [0, 1), rounded to whole images.
-      seed: of the split; both parts must be asked for with the same.
+      seed: of the split; both parts must be read with the same.
 
     Returns:
       (x [n, 8, 8, 1] float32 in [-1, 1], labels [n] int32 in 0 .. 9), in the data set's own order.
@@ -44,9 +46,9 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
         if path.is_file():
             table = np.loadtxt(path, delimiter=",")
             return table[:, :-1], table[:, -1].astype(int)
-    from sklearn.datasets import load_digits
+    import sklearn.datasets
 
-    data, target = load_digits(return_X_y=True)
+    data, target = sklearn.datasets.load_digits(return_X_y=True)
     return data, target
 
 

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
-from diffjax.data._source import Part, Source, part_rows
+from diffjax.data._source import Batch, Part, Source, part_rows
+
+_STREAM = 0x6C6174  # apart from the keys 0 and 1 that `training.init_state` derives of the same seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,17 +19,17 @@ class Encoded:
     """Made by `encoded`."""
 
     source: Source
-    encode: Callable[..., Any]
+    encode: Callable[..., ArrayLike]
 
-    def __call__(self, seed: int, step: int, size: int, *, part: Part = (0, 1)) -> tuple[np.ndarray, Any]:
+    def __call__(self, seed: int, step: int, size: int, *, part: Part = (0, 1)) -> Batch:
         rows = part_rows(size, part)
         x0, cond = self.source(seed, step, size, part=part)
-        key = jax.random.fold_in(jax.random.key(seed), step)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _STREAM), step)
         z = _draw(self.encode, key, jnp.asarray(x0), jnp.arange(rows.start, rows.stop))
         return np.asarray(z, np.float32), cond
 
 
-def encoded(source: Source, encode: Callable[..., Any]) -> Source:
+def encoded(source: Source, encode: Callable[..., ArrayLike]) -> Source:
     """A source of latents from a source of images; conditions stay.
 
         source = encoded(from_images(images), latents.encode)

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from diffjax._arrays import whole_numbers
 from diffjax.data._pictures import decode_image, prepare_image
+from diffjax.data._source import Batch
 
 
+@whole_numbers
 class HuggingFace:
     """Items of a `datasets.Dataset`, for `from_items`.
 
@@ -25,7 +28,7 @@ class HuggingFace:
       channels: of pictures, 3 or 1. Transparent parts are laid on white.
 
     Raises:
-      ValueError: a column is absent. When an item is asked for: its picture cannot be decoded.
+      ValueError: a column is absent. When an item is read: its picture cannot be decoded.
     """
 
     def __init__(
@@ -39,7 +42,7 @@ class HuggingFace:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, Any]:
+    def __getitem__(self, index: int) -> Batch:
         try:
             row = self.dataset[int(index)]
             x = self._array(row[self.x])

@@ -1,6 +1,6 @@
 """Images in a folder or a zip, a folder a class: PATH/UNDER/CLASS/.../a.jpg; or all of one kind: PATH/UNDER/a.jpg.
 
-Listed once, decoded when asked for. The order is that of the paths, so that it is the same on every machine. Classes
+Listed once, decoded when read. The order is that of the paths, so that it is the same on every machine. Classes
 are in the order of their names; where all names are numbers, in that of the numbers: 0, 1, 2, ..., 10, 11.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from diffjax._arrays import whole_numbers
 from diffjax.data._files import Files, open_files
 from diffjax.data._pictures import SUFFIXES, decode_image
 
@@ -22,6 +23,7 @@ _WAY_ON = "mend or remove it, or leave such out (data.skip-bad of diffjax train)
 _NUMBER = re.compile(r"-?\d{1,300}(\.\d+)?", re.ASCII)
 
 
+@whole_numbers
 class ImageFolder:
     """Items `folder[i] -> (image uint8 [h, w, c], label)`, for `from_items`.
 
@@ -40,8 +42,8 @@ class ImageFolder:
       left_out: {suffix: count} of the files that are no images by their suffix, and of links that lead nowhere.
 
     Raises:
-      ValueError: there is no such folder or zip, or no image in it; images lie both beside and in class folders; a
-        member of the zip has an unsafe path or size. When an item is asked for: its file cannot be decoded; its path is
+      ValueError: there is no such folder or zip, or no image in it; images lie both next to and in class folders; a
+        member of the zip has an unsafe path or size. When an item is read: its file cannot be decoded; its path is
         in the message.
     """
 
@@ -62,7 +64,7 @@ class ImageFolder:
         folders = [name[len(prefix) :].split("/")[:-1] for name in self.names]
         loose = [name for name, inside in zip(self.names, folders, strict=True) if not inside]
         if loose and len(loose) < len(self.names):
-            raise ValueError(f"path: {self._where(loose[0])} lies beside folders of images: in which class is it?")
+            raise ValueError(f"path: {self._where(loose[0])} lies next to folders of images: in which class is it?")
         self.classes = None if loose else sort_classes({inside[0] for inside in folders})
         self.labels = None
         if self.classes is not None:
@@ -76,7 +78,7 @@ class ImageFolder:
         name = self.names[index]
         try:
             data = self.files.read(name)
-        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{self._where(name)}: cannot be read: {error}; {_WAY_ON}") from error
         try:
             image = decode_image(data, self._where(name), size=self.size, channels=self.channels)

@@ -2,7 +2,7 @@
 
     positions --item_order--> items[i] -> (x, cond) --stack--> augment(x, seed, positions) --> bytes to [-1, 1] --> x0
 
-Only the items of the part that was asked for are read, and what is read is a function of (seed, step, size, part): the
+Only the items of the part that was requested are read, and what is read is a function of (seed, step, size, part): the
 same in this process and in any worker (`prefetch`).
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from diffjax.data._order import batch_positions, item_order
-from diffjax.data._source import Part, Source
+from diffjax.data._source import Batch, Item, Part, Source
 
 _IN_A_ROW = 100  # items that cannot be read: then it is not they, but the disk
 _WARNED = 10
@@ -25,12 +25,12 @@ Augment = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
 class Items(Protocol):
     """Anything with a length, and `items[i] -> (x [*d], cond)`: uint8 (images) or float; cond None, a label, numbers.
 
-    One with a method `gather(indices [k]) -> (x [k, *d], cond [k, ...] or None)` is asked for many at once.
+    One with a method `gather(indices [k]) -> (x [k, *d], cond [k, ...] or None)` is called for many at once.
     """
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
+    def __getitem__(self, index: int, /) -> Item: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +43,10 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
+    def __getitem__(self, index: int) -> Item:
         return self.items[int(self.indices[index])]
 
-    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, Any]:
+    def gather(self, indices: np.ndarray) -> Batch:
         """Many at once: x [k, *d] and cond [k, ...] or None."""
         return gather(self.items, self.indices[indices])
 
@@ -67,14 +67,14 @@ class Skipping:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
+    def __getitem__(self, index: int) -> Item:
         for at in (np.arange(index, index + min(len(self), _IN_A_ROW)) % len(self)).tolist():
             found = self._try(at)
             if found is not None:
                 return found
         raise ValueError(f"{min(len(self), _IN_A_ROW)} items in a row cannot be read, the last: {self.bad[at]}")
 
-    def readable(self, indices: np.ndarray) -> list[tuple[Any, Any]]:
+    def readable(self, indices: np.ndarray) -> list[Item]:
         """The items that can be read, without any in place of the others."""
         return [found for index in indices.tolist() if (found := self._try(index)) is not None]
 
@@ -82,7 +82,7 @@ class Skipping:
         """What an item is called."""
         return _name(self.items, index)
 
-    def _try(self, index: int) -> tuple[Any, Any] | None:
+    def _try(self, index: int) -> Item | None:
         if index in self.bad:
             return None
         try:
@@ -101,7 +101,7 @@ class ItemSource:
     items: Items
     finish: tuple[Augment, ...] = ()
 
-    def __call__(self, seed: int, step: int, size: int, *, part: Part = (0, 1)) -> tuple[np.ndarray, Any]:
+    def __call__(self, seed: int, step: int, size: int, *, part: Part = (0, 1)) -> Batch:
         positions = batch_positions(seed, step, size, part)
         x, cond = gather(self.items, item_order(seed, positions, len(self.items)))
         for function in self.finish:
@@ -125,7 +125,7 @@ def from_items(items: Items, *, augment: Augment | None = None) -> Source:
     return ItemSource(items, (to_unit,) if augment is None else (augment, to_unit))
 
 
-def gather(items: Items, indices: np.ndarray) -> tuple[np.ndarray, Any]:
+def gather(items: Items, indices: np.ndarray) -> Batch:
     """Many items: x [k, *d], and cond [k, ...] (int32 or float32) or None.
 
     Raises:
@@ -151,7 +151,7 @@ def _name(items: Items, index: Any) -> str:
 
 
 def as_condition(cond: np.ndarray) -> np.ndarray:
-    """Integers as int32, other numbers as float32.
+    """Conditions [k, ...] in the dtype that is trained on, of the same shape: integers as int32, others as float32.
 
     Raises:
       ValueError: they are no real numbers, or one is beyond what that type holds.
@@ -168,7 +168,7 @@ def as_condition(cond: np.ndarray) -> np.ndarray:
 
 
 def in_float32(name: str, values: np.ndarray) -> np.ndarray:
-    """Values as float32; raises `ValueError` where one that is finite is beyond its range."""
+    """Values of any shape [...] as float32; raises `ValueError` where one that is finite is beyond its range."""
     with np.errstate(over="ignore"):
         found = values.astype(np.float32)
     if values.dtype.itemsize > 4 and values.size:

@@ -17,7 +17,7 @@ _LARGEST = 2**31  # bytes of one file, unpacked
 _BYTES = 0x0800
 
 
-def mnist(path: str | Path, split: str = "train") -> tuple[UInt8[np.ndarray, "n h w 1"], Int32[np.ndarray, " n"]]:
+def load_mnist(path: str | Path, split: str = "train") -> tuple[UInt8[np.ndarray, "n h w 1"], Int32[np.ndarray, " n"]]:
     """The images and labels of one part, from the files as they are distributed, `train-*` and `t10k-*`.
 
     Args:

@@ -8,20 +8,21 @@ A mapped file that is written over under its reader gives other numbers, and whe
 process (SIGBUS). So its size and time are compared before each read with what they were when it was opened.
 """
 
-import math
 import os
 import struct
 import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from diffjax._arrays import check_npy_size, npy_header
+from diffjax.data._files import unreadable
 from diffjax.data._items import as_condition
+from diffjax.data._source import Batch, Item
 
-_UNREADABLE = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error, struct.error)
+_UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error, struct.error)
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: signature, lengths of its name and of its extra field
 
 
@@ -35,14 +36,14 @@ class Npz:
       y: name of the array of conditions [n, ...]; None for none.
 
     Raises:
-      ValueError: the file or an array cannot be read, or they differ in length. When an item is asked for: the file
+      ValueError: the file or an array cannot be read, or they differ in length. When an item is read: the file
         has changed since it was opened.
     """
 
     path: str | Path
     x: str = "x"
     y: str | None = None
-    arrays: tuple[np.ndarray, Any] = field(init=False, repr=False)
+    arrays: Batch = field(init=False, repr=False)
     _opened: tuple[int, int] = field(init=False, repr=False)
 
     def __post_init__(self):
@@ -57,12 +58,12 @@ class Npz:
     def __len__(self) -> int:
         return len(self.arrays[0])
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
+    def __getitem__(self, index: int) -> Item:
         self._check()
         x, y = self.arrays
         return np.array(x[index]), None if y is None else y[index]
 
-    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, Any]:
+    def gather(self, indices: np.ndarray) -> Batch:
         """Many at once: x [k, *d] and cond [k, ...] or None."""
         self._check()
         x, y = self.arrays
@@ -113,10 +114,12 @@ def map_array(path: str | Path, name: str) -> np.ndarray:
     try:
         with zipfile.ZipFile(path) as archive:
             member = archive.getinfo(f"{name}.npy")
-            if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+            if why := unreadable(member):
+                raise ValueError(why)
+            if member.compress_type != zipfile.ZIP_STORED:
                 with archive.open(member) as file:
-                    shape, _, dtype = _header(file)
-                    _check_size(shape, dtype, member.file_size - file.tell())
+                    shape, _, dtype = npy_header(file)
+                    check_npy_size(shape, dtype, member.file_size - file.tell())
                 with archive.open(member) as file:
                     return np.lib.format.read_array(file, allow_pickle=False)
         with open(path, "rb") as file:
@@ -126,26 +129,11 @@ def map_array(path: str | Path, name: str) -> np.ndarray:
                 raise ValueError("the place of the array is not where the zip says")
             file.seek(sum(lengths), 1)
             start = file.tell()
-            shape, fortran, dtype = _header(file)
+            shape, fortran, dtype = npy_header(file)
             at = file.tell()
-            _check_size(shape, dtype, member.file_size - (at - start))
+            check_npy_size(shape, dtype, member.file_size - (at - start))
         if 0 in shape:
             return np.empty(shape, dtype)
         return np.memmap(path, dtype, "r", at, shape, "F" if fortran else "C")
     except _UNREADABLE as error:
         raise ValueError(f"path: no .npz with an array {name} at {path}: {error}") from None
-
-
-def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether it is in Fortran's order, and dtype, at the beginning of an .npy."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
-
-
-def _check_size(shape: tuple[int, ...], dtype: np.dtype, size: int) -> None:
-    """Raises `ValueError` where an array is not of the bytes that its header says, before there is room made for it."""
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects")
-    if math.prod(shape) * dtype.itemsize != size:
-        raise ValueError(f"its header says {dtype}{list(shape)}, but it holds {size} bytes")

@@ -84,7 +84,7 @@ def _deeper(image: Image.Image) -> str | None:
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
-    """Scaled and cut in one go: the largest square in the middle, to size x size; pixels beside it count at its rim."""
+    """Scaled and cut in one go: the largest square in the middle, to size x size; pixels around it count at its rim."""
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))

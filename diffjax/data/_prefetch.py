@@ -1,6 +1,6 @@
 """Batches made ahead of the step that needs them, and put on the device, while the one before is computed.
 
-    source(seed, n, size) --> put --> queue of `depth` --> step n         n = start, start + 1, ...
+    source(seed, n, size) --> put --> `depth` that wait --> step n         n = start, start + 1, ...
       in `workers` processes   in a thread of this process
 
 The batch of step n is f(seed, n), whoever makes it: a worker makes whole batches, and they come in the order of their
@@ -9,6 +9,7 @@ order are Grain's (extra `data`).
 """
 
 import functools
+import itertools
 import multiprocessing
 import os
 import queue
@@ -21,8 +22,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
-from diffjax.data._source import Part
+from diffjax._arrays import whole_numbers
+from diffjax.data._source import Batch, Part, Source
 
 _CLOSE = 10.0  # seconds to wait for a thread that is still reading
 
@@ -31,8 +34,9 @@ class WorkerDied(RuntimeError):
     """A process that makes batches has ended by itself: killed (out of memory?), crashed, or never started."""
 
 
+@whole_numbers
 def prefetch(
-    source: Callable[..., Any],
+    source: Source,
     seed: int,
     start: int,
     size: int,
@@ -41,7 +45,8 @@ def prefetch(
     stop: int | None = None,
     depth: int = 2,
     workers: int = 0,
-    put: Callable[[Any], Any] | None = None,
+    each: int = 1,
+    put: Callable[[PyTree], PyTree] | None = None,
 ) -> "Prefetch":
     """The batches of steps `start`, `start + 1`, ..., made ahead.
 
@@ -57,9 +62,12 @@ def prefetch(
       size: items of a batch, over all parts.
       part: (i, n) where n processes hold a batch together.
       stop: the step to end before; None goes on for ever.
-      depth: batches that wait on the device, at least 1.
+      depth: how many are made ahead, at least 1; the next is begun when one is taken.
       workers: processes that make batches; 0 makes them in the thread, which is enough for arrays in memory. A script
-        that asks for workers needs `if __name__ == "__main__":`, since each of them starts a Python of its own.
+        with workers needs `if __name__ == "__main__":`, since each of them starts a Python of its own. A worker ignores
+        SIGINT and SIGTERM, and ends itself when this process ends; in this process no signal handler changes, and
+        absl's flags are marked as parsed, which Grain needs.
+      each: 1, or how many batches come together, as a list: those of the steps of one call (`stop` ends whole lists).
       put: `batch -> batch` on the device, called in the thread, in order; None leaves it on the host.
 
     Returns:
@@ -68,10 +76,10 @@ def prefetch(
 
     Raises:
       ValueError: a number is out of range.
-      ImportError: workers are asked for, and Grain is not there.
+      ImportError: workers are requested, and Grain is not there.
       WorkerDied: raised by the iterator, within seconds.
     """
-    for name, value, least in (("start", start, 0), ("depth", depth, 1), ("workers", workers, 0)):
+    for name, value, least in (("start", start, 0), ("depth", depth, 1), ("workers", workers, 0), ("each", each, 1)):
         if value < least:
             raise ValueError(f"{name}: at least {least} is needed, got {value}")
     if stop is not None and stop < start:
@@ -79,41 +87,53 @@ def prefetch(
     keywords = {} if part == (0, 1) else {"part": part}
     make = functools.partial(_make, source, seed, size, keywords)
     batches = _by_workers(make, start, stop, workers) if workers else _here(make, start, stop)
+    batches = batches if each == 1 else _together(batches, each)
     return Prefetch(batches, put, depth)
 
 
-def _make(source: Callable[..., Any], seed: int, size: int, keywords: dict[str, Any], step: int) -> Any:
+def _make(source: Source, seed: int, size: int, keywords: dict[str, Part], step: int) -> Batch:
     return source(seed, int(step), size, **keywords)
 
 
-def _here(make: Callable[[int], Any], start: int, stop: int | None) -> Iterator[Any]:
+def _here(make: Callable[[int], Batch], start: int, stop: int | None) -> Iterator[Batch]:
     step = start
     while stop is None or step < stop:
         yield make(step)
         step += 1
 
 
-class Prefetch(Iterator[Any]):
+def _together(batches: Any, each: int) -> Iterator[list[Batch]]:
+    with closing(batches):
+        while len(group := list(itertools.islice(batches, each))) == each:
+            yield group
+
+
+class Prefetch(Iterator[PyTree]):
     """An iterator over batches that are made ahead; from `prefetch`."""
 
-    def __init__(self, batches: Iterator[Any], put: Callable[[Any], Any] | None, depth: int):
-        self._queue: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+    def __init__(self, batches: Iterator[PyTree], put: Callable[[PyTree], PyTree] | None, depth: int):
+        self._queue: queue.Queue[tuple[bool, PyTree]] = queue.Queue()
+        self._room = threading.Semaphore(depth)
         self._ended = threading.Event()
         self._error: BaseException | None = None
         # The thread holds no reference to this object: dropped unclosed, it ends all the same.
         self._thread = threading.Thread(
-            target=_fill, args=(batches, put, self._queue, self._ended), name="diffjax-prefetch", daemon=True
+            target=_fill,
+            args=(batches, put, self._queue, self._room, self._ended),
+            name="diffjax-prefetch",
+            daemon=True,
         )
         weakref.finalize(self, self._ended.set)
         self._thread.start()
 
-    def __next__(self) -> Any:
+    def __next__(self) -> PyTree:
         if self._error is not None:
             raise self._error
         if self._ended.is_set():
             raise StopIteration
         good, found = self._queue.get()
         if good:
+            self._room.release()
             return found
         self._ended.set()
         if found is None:
@@ -133,34 +153,33 @@ class Prefetch(Iterator[Any]):
         self.close()
 
 
-def _fill(batches: Any, put: Callable[[Any], Any] | None, filled: queue.Queue, ended: threading.Event) -> None:
-    """Moves batches to the queue until they or the reader end; (True, batch), then (False, error or None)."""
+def _fill(
+    batches: Any,
+    put: Callable[[PyTree], PyTree] | None,
+    filled: queue.Queue,
+    room: threading.Semaphore,
+    ended: threading.Event,
+) -> None:
+    """Moves batches to the queue, as there is room, until they or the reader end; then (False, error or None)."""
     last = None
     try:
         with closing(batches):
             while not ended.is_set():
-                batch = next(batches)
-                _offer(filled, ended, (True, batch if put is None else put(batch)))
-                del batch  # or one more would be held while the next is made
+                if room.acquire(timeout=0.1):
+                    batch = next(batches)
+                    filled.put((True, batch if put is None else put(batch)))
+                    del batch  # or one more would be held while the next is made
     except StopIteration:
         pass
     except BaseException as error:  # whatever it is, it is the reader's
         last = error
-    _offer(filled, ended, (False, last))
-
-
-def _offer(filled: queue.Queue, ended: threading.Event, found: tuple[bool, Any]) -> None:
-    while not ended.is_set():
-        try:
-            return filled.put(found, timeout=0.1)
-        except queue.Full:
-            continue
+    filled.put((False, last))
 
 
 # --- worker processes ---
 
 
-def _by_workers(make: Callable[[int], Any], start: int, stop: int | None, workers: int) -> Iterator[Any]:
+def _by_workers(make: Callable[[int], Batch], start: int, stop: int | None, workers: int) -> Iterator[Batch]:
     """Batches in the order of their steps, step n by worker (n - start) mod workers."""
     try:
         import grain
@@ -198,7 +217,7 @@ def _named(dataset: Any, workers: int) -> Iterator[Any]:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """In a worker: it leaves accelerators and signals to its parent, and does not outlive it."""
+    """In a worker process of ours: no accelerator, signals ignored, and it ends when its parent does."""
     jax.config.update("jax_platforms", "cpu")
     for number in (
         signal.SIGINT,

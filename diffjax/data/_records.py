@@ -14,11 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
+from numpy.typing import ArrayLike
 
+from diffjax.data._source import Batch, Item
+
+_REMEDY = "needs Grain and array_record: pip install '.[data]' in diffjax's folder"
 _NONE = np.zeros(0, np.int32)
 
 
-def encode_record(x: Any, cond: Any = None) -> bytes:
+def encode_record(x: ArrayLike, cond: PyTree = None) -> bytes:
     """An item, x [*d] and its condition, as the bytes of a record."""
     file = io.BytesIO()
     for array in (x, _NONE if cond is None else cond):
@@ -26,7 +31,7 @@ def encode_record(x: Any, cond: Any = None) -> bytes:
     return file.getvalue()
 
 
-def decode_record(record: bytes) -> tuple[np.ndarray, Any]:
+def decode_record(record: bytes) -> Batch:
     """An item (x [*d], cond or None) from the bytes of a record.
 
     Raises:
@@ -57,10 +62,16 @@ def _header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     return shape, fortran, dtype
 
 
-def write_records(path: str | Path, items: Iterable[tuple[Any, Any]]) -> None:
-    """Writes items (x [*d], cond or None), such as an `ImageFolder`'s, to an ArrayRecord file."""
-    from array_record.python.array_record_module import ArrayRecordWriter
+def write_records(path: str | Path, items: Iterable[Item]) -> None:
+    """Writes items (x [*d], cond or None), such as an `ImageFolder`'s, to an ArrayRecord file.
 
+    Raises:
+      ImportError: the extra `data` is not installed.
+    """
+    try:
+        from array_record.python.array_record_module import ArrayRecordWriter
+    except ImportError as error:
+        raise ImportError(f"write_records {_REMEDY} ({error})") from error
     writer = ArrayRecordWriter(str(path), "group_size:1")  # one record is read at a time
     try:
         for x, cond in items:
@@ -77,22 +88,25 @@ class ArrayRecords:
       decode: `bytes -> (x [*d], cond or None)`.
 
     Raises:
-      ValueError: a file is absent or no ArrayRecord. When an item is asked for: its record is damaged.
+      ImportError: the extra `data` is not installed.
+      ValueError: a file is absent or no ArrayRecord. When an item is read: its record is damaged.
     """
 
     def __init__(
         self,
         path: str | Path | Iterable[str | Path],
         *,
-        decode: Callable[[bytes], tuple[Any, Any]] = decode_record,
+        decode: Callable[[bytes], Item] = decode_record,
     ):
-        from grain.sources import ArrayRecordDataSource
-
         self.paths = [str(path)] if isinstance(path, str | Path) else [str(one) for one in path]
         for one in self.paths:
             if not os.path.isfile(one):
                 raise ValueError(f"path: {one}: no such file")
         self.decode = decode
+        try:
+            from grain.sources import ArrayRecordDataSource
+        except ImportError as error:
+            raise ImportError(f"ArrayRecords {_REMEDY} ({error})") from error
         try:
             self.records: Any = ArrayRecordDataSource(self.paths)
             self.count = len(self.records)
@@ -102,7 +116,7 @@ class ArrayRecords:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
+    def __getitem__(self, index: int) -> Item:
         try:
             return self.decode(self.records[int(index)])
         except (RuntimeError, ValueError, EOFError) as error:

@@ -5,12 +5,20 @@ promises the same stream on every machine, and so do we.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol, TypeAlias
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
+from numpy.typing import ArrayLike
+
+from diffjax._arrays import whole_numbers
 
 Part = tuple[int, int]
+Item: TypeAlias = tuple[ArrayLike, PyTree]
+"""(x [*d], cond), which is None for data without a condition."""
+Batch: TypeAlias = tuple[np.ndarray, PyTree]
+"""(x [k, *d], cond [k, ...] or None)."""
 
 
 class Source(Protocol):
@@ -21,10 +29,10 @@ class Source(Protocol):
     processes that ask for a part each hold that batch together. Files are read for these rows alone.
     """
 
-    def __call__(self, seed: int, step: int, size: int, *, part: Part = (0, 1)) -> tuple[np.ndarray, Any]: ...
+    def __call__(self, seed: int, step: int, size: int, *, part: Part = (0, 1)) -> Batch: ...
 
 
-def whole(source: Callable[[int, int, int], Any]) -> Callable[..., Any]:
+def whole(source: Callable[[int, int, int], Batch]) -> Source:
     """A source that knows `part`, from a function that does not: the whole batch is made, and its part kept.
 
     Args:
@@ -38,7 +46,7 @@ def whole(source: Callable[[int, int, int], Any]) -> Callable[..., Any]:
     [2, 3]
     """
 
-    def parted(seed: int, step: int, size: int, *, part: Part = (0, 1)) -> Any:
+    def parted(seed: int, step: int, size: int, *, part: Part = (0, 1)) -> Batch:
         rows = part_rows(size, part)
         return jax.tree.map(lambda leaf: leaf[rows], source(seed, step, size))
 
@@ -50,15 +58,20 @@ def generator(seed: int, *what: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *what])))
 
 
+@whole_numbers
 def check_position(seed: int, step: int, size: int) -> None:
-    """Raises `ValueError` where the numbers name no batch."""
+    """Raises `ValueError` where the numbers name no batch: a fraction, or below the least."""
     for name, value, least in (("seed", seed, 0), ("step", step, 0), ("size", size, 1)):
         if value < least:
             raise ValueError(f"{name}: at least {least} is needed, got {value}")
 
 
 def part_rows(size: int, part: Part) -> slice:
-    """The rows of a batch that one of n processes holds.
+    """The rows of a batch that one of n processes holds: `x[part_rows(size, part)]` is [size/n, *d] of x [size, *d].
+
+    Args:
+      size: of the whole batch.
+      part: (i, n): process i of n.
 
     Raises:
       ValueError: part is not (i, n) with i in 0 .. n - 1, or n does not divide the size.

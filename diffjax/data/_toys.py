@@ -10,14 +10,14 @@ Centres and scales below are exact moments of the noiseless curves, not estimate
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax.data._source import Part, Source, check_position, generator, part_rows, whole
+from diffjax._arrays import whole_numbers
+from diffjax.data._source import Batch, Part, Source, check_position, generator, part_rows, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,8 @@ class Mixture:
     covariances: np.ndarray
     weights: np.ndarray
 
-    def __call__(self, seed: int, step: int, size: int, *, part: Part = (0, 1)) -> tuple[np.ndarray, Any]:
+    @whole_numbers
+    def __call__(self, seed: int, step: int, size: int, *, part: Part = (0, 1)) -> Batch:
         check_position(seed, step, size)
         rows, rng = part_rows(size, part), generator(seed, step)
         component = rng.choice(len(self.weights), size, p=self.weights)
@@ -53,12 +54,13 @@ class Mixture:
         return jax.nn.logsumexp(log_each, axis=1).astype(x.dtype)
 
 
+@whole_numbers
 def mixture(*, components: int = 8, std: float = 0.1) -> Mixture:
     """Equal round Gaussians on a ring of radius sqrt(2 (1 - std^2)), so that each coordinate has variance 1.
 
     Args:
-      components: at least 3 (for fewer, the two coordinates would differ in variance).
-      std: of each Gaussian, in (0, 1).
+      components: number of Gaussians, at least 3 (for fewer, the two coordinates would differ in variance).
+      std: standard deviation of each Gaussian, in (0, 1).
 
     Raises:
       ValueError: an argument out of range.
@@ -73,6 +75,7 @@ def mixture(*, components: int = 8, std: float = 0.1) -> Mixture:
     return Mixture(means, covariances, np.full(components, 1 / components))
 
 
+@whole_numbers
 @dataclass(frozen=True)
 class Checkerboard:
     """A source of draws, uniform on every other square of a board over [-sqrt 3, sqrt 3]^2; cond is None.
@@ -83,7 +86,8 @@ class Checkerboard:
 
     cells: int = 4
 
-    def __call__(self, seed: int, step: int, size: int, *, part: Part = (0, 1)) -> tuple[np.ndarray, Any]:
+    @whole_numbers
+    def __call__(self, seed: int, step: int, size: int, *, part: Part = (0, 1)) -> Batch:
         check_position(seed, step, size)
         rows, rng = part_rows(size, part), generator(seed, step)
         row = rng.integers(self.cells, size=size)
@@ -98,8 +102,12 @@ class Checkerboard:
         return jnp.where(filled, -math.log(6), -jnp.inf).astype(x.dtype)
 
 
+@whole_numbers
 def checkerboard(*, cells: int = 4) -> Checkerboard:
-    """A board of `cells` x `cells` squares.
+    """A checkerboard, uniform on every other of `cells` x `cells` squares.
+
+    Args:
+      cells: squares along a side, an even number.
 
     Raises:
       ValueError: cells is not even, or not positive.
@@ -110,12 +118,12 @@ def checkerboard(*, cells: int = 4) -> Checkerboard:
 
 
 def two_moons(*, noise: float = 0.05) -> Source:
-    """Two interleaved half circles of radius 1 with Gaussian noise, standardised; cond is the moon, 0 or 1.
+    """Two interleaved half circles of radius 1 with Gaussian noise, standardised; the label is the moon, 0 or 1.
 
     (cos a, sin a) and (1 - cos a, 1/2 - sin a), a uniform on [0, pi]: means 1/2, 1/4, variances 3/4, 9/16 - 1/pi.
 
     Args:
-      noise: standard deviation before standardising, not negative.
+      noise: standard deviation of the noise before standardising, not negative.
     """
     centre, spread = (1 / 2, 1 / 4), 3 / 4 + 9 / 16 - 1 / math.pi
 
@@ -128,12 +136,12 @@ def two_moons(*, noise: float = 0.05) -> Source:
 
 
 def swiss_roll(*, noise: float = 0.3) -> Source:
-    """A spiral t (cos t, sin t), t uniform on [3 pi/2, 9 pi/2], with Gaussian noise, standardised; cond is None.
+    """A spiral t (cos t, sin t), t uniform on [3 pi/2, 9 pi/2], with Gaussian noise, standardised.
 
-    Means 2 and 2/(3 pi), mean square radius 39 pi^2/4.
+    cond is None. Means 2 and 2/(3 pi), mean square radius 39 pi^2/4.
 
     Args:
-      noise: standard deviation before standardising, not negative (the roll is about 28 wide).
+      noise: standard deviation of the noise before standardising, not negative; the roll is then about 28 wide.
     """
     centre = (2.0, 2 / (3 * math.pi))
     spread = 39 * math.pi**2 / 4 - centre[0] ** 2 - centre[1] ** 2
@@ -151,7 +159,7 @@ def _curve(draw, centre, spread, noise) -> Source:
         raise ValueError(f"noise: must not be negative, got {noise}")
     scale = math.sqrt(spread / 2 + noise**2)
 
-    def source(seed: int, step: int, size: int) -> tuple[np.ndarray, Any]:
+    def source(seed: int, step: int, size: int) -> Batch:
         check_position(seed, step, size)
         rng = generator(seed, step)
         x, cond = draw(rng, size)

@@ -4,8 +4,8 @@ classifier_free, extrapolate              two answers and a rule: Linear, Rescal
 OnPrediction                              a rule on eps, v or velocity instead of x0_hat
 within_interval, zero_init                at some noise levels only
 classifier_guidance                       a classifier's gradient
-static_threshold, dynamic_threshold       x0_hat back in the data's range
-product, negation, mixture                densities composed
+static_threshold, dynamic_threshold       x0_hat clipped to the data's range, at every step of any sampler
+product, negation, density_mixture        densities composed
 dps, pigdm, tmpd, proximal                an observation y = A(x0) + noise: inverse problems
 """
 
@@ -17,11 +17,11 @@ from diffjax.guidance._base import (
 )
 from diffjax.guidance._cfg_zero import OptimalScale as OptimalScale, zero_init as zero_init
 from diffjax.guidance._classifier import classifier_guidance as classifier_guidance
-from diffjax.guidance._classifier_free import OnePass as OnePass, classifier_free as classifier_free
+from diffjax.guidance._classifier_free import OnePass as OnePass
 from diffjax.guidance._dps import dps as dps, dps_normalised as dps_normalised
 from diffjax.guidance._extrapolate import TwoPasses as TwoPasses, extrapolate as extrapolate
 from diffjax.guidance._interval import within_interval as within_interval
-from diffjax.guidance._mixture import mixture as mixture
+from diffjax.guidance._mixture import density_mixture as density_mixture
 from diffjax.guidance._on_prediction import OnPrediction as OnPrediction
 from diffjax.guidance._pigdm import pigdm as pigdm, proximal as proximal
 from diffjax.guidance._posterior import AbstractPosterior as AbstractPosterior

@@ -15,20 +15,21 @@ import jax.numpy as jnp
 
 from diffjax._arrays import expand
 from diffjax._typing import Denoiser, Sample, Scalar, Time
-from diffjax.guidance._base import AbstractRule
+from diffjax.guidance._base import AbstractRule, both
 from diffjax.guidance._interval import within_interval
 from diffjax.guidance._projected import projection
-from diffjax.process import AbstractGaussianProcess, rates
+from diffjax.process import AbstractGaussianProcess, schedule_derivatives
 
 
 class OptimalScale(AbstractRule):
-    """good + (scale - 1) (good - s bad), with s bad the projection of good on bad; `cfg_zero` for the paper's.
+    """cond + (scale - 1) (cond - s uncond), with s uncond the projection of cond on uncond; `cfg_zero` for the paper's.
 
     Source: Fan et al. 2025 (CFG-Zero*), algorithm 1 (its w is this scale).
     """
 
-    def __call__(self, good: Sample, bad: Sample, scale: Any, xt: Sample, t: Time) -> Sample:
-        return good + (scale - 1) * (good - projection(good, bad))
+    def __call__(self, cond: Sample, uncond: Sample, scale: Any, xt: Sample, t: Time) -> Sample:
+        cond, uncond = both(cond, uncond, xt)
+        return cond + (scale - 1) * (cond - projection(cond, uncond))
 
 
 class ZeroVelocity(eqx.Module):
@@ -37,7 +38,7 @@ class ZeroVelocity(eqx.Module):
     process: AbstractGaussianProcess
 
     def __call__(self, xt: Sample, t: Time) -> Sample:
-        alpha_dot, sigma_dot = rates(self.process, t)
+        alpha_dot, sigma_dot = schedule_derivatives(self.process, t)
         # alpha' x0 + sigma' (xt - alpha x0)/sigma = 0
         factor = sigma_dot / (self.process.alpha(t) * sigma_dot - self.process.sigma(t) * alpha_dot)
         return expand(jnp.asarray(factor, xt.dtype), xt) * xt

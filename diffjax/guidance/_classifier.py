@@ -14,8 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffjax._arrays import answered, as_samples, check_time
 from diffjax._typing import Denoiser, Sample, Time
-from diffjax.guidance._base import AbstractGuide, beside, check_sign, number
+from diffjax.guidance._base import AbstractGuide, aligned, check_sign, number
+from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
 
 
@@ -28,15 +30,14 @@ class ClassifierGuided(AbstractGuide):
     scale: Any
 
     def __call__(self, xt: Sample, t: Time) -> Sample:
+        xt = as_samples("xt", xt)
+        check_time(t, xt)
         pull = jax.grad(lambda x: jnp.sum(self._log_prob(x, t)))(xt)
-        over = beside(self.process.sigma(t), xt) ** 2 / beside(self.process.alpha(t), xt)
-        return self.denoiser(xt, t).astype(xt.dtype) + beside(self.scale, xt) * over * pull
+        over = aligned(self.process.sigma(t), xt) ** 2 / aligned(self.process.alpha(t), xt)
+        return predict(self.denoiser, xt, t).astype(xt.dtype) + aligned(self.scale, xt) * over * pull
 
     def _log_prob(self, xt, t):
-        value = self.log_prob(xt, t)
-        if value.shape != xt.shape[:1]:
-            raise ValueError(f"log_prob: must answer shape {xt.shape[:1]} for xt {xt.shape}, got {value.shape}")
-        return value
+        return answered("log_prob", self.log_prob(xt, t), xt.shape[:1])
 
 
 def classifier_guidance(
@@ -53,7 +54,7 @@ def classifier_guidance(
       process: the forward process that t refers to. t must lie where alpha > 0.
       denoiser: unconditional (then scale 1 samples p(x | y)) or already conditional (then scale 0 does).
       log_prob: `(xt [b, *d], t [] or [b]) -> log p(y_i | xt_i) [b]` for the wanted y, in nats. A pytree's arrays are
-        arguments of jit. One that holds labels [b] says so by `samplers.per_sample_fields`.
+        arguments of jit. One that holds labels [b] names them by a method `per_sample_fields`.
       scale: [] or [b]; 0 is none.
       negative: whether a scale below 0, away from y, is meant.
 

@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from diffjax._arrays import as_samples, check_time
 from diffjax._typing import Cond, Denoiser, Sample, Time
 from diffjax.guidance._base import AbstractGuide, AbstractRule, Linear, guided
 from diffjax.parameterisation import NetworkDenoiser
@@ -39,7 +40,7 @@ class OnePass(AbstractGuide):
         if trees[0] != trees[1]:
             raise ValueError(f"null: the condition's tree {trees[0]} is needed, got {trees[1]}")
 
-    def per_sample(self) -> tuple[str, ...]:
+    def per_sample_fields(self) -> tuple[str, ...]:
         """("null",) where each of its leaves has one row a sample, as the condition [b, ...] has, and b > 1."""
         shapes = [[getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(x)] for x in (self.denoiser.cond, self.null)]
         rows = lambda c, empty: len(c) == len(empty) > 0 and c[0] == empty[0] > 1
@@ -49,9 +50,11 @@ class OnePass(AbstractGuide):
         join = lambda c, empty: jnp.concatenate([c, jnp.broadcast_to(jnp.asarray(empty, c.dtype), c.shape)])
         both = jax.tree.map(join, self.denoiser.cond, self.null)
         doubled = eqx.tree_at(lambda d: d.cond, self.denoiser, both)
+        xt = as_samples("xt", xt)
+        check_time(t, xt)
         t = t if jnp.ndim(t) == 0 else jnp.concatenate([t, t])
-        good, bad = jnp.split(doubled(jnp.concatenate([xt, xt]), t), 2)
-        return good, bad
+        cond, uncond = jnp.split(doubled(jnp.concatenate([xt, xt]), t), 2)
+        return cond, uncond
 
 
 def classifier_free(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from diffjax._arrays import check, expand, sum_features
 from diffjax._typing import Denoiser, Sample, Time
 from diffjax.guidance._base import number
-from diffjax.guidance._posterior import AbstractPosterior, observe, positive
+from diffjax.guidance._posterior import AbstractPosterior, observation, observe, positive
 from diffjax.process import AbstractGaussianProcess
 
 
@@ -63,7 +63,7 @@ def dps(
 
     Source: Chung et al. 2023, eq. 16 with rho = scale/std^2, on half the squared norm.
     """
-    return DPS(process, denoiser, operator, jnp.asarray(y), positive("std", std), _not_negative(scale))
+    return DPS(process, denoiser, operator, observation(y), positive("std", std), _not_negative(scale))
 
 
 def _not_negative(scale):
@@ -92,4 +92,4 @@ def dps_normalised(
 
     Source: Chung et al. 2023, eq. 16 and appendix C.2, rho = scale/|y - A(D)|.
     """
-    return DPSNormalised(process, denoiser, operator, jnp.asarray(y), _not_negative(scale))
+    return DPSNormalised(process, denoiser, operator, observation(y), _not_negative(scale))

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check, expand
+from diffjax._arrays import as_samples, as_scalar, check, expand
 from diffjax._typing import Denoiser, Sample, Time
 from diffjax.guidance._base import AbstractGuide
-from diffjax.process import AbstractGaussianProcess, logsnr
+from diffjax.parameterisation._denoiser import predict
+from diffjax.process import AbstractGaussianProcess
 
 
 class Interval(AbstractGuide):
@@ -30,9 +31,10 @@ class Interval(AbstractGuide):
     high: Any
 
     def __call__(self, xt: Sample, t: Time) -> Sample:
-        level = jnp.asarray(logsnr(self.process, t))
+        xt = as_samples("xt", xt)
+        level = jnp.asarray(self.process.logsnr(t))
         within = (self.low.astype(level.dtype) <= level) & (level <= self.high.astype(level.dtype))
-        inside, outside = (lambda xt, d=d: d(xt, t).astype(xt.dtype) for d in (self.inside, self.outside))
+        inside, outside = (lambda xt, d=d: predict(d, xt, t).astype(xt.dtype) for d in (self.inside, self.outside))
         if within.ndim == 0:
             return jax.lax.cond(within, inside, outside, xt)
         return jnp.where(expand(within, xt), inside(xt), outside(xt))

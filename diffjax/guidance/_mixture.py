@@ -16,28 +16,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import check, expand
+from diffjax._arrays import answered, as_samples, check, expand
 from diffjax._typing import Denoiser, Sample, Time
 from diffjax.guidance._base import AbstractGuide, number
 from diffjax.guidance._product import same_shape
+from diffjax.parameterisation._denoiser import predict
 
 
 class Mixture(AbstractGuide):
-    """The mixed denoiser; made by `mixture`."""
+    """The mixed denoiser; made by `density_mixture`."""
 
     denoisers: tuple[Any, ...]
     log_densities: tuple[Any, ...]
     weights: tuple[Any, ...]
 
     def __call__(self, xt: Sample, t: Time) -> Sample:
-        logs = [jnp.asarray(log_density(xt, t), xt.dtype) for log_density in self.log_densities]
+        xt = as_samples("xt", xt)
+        logs = [answered("log_densities", f(xt, t), xt.shape[:1]).astype(xt.dtype) for f in self.log_densities]
         weights = [jnp.log(jnp.asarray(weight, xt.dtype)) for weight in self.weights]
         r = jax.nn.softmax(jnp.stack([w + log for w, log in zip(weights, logs, strict=True)]), axis=0)
-        answers = [denoiser(xt, t).astype(xt.dtype) for denoiser in self.denoisers]
+        answers = [predict(denoiser, xt, t).astype(xt.dtype) for denoiser in self.denoisers]
         return sum((expand(share, xt) * x0 for share, x0 in zip(r, answers, strict=True)), jnp.zeros_like(xt))
 
 
-def mixture(
+def density_mixture(
     denoisers: Sequence[Denoiser],
     log_densities: Sequence[Callable[[Any, Any], Any]],
     weights: Sequence[Any] | None = None,

@@ -2,22 +2,22 @@
 
 With y = a x0 + b eps = (b xt - d x0)/sigma at fixed xt, d = alpha b - sigma a:
 
-    y_good, y_bad --> rule --> y,      x0_hat = good - (sigma/d) (y - y_good)
+    y_cond, y_uncond --> rule --> y,      x0_hat = cond - (sigma/d) (y - y_cond)
 
-The last form keeps every digit of `good` at scale 1. `Linear` is the same on all predictions; rules that measure
+The last form keeps every digit of `cond` at scale 1. `Linear` is the same on all predictions; rules that measure
 lengths are not.
 """
 
 from typing import Any
 
 from diffjax._typing import Sample, Time
-from diffjax.guidance._base import AbstractRule, beside
+from diffjax.guidance._base import AbstractRule, aligned, both
 from diffjax.parameterisation import AbstractParameterisation
 from diffjax.process import AbstractGaussianProcess
 
 
 class OnPrediction(AbstractRule):
-    """A rule on eps, v, velocity, ... instead of x0_hat; t must lie inside `interval(process)`.
+    """A rule on eps, v, velocity, ... instead of x0_hat; t must lie inside `process.interval()`.
 
     Attributes:
       process: the forward process that t refers to.
@@ -29,9 +29,10 @@ class OnPrediction(AbstractRule):
     parameterisation: AbstractParameterisation
     rule: AbstractRule
 
-    def __call__(self, good: Sample, bad: Sample, scale: Any, xt: Sample, t: Time) -> Sample:
-        a, b = (beside(c, xt) for c in self.parameterisation.coefficients(self.process, t))
-        alpha, sigma = beside(self.process.alpha(t), xt), beside(self.process.sigma(t), xt)
+    def __call__(self, cond: Sample, uncond: Sample, scale: Any, xt: Sample, t: Time) -> Sample:
+        cond, uncond = both(cond, uncond, xt)
+        a, b = (aligned(c, xt) for c in self.parameterisation.coefficients(self.process, t))
+        alpha, sigma = aligned(self.process.alpha(t), xt), aligned(self.process.sigma(t), xt)
         d = alpha * b - sigma * a
-        y_good, y_bad = ((b * xt - d * x0) / sigma for x0 in (good, bad))
-        return good - (sigma / d) * (self.rule(y_good, y_bad, scale, xt, t) - y_good)
+        y_cond, y_uncond = ((b * xt - d * x0) / sigma for x0 in (cond, uncond))
+        return cond - (sigma / d) * (self.rule(y_cond, y_uncond, scale, xt, t) - y_cond)

@@ -23,10 +23,12 @@ from diffjax.guidance._posterior import (
     AbstractPosterior,
     compare,
     isotropic,
+    observation,
     observe,
     positive,
     whiten,
 )
+from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
 
 LEAST_SNR = 1e-9
@@ -55,7 +57,7 @@ class Proximal(AbstractPosterior):
     solver: lx.AbstractLinearSolver = eqx.field(static=True)
 
     def __call__(self, xt: Sample, t: Time) -> Sample:
-        x0_hat = self.denoiser(xt, t).astype(xt.dtype)
+        x0_hat = predict(self.denoiser, xt, t).astype(xt.dtype)
         operator, residual = compare(self.operator, self.y, x0_hat)
         noise = self.process.sigma(t) ** 2
         signal = jnp.maximum(self.process.alpha(t) ** 2, LEAST_SNR * noise)
@@ -91,7 +93,7 @@ def pigdm(
     Source: Song et al. 2023 (Pseudoinverse-guided diffusion models for inverse problems), eqs. 7-8.
     """
     std, data_std = positive("std", std), positive("data_std", data_std)
-    return PiGDM(process, denoiser, operator, jnp.asarray(y), std, data_std, solver)
+    return PiGDM(process, denoiser, operator, observation(y), std, data_std, solver)
 
 
 def proximal(
@@ -112,7 +114,7 @@ def proximal(
       operator: A, x [b, *d] -> [b, *m]; where it is not linear, its derivative at D stands for it.
       y: what was observed, [b, *m], or [1, *m] for all samples.
       std: of the observation's noise, a scalar or [b], positive.
-      strength: DiffPIR's lambda, a scalar: how much the prior counts beside y.
+      strength: DiffPIR's lambda, a scalar: how much the prior counts against y.
       solver: of lineax, for r^2 A A' + std^2.
 
     Raises:
@@ -121,4 +123,4 @@ def proximal(
     Source: Zhu et al. 2023, eq. 12b and algorithm 1, line 6, with rho_t = strength std^2 alpha^2/sigma^2.
     """
     std, strength = positive("std", std), positive("strength", strength)
-    return Proximal(process, denoiser, operator, jnp.asarray(y), std, strength, solver)
+    return Proximal(process, denoiser, operator, observation(y), std, strength, solver)

@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 
-from diffjax._arrays import as_scalar, check, expand
+from diffjax._arrays import as_numbers, as_samples, as_scalar, check, expand
 from diffjax._typing import Denoiser, Sample, Time
 from diffjax.guidance._base import AbstractGuide
 from diffjax.operators import Linearised, linearise
+from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
 
 CONJUGATE_GRADIENTS = lx.CG(rtol=1e-5, atol=1e-5, max_steps=50)
@@ -40,9 +41,9 @@ class AbstractPosterior(AbstractGuide):
     operator: Any
     y: Any
 
-    def per_sample(self) -> tuple[str, ...]:
+    def per_sample_fields(self) -> tuple[str, ...]:
         """The names of its fields that have one row a sample, [b, ...]."""
-        numbers = (name for name in super().per_sample() if name != "y")
+        numbers = (name for name in super().per_sample_fields() if name != "y")
         return (*numbers, *(("y",) if self.y.shape[0] > 1 else ()))
 
 
@@ -57,11 +58,21 @@ class Observed(NamedTuple):
     """y - A(x0_hat), [b, *m]."""
 
 
+def observation(y: Any) -> Any:
+    """y as an array [b, *m], or [1, *m] for all samples.
+
+    Raises:
+      ValueError: it has no numbers, or is an array of others than floating-point ones.
+    """
+    return as_samples("y", as_numbers("y", y, whole=True, finite=False) if isinstance(y, list | tuple) else y)
+
+
 def observe(
     process: AbstractGaussianProcess, denoiser: Denoiser, operator: Any, y: Any, xt: Sample, t: Time
 ) -> Observed:
     """The denoiser at xt [b, *d] and t [] or [b], with what it leaves of y [b, *m] or [1, *m] unexplained."""
-    x0_hat, pull = jax.vjp(lambda x: denoiser(x, t).astype(x.dtype), xt)
+    xt = as_samples("xt", xt)
+    x0_hat, pull = jax.vjp(lambda x: predict(denoiser, x, t).astype(x.dtype), xt)
     alpha, sigma = process.alpha(t), process.sigma(t)
     # At alpha = 0, xt says nothing of x0 and a guided denoiser is the plain one: J = 0.
     gain = jnp.where(alpha > 0, sigma**2 / jnp.where(alpha > 0, alpha, 1.0), 0.0)
@@ -95,7 +106,7 @@ def whiten(spread: Callable[[Any], Any], residual: Any, std: Any, solver: lx.Abs
 
 
 def _solve_one(matrix, rhs, solver):
-    """One sample's system, [*m], inside a vmap: its product is taken beside all others', [b, *m], since denoiser and
+    """One sample's system, [*m], inside a vmap: its product is taken with all others', [b, *m], since denoiser and
     operator see their whole batch; so no sample's iterations depend on another's."""
 
     def apply(w):

@@ -18,9 +18,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffjax._arrays import check
+from diffjax._arrays import as_samples, check
 from diffjax._typing import Denoiser, Sample, Time
-from diffjax.guidance._base import AbstractGuide, beside, check_sign, number
+from diffjax.guidance._base import AbstractGuide, aligned, check_sign, number
+from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
 
 
@@ -32,10 +33,11 @@ class Product(AbstractGuide):
     weights: tuple[Any, ...]
 
     def __call__(self, xt: Sample, t: Time) -> Sample:
-        weights = [beside(weight, xt) for weight in self.weights]
-        answers = [denoiser(xt, t).astype(xt.dtype) for denoiser in self.denoisers]
+        xt = as_samples("xt", xt)
+        weights = [aligned(weight, xt) for weight in self.weights]
+        answers = [predict(denoiser, xt, t).astype(xt.dtype) for denoiser in self.denoisers]
         rest = 1 - reduce(add, weights)
-        alpha = jnp.where(rest == 0, 1.0, beside(self.process.alpha(t), xt))  # where it does not matter it may be 0
+        alpha = jnp.where(rest == 0, 1.0, aligned(self.process.alpha(t), xt))  # where it does not matter it may be 0
         return reduce(add, (w * x0 for w, x0 in zip(weights, answers, strict=True))) + rest * (xt / alpha)
 
     def normalised(self) -> "Product":

@@ -1,7 +1,7 @@
 """Adaptive projected guidance (APG): the update without what only makes the answer longer.
 
-    g = good - bad,   g <- g min(1, norm/||g||),   g_par = (<g, good>/||good||^2) good,   g_perp = g - g_par
-    x0_hat = good + (scale - 1) (g_perp + parallel g_par)
+    g = cond - uncond,   g <- g min(1, norm/||g||),   g_par = (<g, cond>/||cond||^2) cond,   g_perp = g - g_par
+    x0_hat = cond + (scale - 1) (g_perp + parallel g_par)
 
 Norms and products over the features of each sample. The paper's momentum, a running sum of g over the steps, is left
 out: it is memory between steps, and a denoiser has none.
@@ -16,16 +16,17 @@ import jax.numpy as jnp
 
 from diffjax._arrays import as_accumulators, as_scalar, check
 from diffjax._typing import Sample, Scalar, Time
-from diffjax.guidance._base import AbstractRule, beside, number
+from diffjax.guidance._base import AbstractRule, aligned, both, number
 
 
 class Projected(AbstractRule):
-    """APG, on x0_hat as in the paper, without its momentum.
+    """Adaptive projected guidance (APG) on x0_hat, without the paper's momentum.
 
     Attributes:
-      parallel: eta in the paper, how much of the parallel part is kept: 0 none, 1 all of it; [] or [b].
-      norm: r in the paper, the longest update in units of ||x0||, [] or [b]; infinite for no limit. The paper has
-        2.5 to 15, for latents.
+      parallel: share of the update parallel to the conditional x0_hat that is kept, the paper's eta: 0 none, 1 all;
+        [] or [b].
+      norm: largest Euclidean norm of the update over a sample's features, the paper's r, [] or [b]; infinite for no
+        limit. The paper has 2.5 to 15, for latents.
 
     With parallel 1 and no limit it is `Linear`.
 
@@ -41,13 +42,14 @@ class Projected(AbstractRule):
     def __check_init__(self):
         check(self.norm > 0, f"norm: must be positive, got {self.norm}")
 
-    def __call__(self, good: Sample, bad: Sample, scale: Any, xt: Sample, t: Time) -> Sample:
-        update = good - bad
-        square, limit = inner(update, update), beside(self.norm, xt)
+    def __call__(self, cond: Sample, uncond: Sample, scale: Any, xt: Sample, t: Time) -> Sample:
+        cond, uncond = both(cond, uncond, xt)
+        update = cond - uncond
+        square, limit = inner(update, update), aligned(self.norm, xt)
         long = square > limit**2
         update = update * jnp.where(long, limit / jnp.sqrt(jnp.where(long, square, 1.0)), 1.0).astype(update.dtype)
-        along = projection(update, good)
-        return good + (scale - 1) * (update + (beside(self.parallel, xt) - 1) * along)
+        along = projection(update, cond)
+        return cond + (scale - 1) * (update + (aligned(self.parallel, xt) - 1) * along)
 
 
 def inner(x: Any, y: Any) -> Any:

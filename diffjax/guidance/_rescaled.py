@@ -1,6 +1,6 @@
 """Guidance rescale: the guided answer with the spread of the unguided one.
 
-    x_cfg = rule(good, bad, scale),   x = (1 - phi + phi std(good)/std(x_cfg)) x_cfg
+    x_cfg = rule(cond, uncond, scale),   x = (1 - phi + phi std(cond)/std(x_cfg)) x_cfg
 
 std over the features of each sample. The paper does so to its network's output, v; here it is done to x0_hat, where
 overexposure shows; `OnPrediction(process, VPrediction(), Rescaled())` is the paper's.
@@ -15,14 +15,14 @@ import jax.numpy as jnp
 
 from diffjax._arrays import as_accumulators, check
 from diffjax._typing import Sample, Scalar, Time
-from diffjax.guidance._base import AbstractRule, Linear, beside, number
+from diffjax.guidance._base import AbstractRule, Linear, aligned, both, number
 
 
 class Rescaled(AbstractRule):
-    """Another rule's answer, rescaled by a share phi to the standard deviation of the good one.
+    """Guidance rescale: the guided x0_hat, rescaled by a share phi to the standard deviation of the conditional one.
 
     Attributes:
-      phi: from 0 (not at all) to 1, [] or [b]; the paper has 0.7.
+      phi: how far to rescale, from 0 (not at all) to 1 (fully), [] or [b]; the paper has 0.7.
       rule: the rule whose answer is rescaled.
 
     Raises:
@@ -37,12 +37,13 @@ class Rescaled(AbstractRule):
     def __check_init__(self):
         check((self.phi >= 0) & (self.phi <= 1), f"phi: must lie in [0, 1], got {self.phi}")
 
-    def __call__(self, good: Sample, bad: Sample, scale: Any, xt: Sample, t: Time) -> Sample:
-        x0 = self.rule(good, bad, scale, xt, t)
-        before, after = _variance(good), _variance(x0)
+    def __call__(self, cond: Sample, uncond: Sample, scale: Any, xt: Sample, t: Time) -> Sample:
+        cond, uncond = both(cond, uncond, xt)
+        x0 = self.rule(cond, uncond, scale, xt, t)
+        before, after = _variance(cond), _variance(x0)
         same = (after == before) | (after == 0) | (before == 0)  # also where a root would have no slope
         ratio = jnp.where(same, 1.0, jnp.sqrt(jnp.where(same, 1.0, before) / jnp.where(same, 1.0, after)))
-        return x0 * (1 + beside(self.phi, xt) * (ratio - 1)).astype(x0.dtype)
+        return x0 * (1 + aligned(self.phi, xt) * (ratio - 1)).astype(x0.dtype)
 
 
 def _variance(x):

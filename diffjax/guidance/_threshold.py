@@ -3,6 +3,8 @@
     static:    clip(x0, low, high)
     dynamic:   clip(x0, -s, s) bound/s,    s = max(bound, min(largest, quantile of |x0| over a sample's features))
 
+The average denoiser of a flow map is a mean of denoisers, in the range of the data as they are: a flow map stays one.
+
 Source: Saharia et al. 2022 (Imagen), section 2.3, for data in [-1, 1].
 """
 
@@ -13,22 +15,35 @@ import jax.numpy as jnp
 
 from diffjax._arrays import as_scalar, check
 from diffjax._typing import Denoiser, Sample, Time
-from diffjax.guidance._base import AbstractGuide, beside, number
+from diffjax.guidance._base import AbstractGuide, aligned, number
+from diffjax.parameterisation._denoiser import predict
+from diffjax.process._flow_map import Known, known_pairs
 
 
-class StaticThreshold(AbstractGuide):
+class _Threshold(AbstractGuide):
+    """`(xt [b, *d], t) -> [b, *d]`, and with s the average denoiser of a flow map, as the denoiser inside."""
+
+    denoiser: eqx.AbstractVar[Any]
+
+    @property
+    def knows(self) -> Known | None:
+        """The pairs (t, s) that the denoiser knows; None where it is no flow map: then this is none either."""
+        return known_pairs(self.denoiser)
+
+
+class StaticThreshold(_Threshold):
     """Made by `static_threshold`."""
 
     denoiser: Any
     low: Any
     high: Any
 
-    def __call__(self, xt: Sample, t: Time) -> Sample:
-        x0 = self.denoiser(xt, t).astype(xt.dtype)
-        return jnp.clip(x0, beside(self.low, xt), beside(self.high, xt))
+    def __call__(self, xt: Sample, t: Time, s: Time | None = None) -> Sample:
+        x0 = predict(self.denoiser, xt, t, s).astype(xt.dtype)
+        return jnp.clip(x0, aligned(self.low, xt), aligned(self.high, xt))
 
 
-class DynamicThreshold(AbstractGuide):
+class DynamicThreshold(_Threshold):
     """Made by `dynamic_threshold`."""
 
     denoiser: Any
@@ -36,19 +51,30 @@ class DynamicThreshold(AbstractGuide):
     largest: Any
     quantile: float = eqx.field(static=True)
 
-    def __call__(self, xt: Sample, t: Time) -> Sample:
-        x0 = self.denoiser(xt, t).astype(xt.dtype)
-        bound = beside(self.bound, xt)
-        s = jnp.quantile(jnp.abs(x0.reshape(x0.shape[0], -1)), self.quantile, axis=1)
-        s = jnp.maximum(jnp.minimum(beside(s, xt), beside(self.largest, xt)), bound)
-        return jnp.clip(x0, -s, s) * (bound / s)
+    def __call__(self, xt: Sample, t: Time, s: Time | None = None) -> Sample:
+        x0 = predict(self.denoiser, xt, t, s).astype(xt.dtype)
+        bound = aligned(self.bound, xt)
+        reach = jnp.quantile(jnp.abs(x0.reshape(x0.shape[0], -1)), self.quantile, axis=1)
+        reach = jnp.maximum(jnp.minimum(aligned(reach, xt), aligned(self.largest, xt)), bound)
+        return jnp.clip(x0, -reach, reach) * (bound / reach)
 
 
 def static_threshold(denoiser: Denoiser, low: Any = -1.0, high: Any = 1.0) -> Denoiser:
-    """The denoiser's x0_hat [b, *d] clipped to the range of the data.
+    """The denoiser's x0_hat [b, *d] clipped to the range of the data: what other libraries call `clip_denoised`.
+
+    For data of known range, such as pictures in [-1, 1]. It leaves an exact denoiser as it is, for E[x0 | xt] lies
+    between the least and the largest value of the data, and cuts off what a trained one makes of its errors, above all
+    `EpsPrediction` near pure noise. Give it to `sample`, `sample_n` or `integrate`, outside of any guidance; not to
+    `log_likelihood`, which is that of the flow as it is.
+
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> denoiser = dj.guidance.static_threshold(lambda xt, t: 3 * xt)  # any denoiser, guided or not
+    >>> print(denoiser(jnp.array([[0.2, -0.5, 2.0]]), 0.5))
+    [[ 0.6 -1.   1. ]]
 
     Args:
-      denoiser: any.
+      denoiser: any; a flow map stays one.
       low: the lowest value, in the units of the data, [] or [b].
       high: the highest.
 
@@ -63,15 +89,15 @@ def static_threshold(denoiser: Denoiser, low: Any = -1.0, high: Any = 1.0) -> De
 
 
 def dynamic_threshold(
-    denoiser: Denoiser, quantile: float = 0.995, bound: Any = 1.0, *, largest: Any = float("inf")
+    denoiser: Denoiser, quantile: float = 0.995, bound: Any = 1.0, *, largest: float | Any = float("inf")
 ) -> Denoiser:
-    """The denoiser's x0_hat [b, *d], each sample that leaves [-bound, bound] clipped at a quantile and scaled back.
+    """Dynamic thresholding: each x0_hat [*d] beyond [-bound, bound] is clipped to a quantile s, then scaled by bound/s.
 
     Args:
-      denoiser: any.
-      quantile: of |x0_hat| over a sample's features, in (0, 1]; linear between them. A Python number.
+      denoiser: any; a flow map stays one.
+      quantile: that of |x0_hat| over a sample's features which is s, in (0, 1]; linear between them. A Python number.
       bound: what the data stay within, in their units, [] or [b].
-      largest: the largest s, in the same units, [] or [b]; at `bound` the threshold is static.
+      largest: upper limit of s, in the units of the data, [] or [b]; at `bound` the threshold is static.
 
     Raises:
       ValueError: quantile is not in (0, 1], or bound is not positive, or largest is less.

@@ -13,11 +13,10 @@ diffusion priors from observations by expectation maximization), section 4.2: mo
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
 import lineax as lx
 
 from diffjax._typing import Denoiser, Sample, Time
-from diffjax.guidance._posterior import AbstractPosterior, observe, positive, whiten
+from diffjax.guidance._posterior import AbstractPosterior, observation, observe, positive, whiten
 from diffjax.guidance._truncated_cg import TruncatedCG
 from diffjax.process import AbstractGaussianProcess
 
@@ -60,4 +59,4 @@ def tmpd(
 
     Source: Boys et al. 2023, eq. 11; Rozet et al. 2024, section 4.2.
     """
-    return TMPD(process, denoiser, operator, jnp.asarray(y), positive("std", std), solver)
+    return TMPD(process, denoiser, operator, observation(y), positive("std", std), solver)

@@ -19,7 +19,10 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 
+from diffjax._arrays import whole_numbers
 
+
+@whole_numbers
 class TruncatedCG(lx.AbstractLinearSolver):
     """Solves M x = b, [*m], for M >= I; ends early where M proves not to be.
 

@@ -1,4 +1,4 @@
-"""Foreign weights <-> our trees, without torch.
+"""Published weights <-> our parameters, without torch.
 
     config.json -----------> a Linen module (networks/), named as the network it equals ----> shapes
     *.safetensors ---------> tensors --- one mechanical rule of names and layouts, both ways (_keys) ---> params
@@ -7,9 +7,12 @@
 `from_pretrained` reads all three, `load_module` the first two, and `save_pretrained` writes them.
 """
 
+from diffjax.interop._clock import OnSigma as OnSigma, OnSteps as OnSteps
 from diffjax.interop._files import read_tensors as read_tensors, write_tensors as write_tensors
 from diffjax.interop._inception import read_inception as read_inception
-from diffjax.interop._known import module_from_config as module_from_config
+from diffjax.interop._keys import to_params as to_params, to_tensors as to_tensors
+from diffjax.interop._known import module_from_config as module_from_config, parameter_shapes as parameter_shapes
+from diffjax.interop._lowered import LoweredAtTheEnd as LoweredAtTheEnd
 from diffjax.interop._pretrained import (
     Loaded as Loaded,
     Pretrained as Pretrained,
@@ -18,5 +21,6 @@ from diffjax.interop._pretrained import (
     load_module as load_module,
     save_pretrained as save_pretrained,
 )
-from diffjax.interop._scheduler import Sampling as Sampling, read_scheduler as read_scheduler
+from diffjax.interop._scheduler import SCHEDULERS as SCHEDULERS, read_scheduler as read_scheduler
+from diffjax.interop._scheduler_chain import Sampling as Sampling
 from diffjax.interop._tokenizer import tokenize as tokenize

@@ -1,28 +1,39 @@
-"""A network that is told the step of its chain, as it was trained: 0 .. K - 1 for the times 1/K .. 1."""
+"""Parameterisations whose c_noise is a published network's own clock.
+
+    OnSteps    c_noise = t K + first, at least 0: the step 0 .. K - 1 of a chain, at the times 1/K .. 1
+    OnSigma    c_noise = sigma(t): NCSN++
+
+The network is given xt as it is.
+"""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from diffjax._arrays import whole_numbers
 from diffjax._typing import Time
 from diffjax.parameterisation import AbstractParameterisation
 from diffjax.process import AbstractGaussianProcess
 
 
+@whole_numbers
 class OnSteps(AbstractParameterisation):
-    """Another parameterisation, whose network is told t K - 1 (0 before the first step) and xt as it is.
+    """Another parameterisation, whose network has c_noise = t K - 1 (0 before the first step) and is given xt as it is.
 
     diffusers counts steps from 0: its step n is the time (n + 1)/K of our `DiscreteChain`.
 
     Attributes:
       inner: what the network predicts.
       steps: K.
-      first: the number of the first step less one: -1 for a chain, 0 where the network is told t K.
+      first: the number of the first step less one: -1 for a chain, 0 where c_noise is t K.
     """
 
     inner: AbstractParameterisation = eqx.field(kw_only=True)
     steps: int = eqx.field(static=True, kw_only=True)
     first: int = eqx.field(static=True, kw_only=True, default=-1)
+
+    def __check_init__(self):
+        _refuse_clock(self)
 
     def coefficients(self, process: AbstractGaussianProcess, t: Time) -> tuple[Time, Time]:
         """Those of what the network predicts, each of the shape of t."""
@@ -43,7 +54,7 @@ class OnSteps(AbstractParameterisation):
 
 
 class OnSigma(AbstractParameterisation):
-    """Another parameterisation, whose network is told sigma and given xt as it is: that of NCSN++ at alpha = 1.
+    """Another parameterisation, whose network has c_noise = sigma and is given xt as it is: NCSN++'s at alpha = 1.
 
     Attributes:
       inner: what the network predicts.
@@ -52,6 +63,9 @@ class OnSigma(AbstractParameterisation):
     """
 
     inner: AbstractParameterisation = eqx.field(kw_only=True)
+
+    def __check_init__(self):
+        _refuse_clock(self)
 
     def coefficients(self, process: AbstractGaussianProcess, t: Time) -> tuple[Time, Time]:
         """Those of what the network predicts, each of the shape of t."""
@@ -64,3 +78,9 @@ class OnSigma(AbstractParameterisation):
     def noise_level(self, process: AbstractGaussianProcess, t: Time) -> Time:
         """sigma, of the shape of t."""
         return process.sigma(t)
+
+
+def _refuse_clock(parameterisation: OnSteps | OnSigma) -> None:
+    """Raises `ValueError` for a `clock`: the clock is the file's."""
+    if (clock := parameterisation.clock) != "logsnr":
+        raise ValueError(f"clock: {type(parameterisation).__name__} has a fixed clock, got {clock!r}; leave it out")

@@ -1,7 +1,7 @@
 """diffusers' DiTTransformer2DModel, and Transformer2DModel where it is a DiT -> `networks.DiT`.
 
-diffusers' networks count time in steps, embed it (and the label) anew in every block, spread the positions of any
-image over those of `sample_size`, and have labels 0 .. num_embeds_ada_norm, of which the last is the null label.
+diffusers' networks count time in steps, embed it (and the label) in every block, scale the positions of any
+image to those of `sample_size`, and have labels 0 .. num_embeds_ada_norm, of which the last is the null label.
 """
 
 from collections.abc import Mapping
@@ -11,8 +11,7 @@ from typing import Any
 from jax import nn
 
 from diffjax.interop._config import read_fields
-from diffjax.networks import DiT
-from diffjax.networks._embedding import timestep_features
+from diffjax.networks import DiT, timestep_features
 
 DEFAULTS = {
     "num_attention_heads": 16,
@@ -41,7 +40,7 @@ CLOCK = partial(timestep_features, shift=1.0)
 ONLY = {
     "activation_fn": tuple(ACTIVATIONS),
     "norm_type": ("ada_norm_zero",),
-    # of Transformer2DModel, which does other things besides
+    # of Transformer2DModel, which has other modes too
     "cross_attention_dim": (None,),
     "num_vector_embeds": (None,),
     "caption_channels": (None,),
@@ -62,24 +61,24 @@ def dit(config: Mapping[str, Any], where: str) -> DiT:
     """The network of a config.json; its `c_noise` is the step, 0 .. 999.
 
     Raises:
-      ValueError: a key or a value that we do not have.
+      ValueError: a key or a value that diffjax does not have.
     """
-    found = read_fields(config, DEFAULTS, where=where, only=ONLY, ignored=IGNORED, nullable={"out_channels": 1})
-    activation, gated = ACTIVATIONS[found["activation_fn"]]
+    fields = read_fields(config, DEFAULTS, where=where, only=ONLY, ignored=IGNORED, nullable={"out_channels": 1})
+    activation, gated = ACTIVATIONS[fields["activation_fn"]]
     return DiT(
-        width=found["num_attention_heads"] * found["attention_head_dim"],
-        depth=found["num_layers"],
-        heads=found["num_attention_heads"],
-        patch=found["patch_size"],
-        out_channels=found["in_channels"] if found["out_channels"] is None else found["out_channels"],
-        num_classes=found["num_embeds_ada_norm"],
-        spread=found["sample_size"] // found["patch_size"],
+        width=fields["num_attention_heads"] * fields["attention_head_dim"],
+        depth=fields["num_layers"],
+        heads=fields["num_attention_heads"],
+        patch=fields["patch_size"],
+        out_channels=fields["in_channels"] if fields["out_channels"] is None else fields["out_channels"],
+        num_classes=fields["num_embeds_ada_norm"],
+        position_range=fields["sample_size"] // fields["patch_size"],
         noise_features=CLOCK,
         activation=activation,
         gated=gated,
-        attention_bias=found["attention_bias"],
-        norm_epsilon=found["norm_eps"],
-        norm_affine=found["norm_elementwise_affine"],
-        told_per_block=True,
-        dropout=found["dropout"],
+        qkv_bias=fields["attention_bias"],
+        norm_epsilon=fields["norm_eps"],
+        norm_affine=fields["norm_elementwise_affine"],
+        emb_per_block=True,
+        dropout=fields["dropout"],
     )

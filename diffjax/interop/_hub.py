@@ -10,13 +10,16 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _OTHER_PRECISIONS = ("*.fp16*", "*.bf16*", "*.non_ema*")
 
 
-def local_folder(source: str | Path, revision: str | None, parts: Callable[[Path], list[str]]) -> Path:
+def local_folder(
+    source: str | Path, revision: str | None, parts: Callable[[Path], list[str]], variant: str | None = None
+) -> Path:
     """The folder itself, or the one where a repository was fetched to.
 
     Args:
       source: a folder, or "owner/name".
       revision: of a repository: branch, tag or commit.
       parts: `(folder with the .json files) -> sub-folders whose weights are wanted`, "" for the folder itself.
+      variant: of the weights; those of another precision are not fetched.
 
     Raises:
       ValueError: there is no such folder, huggingface_hub is not installed, the hub gives nothing, or pickled weights
@@ -47,7 +50,7 @@ def local_folder(source: str | Path, revision: str | None, parts: Callable[[Path
     patterns = [str(Path(part) / "*.safetensors") for part in wanted]
     # The hub's `*` goes into sub-folders too.
     deeper = () if any("/" in pattern for pattern in patterns) else ("*/*",)
-    folder = fetch(patterns, (*_OTHER_PRECISIONS, *deeper))
+    folder = fetch(patterns, (*(other for other in _OTHER_PRECISIONS if other != f"*.{variant}*"), *deeper))
     bare = [part for part in wanted if (folder / part / "config.json").is_file() and not _has_weights(folder / part)]
     if bare:
         try:

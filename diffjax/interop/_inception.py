@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax._typing import Params
-from diffjax.interop._files import read_tensors
+from diffjax.interop._files import look_up
 from diffjax.interop._keys import to_params
 from diffjax.networks import InceptionV3
 
@@ -32,11 +32,10 @@ def read_inception(path: str | Path) -> Params:
       path: a .safetensors or .npz file with torch's names; the classes' last layer is not used.
 
     Raises:
-      ValueError: the file cannot be read; a tensor is missing, unknown, of another shape or not finite.
+      ValueError: the file cannot be read; a tensor is missing, unknown, of another shape, of integers or not
+        finite.
     """
-    tensors = {
-        key: value for key, value in read_tensors(path).items() if not key.startswith(UNUSED) and COUNTERS not in key
-    }
+    tensors = {key: value for key, value in look_up(path).items() if not key.startswith(UNUSED) and COUNTERS not in key}
     image = jax.ShapeDtypeStruct((1, 75, 75, 3), jnp.float32)
     shapes = jax.eval_shape(InceptionV3(resize=False).init, jax.random.key(0), image)["params"]
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), to_params(tensors, shapes, where=str(path)))

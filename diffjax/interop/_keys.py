@@ -15,52 +15,72 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
+
+from diffjax._typing import Params
 
 WEIGHTS = ("kernel", "scale", "embedding")
 
 
-def to_params(tensors: Mapping[str, np.ndarray], shapes: Any, *, where: str = "tensors") -> Any:
+def to_params(tensors: Mapping[str, Any], shapes: PyTree, *, where: str = "tensors") -> Params:
     """A network's parameters from torch's tensors.
 
     Args:
-      tensors: name -> array, all that the network has and nothing else.
-      shapes: the tree of parameters that is wanted, with shapes (`jax.eval_shape` of `network.init`).
+      tensors: name -> array [...] (or a tensor in a file), exactly those of the network.
+      shapes: the pytree of its parameters' shapes, from `parameter_shapes` or `jax.eval_shape` of `network.init`.
       where: the file, for messages.
 
     Returns:
       A tree like `shapes` of NumPy arrays, in the tensors' own dtype.
 
     Raises:
-      ValueError: a tensor is missing, left over, of another shape, or not finite; named.
+      ValueError: a tensor is missing, left over, of another shape, of integers, or not finite; named.
     """
-    wanted = key_table(shapes)
-    if missing := sorted(set(wanted) - set(tensors)):
-        raise ValueError(f"{where}: no tensor {_some(missing)}")
-    if extra := sorted(set(tensors) - set(wanted)):
-        raise ValueError(f"{where}: nothing here takes the tensor {_some(extra)}")
     tree: dict = {}
-    for key, (path, layer, shape) in wanted.items():
+    for key, (path, layer, _) in _check(tensors, shapes, where).items():
         value = _from_torch(np.asarray(tensors[key]), path[-1])
-        if value.shape != shape:
-            raise ValueError(f"{where}: {key} has shape {tensors[key].shape}, which does not give {shape}")
         if not np.all(np.isfinite(value.astype(np.float32))):
             raise ValueError(f"{where}: {key} has values that are not finite")
         _put(tree, path, layer, value)
     return _stack(tree)
 
 
-def to_tensors(params: Any) -> dict[str, np.ndarray]:
-    """torch's tensors, name -> array, from a network's parameters; the inverse of `to_params`."""
+def _check(tensors, shapes, where):
+    """The table of names, after all checks of names, shapes and dtypes: before any value is read."""
+    wanted = key_table(shapes)
+    if missing := sorted(set(wanted) - set(tensors)):
+        raise ValueError(f"{where}: no tensor {_some(missing)}")
+    if extra := sorted(set(tensors) - set(wanted)):
+        raise ValueError(f"{where}: nothing here takes the tensor {_some(extra)}")
+    for key, (path, _, shape) in wanted.items():
+        tensor = tensors[key]
+        if _shape_from_torch(tuple(tensor.shape), path[-1]) != shape:
+            raise ValueError(f"{where}: {key} has shape {tuple(tensor.shape)}, which does not give {shape}")
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise ValueError(f"{where}: {key} has dtype {tensor.dtype}; weights are floating-point numbers")
+    return wanted
+
+
+def to_tensors(params: Params) -> dict[str, np.ndarray]:
+    """torch's tensors, name -> array [...], from a network's parameters; the inverse of `to_params`.
+
+    Args:
+      params: nested dicts of arrays.
+
+    Returns:
+      NumPy arrays in torch's layouts, by torch's names.
+    """
     leaves = dict(_leaves(params))
-    found = {}
+    tensors = {}
     for key, (path, layer, _) in key_table(params).items():
         value = np.asarray(leaves[path])
-        found[key] = np.asarray(_to_torch(value if layer is None else value[layer], path[-1]), order="C")
-    return found
+        tensors[key] = np.asarray(_to_torch(value if layer is None else value[layer], path[-1]), order="C")
+    return tensors
 
 
-def key_table(shapes: Any) -> dict[str, tuple[tuple[str, ...], int | None, tuple[int, ...]]]:
+def key_table(shapes: PyTree) -> dict[str, tuple[tuple[str, ...], int | None, tuple[int, ...]]]:
     """torch's name -> (path in the tree, layer in a stack or None, shape of our leaf there)."""
     table = {}
     for path, leaf in _leaves(shapes):
@@ -87,6 +107,12 @@ def _from_torch(value, last):
     return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
 
 
+def _shape_from_torch(shape, last):
+    if last != "kernel":
+        return shape
+    return (*shape[2:], *shape[1::-1]) if len(shape) == 4 else shape[::-1]
+
+
 def _to_torch(value, last):
     if last != "kernel":
         return value
@@ -111,4 +137,4 @@ def _whole(value):
 
 
 def _some(keys):
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    return ", ".join(key[:200] for key in keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -50,22 +50,22 @@ def t5_encoder(config: Mapping[str, Any], where: str) -> T5Encoder:
     """The encoder of a config.json.
 
     Raises:
-      ValueError: a key or a value that we do not have.
+      ValueError: a key or a value that diffjax does not have.
     """
-    found = read_fields(config, DEFAULTS, where=where, only=ONLY, ignored=NOT_NEEDED.split())
-    activation, gated = FEED_FORWARD[found["feed_forward_proj"]]
+    fields = read_fields(config, DEFAULTS, where=where, only=ONLY, ignored=NOT_NEEDED.split())
+    activation, gated = FEED_FORWARD[fields["feed_forward_proj"]]
     return T5Encoder(
-        vocabulary=found["vocab_size"],
-        width=found["d_model"],
-        depth=found["num_layers"],
-        heads=found["num_heads"],
-        head_features=found["d_kv"],
-        hidden=found["d_ff"],
+        vocabulary=fields["vocab_size"],
+        width=fields["d_model"],
+        depth=fields["num_layers"],
+        heads=fields["num_heads"],
+        head_channels=fields["d_kv"],
+        hidden=fields["d_ff"],
         activation=activation,
         gated=gated,
-        buckets=found["relative_attention_num_buckets"],
-        distance=found["relative_attention_max_distance"],
-        epsilon=found["layer_norm_epsilon"],
+        buckets=fields["relative_attention_num_buckets"],
+        distance=fields["relative_attention_max_distance"],
+        norm_epsilon=fields["layer_norm_epsilon"],
     )
 
 
@@ -80,8 +80,8 @@ def encoder_tensors(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, 
       ValueError: two tables of tokens that differ.
     """
     tied = "encoder.embed_tokens.weight"
-    kept = {key: value for key, value in tensors.items() if not key.startswith(("decoder.", "lm_head."))}
-    table = kept.pop(tied, None)
-    if table is not None and not np.array_equal(kept.setdefault("shared.weight", table), table):
+    encoder = {key: value for key, value in tensors.items() if not key.startswith(("decoder.", "lm_head."))}
+    table = encoder.pop(tied, None)
+    if table is not None and not np.array_equal(encoder.setdefault("shared.weight", table), table):
         raise ValueError(f"{where}: shared.weight and {tied} differ, but they are one table")
-    return kept
+    return encoder

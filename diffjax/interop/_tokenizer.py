@@ -9,9 +9,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from diffjax._arrays import whole_numbers
+from diffjax.interop._files import read_regular
+
+LARGEST = 2**28
+"""Bytes of a tokenizer.json."""
+
 PADDING = ("<pad>", "[PAD]")
 
 
+@whole_numbers
 def tokenize(source: str | os.PathLike[str], texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
     """The ids of texts, each cut or filled up to one length.
 
@@ -41,9 +48,9 @@ def tokenize(source: str | os.PathLike[str], texts: Sequence[str], length: int) 
     name, number = next(((name, number) for name, number in known if number is not None), (PADDING[0], 0))
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length, pad_id=number, pad_token=name)
-    found = tokenizer.encode_batch(list(texts))
-    ids = np.array([each.ids for each in found], np.int32).reshape(-1, length)
-    return ids, np.array([each.attention_mask for each in found], bool).reshape(-1, length)
+    encoded = tokenizer.encode_batch(list(texts))
+    ids = np.array([each.ids for each in encoded], np.int32).reshape(-1, length)
+    return ids, np.array([each.attention_mask for each in encoded], bool).reshape(-1, length)
 
 
 def _read(source):
@@ -53,11 +60,15 @@ def _read(source):
         raise ValueError("source: tokenizers is not installed; pip install '.[text]' in diffjax's folder") from None
     path = pathlib.Path(source)
     path = path / "tokenizer.json" if path.is_dir() else path
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise ValueError(
             f"source: no file {path}; a tokenizer.json is needed, as transformers' fast tokenizers save it"
         )
     try:
-        return Tokenizer.from_file(str(path))
+        content = read_regular(path, LARGEST)
+    except ValueError as error:
+        raise ValueError(f"source: {error}") from None
+    try:
+        return Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"source: {path} is not a tokenizer.json: {error}") from error

@@ -13,15 +13,21 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import nn
 
 from diffjax.interop._config import read_fields
-from diffjax.networks._noise_embedding import Fourier, Learned, Positional
-from diffjax.networks._resample import BINOMIAL
-from diffjax.networks._unet2d import UNet2D
-from diffjax.networks._unet2d_blocks import Stage, input_skip, output_skip
+from diffjax.networks import (
+    BINOMIAL,
+    Fourier,
+    Learned,
+    Positional,
+    Stage,
+    UNet2D,
+    input_skip,
+    output_skip,
+)
 
 DEFAULTS = {
     "in_channels": 3,
@@ -108,14 +114,14 @@ def unet2d(config: Mapping[str, Any], where: str = "config.json") -> UNet2D:
             down=down,
             up=up,
             middle=None if c["mid_block_type"] is None else _middle(c),
-            layers=c["layers_per_block"],
+            blocks=c["layers_per_block"],
             head_channels=c["attention_head_dim"],
-            time_proj=clock,
-            width=c["time_embedding_dim"],
+            noise_features=clock,
+            emb_width=c["time_embedding_dim"],
             num_classes=None if labels is None else labels - 1,
             scale_shift=c["resnet_time_scale_shift"] == "scale_shift",
             groups=c["norm_num_groups"],
-            epsilon=c["norm_eps"],
+            norm_epsilon=c["norm_eps"],
             padding=(0, 1) if c["downsample_padding"] == 0 else (1, 1),
             dropout=c["dropout"],
             activation=ACTIVATIONS[c["act_fn"]],
@@ -127,16 +133,16 @@ def unet2d(config: Mapping[str, Any], where: str = "config.json") -> UNet2D:
         raise ValueError(f"{where}: {error}") from None
 
 
-def unet2d_inputs(config: Mapping[str, Any], network: UNet2D) -> tuple[Any, Any, Any]:
-    """Arguments (x [1, h, w, c], c_noise [1], cond) of the least size that the network takes, for its shapes."""
+def unet2d_inputs(config: Mapping[str, Any], network: UNet2D) -> tuple[jax.ShapeDtypeStruct | None, ...]:
+    """Arguments (x [1, h, w, c], c_noise [1], cond) of the least size that the network takes, as shapes and dtypes."""
     size = 2 ** (len(network.channels) - 1)
-    width = network.width or 4 * network.channels[0]
+    width = network.emb_width or 4 * network.channels[0]
     shapes = {"timestep": (1,), "identity": (1, width)}
-    cond = None if network.num_classes is None else np.zeros(1, np.int32)
+    cond = None if network.num_classes is None else jax.ShapeDtypeStruct((1,), jnp.int32)
     if (kind := config.get("class_embed_type")) is not None:
-        cond = np.zeros(shapes[kind], np.float32)
-    channels = config.get("in_channels", DEFAULTS["in_channels"])
-    return np.zeros((1, size, size, channels), np.float32), np.ones(1, np.float32), cond
+        cond = jax.ShapeDtypeStruct(shapes[kind], jnp.float32)
+    x = (1, size, size, config.get("in_channels", DEFAULTS["in_channels"]))
+    return jax.ShapeDtypeStruct(x, jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32), cond
 
 
 def _stage(name, way, c, where):
@@ -161,7 +167,7 @@ def _stage(name, way, c, where):
 
 
 def _middle(c):
-    """Where told by scale and shift, the middle's attention has no norm of its own unless its groups are given."""
+    """With scale and shift, the middle's attention has a norm only if its groups are given."""
     plain = c["resnet_time_scale_shift"] == "default"
     groups = c["attn_norm_num_groups"] or (c["norm_num_groups"] if plain else 0)
     return Stage(
@@ -182,6 +188,6 @@ def _clock(c, where):
     return Learned(c["num_train_timesteps"])
 
 
-def _joined_groups(come, skipped):
-    """As the original has it, (come + skipped) // 4 being meant."""
-    return min(come + skipped // 4, 32)
+def _joined_groups(below, skipped):
+    """diffusers' formula; (below + skipped) // 4 was probably meant."""
+    return min(below + skipped // 4, 32)

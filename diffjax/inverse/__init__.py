@@ -1,4 +1,4 @@
-"""Posterior samplers that own a loop, beside the guided denoisers of `diffjax.guidance`, which any sampler takes.
+"""Posterior samplers that own a loop (the guided denoisers of `diffjax.guidance` work with any sampler).
 
 known pixels         --> inpaint (replacement, RePaint)      RePaint is a stepper of `sample`
 y = A x0 + noise     --> diffpir                             guidance.proximal and the stepper Renoise

@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import lineax as lx
-import numpy as np
 
-from diffjax._arrays import as_scalar, check, is_concrete
-from diffjax._typing import Denoiser, Index, Key, Sample, Scalar, Time
+from diffjax._arrays import as_samples, as_scalar, check, check_key
+from diffjax._typing import Denoiser, Index, Key, Sample, Scalar
 from diffjax.guidance import proximal
 from diffjax.guidance._posterior import CONJUGATE_GRADIENTS
-from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers import DDIM, AbstractStepper, sample, schedule
-from diffjax.samplers._base import namespace
+from diffjax.process import AbstractGaussianProcess, ddim_coefficients
+from diffjax.samplers import AbstractStepper, Coefficients, ScheduleOnGrid, Step
+from diffjax.samplers._base import sample
+from diffjax.samplers._ddim import ddim_step
 
 
 class Renoise(AbstractStepper):
@@ -33,40 +33,20 @@ class Renoise(AbstractStepper):
 
     order: ClassVar[int] = 1
     evaluations_per_step: ClassVar[int] = 1
-    history: ClassVar[int] = 0
+    stochastic: ClassVar[bool] = True
 
     zeta: Scalar = eqx.field(converter=as_scalar, default=0.5)
 
     def __check_init__(self):
         check((self.zeta >= 0) & (self.zeta <= 1), f"zeta: must lie in [0, 1], got {self.zeta}")
 
-    @property
-    def stochastic(self) -> bool:
-        return True
+    def prepare(self, grid: ScheduleOnGrid) -> Coefficients:
+        ends = grid.alpha[:-1], grid.sigma[:-1], grid.alpha[1:], grid.sigma[1:]
+        old, new = grid.xp.sqrt(1 - self.zeta), grid.xp.sqrt(self.zeta)
+        return Coefficients(*ddim_coefficients(*ends, old), new * grid.sigma[1:])
 
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
-        """(keep, data, noise), each [n]: xs = keep xt + data x0' + noise z."""
-        at = schedule(process, ts)
-        zeta = np.asarray(self.zeta, np.float64) if is_concrete((self.zeta, at)) else self.zeta
-        xp = namespace(zeta * at.sigma)
-        keep = xp.sqrt(1 - zeta) * at.sigma[1:] / at.sigma[:-1]
-        return keep, at.alpha[1:] - keep * at.alpha[:-1], xp.sqrt(zeta) * at.sigma[1:]
-
-    def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> None:
-        return None
-
-    def step(
-        self,
-        keys: Any,
-        process: AbstractGaussianProcess,
-        denoiser: Denoiser,
-        xt: Sample,
-        t: Time,
-        s: Time,
-        weights: Any,
-        state: None,
-    ) -> tuple[Sample, None]:
-        return DDIM().step(keys, process, denoiser, xt, t, s, weights, state)
+    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: None) -> tuple[Sample, None]:
+        return ddim_step(denoiser, x, at), None
 
 
 def diffpir(
@@ -95,8 +75,9 @@ def diffpir(
       operator: A, x [b, *d] -> [b, *m].
       y: what was observed, [b, *m], or [1, *m] for all samples.
       std: of the observation's noise, a scalar or [b], positive.
-      strength: the paper's lambda, a scalar: how much the prior counts beside y.
-      zeta: the share of new noise at each step, a scalar in [0, 1].
+      strength: the paper's lambda, a scalar: how much the prior counts against y.
+      zeta: the share of new noise at each step, a scalar in [0, 1]. At a posterior's far modes old noise can
+        lead to a wrong one: in README's example, with 20 steps, 7 of 64 samples at 0.5 and none at 1.
       solver: of lineax, for the data step.
       index: global indices [b] of the samples (default 0 .. b - 1): their noise depends on nothing else.
 
@@ -106,6 +87,8 @@ def diffpir(
     Raises:
       ValueError: a number is out of its range, or a shape does not fit.
     """
+    check_key(key)
+    xt = as_samples("xt", xt)
     data_step = proximal(process, denoiser, operator, y, std, strength=strength, solver=solver)
     x0: Any = sample(key, process, data_step, xt, ts, Renoise(zeta), index=index)
     return x0

@@ -9,20 +9,34 @@ as `times` grows. Source: Song et al. 2021 (Score-based generative modeling), ap
 (RePaint), eq. 8, algorithm 1.
 """
 
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from diffjax._arrays import normal_like
-from diffjax._typing import Denoiser, Index, Key, Sample, Time
+from diffjax._arrays import as_samples, check_key, normal_like, whole_numbers
+from diffjax._typing import Denoiser, FlowMap, Index, Key, Sample
+from diffjax.guidance._posterior import observation
 from diffjax.operators._linear import as_mask, check_mask
 from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers import DDIM, AbstractStepper, per_sample_fields, sample, schedule
+from diffjax.samplers import AbstractStepper, ScheduleOnGrid, Step
+from diffjax.samplers._base import sample
+from diffjax.samplers._ddim import DDIM
 
 
+class RePaintWeights(NamedTuple):
+    """The stepper's weights; alpha_s and sigma_s; and alpha_{t|s} and sigma_{t|s}, the way up again; each [n]."""
+
+    stepper: Any
+    alpha_s: Any
+    sigma_s: Any
+    up: Any
+    up_std: Any
+
+
+@whole_numbers
 class RePaint(AbstractStepper):
     """A stepper that puts back what is known and repeats each step; replacement where `times` is 1.
 
@@ -40,15 +54,13 @@ class RePaint(AbstractStepper):
     Source: Lugmayr et al. 2022 (RePaint), algorithm 1, with jumps of one step.
     """
 
-    history: ClassVar[int] = 0
-
     mask: Bool[Array, "..."] = eqx.field(converter=as_mask)
-    y: Any = eqx.field(converter=jnp.asarray)
+    y: Any = eqx.field(converter=observation)
     times: int = eqx.field(static=True, default=10)
     stepper: AbstractStepper = eqx.field(default_factory=lambda: DDIM(eta=1.0))
 
     def __check_init__(self):
-        if not isinstance(self.times, int) or self.times < 1:
+        if self.times < 1:
             raise ValueError(f"times: a positive integer is needed, got {self.times}")
         if self.stepper.history:
             raise ValueError(
@@ -68,49 +80,43 @@ class RePaint(AbstractStepper):
     def stochastic(self) -> bool:
         return True
 
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
-        """The stepper's weights, then (alpha_s, sigma_s, alpha_{t|s}, sigma_{t|s}), each [n]."""
-        at = schedule(process, ts)
-        again = at.alpha[:-1] / at.alpha[1:]
-        return self.stepper.prepare(process, ts), (at.alpha[1:], at.sigma[1:], again, at.spread)
+    @property
+    def final_denoise(self) -> bool:
+        return self.stepper.final_denoise
 
-    def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> None:
-        return None
+    def per_sample_fields(self) -> tuple[str, ...]:
+        """("y",) where there is one y for each sample, [b, *d]."""
+        return ("y",) if self.y.shape[0] > 1 else ()
 
-    def step(
-        self,
-        keys: Any,
-        process: AbstractGaussianProcess,
-        denoiser: Denoiser,
-        xt: Sample,
-        t: Time,
-        s: Time,
-        weights: Any,
-        state: None,
-    ) -> tuple[Sample, None]:
-        check_known(self.y, xt)
-        weights, (alpha, sigma, again, spread) = weights
-        key_of = lambda k: jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, k), 3))(keys)
+    def prepare(self, grid: ScheduleOnGrid) -> RePaintWeights:
+        up = grid.alpha[:-1] / grid.alpha[1:]
+        return RePaintWeights(self.stepper.prepare(grid), grid.alpha[1:], grid.sigma[1:], up, grid.cond_std)
+
+    def check_denoiser(
+        self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: Any, weights: Any
+    ) -> None:
+        """As the stepper's."""
+        self.stepper.check_denoiser(denoiser, process, ts, weights.stepper)
+
+    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: None) -> tuple[Sample, None]:
+        check_known(self.y, x)
+        w = at.weights
+        key_of = lambda k: jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, k), 3))(at.keys)
 
         def down(x, step_keys, known_keys):
-            step_keys = step_keys if self.stepper.stochastic else None
-            xs, _ = self.stepper.step(step_keys, process, denoiser, x, t, s, weights, self.stepper.init(process, x, t))
-            known = alpha * self.y.astype(x.dtype) + sigma * normal_like(known_keys, x)
+            inner = Step(at.t, at.s, w.stepper, step_keys if self.stepper.stochastic else None)
+            xs, _ = self.stepper.step(denoiser, x, inner, self.stepper.init(x))
+            known = w.alpha_s * self.y.astype(x.dtype) + w.sigma_s * normal_like(known_keys, x)
             return jnp.where(self.mask, known, xs).astype(x.dtype)
 
         def up_and_down(xs, k):
             split = key_of(k)
-            xt = (again * xs + spread * normal_like(split[:, 2], xs)).astype(xs.dtype)
+            xt = (w.up * xs + w.up_std * normal_like(split[:, 2], xs)).astype(xs.dtype)
             return down(xt, split[:, 0], split[:, 1]), None
 
         first = key_of(0)
-        xs = down(xt, first[:, 0], first[:, 1])
+        xs = down(x, first[:, 0], first[:, 1])
         return (xs if self.times == 1 else jax.lax.scan(up_and_down, xs, jnp.arange(1, self.times))[0]), None
-
-
-@per_sample_fields.register(RePaint)
-def _(stepper: RePaint) -> tuple[str, ...]:
-    return ("y",) if stepper.y.shape[0] > 1 else ()
 
 
 def check_known(y: Any, x: Sample) -> None:
@@ -119,6 +125,7 @@ def check_known(y: Any, x: Sample) -> None:
         raise ValueError(f"y: shape {x.shape}, that of the samples, is needed (the first may be 1), got {y.shape}")
 
 
+@whole_numbers
 def inpaint(
     key: Key,
     process: AbstractGaussianProcess,
@@ -152,7 +159,10 @@ def inpaint(
     Raises:
       ValueError: as `RePaint` and `sample`.
     """
-    check_known(jnp.asarray(y), xt)
-    method = RePaint(jnp.asarray(mask), y, times, DDIM(eta=1.0) if stepper is None else stepper)
+    check_key(key)
+    xt = as_samples("xt", xt)
+    y = observation(y)
+    check_known(y, xt)
+    method = RePaint(mask, y, times, DDIM(eta=1.0) if stepper is None else stepper)
     x0: Any = sample(key, process, denoiser, xt, ts, method, index=index)
     return jnp.where(method.mask, method.y.astype(x0.dtype), x0)

@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 
-from diffjax._arrays import default_index, normal_like, sample_keys, time_dtype
+from diffjax._arrays import as_samples, check_key, default_index, normal_like, sample_keys, time_dtype
 from diffjax._typing import Denoiser, Index, Key, Sample
-from diffjax.process import AbstractGaussianProcess, perturb
-from diffjax.samplers import AbstractStepper, sample
-from diffjax.samplers._base import check_grid
+from diffjax.process import AbstractGaussianProcess
+from diffjax.process._gaussian import perturb
+from diffjax.samplers import AbstractStepper
+from diffjax.samplers._base import check_grid, sample
 
 
 def sdedit(
@@ -26,7 +27,7 @@ def sdedit(
     stepper: AbstractStepper,
     *,
     index: Index | None = None,
-    denoise: bool = True,
+    final_denoise: bool | None = None,
 ) -> Sample:
     """Samples near a guide: `perturb` to ts[0], then `sample`.
 
@@ -38,7 +39,7 @@ def sdedit(
       ts: a descending grid [n + 1]; ts[0] is how far the guide is noised.
       stepper: the method, such as `DDIM()`.
       index: global indices [b] of the samples (default 0 .. b - 1): their noise depends on nothing else.
-      denoise: whether to end with D(x, ts[-1]).
+      final_denoise: whether to end with D(x, ts[-1]); by default as in `sample`.
 
     Returns:
       x0 [b, *d].
@@ -46,9 +47,11 @@ def sdedit(
     Raises:
       ValueError: as `sample`.
     """
+    check_key(key)
+    guide = as_samples("guide", guide)
     ts = check_grid(ts, time_dtype(guide))
     up_key, down_key = jax.random.split(key)
     eps = normal_like(sample_keys(up_key, default_index(guide.shape[0], index)), guide)
     xt = perturb(process, guide, eps, ts[0]).astype(guide.dtype)
-    x0: Any = sample(down_key, process, denoiser, xt, ts, stepper, index=index, denoise=denoise)
+    x0: Any = sample(down_key, process, denoiser, xt, ts, stepper, index=index, final_denoise=final_denoise)
     return x0

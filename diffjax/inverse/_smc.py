@@ -1,8 +1,8 @@
 """Twisted sequential Monte Carlo: particles and weights, exact for the posterior as particles grow.
 
     twist       l_t(x) = exp(-|y - A(D(x, t))|^2_S / 2),  S = r^2 A A' + std^2;   at the last time N(y; A(D), std^2 I)
-    propose     xs ~ N(keep xt + data D_y, noise^2),      D_y = D + C A' S^-1 (y - A(D)), as `guidance.pigdm`
-    weigh       w <- w N(xs; keep xt + data D, noise^2) / N(xs; proposal) * l_s(xs)/l_t(xt)
+    propose     xs ~ N(c_x xt + c_x0 D_y, c_z^2),      D_y = D + C A' S^-1 (y - A(D)), as `guidance.pigdm`
+    weigh       w <- w N(xs; c_x xt + c_x0 D, c_z^2) / N(xs; proposal) * l_s(xs)/l_t(xt)
     resample    systematically, where the effective sample size 1/sum w^2 falls below a share of the particles
 
 The chain without y is DDPM's ancestral one on the grid, x0 = D(x, ts[-1]) its end. For any number of particles the
@@ -23,7 +23,9 @@ from jaxtyping import Array, Float, Int
 
 from diffjax._arrays import (
     as_accumulators,
+    as_samples,
     check,
+    check_key,
     default_index,
     normal_like,
     sample_keys,
@@ -31,10 +33,10 @@ from diffjax._arrays import (
     time_dtype,
 )
 from diffjax._typing import Denoiser, Index, Key, Sample, Scalar
-from diffjax.guidance._posterior import CONJUGATE_GRADIENTS, isotropic, observe, positive, whiten
+from diffjax.guidance._posterior import CONJUGATE_GRADIENTS, isotropic, observation, observe, positive, whiten
 from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers import DDIM
 from diffjax.samplers._base import plan
+from diffjax.samplers._ddim import DDIM
 
 
 class Particles(NamedTuple):
@@ -51,6 +53,7 @@ class Particles(NamedTuple):
 
 def effective_sample_size(log_weights: Float[Array, " k"]) -> Float[Array, ""]:
     """1/sum w^2 of normalised weights, a scalar in [1, k], from log weights [k] up to a constant."""
+    log_weights = as_samples("log_weights", log_weights)
     return jnp.exp(2 * jax.nn.logsumexp(log_weights) - jax.nn.logsumexp(2 * log_weights))
 
 
@@ -59,6 +62,8 @@ def systematic(key: Key, log_weights: Float[Array, " k"]) -> Int[Array, " k"]:
 
     One uniform number u, and the particles where the cumulative weights pass (u + j)/k. Source: Kitagawa 1996.
     """
+    check_key(key)
+    log_weights = as_samples("log_weights", log_weights)
     k = log_weights.shape[0]
     cumulative = jnp.cumsum(jax.nn.softmax(as_accumulators(log_weights)))
     points = (jnp.arange(k, dtype=cumulative.dtype) + jax.random.uniform(key, (), cumulative.dtype)) / k
@@ -105,9 +110,11 @@ def twisted_smc(
 
     Source: Wu et al. 2023, algorithm 1.
     """
+    check_key(key)
+    xt = as_samples("xt", xt)
     dtype = time_dtype(xt)
     xt = xt.astype(dtype)
-    y, std, data_std = jnp.asarray(y), positive("std", std), positive("data_std", data_std)
+    y, std, data_std = observation(y), positive("std", std), positive("data_std", data_std)
     if y.shape[:1] != (1,):
         raise ValueError(f"y: one observation, of shape (1, *m), is needed, got shape {y.shape}")
     if jnp.ndim(std) or jnp.ndim(data_std):
@@ -138,7 +145,7 @@ def _run(key, process, denoiser, xt, ts, weights, operator, numbers, solver, ind
 
     def body(carry, inputs):
         x, seen, log_w, log_z = carry
-        i, s, (keep, data, noise), share = inputs
+        i, s, (c_x, c_x0, c_z), share = inputs
         resample_key, noise_key = jax.random.split(jax.random.fold_in(key, i))
         ess = effective_sample_size(log_w)
         again = ess < threshold * k
@@ -147,8 +154,8 @@ def _run(key, process, denoiser, xt, ts, weights, operator, numbers, solver, ind
         level = jax.nn.logsumexp(log_w) - jnp.log(jnp.asarray(k, log_w.dtype))
         log_w, log_z = jnp.where(again, 0.0, log_w), log_z + jnp.where(again, level, 0.0)
         z = normal_like(sample_keys(noise_key, index), x)
-        moved = (data / noise) * (guided - plain)  # of the proposal's mean, in units of its noise
-        xs = (keep * x + data * guided + noise * z).astype(x.dtype)
+        moved = (c_x0 / c_z) * (guided - plain)  # of the proposal's mean, in units of its noise
+        xs = (c_x * x + c_x0 * guided + c_z * z).astype(x.dtype)
         seen = look(xs, s, share)
         change = -0.5 * sum_features((z + moved) ** 2 - z**2) + seen[2] - log_l
         return (xs, seen, log_w + change, log_z), ess

@@ -3,7 +3,7 @@
 x0   --> log_likelihood(Exact | Hutchinson | HutchPlusPlus) --> nats, standard error, nfe        the flow's
      --> evaluate_continuous_elbo | evaluate_discrete_elbo  --> nats, below the reverse SDE's
 data --> dequantise --> either of these --> bits_per_dim
-x0   --> encode | invert --> latent --> slerp --> decode | sample --> x0
+x0   --> flow_encode | invert --> latent --> slerp --> flow_decode | sample --> x0
 """
 
 from diffjax.likelihood._bits import (
@@ -21,7 +21,7 @@ from diffjax.likelihood._dequantisation import (
     dequantise as dequantise,
     init_dequantiser as init_dequantiser,
 )
-from diffjax.likelihood._divergence import Exact as Exact, Hutchinson as Hutchinson, HutchPlusPlus as HutchPlusPlus
+from diffjax.likelihood._divergence import Exact as Exact, HutchPlusPlus as HutchPlusPlus
 from diffjax.likelihood._elbo import (
     Elbo as Elbo,
     evaluate_continuous_elbo as evaluate_continuous_elbo,
@@ -31,13 +31,12 @@ from diffjax.likelihood._flow import (
     FLOAT32_LOGSNR as FLOAT32_LOGSNR,
     LogLikelihood as LogLikelihood,
     adaptive as adaptive,
-    log_likelihood as log_likelihood,
     worst_sample as worst_sample,
 )
 from diffjax.likelihood._latents import (
     Encoding as Encoding,
-    decode as decode,
-    encode as encode,
+    flow_decode as flow_decode,
+    flow_encode as flow_encode,
     invert as invert,
     slerp as slerp,
 )

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import default_index
+from diffjax._arrays import answered, as_samples, check_key, default_index, whole_numbers
 from diffjax._typing import Denoiser, Index, Key
 from diffjax.likelihood._dequantisation import Quantisation, UniformDequantisation, dequantise
 from diffjax.likelihood._flow import log_likelihood
@@ -39,6 +39,7 @@ class BitsPerDim(NamedTuple):
 
 def average_bound(log_weights: Float[Array, "k b"]) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
     """(mean_j log w_j, its standard error), each [b], of log weights [k, b]."""
+    log_weights = as_samples("log_weights", log_weights)
     k = log_weights.shape[0]
     spread = jnp.std(log_weights, axis=0, ddof=1) if k > 1 else jnp.full_like(log_weights[0], jnp.nan)
     return jnp.mean(log_weights, axis=0), spread / k**0.5
@@ -49,6 +50,7 @@ def importance_weighted_bound(log_weights: Float[Array, "k b"]) -> tuple[Float[A
 
     Source: Burda et al. 2016 (IWAE), eq. 8.
     """
+    log_weights = as_samples("log_weights", log_weights)
     k = log_weights.shape[0]
     nats = jax.nn.logsumexp(log_weights, axis=0) - float(np.log(k))
     shares = jnp.exp(log_weights - nats)
@@ -56,6 +58,7 @@ def importance_weighted_bound(log_weights: Float[Array, "k b"]) -> tuple[Float[A
     return nats, spread / k**0.5
 
 
+@whole_numbers
 def bits_per_dim(
     key: Key,
     process: AbstractGaussianProcess,
@@ -94,6 +97,7 @@ def bits_per_dim(
 
     Source: Theis et al. 2016, section 3.1; Ho et al. 2019 (Flow++), eqs. 10-12.
     """
+    check_key(key)
     if draws < 1:
         raise ValueError(f"draws: at least one is needed, got {draws}")
     log_weights, nfe = [], []
@@ -101,7 +105,7 @@ def bits_per_dim(
         u_key, probe_key = jax.random.split(jax.random.fold_in(key, j))
         x, correction = dequantise(u_key, dequantisation, quantisation, data, index)
         found = likelihood(probe_key, process, denoiser, x, index=default_index(x.shape[0], index))
-        log_weights.append(found.nats + correction)
+        log_weights.append(answered("likelihood", found.nats, x.shape[:1]) + correction)
         nfe.append(found.nfe)
     nats, error = bound(jnp.stack(log_weights))
     scale = x[0].size * float(np.log(2))

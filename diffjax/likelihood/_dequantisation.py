@@ -11,7 +11,6 @@ Source: Theis et al. 2016, section 3.1; Ho et al. 2019 (Flow++), eqs. 9-12.
 """
 
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
 import equinox as eqx
@@ -20,11 +19,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from diffjax._arrays import check, default_index, is_concrete, normal_like, sample_keys, sum_features
+from diffjax._arrays import (
+    answered,
+    as_samples,
+    check,
+    check_key,
+    check_shape,
+    default_index,
+    is_concrete,
+    normal_like,
+    sample_keys,
+    sum_features,
+    whole_numbers,
+)
 from diffjax._typing import Index, Key, Params, Sample
 from diffjax.losses import check_levels
 
 
+@whole_numbers
 class Quantisation(eqx.Module):
     """What whole numbers 0 .. levels - 1 stand for in the coordinates of the network.
 
@@ -42,8 +54,7 @@ class Quantisation(eqx.Module):
     high: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self):
-        whole = isinstance(self.levels, Integral) and self.levels >= 2
-        check(whole, f"levels: a whole number, at least two, is needed, got {self.levels}")
+        check(self.levels >= 2, f"levels: a whole number, at least two, is needed, got {self.levels}")
         check(-np.inf < self.low < self.high < np.inf, f"high: must be more than low = {self.low}, got {self.high}")
 
     @property
@@ -57,8 +68,11 @@ class Quantisation(eqx.Module):
         Raises:
           ValueError: they are no integers, or lie outside 0 .. levels - 1 (where known, that is, outside jit).
         """
-        if not jnp.issubdtype(data.dtype, jnp.integer):
-            raise ValueError(f"data: whole numbers 0 .. {self.levels - 1} are needed, got dtype {data.dtype}")
+        if not isinstance(data, jax.Array | np.ndarray) or not jnp.issubdtype(data.dtype, jnp.integer):
+            kind = f"dtype {data.dtype}" if hasattr(data, "dtype") else type(data).__name__
+            raise ValueError(f"data: whole numbers 0 .. {self.levels - 1} are needed, got {kind}")
+        if data.ndim == 0 or data.size == 0:
+            raise ValueError(f"data: at least one sample is needed, [b, *d], got shape {data.shape}")
         if is_concrete(data):
             wrong = np.asarray(data)[(np.asarray(data) < 0) | (np.asarray(data) >= self.levels)]
             check(wrong.size == 0, f"data: whole numbers 0 .. {self.levels - 1} are needed, got {wrong[:1]}")
@@ -70,6 +84,7 @@ class Quantisation(eqx.Module):
         Raises:
           ValueError: a value lies on no level (where known, that is, outside jit).
         """
+        x = as_samples("x", x)
         check_levels(x, self.levels, self.low, self.high)
         return jnp.round((x - self.low) / self.width).astype(jnp.int32)
 
@@ -79,6 +94,8 @@ class UniformDequantisation(eqx.Module):
 
     def __call__(self, key: Key, x: Sample, index: Index) -> tuple[Sample, Float[Array, " b"]]:
         """(u [b, *d], log q = 0 [b]) for the values x [b, *d]; sample i draws from `fold_in(key, index_i)`."""
+        check_key(key)
+        x = as_samples("x", x)
         draw = lambda k: jax.random.uniform(k, x.shape[1:], x.dtype)
         return jax.vmap(draw)(sample_keys(key, index)), jnp.zeros_like(x, shape=x.shape[:1])
 
@@ -99,7 +116,9 @@ class VariationalDequantisation(eqx.Module):
 
     def __call__(self, key: Key, x: Sample, index: Index) -> tuple[Sample, Float[Array, " b"]]:
         """(u [b, *d], log q(u | x) [b]) for the values x [b, *d]; sample i draws from `fold_in(key, index_i)`."""
-        mean, log_std = (jnp.asarray(part, x.dtype) for part in self.apply(self.params, x))
+        check_key(key)
+        x = as_samples("x", x)
+        mean, log_std = (answered("apply", part, x.shape).astype(x.dtype) for part in self.apply(self.params, x))
         eps = normal_like(sample_keys(key, index), x)
         z = mean + jnp.exp(log_std) * eps
         log_slope = -jax.nn.softplus(z) - jax.nn.softplus(-z)  # log du/dz
@@ -107,8 +126,11 @@ class VariationalDequantisation(eqx.Module):
         return jax.nn.sigmoid(z), sum_features(log_q)
 
 
+@whole_numbers
 def init_dequantiser(key: Key, shape: tuple[int, ...], width: int = 64) -> Params:
     """Parameters of `apply_dequantiser` for samples of a shape [*d]: near the uniform noise, whatever the data."""
+    check_key(key)
+    check_shape(shape, 0)
     size = int(np.prod(shape))
     keys = jax.random.split(key, 2)
     draw = lambda k, n, m: jax.random.normal(k, (n, m)) / n**0.5
@@ -119,6 +141,7 @@ def init_dequantiser(key: Key, shape: tuple[int, ...], width: int = 64) -> Param
 
 def apply_dequantiser(params: Params, x: Sample) -> tuple[Sample, Sample]:
     """(m, log s), each [b, *d], by a perceptron of two hidden layers on the whole sample x [b, *d]."""
+    x = as_samples("x", x)
     h = x.reshape(x.shape[0], -1)
     for layer in params["hidden"]:
         h = jax.nn.silu(h @ layer["w"].astype(h.dtype) + layer["b"].astype(h.dtype))
@@ -143,8 +166,10 @@ def dequantise(
     Raises:
       ValueError: the data are not of this quantisation.
     """
+    check_key(key)
     values = quantisation.values(data)
     u, log_q = dequantisation(key, values, default_index(values.shape[0], index))
+    u, log_q = answered("dequantisation", u, values.shape), answered("dequantisation", log_q, values.shape[:1])
     size = values.size // values.shape[0]
     return values + quantisation.width * (u - 0.5), size * float(np.log(quantisation.width)) - log_q
 
@@ -176,7 +201,9 @@ def dequantisation_loss(
 
     Source: Ho et al. 2019 (Flow++), eq. 12.
     """
+    check_key(key)
     u_key, density_key = jax.random.split(key)
     x, correction = dequantise(u_key, VariationalDequantisation(params, apply), quantisation, data, index)
-    per_sample = -(log_density(density_key, x, default_index(x.shape[0], index)) + correction)
+    nats = answered("log_density", log_density(density_key, x, default_index(x.shape[0], index)), x.shape[:1])
+    per_sample = -(nats + correction)
     return jnp.mean(per_sample), {"per_sample": per_sample}

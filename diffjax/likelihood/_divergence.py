@@ -11,20 +11,28 @@ Source: Hutchinson 1990; Grathwohl et al. 2019 (FFJORD), eqs. 7 and 8; Meyer et 
 """
 
 from collections.abc import Callable
-from numbers import Integral
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import accumulator_dtype, sample_keys, sum_features
+from diffjax._arrays import (
+    accumulator_dtype,
+    as_accumulators,
+    as_samples,
+    check_key,
+    sample_keys,
+    sum_features,
+    whole_numbers,
+)
 from diffjax._typing import Index, Key, Sample
 
 BLOCK = 8
 """Forward products at once: a U-Net's memory grows eightfold at most, and its time is near its least."""
 
 
+@whole_numbers
 class Exact(eqx.Module):
     """The trace of the Jacobian by a forward product for each of the d features: exact, and d times the work.
 
@@ -44,12 +52,13 @@ class Exact(eqx.Module):
 
     def probes(self, key: Key, x: Sample, index: Index) -> None:
         """Nothing is drawn."""
-        return None
+        as_samples("x", x)
 
     def __call__(
         self, field: Callable[[Sample], Sample], x: Sample, probes: None
     ) -> tuple[Sample, Float[Array, "1 b"]]:
         """(u, div u) at x [b, *d]: the field [b, *d] and its divergence [1, b]."""
+        x = as_samples("x", x)
         u, push = jax.linearize(field, x)
         size = x[0].size
         block = min(BLOCK if self.block is None else self.block, size)
@@ -65,6 +74,7 @@ class Exact(eqx.Module):
         return u, jax.lax.scan(add, total, jnp.arange(0, size, block))[0][None]
 
 
+@whole_numbers
 class Hutchinson(eqx.Module):
     """E[v' J v] over random v with E[v v'] = I; the probes are drawn once a solve.
 
@@ -87,16 +97,20 @@ class Hutchinson(eqx.Module):
 
     def probes(self, key: Key, x: Sample, index: Index) -> Float[Array, "m b *d"]:
         """`count` probes for each sample of x [b, *d], sample i's from `fold_in(key, index_i)`."""
+        check_key(key)
+        x = as_samples("x", x)
         return _draw(self.draw, key, self.count, x, index)
 
     def __call__(
         self, field: Callable[[Sample], Sample], x: Sample, probes: Float[Array, "m b *d"]
     ) -> tuple[Sample, Float[Array, "m b"]]:
         """(u, div u) at x [b, *d]: the field [b, *d] and one estimate a probe of its divergence [m, b]."""
+        x = as_samples("x", x)
         u, pull = jax.vjp(field, x)
-        return u, jax.vmap(lambda v: sum_features(v * pull(v)[0]))(probes)
+        return u, jax.vmap(lambda v: _product(v, pull(v.astype(u.dtype))[0]))(probes)
 
 
+@whole_numbers
 class HutchPlusPlus(eqx.Module):
     """Hutch++: the trace on the span of a random sketch exactly, Hutchinson's estimate on what is left.
 
@@ -118,11 +132,13 @@ class HutchPlusPlus(eqx.Module):
     count: int = eqx.field(static=True)
 
     def __check_init__(self):
-        if not isinstance(self.count, Integral) or self.count < 1 or self.count % 3:
+        if self.count < 1 or self.count % 3:
             raise ValueError(f"count: a positive multiple of three products is needed, got {self.count!r}")
 
     def probes(self, key: Key, x: Sample, index: Index) -> tuple[Float[Array, "k b *d"], Float[Array, "m b *d"]]:
         """The sketch (Gaussian, min(count/3, d) vectors) and count/3 probes for each sample of x [b, *d]."""
+        check_key(key)
+        x = as_samples("x", x)
         third = self.count // 3
         sketch_key, probe_key = jax.random.split(key)
         sketch = _draw(jax.random.normal, sketch_key, min(third, x[0].size), x, index)
@@ -135,17 +151,24 @@ class HutchPlusPlus(eqx.Module):
         probes: tuple[Float[Array, "k b *d"], Float[Array, "m b *d"]],
     ) -> tuple[Sample, Float[Array, "m b"]]:
         """(u, div u) at x [b, *d]: the field [b, *d] and one estimate a probe of its divergence [m, b]."""
+        x = as_samples("x", x)
         sketch, g = probes
         u, pull = jax.vjp(field, x)
-        products = jax.vmap(lambda v: pull(v)[0])
-        columns = jnp.moveaxis(products(sketch), 0, -1)  # [b, *d, k]
+        sketch, g = as_accumulators((sketch, g))
+        products = jax.vmap(lambda v: as_accumulators(pull(v.astype(u.dtype))[0]))
+        columns = jnp.moveaxis(products(sketch), 0, -1)  # [b, *d, k]; there is no QR of bfloat16
         q = jnp.linalg.qr(columns.reshape(x.shape[0], x[0].size, -1))[0]
         basis = jnp.moveaxis(q, -1, 0).reshape(sketch.shape)
-        on_span = jnp.sum(jax.vmap(sum_features)(basis * products(basis)), axis=0)
+        on_span = jnp.sum(jax.vmap(_product)(basis, products(basis)), axis=0)
         flat = g.reshape(*g.shape[:2], -1)
         shares = jnp.einsum("bdk,mbd->mbk", q, flat)
         rest = (flat - jnp.einsum("bdk,mbk->mbd", q, shares)).reshape(g.shape)
-        return u, on_span + jax.vmap(sum_features)(rest * products(rest))
+        return u, on_span + jax.vmap(_product)(rest, products(rest))
+
+
+def _product(a, b):
+    """<a, b> over the features of each sample, [b, *d] -> [b], each factor in float32 at least."""
+    return sum_features(as_accumulators(a) * as_accumulators(b))
 
 
 def _draw(draw, key, count, x, index):
@@ -156,5 +179,5 @@ def _draw(draw, key, count, x, index):
 
 
 def _check_count(name, of, count):
-    if not isinstance(count, Integral) or count < 1:
+    if count < 1:
         raise ValueError(f"{name}: a positive number of {of} is needed, got {count!r}")

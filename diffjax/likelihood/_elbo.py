@@ -21,6 +21,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from diffjax._arrays import (
+    as_samples,
+    check_key,
     check_times,
     default_index,
     is_concrete,
@@ -28,18 +30,13 @@ from diffjax._arrays import (
     normal_like,
     sample_keys,
     time_dtype,
+    whole_numbers,
 )
 from diffjax._typing import Denoiser, Index, Key, Sample
-from diffjax.losses import bound_parts, gaussian_decoder, step_weights
-from diffjax.process import (
-    AbstractGaussianProcess,
-    AbstractTimes,
-    LogsnrTimes,
-    interval,
-    logsnr,
-    logsnr_rate,
-    perturb,
-)
+from diffjax.losses import bound_parts, gaussian_decoder, snr_differences
+from diffjax.parameterisation._denoiser import predict
+from diffjax.process import AbstractGaussianProcess, AbstractTimes, LogsnrTimes, logsnr_rate
+from diffjax.process._gaussian import perturb
 
 
 class Elbo(NamedTuple):
@@ -56,6 +53,7 @@ class Elbo(NamedTuple):
     diffusion: Float[Array, " b"]
 
 
+@whole_numbers
 def evaluate_continuous_elbo(
     key: Key,
     process: AbstractGaussianProcess,
@@ -67,7 +65,7 @@ def evaluate_continuous_elbo(
     reconstruction: Callable[..., Any] = gaussian_decoder,
     index: Index | None = None,
 ) -> Elbo:
-    """The continuous bound on log p(x0), on `interval(process)`. A jitted entry point.
+    """The continuous bound on log p(x0), on `process.interval()`. A jitted entry point.
 
     Args:
       key: for times and noise; those of sample i depend on (key, index_i) alone.
@@ -77,7 +75,8 @@ def evaluate_continuous_elbo(
       draws: times and noises for each sample; 2 or more for a standard error.
       times: the density that times are drawn from, each sample's spread evenly over it; the bound does not depend on
         it. Default `LogsnrTimes(process)`.
-      reconstruction: as `continuous_elbo`'s: `gaussian_decoder` gives a density, `LevelDecoder(levels)` a probability.
+      reconstruction: as `negative_continuous_elbo`'s: `gaussian_decoder` gives a density, `LevelDecoder(levels)` a
+        probability.
       index: global indices [b].
 
     Returns:
@@ -88,12 +87,15 @@ def evaluate_continuous_elbo(
 
     Source: Kingma et al. 2021 (Variational Diffusion Models), eqs. 11 and 17.
     """
+    check_key(key)
+    x0 = as_samples("x0", x0)
     _check_draws(draws)
     times = LogsnrTimes(process) if times is None else times
     index = default_index(x0.shape[0], index)
     return _continuous(key, process, denoiser, x0, times, reconstruction, index, draws)
 
 
+@whole_numbers
 def evaluate_discrete_elbo(
     key: Key,
     process: AbstractGaussianProcess,
@@ -108,7 +110,7 @@ def evaluate_discrete_elbo(
     """The bound of the K-step ancestral sampler on the grid ts. A jitted entry point.
 
     Args:
-      ts: a descending grid [K + 1], inside `interval(process)`.
+      ts: a descending grid [K + 1], inside `process.interval()`.
       draws: steps looked at for each sample, spread evenly; default K: each step once.
       key, process, denoiser, x0, reconstruction, index: as `evaluate_continuous_elbo`'s, x0 [b, *d].
 
@@ -120,12 +122,14 @@ def evaluate_discrete_elbo(
 
     Source: Kingma et al. 2021 (Variational Diffusion Models), eqs. 11-14.
     """
+    check_key(key)
+    x0 = as_samples("x0", x0)
     if is_concrete(ts):
         check_times(np.asarray(ts, np.float64), "descend")
     ts = jnp.asarray(ts, time_dtype(x0))
     draws = ts.shape[0] - 1 if draws is None else draws
     _check_draws(draws)
-    weights = jnp.asarray(step_weights(process, ts))
+    weights = jnp.asarray(snr_differences(process, ts))
     index = default_index(x0.shape[0], index)
     return _discrete(key, process, denoiser, x0, ts, weights, reconstruction, index, draws)
 
@@ -142,7 +146,7 @@ def _continuous(key, process, denoiser, x0, times, reconstruction, index, draws)
     t = times.quantile(places.reshape(-1)).astype(time_dtype(x0))
     weight = (-logsnr_rate(process, t) / times.density(t)).astype(t.dtype)
     t, weight = t.reshape(places.shape), weight.reshape(places.shape)
-    return _average(noise_key, process, denoiser, x0, t, weight, interval(process), reconstruction, index)
+    return _average(noise_key, process, denoiser, x0, t, weight, process.interval(), reconstruction, index)
 
 
 @eqx.filter_jit
@@ -166,8 +170,8 @@ def _average(key, process, denoiser, x0, t, weight, ends, reconstruction, index)
     def one(carry, inputs):
         j, t, weight = inputs
         eps, noise = (normal_like(sample_keys(jax.random.fold_in(k, j), index), x0) for k in jax.random.split(key))
-        x0_hat = denoiser(perturb(process, x0, eps, t), t).astype(x0.dtype)
-        error = jnp.exp(logsnr(process, t)) * mean_features((x0_hat - x0) ** 2)
+        x0_hat = predict(denoiser, perturb(process, x0, eps, t), t).astype(x0.dtype)
+        error = jnp.exp(process.logsnr(t)) * mean_features((x0_hat - x0) ** 2)
         return carry, bound_parts(process, x0, error, noise, weight, ends, reconstruction)
 
     draws = t.shape[0]

@@ -16,10 +16,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from diffjax._arrays import check, default_index, is_concrete, sum_features, time_dtype
+from diffjax._arrays import (
+    answered,
+    as_samples,
+    check,
+    check_key,
+    default_index,
+    is_concrete,
+    nan_unless,
+    sum_features,
+    time_dtype,
+    whole_numbers,
+)
 from diffjax._typing import Denoiser, Index, Key, Sample, Scalar
 from diffjax.likelihood._divergence import Exact, Hutchinson, HutchPlusPlus
-from diffjax.process import AbstractGaussianProcess, interval, prior_log_prob, time_from_logsnr
+from diffjax.process import AbstractGaussianProcess, prior_log_prob
 from diffjax.samplers import count_evaluations, velocity
 
 FLOAT32_LOGSNR = 14.0
@@ -37,6 +48,7 @@ class LogLikelihood(NamedTuple):
     """Evaluations of the field and its divergence together, those of rejected steps included."""
 
 
+@whole_numbers
 def log_likelihood(
     key: Key,
     process: AbstractGaussianProcess,
@@ -61,9 +73,9 @@ def log_likelihood(
       process: the forward process.
       denoiser: `(xt, t) -> x0_hat`, acting on each sample alone.
       x0: data [b, *d], in the coordinates whose density is meant; nats refer to them.
-      t0: where the data is taken to lie on the clock, a scalar; default the lower end of `interval(process)`, or in
+      t0: where the data is taken to lie on the clock, a scalar; default the lower end of `process.interval()`, or in
         float32 the time of logsnr 14 where that is later (nearer to the data, float32 costs 1e-2 nats and more).
-      terminal: log density [b] at the upper end of `interval(process)` (t = 1 but for processes singular there);
+      terminal: log density [b] at the upper end of `process.interval()` (t = 1 but for processes singular there);
         default the process's prior, N(0, sigma^2 I), which differs from the true marginal by what of the data is left.
       divergence: `Exact()`, `Hutchinson(count)` or `HutchPlusPlus(count)`.
       solver: any diffrax ODE solver; default `Tsit5()`.
@@ -75,13 +87,15 @@ def log_likelihood(
         both, and so `jax.hessian`, at more memory: lower max_steps.
 
     Returns:
-      `LogLikelihood(nats [b], standard_error [b], nfe)`; NaN where the solve failed.
+      `LogLikelihood(nats [b], standard_error [b], nfe)`; NaN, and its gradient NaN, where the solve failed.
 
     Raises:
       ValueError: t0 lies outside the interval.
 
     Source: Song et al. 2021, eq. 39.
     """
+    check_key(key)
+    x0 = as_samples("x0", x0)
     t0, high = flow_ends(process, t0, x0.dtype)
     if terminal is None:
         terminal = _Prior(process, high)
@@ -101,11 +115,11 @@ def flow_ends(process: AbstractGaussianProcess, t0: Scalar | None, dtype: Any) -
     Raises:
       ValueError: t0 lies outside the interval.
     """
-    low, high = interval(process)
+    low, high = process.interval()
     if t0 is None:
         t0 = low
         if dtype != jnp.float64:
-            t0 = jnp.maximum(low, time_from_logsnr(process, jnp.asarray(FLOAT32_LOGSNR)))
+            t0 = jnp.maximum(low, process.time_from_logsnr(jnp.asarray(FLOAT32_LOGSNR)))
     if is_concrete((t0, low, high)):
         check((t0 >= low) & (t0 < high), f"t0: must lie in the process's interval [{low}, {high}), got {t0}")
     return t0, high
@@ -161,7 +175,7 @@ def _solve(key, process, denoiser, x0, times, terminal, divergence, solver, cont
     )
     ok: Bool[Array, ""] = solution.result == diffrax.RESULTS.successful
     x1, totals = (leaf[-1] for leaf in solution.ys or ())
-    nats = jnp.where(ok, terminal(x1) + jnp.mean(totals, axis=0), jnp.nan)
+    nats = nan_unless(ok, answered("terminal", terminal(x1), x1.shape[:1]) + jnp.mean(totals, axis=0))
     calls.clear()
     per_step, once = count_evaluations(solver, diffrax.ODETerm(field), calls, y0, *times)
     nfe = jnp.asarray(solution.stats["num_steps"] * per_step + once)

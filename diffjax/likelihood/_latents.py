@@ -1,10 +1,10 @@
 """Encoding to latents and back: the probability flow run from data to noise, and again to data.
 
-    encode    x0 --> flow, t rises --> x1            any diffrax solver        decode    x1 --> flow, t falls --> x0
-    invert    x0 --> a stepper, up the grid --> x1   DDIM inversion            sample    x1 --> it, down the grid --> x0
-    slerp     (x1, x1') --> a latent between them, of a norm between theirs
+    flow_encode   x0 --> flow, t rises --> x1        any diffrax solver        flow_decode   x1 --> flow, t falls --> x0
+    invert        x0 --> a stepper, up the grid --> x1      DDIM inversion          sample        x1 --> it, down --> x0
+    slerp         (x1, x1') --> a latent between them, of a norm between theirs
 
-What a fixed grid's inversion loses is of the stepper's order; encode and decode lose the solver's tolerance.
+What a fixed grid's inversion loses is of the stepper's order; flow_encode and flow_decode lose the solver's tolerance.
 
 Source: Song et al. 2021 (score SDE), section 4.3; Song et al. 2021 (DDIM), section 5.4; Shoemake 1985.
 """
@@ -18,23 +18,29 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from diffjax._arrays import at_once, check, check_times, expand, is_concrete, mean_features, sum_features, time_dtype
+from diffjax._arrays import (
+    as_samples,
+    check,
+    check_one_a_sample,
+    check_times,
+    expand,
+    is_concrete,
+    mean_features,
+    nan_unless,
+    sum_features,
+    time_dtype,
+    whole_numbers,
+)
 from diffjax._typing import Denoiser, Sample, Scalar, Time
 from diffjax.likelihood._flow import flow_ends
 from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers import (
-    DDIM,
-    AbstractStepper,
-    Solution,
-    count_evaluations,
-    integrate,
-    probability_flow,
-    velocity,
-)
+from diffjax.samplers import AbstractStepper, Solution, Step, count_evaluations, step_weights, velocity
+from diffjax.samplers._ddim import DDIM
+from diffjax.samplers._diffrax import integrate, probability_flow
 
 
 class Encoding(NamedTuple):
-    """What `encode` returns."""
+    """What `flow_encode` returns."""
 
     latent: Float[Array, "b *d"]
     """The state at the interval's upper end; NaN where the solve failed."""
@@ -44,7 +50,8 @@ class Encoding(NamedTuple):
     """Whether the solve got there."""
 
 
-def encode(
+@whole_numbers
+def flow_encode(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
     x0: Sample,
@@ -55,7 +62,7 @@ def encode(
     max_steps: int = 4096,
     adjoint: diffrax.AbstractAdjoint | None = None,
 ) -> Encoding:
-    """The latent that the probability flow takes x0 to, at the upper end of `interval(process)`. A jitted entry point.
+    """The latent that the probability flow takes x0 to, at the upper end of `process.interval()`. A jitted entry point.
 
     Args:
       process: the forward process.
@@ -75,13 +82,15 @@ def encode(
 
     Source: Song et al. 2021 (score SDE), section 4.3 and appendix D.3.
     """
+    x0 = as_samples("x0", x0)
     low, high = (jnp.asarray(t, time_dtype(x0)) for t in flow_ends(process, t0, x0.dtype))
     solver, controller = _defaults(solver, controller)
     adjoint = diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
     return _encode(process, denoiser, x0, low, high, solver, controller, max_steps, adjoint)
 
 
-def decode(
+@whole_numbers
+def flow_decode(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
     latent: Sample,
@@ -92,11 +101,11 @@ def decode(
     max_steps: int = 4096,
     adjoint: diffrax.AbstractAdjoint | None = None,
 ) -> Solution:
-    """The data at t0 that the probability flow takes to this latent [b, *d]: the inverse of `encode`, by `integrate`.
+    """The data at t0 that the probability flow takes to this latent [b, *d]: the inverse of `flow_encode`.
 
     Args:
-      latent: [b, *d] at the upper end of `interval(process)`.
-      process, denoiser, t0, solver, controller, max_steps: as `encode`'s.
+      latent: [b, *d] at the upper end of `process.interval()`.
+      process, denoiser, t0, solver, controller, max_steps: as `flow_encode`'s.
       adjoint: as in `integrate`.
 
     Returns:
@@ -107,6 +116,7 @@ def decode(
 
     Source: Song et al. 2021 (score SDE), section 4.3.
     """
+    latent = as_samples("latent", latent)
     low, high = flow_ends(process, t0, latent.dtype)
     solver, controller = _defaults(solver, controller)
     ts = jnp.stack([jnp.asarray(t, time_dtype(latent)) for t in (high, low)])
@@ -135,7 +145,7 @@ def _encode(process, denoiser, x0, t0, t1, solver, controller, max_steps, adjoin
     calls.clear()
     per_step, once = count_evaluations(solver, term, calls, x0, t0, t1)
     ys: Any = solution.ys
-    return Encoding(jnp.where(ok, ys[-1], jnp.nan), jnp.asarray(solution.stats["num_steps"] * per_step + once), ok)
+    return Encoding(nan_unless(ok, ys[-1]), jnp.asarray(solution.stats["num_steps"] * per_step + once), ok)
 
 
 def invert(
@@ -144,49 +154,54 @@ def invert(
     """A sampler's latent for x0 on its grid: the stepper run up the grid, each step from s to t > s.
 
     With `DDIM()`, the default, this is DDIM inversion, x_t = r x_s + (alpha_t - r alpha_s) D(x_s, s), r =
-    sigma_t/sigma_s. `sample(key, process, denoiser, latent, ts, stepper, denoise=False)` brings it back, to the
+    sigma_t/sigma_s. `sample(key, process, denoiser, latent, ts, stepper, final_denoise=False)` brings it back, to the
     stepper's order in the grid. A jitted entry point.
 
     Args:
       process: the forward process.
       denoiser: `(xt, t) -> x0_hat`.
       x0: data [b, *d], taken to lie at ts[-1].
-      ts: the sampler's descending grid [n + 1], inside `interval(process)`.
+      ts: the sampler's descending grid [n + 1], inside `process.interval()`.
       stepper: a deterministic one; default `DDIM()`.
 
     Returns:
       The latent [b, *d] at ts[0].
 
     Raises:
-      ValueError: the stepper is stochastic, ts does not descend, or sigma is 0 at its end.
+      ValueError: the stepper is stochastic or `Jump`, ts does not descend, or sigma is 0 at its end.
 
     Source: Song et al. 2021 (DDIM), section 4.3; Dhariwal & Nichol 2021, appendix F.
     """
+    x0 = as_samples("x0", x0)
     stepper = DDIM() if stepper is None else stepper
     if stepper.stochastic:
         raise ValueError(f"stepper: only a deterministic one can be run up the grid, got {stepper}")
+    if stepper.order < 1:
+        raise ValueError(
+            f"stepper: {type(stepper).__name__} steps a flow map, which goes down the grid alone: take DDIM(), "
+            'which follows a map of all pairs (knows="any") as a denoiser'
+        )
     dtype = time_dtype(x0)
     if is_concrete(ts):
         ts = np.asarray(ts).astype(dtype).astype(np.float64)
         check_times(ts, "descend")
     check(process.sigma(ts[-1]) > 0, f"ts: must end where sigma is positive, got sigma = 0 at t = {ts[-1]}")
     up = ts[::-1]
-    with at_once(stepper, process, up):
-        weights = stepper.prepare(process, up)
+    weights = step_weights(stepper, process, up)
+    stepper.check_denoiser(denoiser, process, up, weights)
     up, weights = jax.tree.map(lambda w: jnp.asarray(w, dtype), (up, weights))
     finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(w)) for w in jax.tree.leaves(weights)]))
     check(finite, f"stepper: its weights up this grid are not finite, got {type(stepper).__name__}")
-    return _climb(process, denoiser, x0, up, weights, stepper)
+    return _climb(denoiser, x0, up, weights, stepper)
 
 
 @eqx.filter_jit
-def _climb(process, denoiser, x0, up, weights, stepper):
+def _climb(denoiser, x0, up, weights, stepper):
     def body(carry, inputs):
-        x, state = stepper.step(None, process, denoiser, carry[0], *inputs, carry[1])
+        x, state = stepper.step(denoiser, carry[0], Step(*inputs), carry[1])
         return (x.astype(x0.dtype), state), None
 
-    start = (x0, stepper.init(process, x0, up[0]))
-    return jax.lax.scan(body, start, (up[:-1], up[1:], weights))[0][0]
+    return jax.lax.scan(body, (x0, stepper.init(x0)), (up[:-1], up[1:], weights))[0][0]
 
 
 def slerp(a: Sample, b: Sample, weight: Time) -> Sample:
@@ -208,8 +223,9 @@ def slerp(a: Sample, b: Sample, weight: Time) -> Sample:
 
     Source: Shoemake 1985, section 3.3; the angle by Kahan's formula, which keeps its digits for small ones.
     """
-    if a.shape != b.shape:
-        raise ValueError(f"b: the shape of a = {a.shape} is needed, got {b.shape}")
+    a = as_samples("a", a)
+    b = as_samples("b", b, a.shape)
+    check_one_a_sample(weight, a, "weight")
     w = jnp.asarray(weight, a.dtype)
     tiny = jnp.finfo(a.dtype).tiny
     u, v = (x / expand(jnp.sqrt(jnp.maximum(sum_features(x**2), tiny)), x) for x in (a, b))

@@ -1,18 +1,17 @@
-"""Scalars to minimise, each `(params, key, x0, cond, ...) -> (loss, aux)`."""
+"""Scalars to minimise, each `(diffusion, params, key, x0, cond, ...) -> (loss, aux)`."""
 
 from diffjax.losses._coupling import Assignment as Assignment, OptimalTransport as OptimalTransport
 from diffjax.losses._ddpm import (
     BinDecoder as BinDecoder,
-    ddpm_bound as ddpm_bound,
     density_decoder as density_decoder,
     large_variance as large_variance,
     learned_variance as learned_variance,
     learned_variance_loss as learned_variance_loss,
+    negative_ddpm_elbo as negative_ddpm_elbo,
     prediction_only as prediction_only,
     small_variance as small_variance,
 )
 from diffjax.losses._denoising import (
-    denoising_loss as denoising_loss,
     drop_condition as drop_condition,
     mean_square as mean_square,
     per_sample_loss as per_sample_loss,
@@ -21,12 +20,12 @@ from diffjax.losses._elbo import (
     LevelDecoder as LevelDecoder,
     bound_parts as bound_parts,
     check_levels as check_levels,
-    continuous_elbo as continuous_elbo,
-    discrete_elbo as discrete_elbo,
     draw_steps as draw_steps,
     gaussian_decoder as gaussian_decoder,
+    negative_continuous_elbo as negative_continuous_elbo,
+    negative_discrete_elbo as negative_discrete_elbo,
     prior_divergence as prior_divergence,
-    step_weights as step_weights,
+    snr_differences as snr_differences,
 )
 from diffjax.losses._huber import PseudoHuber as PseudoHuber
 from diffjax.losses._hybrid import hybrid_loss as hybrid_loss

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from diffjax._arrays import as_scalar, check
+from diffjax._arrays import as_accumulators, as_samples, as_scalar, check, check_key
 from diffjax._typing import Cond, Key, Sample, Scalar
 
 
@@ -35,6 +35,8 @@ class Assignment(eqx.Module):
 
     def __call__(self, key: Key, x0: Sample, eps: Sample, cond: Cond = None) -> Sample:
         """eps [b, *d] in the order that goes with x0 [b, *d]; the key is not used."""
+        x0 = as_samples("x0", x0)
+        eps = as_samples("eps", eps, x0.shape)
         cost, same = _costs(x0, eps, cond)
         # A pair of different conditions costs more than any other, so exchanging k of them for k others always pays.
         cost = jnp.where(same, cost, 2 * jnp.max(cost) - jnp.min(cost) + 1)
@@ -66,6 +68,9 @@ class OptimalTransport(eqx.Module):
         Raises:
           ImportError: ott-jax is not installed.
         """
+        check_key(key)
+        x0 = as_samples("x0", x0)
+        eps = as_samples("eps", eps, x0.shape)
         cost, same = _costs(x0, eps, cond)
         log_plan = jnp.where(same, _log_plan(cost, same, self.epsilon), -jnp.inf)
         return eps[jax.random.categorical(key, log_plan, axis=-1)]
@@ -88,7 +93,7 @@ def _log_plan(cost, same, epsilon):
 
 def _costs(x0: Sample, eps: Sample, cond: Cond) -> tuple[Float[Array, "b b"], Bool[Array, "b b"]]:
     """The cost less what depends on i or on j alone, -2 <x0_i - mean, eps_j>/d, and whether they may pair."""
-    x, e = (jax.lax.stop_gradient(a).reshape(a.shape[0], -1) for a in (x0, eps))
+    x, e = (as_accumulators(jax.lax.stop_gradient(a).reshape(a.shape[0], -1)) for a in (x0, eps))
     cost = -2 * (x - jnp.mean(x, axis=0)) @ e.T / x.shape[1]
     same = jnp.ones(cost.shape, bool)
     for leaf in jax.tree.leaves(cond):

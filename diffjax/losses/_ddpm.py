@@ -12,6 +12,7 @@
 Source: Ho et al. 2020, eqs. 5-7 and 13; Nichol & Dhariwal 2021, eqs. 15-16.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,7 +24,10 @@ from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float
 
 from diffjax._arrays import (
+    answered,
+    as_samples,
     check,
+    check_key,
     check_times,
     default_index,
     expand,
@@ -32,12 +36,14 @@ from diffjax._arrays import (
     sample_keys,
     sum_features,
     time_dtype,
+    whole_numbers,
 )
 from diffjax._typing import Cond, Index, Key, Network, Params, Sample
 from diffjax.losses._denoising import mean_square
 from diffjax.losses._elbo import check_levels, draw_steps, prior_divergence, summarise
-from diffjax.parameterisation import AbstractParameterisation, apply_network, recover, target
-from diffjax.process import AbstractGaussianProcess, conditional, perturb, posterior_mean_std
+from diffjax.parameterisation import apply_network, recover, target
+from diffjax.parameterisation._diffusion import Diffusion, check_diffusion
+from diffjax.process._gaussian import perturb, posterior_mean_std
 
 
 def large_variance(log_large: Any, log_small: Any, answer: Any) -> Any:
@@ -64,6 +70,7 @@ def learned_variance(log_large: Any, log_small: Any, answer: Any) -> Any:
     return share * expand(log_large, answer) + (1 - share) * expand(log_small, answer)
 
 
+@whole_numbers
 class BinDecoder(eqx.Module):
     """-log of a Gaussian's mass on a level's bin, for data quantised evenly on [-1, 1]; the outermost bins are open.
 
@@ -87,6 +94,8 @@ class BinDecoder(eqx.Module):
         Raises:
           ValueError: as `LevelDecoder`, for levels from -1 to 1.
         """
+        x0 = as_samples("x0", x0)
+        mean = as_samples("mean", mean, x0.shape)
         check_levels(x0, self.levels, -1.0, 1.0)
         half, inverse = 1 / (self.levels - 1), jnp.exp(-0.5 * log_variance)
         up, down = (x0 - mean + half) * inverse, (x0 - mean - half) * inverse
@@ -99,19 +108,20 @@ class BinDecoder(eqx.Module):
 
 def density_decoder(x0: Sample, mean: Sample, log_variance: Any) -> Float[Array, " b"]:
     """-log N(x0; mean, variance) in nats, [b], for continuous data: x0, mean [b, *d]."""
+    x0 = as_samples("x0", x0)
+    mean = as_samples("mean", mean, x0.shape)
     z2 = (x0 - mean) ** 2 * jnp.exp(-log_variance)
     return sum_features(0.5 * (z2 + log_variance + jnp.log(2 * jnp.pi)))
 
 
-def ddpm_bound(
+@whole_numbers
+def negative_ddpm_elbo(
+    diffusion: Diffusion,
     params: Params,
     key: Key,
     x0: Sample,
     cond: Cond = None,
     *,
-    network: Network,
-    process: AbstractGaussianProcess,
-    parameterisation: AbstractParameterisation,
     ts: Any,
     variance: Callable[..., Any] = learned_variance,
     reconstruction: Callable[..., Any] = density_decoder,
@@ -121,7 +131,7 @@ def ddpm_bound(
     """The negative variational bound of the ancestral chain on ts, estimated with one step and one noise a sample.
 
     Args:
-      params, key, x0, cond, network, process, parameterisation, index, total: as `continuous_elbo`'s, x0 [b, *d].
+      diffusion, params, key, x0, cond, index, total: as `negative_continuous_elbo`'s, x0 [b, *d].
         With `learned_variance` the network answers twice the channels of x0, its own prediction first.
       ts: a descending grid of times [K + 1] whose last is 0, where no noise is left; for a `DiscreteChain` the k/K.
       variance: of a reverse step: `large_variance`, `small_variance` or `learned_variance`.
@@ -129,8 +139,8 @@ def ddpm_bound(
         `BinDecoder(256)` for 8-bit images.
 
     Returns:
-      As `continuous_elbo`: a scalar in nats a sample, and its parts `prior`, `diffusion` (the drawn step's term times
-      K, the last step's included), `per_sample`, `t`, each [b], and `standard_error`.
+      As `negative_continuous_elbo`: a scalar in nats a sample, and its parts `prior`, `diffusion` (the drawn step's
+      term times K, the last step's included), `per_sample`, `t`, each [b], and `standard_error`.
 
     Raises:
       ValueError: ts does not descend, has fewer than two steps, does not end where sigma is 0, or the network has no
@@ -138,23 +148,24 @@ def ddpm_bound(
 
     Source: Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, eq. 4.
     """
-    drawn = _draw(key, x0, process, ts, index, total)
-    choices = {"network": network, "process": process, "parameterisation": parameterisation}
-    _, y_hat, answer = _ask(params, x0, cond, drawn, **choices)
-    term = _term(x0, drawn, y_hat, answer, variance, reconstruction, process, parameterisation)
-    parts = {"prior": prior_divergence(process, x0, drawn.start), "diffusion": drawn.steps * term}
+    check_diffusion(diffusion)
+    check_key(key)
+    x0 = as_samples("x0", x0)
+    drawn = _draw(key, x0, diffusion.process, ts, index, total)
+    _, y_hat, answer = _ask(diffusion, params, x0, cond, drawn)
+    term = _term(diffusion, x0, drawn, y_hat, answer, variance, reconstruction)
+    parts = {"prior": prior_divergence(diffusion.process, x0, drawn.start), "diffusion": drawn.steps * term}
     return summarise(parts, drawn.t)
 
 
+@whole_numbers
 def learned_variance_loss(
+    diffusion: Diffusion,
     params: Params,
     key: Key,
     x0: Sample,
     cond: Cond = None,
     *,
-    network: Network,
-    process: AbstractGaussianProcess,
-    parameterisation: AbstractParameterisation,
     ts: Any,
     share: float = 1e-3,
     reconstruction: Callable[..., Any] = density_decoder,
@@ -163,32 +174,41 @@ def learned_variance_loss(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The simple loss for the prediction plus a share of the bound, in nats, for the variance alone; a scalar.
 
-    The bound's gradient does not reach the prediction, only the variance. Arguments and aux as `ddpm_bound`'s, x0
-    [b, *d]; the simple loss is the mean square of the network's own answer.
+    The bound's gradient does not reach the prediction, only the variance. Arguments and aux as
+    `negative_ddpm_elbo`'s, x0 [b, *d]; the simple loss is the mean square of the network's own answer.
 
     Args:
       share: of the bound, per feature, in the sum.
 
     Source: Nichol & Dhariwal 2021, eq. 16; the bound is in nats per feature, of all K steps together.
     """
-    drawn = _draw(key, x0, process, ts, index, total)
-    choices = {"network": network, "process": process, "parameterisation": parameterisation}
-    y, y_hat, answer = _ask(params, x0, cond, drawn, **choices)
+    check_diffusion(diffusion)
+    check_key(key)
+    x0 = as_samples("x0", x0)
+    drawn = _draw(key, x0, diffusion.process, ts, index, total)
+    y, y_hat, answer = _ask(diffusion, params, x0, cond, drawn)
     simple = mean_square(y_hat - y)
     still = jax.lax.stop_gradient(y_hat)
-    term = _term(x0, drawn, still, answer, learned_variance, reconstruction, process, parameterisation)
+    term = _term(diffusion, x0, drawn, still, answer, learned_variance, reconstruction)
     bound = drawn.steps * term / (x0.size // x0.shape[0])
     per_sample = simple + share * bound
     return jnp.mean(per_sample), {"t": drawn.t, "per_sample": per_sample, "simple": simple, "bound": bound}
 
 
 def prediction_only(network: Network) -> Network:
-    """A network with a learned variance as one without: its apply gives the first half of the channels, [b, *d]."""
+    """A network with a learned variance as one without: its apply gives the first half of the channels, [b, *d].
 
-    def apply(params: Any, x: Any, c_noise: Any, cond: Any = None, *, key: Any = None) -> Any:
-        return network.apply(params, x, c_noise, cond, key=key)[..., : x.shape[-1]]
+    Of equal networks it is equal.
+    """
+    return Network(network.init, _Prediction(network))
 
-    return Network(network.init, apply)
+
+@dataclasses.dataclass(frozen=True)
+class _Prediction:
+    network: Network
+
+    def __call__(self, params: Any, x: Any, c_noise: Any, cond: Any = None, *, key: Any = None) -> Any:
+        return self.network.apply(params, x, c_noise, cond, key=key)[..., : x.shape[-1]]
 
 
 def _draw(key, x0, process, ts, index, total):
@@ -226,27 +246,31 @@ class _Drawn(NamedTuple):
     key: Any
 
 
-def _ask(params, x0, cond, drawn, *, network, process, parameterisation):
+def _ask(diffusion, params, x0, cond, drawn):
     """The right answer y, the network's, and what it says of the variance (None where it says nothing)."""
     t = drawn.t
-    xt = perturb(process, x0, drawn.eps, t)
-    answer = apply_network(network, params, process, parameterisation, xt, t, cond, key=drawn.key)
+    xt = perturb(diffusion.process, x0, drawn.eps, t)
+    answer = apply_network(diffusion, params, xt, t, cond, key=drawn.key)
     channels = x0.shape[-1]
-    rest = answer[..., channels:] if answer.shape[-1] == 2 * channels else None
-    return target(parameterisation, process, x0, drawn.eps, t), answer[..., :channels], rest
+    wide = answer.shape[-1:] == (2 * channels,)
+    answered("network", answer, (*x0.shape[:-1], 2 * channels) if wide else x0.shape)
+    rest = answer[..., channels:] if wide else None
+    y = target(diffusion.parameterisation, diffusion.process, x0, drawn.eps, t)
+    return y, answer[..., :channels], rest
 
 
-def _term(x0, drawn, y_hat, answer, variance, reconstruction, process, parameterisation):
+def _term(diffusion, x0, drawn, y_hat, answer, variance, reconstruction):
     """The drawn step's divergence, or the last step's reconstruction, in nats [b]."""
-    t, s = drawn.inner_t, drawn.inner_s
+    process, t, s = diffusion.process, drawn.inner_t, drawn.inner_s
     xt = perturb(process, x0, drawn.eps, drawn.t)
-    x0_hat, _ = recover(parameterisation, process, y_hat, xt, drawn.t)
+    x0_hat, _ = recover(diffusion.parameterisation, process, y_hat, xt, drawn.t)
     (mean, std), (mean_hat, _) = (posterior_mean_std(process, x, xt, s, t) for x in (x0, x0_hat))
-    spread = jnp.where(drawn.last, process.sigma(drawn.t), conditional(process, t, s)[1])  # of the last, from sigma = 0
+    spread = jnp.where(drawn.last, process.sigma(drawn.t), process.conditional(t, s)[1])  # of the last, from sigma = 0
     log_large = 2 * jnp.log(spread)
     log_small = 2 * jnp.log(std)
     log_variance = expand(variance(log_large, log_small, answer), x0)
     gap = expand(log_small, x0) - log_variance
     # expm1(gap) - gap is v_small/v - 1 - log(v_small/v), whose digits survive where the two are close.
     step = 0.5 * sum_features(jnp.expm1(gap) - gap + (mean - mean_hat) ** 2 * jnp.exp(-log_variance))
-    return jnp.where(drawn.last, reconstruction(x0, x0_hat, log_variance), step)
+    end = answered("reconstruction", reconstruction(x0, x0_hat, log_variance), x0.shape[:1])
+    return jnp.where(drawn.last, end, step)

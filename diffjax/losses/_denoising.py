@@ -1,6 +1,6 @@
 """The denoising loss: one driver for every process, prediction type, weighting, penalty, coupling and time density.
 
-key --split--+-----------> time_sampler --> t ----+--------------+---------------+
+key --split--+-----------> times ---------> t ----+--------------+---------------+
              +--> eps ~ N(0, I) --> coupling -+   |              |               |
 x0 -------------------------------+-----------+   v              |               v
                                   |     +--> perturb(process) > xt       weighting(t)
@@ -20,28 +20,41 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import default_index, expand, mean_features, normal_like, sample_keys, time_dtype
-from diffjax._typing import Cond, Index, Key, Network, Params, Sample, Time
+from diffjax._arrays import (
+    answered,
+    as_samples,
+    check_key,
+    check_time,
+    default_index,
+    expand,
+    mean_features,
+    normal_like,
+    sample_keys,
+    time_dtype,
+    whole_numbers,
+)
+from diffjax._typing import Cond, Index, Key, Params, Sample, Time
 from diffjax.losses._weighting import native
-from diffjax.parameterisation import AbstractParameterisation, apply_network, eps_error_scale, target
-from diffjax.process import AbstractGaussianProcess, perturb
+from diffjax.parameterisation import apply_network, eps_error_scale, target
+from diffjax.parameterisation._diffusion import Diffusion, check_diffusion
+from diffjax.process._gaussian import perturb
 
 
 def mean_square(error: Sample) -> Float[Array, " b"]:
     """The mean over features of error^2, [b, *d] -> [b]: the penalty of every quadratic loss."""
+    error = as_samples("error", error)
     return mean_features(error**2)
 
 
+@whole_numbers
 def denoising_loss(
+    diffusion: Diffusion,
     params: Params,
     key: Key,
     x0: Sample,
     cond: Cond = None,
     *,
-    network: Network,
-    process: AbstractGaussianProcess,
-    parameterisation: AbstractParameterisation,
-    time_sampler: Callable[..., Any],
+    times: Callable[..., Any],
     weighting: Callable[..., Time],
     penalty: Callable[..., Any] = mean_square,
     coupling: Callable[..., Any] | None = None,
@@ -51,14 +64,12 @@ def denoising_loss(
     """E[ w(t) mean_features (eps - eps_hat)^2 ], estimated on a batch, for whatever the network predicts.
 
     Args:
+      diffusion: network, process and parameterisation; the network is called with a key, so dropout is on.
       params: the network's parameters.
       key: for times, noise and dropout; the noise of sample i uses `fold_in(eps_key, index_i)`.
       x0: data [b, *d].
       cond: conditions, a pytree of [b, ...], or None.
-      network: see `Network`; called with a key, so dropout is on.
-      process: the forward process.
-      parameterisation: what the network predicts.
-      time_sampler: `(key, n, *, index, total) -> (t [n], correction [n])`, such as `UniformTimes(process)`.
+      times: `(key, n, *, index, total) -> (t [n], correction [n])`, such as `UniformTimes(process)`.
       weighting: `(process, parameterisation, t) -> w`, on the eps-loss, such as `constant` or `native`.
       penalty: `(y_hat - y) [b, *d] -> [b]`, such as `PseudoHuber(c)`.
       coupling: `(key, x0, eps, cond) -> eps`, which pairs the batch's noise with its data anew, such as
@@ -72,40 +83,49 @@ def denoising_loss(
 
     Source: Vincent 2011; Ho et al. 2020, eq. 14; the weights, Kingma & Gao 2023.
     """
-    t_key, eps_key, network_key = jax.random.split(key, 3)
+    check_diffusion(diffusion)
+    check_key(key)
+    x0 = as_samples("x0", x0)
     n = x0.shape[0]
-    index = default_index(n, index)
-    t, correction = time_sampler(t_key, n, index=index, total=n if total is None else total)
+    t_key, eps, network_key, index = draw_noise(key, x0, index)
+    drawn = times(t_key, n, index=index, total=n if total is None else total)
+    t, correction = (answered("times", part, (n,)) for part in drawn)
     t, correction = t.astype(time_dtype(x0)), correction.astype(time_dtype(x0))
-    eps = normal_like(sample_keys(eps_key, index), x0)
     if coupling is not None:
-        eps = coupling(jax.random.fold_in(key, 3), x0, eps, cond)
+        eps = answered("coupling", coupling(jax.random.fold_in(key, 3), x0, eps, cond), x0.shape)
     per_sample = correction * per_sample_loss(
+        diffusion,
         params,
         x0,
         eps,
         t,
         cond,
-        network=network,
-        process=process,
-        parameterisation=parameterisation,
         weighting=weighting,
         penalty=penalty,
-        key=jax.random.fold_in(network_key, index[0]),  # where the batch is split, dropout differs by device
+        key=network_key,
     )
     return jnp.mean(per_sample), {"t": t, "per_sample": per_sample}
 
 
+def draw_noise(key: Key, x0: Sample, index: Index | None) -> tuple[Key, Sample, Key, Index]:
+    """(key of the times, eps [b, *d], key of the network, index [b]): what a loss on noisy samples draws from its key.
+
+    The noise of sample i is of its global index; where the batch is split, dropout differs by device.
+    """
+    times_key, eps_key, network_key = jax.random.split(key, 3)
+    index = default_index(x0.shape[0], index)
+    eps = normal_like(sample_keys(eps_key, index), x0)
+    return times_key, eps, jax.random.fold_in(network_key, index[0]), index
+
+
 def per_sample_loss(
+    diffusion: Diffusion,
     params: Params,
     x0: Sample,
     eps: Sample,
     t: Time,
     cond: Cond = None,
     *,
-    network: Network,
-    process: AbstractGaussianProcess,
-    parameterisation: AbstractParameterisation,
     weighting: Callable[..., Time],
     penalty: Callable[..., Any] = mean_square,
     key: Any = None,
@@ -115,24 +135,37 @@ def per_sample_loss(
     w_y is the weighting carried from the eps-loss to the answer's own; see `denoising_loss` for the arguments. `key`
     is the network's, None to evaluate.
     """
-    xt = perturb(process, x0, eps, t)
+    check_diffusion(diffusion)
+    x0 = as_samples("x0", x0)
+    eps = as_samples("eps", eps, x0.shape)
+    check_time(t, x0)
+    process, parameterisation = diffusion.process, diffusion.parameterisation
+    t = _where_the_loss_is_finite(weighting, process, parameterisation, t)
     y = target(parameterisation, process, x0, eps, t)
-    y_hat = apply_network(network, params, process, parameterisation, xt, t, cond, key=key)
-    return _weight_on_answer(weighting, process, parameterisation, t) * penalty(y_hat - y)
+    y_hat = apply_network(diffusion, params, perturb(process, x0, eps, t), t, cond, key=key)
+    each = answered("penalty", penalty(answered("network", y_hat, y.shape) - y), x0.shape[:1])
+    return _weight_on_answer(weighting, process, parameterisation, t) * each
+
+
+def _where_the_loss_is_finite(weighting, process, parameterisation, t):
+    """t, or the nearest time inside (0, 1) where the weight or the target at t is not a finite number.
+
+    At t = 0 or 1 itself the target may be infinite (the score at sigma = 0), or one factor of the weight infinite and
+    the other 0 (`on_v` and v-prediction: 1 everywhere). Where their product has a limit, it is that of the time inside
+    to rounding; where it grows without bound, loss and gradient are large but finite.
+    """
+    a, b = parameterisation.coefficients(process, t)
+    parts = (_weight_on_answer(weighting, process, parameterisation, t), a**2, b**2)
+    finite = jnp.all(jnp.stack([jnp.broadcast_to(jnp.isfinite(part), jnp.shape(t)) for part in parts]), axis=0)
+    step = jnp.finfo(jnp.result_type(t)).epsneg
+    return jnp.where(finite, t, jnp.clip(t, step, 1 - step))
 
 
 def _weight_on_answer(weighting, process, parameterisation, t):
-    """w ||eps - eps_hat||^2 as a weight on ||y - y_hat||^2; `native` is 1 by definition, not by cancellation.
-
-    At t = 0 or 1 itself one factor may be infinite where the other is 0, with a finite product (`on_v` and
-    v-prediction: 1 everywhere). There the weight is that of the nearest time inside (0, 1), its limit to rounding.
-    """
+    """w ||eps - eps_hat||^2 as a weight on ||y - y_hat||^2; `native` is 1 by definition, not by cancellation."""
     if weighting is native:
         return jnp.ones_like(t)
-    weight = lambda t: weighting(process, parameterisation, t) * eps_error_scale(parameterisation, process, t)
-    step = jnp.finfo(jnp.result_type(t)).epsneg
-    undefined = jnp.isnan(jax.lax.stop_gradient(weight(t)))
-    return weight(jnp.where(undefined, jnp.clip(t, step, 1 - step), t))
+    return weighting(process, parameterisation, t) * eps_error_scale(parameterisation, process, t)
 
 
 def drop_condition(key: Key, cond: Cond, null: Cond, probability: Any, *, index: Index | None = None) -> Cond:
@@ -147,6 +180,7 @@ def drop_condition(key: Key, cond: Cond, null: Cond, probability: Any, *, index:
 
     Source: Ho & Salimans 2022 (Classifier-free diffusion guidance), algorithm 1.
     """
+    check_key(key)
     n = jax.tree.leaves(cond)[0].shape[0]
     keys = sample_keys(key, default_index(n, index))
     dropped = jax.vmap(jax.random.uniform)(keys) < probability

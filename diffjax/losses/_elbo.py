@@ -24,7 +24,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffjax._arrays import (
+    answered,
+    as_samples,
     check,
+    check_key,
     check_times,
     default_index,
     is_concrete,
@@ -32,22 +35,14 @@ from diffjax._arrays import (
     sample_keys,
     sum_features,
     time_dtype,
+    whole_numbers,
 )
-from diffjax._typing import Cond, Index, Key, Network, Params, Sample, Scalar, Time
+from diffjax._typing import Cond, Index, Key, Params, Sample, Scalar, Time
 from diffjax.losses._denoising import per_sample_loss
 from diffjax.losses._weighting import constant
-from diffjax.parameterisation import AbstractParameterisation
-from diffjax.process import (
-    AbstractGaussianProcess,
-    AbstractTimes,
-    ImportanceTimes,
-    LowDiscrepancyTimes,
-    StratifiedTimes,
-    UniformTimes,
-    interval,
-    logsnr,
-    logsnr_rate,
-)
+from diffjax.parameterisation._diffusion import Diffusion, check_diffusion
+from diffjax.process import AbstractGaussianProcess, AbstractTimes, ImportanceTimes, LowDiscrepancyTimes, logsnr_rate
+from diffjax.process._times import StratifiedTimes, UniformTimes
 
 _UNIFORM = (UniformTimes, StratifiedTimes, LowDiscrepancyTimes, ImportanceTimes)
 
@@ -60,9 +55,12 @@ def gaussian_decoder(x0: Sample, eps: Sample, std: Scalar) -> Float[Array, " b"]
       eps: noise [b, *d].
       std: sigma/alpha at t_min, a scalar.
     """
+    x0 = as_samples("x0", x0)
+    eps = as_samples("eps", eps, x0.shape)
     return sum_features(0.5 * (eps**2 + jnp.log(2 * jnp.pi)) + jnp.log(std))
 
 
+@whole_numbers
 class LevelDecoder(eqx.Module):
     """p(x0 | z) proportional to N(z; x0, std^2) over the levels that a feature can have: for data that is quantised.
 
@@ -92,6 +90,8 @@ class LevelDecoder(eqx.Module):
           ValueError: a value of x0 is not one of the levels (where its values are known, that is, outside jit; inside,
             the result would be no bound, and may be negative).
         """
+        x0 = as_samples("x0", x0)
+        eps = as_samples("eps", eps, x0.shape)
         check_levels(x0, self.levels, self.low, self.high)
         values = jnp.asarray(np.linspace(self.low, self.high, self.levels), x0.dtype)
         distance = (x0[..., None] - values) / std + eps[..., None]  # (z - value)/std, whose digits z itself would lose
@@ -100,6 +100,7 @@ class LevelDecoder(eqx.Module):
 
 def check_levels(x0: Sample, levels: int, low: float, high: float) -> None:
     """Raises `ValueError` where a concrete x0 [b, *d] is not on `levels` values spread evenly from low to high."""
+    x0 = as_samples("x0", x0)
     if is_concrete(x0):
         place = (np.asarray(x0, np.float64).ravel() - low) * (levels - 1) / (high - low)
         off = np.abs(place - np.clip(np.round(place), 0, levels - 1))
@@ -107,31 +108,28 @@ def check_levels(x0: Sample, levels: int, low: float, high: float) -> None:
         check(off < 0.05, f"x0: must lie on {levels} levels spread evenly from {low:g} to {high:g}, got {worst}")
 
 
-def continuous_elbo(
+@whole_numbers
+def negative_continuous_elbo(
+    diffusion: Diffusion,
     params: Params,
     key: Key,
     x0: Sample,
     cond: Cond = None,
     *,
-    network: Network,
-    process: AbstractGaussianProcess,
-    parameterisation: AbstractParameterisation,
-    time_sampler: Callable[..., Any],
+    times: Callable[..., Any],
     reconstruction: Callable[..., Any] = gaussian_decoder,
     index: Index | None = None,
     total: int | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The negative continuous-time ELBO on `interval(process)`, estimated with one time and one noise a sample.
+    """The negative continuous-time ELBO on `process.interval()`, estimated with one time and one noise a sample.
 
     Args:
+      diffusion: network, process and parameterisation; the network is called with a key, so dropout is on.
       params: the network's parameters.
       key: for times, noise and dropout; what sample i draws depends on (key, index_i) alone.
       x0: data [b, *d].
       cond: conditions, a pytree of [b, ...], or None.
-      network: see `Network`; called with a key, so dropout is on.
-      process: the forward process; a learned one trains through this.
-      parameterisation: what the network predicts.
-      time_sampler: one whose objective is uniform in time: `UniformTimes`, `StratifiedTimes`, `LowDiscrepancyTimes`,
+      times: one whose objective is uniform in time: `UniformTimes`, `StratifiedTimes`, `LowDiscrepancyTimes`,
         `ImportanceTimes`.
       reconstruction: the decoder at t_min, `(x0, eps, sigma/alpha) -> nats [b]`: `gaussian_decoder` for continuous
         data, `LevelDecoder(256)` for 8-bit images. Of the latter, the sum is a bound in nats on a probability.
@@ -147,29 +145,31 @@ def continuous_elbo(
 
     Source: Kingma et al. 2021 (Variational Diffusion Models), eqs. 11 and 17.
     """
-    if isinstance(time_sampler, AbstractTimes) and not isinstance(time_sampler, _UNIFORM):
+    check_diffusion(diffusion)
+    check_key(key)
+    x0 = as_samples("x0", x0)
+    if isinstance(times, AbstractTimes) and not isinstance(times, _UNIFORM):
         raise ValueError(
-            f"time_sampler: the bound is a mean over uniform times, got {type(time_sampler).__name__}: take "
+            f"times: the bound is a mean over uniform times, got {type(times).__name__}: take "
             "StratifiedTimes, or ImportanceTimes of it"
         )
     (t_key, *keys), index, total = jax.random.split(key, 4), default_index(x0.shape[0], index), total or x0.shape[0]
-    t, correction = time_sampler(t_key, x0.shape[0], index=index, total=total)
+    drawn = times(t_key, x0.shape[0], index=index, total=total)
+    t, correction = (answered("times", part, x0.shape[:1]) for part in drawn)
     t, correction = t.astype(time_dtype(x0)), correction.astype(time_dtype(x0))
-    t_min, t_max = interval(process)
-    weight = -(t_max - t_min) * correction * logsnr_rate(process, t)
-    choices = {"network": network, "process": process, "parameterisation": parameterisation}
-    return _bound(params, keys, x0, cond, t, weight, (t_min, t_max), reconstruction, index, **choices)
+    t_min, t_max = diffusion.process.interval()
+    weight = -(t_max - t_min) * correction * logsnr_rate(diffusion.process, t)
+    return _bound(diffusion, params, keys, x0, cond, t, weight, (t_min, t_max), reconstruction, index)
 
 
-def discrete_elbo(
+@whole_numbers
+def negative_discrete_elbo(
+    diffusion: Diffusion,
     params: Params,
     key: Key,
     x0: Sample,
     cond: Cond = None,
     *,
-    network: Network,
-    process: AbstractGaussianProcess,
-    parameterisation: AbstractParameterisation,
     ts: Any,
     reconstruction: Callable[..., Any] = gaussian_decoder,
     index: Index | None = None,
@@ -181,58 +181,63 @@ def discrete_elbo(
     posterior's. Steps are drawn evenly over the global batch.
 
     Args:
-      ts: a descending grid of times [K + 1], t_max first, as for `sample`; inside `interval(process)`.
-      params, key, x0, cond, network, process, parameterisation, reconstruction, index, total: as `continuous_elbo`'s,
+      ts: a descending grid of times [K + 1], t_max first, as for `sample`; inside `process.interval()`.
+      diffusion, params, key, x0, cond, reconstruction, index, total: as `negative_continuous_elbo`'s,
         x0 [b, *d].
 
     Returns:
-      As `continuous_elbo`: a scalar in nats a sample, and its parts, each [b].
+      As `negative_continuous_elbo`: a scalar in nats a sample, and its parts, each [b].
 
     Raises:
       ValueError: ts does not descend, or ends where logsnr is infinite (sigma or alpha is 0).
 
     Source: Kingma et al. 2021 (Variational Diffusion Models), eqs. 11-14.
     """
+    check_diffusion(diffusion)
+    check_key(key)
+    x0 = as_samples("x0", x0)
     if is_concrete(ts):
         check_times(np.asarray(ts, np.float64), "descend")
     (k_key, *keys), index, total = jax.random.split(key, 4), default_index(x0.shape[0], index), total or x0.shape[0]
     ts = jnp.asarray(ts, time_dtype(x0))
     k = draw_steps(k_key, ts.shape[0] - 1, index, total)
-    weight = (ts.shape[0] - 1) * step_weights(process, ts)[k]
-    choices = {"network": network, "process": process, "parameterisation": parameterisation}
-    return _bound(params, keys, x0, cond, ts[k], weight, (ts[-1], ts[0]), reconstruction, index, **choices)
+    weight = (ts.shape[0] - 1) * snr_differences(diffusion.process, ts)[k]
+    return _bound(diffusion, params, keys, x0, cond, ts[k], weight, (ts[-1], ts[0]), reconstruction, index)
 
 
-def step_weights(process: AbstractGaussianProcess, ts: Any) -> Float[Array, " k"]:
+def snr_differences(process: AbstractGaussianProcess, ts: Any) -> Float[Array, " k"]:
     """expm1(lambda_s - lambda_t) of each step of a descending grid [K + 1], [K]: twice its weight on the eps-error.
 
     Raises:
       ValueError: logsnr is infinite at an end.
     """
-    levels = jnp.asarray(logsnr(process, ts))
+    levels = jnp.asarray(process.logsnr(ts))
     for end in (0, -1):
         check(jnp.isfinite(levels[end]), f"ts: logsnr must be finite on the grid, got {levels[end]} at t = {ts[end]}")
     return jnp.expm1(levels[1:] - levels[:-1])
 
 
+@whole_numbers
 def draw_steps(key: Key, steps: int, index: Index, total: int) -> Any:
     """A step 0 .. steps - 1 for each sample, [b] integers: uniform each, spread evenly over the global batch."""
+    check_key(key)
     u = (jax.random.uniform(key) + index / total) % 1.0
     return jnp.minimum(jnp.floor(u * steps).astype(index.dtype), steps - 1)
 
 
 def prior_divergence(process: AbstractGaussianProcess, x0: Sample, t: Time = 1.0) -> Float[Array, " b"]:
     """KL(q(xt | x0) || N(0, sigma(t)^2 I)) = exp(logsnr) ||x0||^2/2 in nats, [b], for x0 [b, *d] and a scalar t."""
+    x0 = as_samples("x0", x0)
     snr = jnp.asarray(process.alpha(t) / process.sigma(t)) ** 2
     return 0.5 * snr * sum_features(x0**2)
 
 
-def _bound(params, keys, x0, cond, t, weight, ends, reconstruction, index, **choices):
+def _bound(diffusion, params, keys, x0, cond, t, weight, ends, reconstruction, index):
     eps_key, decoder_key, network_key = keys
     eps, noise = (normal_like(sample_keys(k, index), x0) for k in (eps_key, decoder_key))
     key = jax.random.fold_in(network_key, index[0])  # where the batch is split, dropout differs by device
-    error = per_sample_loss(params, x0, eps, t, cond, weighting=constant, key=key, **choices)
-    return summarise(bound_parts(choices["process"], x0, error, noise, weight, ends, reconstruction), t)
+    error = per_sample_loss(diffusion, params, x0, eps, t, cond, weighting=constant, key=key)
+    return summarise(bound_parts(diffusion.process, x0, error, noise, weight, ends, reconstruction), t)
 
 
 def bound_parts(
@@ -255,10 +260,14 @@ def bound_parts(
       ends: t_min and t_max, scalars.
       reconstruction: `(x0, eps, sigma/alpha) -> nats [b]`.
     """
+    x0 = as_samples("x0", x0)
+    noise = as_samples("noise", noise, x0.shape)
+    error, weight = as_samples("error", error, x0.shape[:1]), as_samples("weight", weight, x0.shape[:1])
     t_min, t_max = (jnp.asarray(end, time_dtype(x0)) for end in ends)
+    ratio = process.sigma(t_min) / process.alpha(t_min)
     return {
         "prior": prior_divergence(process, x0, t_max),
-        "reconstruction": reconstruction(x0, noise, process.sigma(t_min) / process.alpha(t_min)),
+        "reconstruction": answered("reconstruction", reconstruction(x0, noise, ratio), x0.shape[:1]),
         "diffusion": 0.5 * (x0.size // x0.shape[0]) * weight * error,
     }
 

@@ -12,7 +12,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_scalar, check, mean_features
+from diffjax._arrays import as_samples, as_scalar, check, mean_features
 from diffjax._typing import Sample, Scalar
 
 
@@ -33,5 +33,6 @@ class PseudoHuber(eqx.Module):
 
     def __call__(self, error: Sample) -> Float[Array, " b"]:
         """error [b, *d] -> [b]."""
+        error = as_samples("error", error)
         m = mean_features(error**2)
         return m / (jnp.sqrt(m + self.c**2) + self.c)

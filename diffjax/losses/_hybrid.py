@@ -15,7 +15,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, default_index, mean_features, normal_like, sample_keys, time_dtype
+from diffjax._arrays import (
+    answered,
+    as_samples,
+    check,
+    check_key,
+    default_index,
+    mean_features,
+    normal_like,
+    sample_keys,
+    time_dtype,
+    whole_numbers,
+)
 from diffjax._typing import Cond, Index, Key, Network, Params, Sample, Scalar, Time
 from diffjax.parameterisation import apply_hybrid
 from diffjax.process import CriticallyDamped, linear_perturb
@@ -26,6 +37,7 @@ def unit_weight(process: CriticallyDamped, t: Time) -> Time:
     return jnp.ones_like(t)
 
 
+@whole_numbers
 def hybrid_loss(
     params: Params,
     key: Key,
@@ -34,7 +46,7 @@ def hybrid_loss(
     *,
     network: Network,
     process: CriticallyDamped,
-    time_sampler: Callable[..., Any],
+    times: Callable[..., Any],
     weighting: Callable[..., Time] = unit_weight,
     data_std: Scalar = 1.0,
     index: Index | None = None,
@@ -49,7 +61,7 @@ def hybrid_loss(
       cond: conditions, a pytree of [b, ...], or None.
       network: see `apply_hybrid` for what it is given; called with a key, so dropout is on.
       process: the forward process.
-      time_sampler: `(key, n, *, index, total) -> (t [n], correction [n])`, such as `UniformTimes(process)`.
+      times: `(key, n, *, index, total) -> (t [n], correction [n])`, such as `UniformTimes(process)`.
       weighting: `(process, t) -> w`, on the loss above. The likelihood's weight is g^2/(2 C_vv^2), g the noise of v.
       data_std: the data's standard deviation, per feature, a scalar: `apply_hybrid` says what for.
       index: global indices [b] of the samples (default 0 .. b - 1).
@@ -63,12 +75,15 @@ def hybrid_loss(
 
     Source: Dockhorn et al. 2022, section 3.2.
     """
+    check_key(key)
+    x0 = as_samples("x0", x0)
     check(data_std > 0, f"data_std: must be positive, got {data_std}")
     t_key, eps_key, network_key = jax.random.split(key, 3)
     n = x0.shape[0]
     index = default_index(n, index)
     network_key = jax.random.fold_in(network_key, index[0])  # where the batch is split, dropout differs by device
-    t, correction = time_sampler(t_key, n, index=index, total=n if total is None else total)
+    drawn = times(t_key, n, index=index, total=n if total is None else total)
+    t, correction = (answered("times", part, (n,)) for part in drawn)
     t, correction = t.astype(time_dtype(x0)), correction.astype(time_dtype(x0))
     start = jnp.stack([x0, jnp.zeros_like(x0)], axis=1)
     eps = normal_like(sample_keys(eps_key, index), start)

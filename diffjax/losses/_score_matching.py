@@ -21,7 +21,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, default_index, expand, sample_keys, sum_features
+from diffjax._arrays import (
+    answered,
+    as_samples,
+    check,
+    check_key,
+    default_index,
+    expand,
+    sample_keys,
+    sum_features,
+    whole_numbers,
+)
 from diffjax._typing import Index, Key, Params, Sample, Time
 
 Loss = tuple[Float[Array, ""], dict[str, Array]]
@@ -52,9 +62,12 @@ def explicit_score_matching(
 
     Source: Hyvärinen 2005, eq. 2.
     """
-    return _mean(_half_square(score_apply(params, x) - true_score(x)))
+    x = as_samples("x", x)
+    s = _score(score_apply, params, x)
+    return _mean(_half_square(s - answered("true_score", true_score(x), x.shape)))
 
 
+@whole_numbers
 def implicit_score_matching(
     params: Params, key: Key, x: Sample, *, score_apply: ScoreApply, block: int = 1, index: Index | None = None
 ) -> Loss:
@@ -77,9 +90,10 @@ def implicit_score_matching(
 
     Source: Hyvärinen 2005, theorem 1.
     """
+    x = as_samples("x", x)
     if block < 1:
         raise ValueError(f"block: at least 1 is needed, got {block}")
-    s, push = jax.linearize(lambda x: score_apply(params, x), x)
+    s, push = jax.linearize(lambda x: _score(score_apply, params, x), x)
 
     @jax.checkpoint
     def diagonal(k):
@@ -90,6 +104,7 @@ def implicit_score_matching(
     return _mean(_half_square(s) + trace)
 
 
+@whole_numbers
 def sliced_score_matching(
     params: Params,
     key: Key,
@@ -119,14 +134,17 @@ def sliced_score_matching(
 
     Source: Song et al. 2019 (Sliced score matching), eq. 7.
     """
+    check_key(key)
+    x = as_samples("x", x)
 
     def one(v):
-        s, push = jax.jvp(lambda x: score_apply(params, x), (x,), (v,))
+        s, push = jax.jvp(lambda x: _score(score_apply, params, x), (x,), (v,))
         return 0.5 * sum_features(v * s) ** 2 + sum_features(v * push)
 
     return _mean(_over_projections(one, key, x, projections, draw, index))
 
 
+@whole_numbers
 def sliced_score_matching_vr(
     params: Params,
     key: Key,
@@ -145,14 +163,17 @@ def sliced_score_matching_vr(
 
     Source: Song et al. 2019 (Sliced score matching), eq. 8.
     """
+    check_key(key)
+    x = as_samples("x", x)
 
     def one(v):
-        s, push = jax.jvp(lambda x: score_apply(params, x), (x,), (v,))
+        s, push = jax.jvp(lambda x: _score(score_apply, params, x), (x,), (v,))
         return _half_square(s) + sum_features(v * push)
 
     return _mean(_over_projections(one, key, x, projections, draw, index))
 
 
+@whole_numbers
 def finite_difference_sliced(
     params: Params,
     key: Key,
@@ -189,12 +210,14 @@ def finite_difference_sliced(
     Source: Pang et al. 2020 (Efficient learning of generative models via finite-difference score matching), for a
     score network; there the direction's length is the step.
     """
+    check_key(key)
+    x = as_samples("x", x)
     check(jnp.asarray(step) > 0, f"step: must be positive, got {step}")
     h = jnp.broadcast_to(jnp.asarray(step, x.dtype), x.shape[:1])
 
     def one(v):
         hop = expand(h, x) * v
-        ahead, behind = jax.vmap(lambda y: score_apply(params, y))(jnp.stack([x + hop, x - hop]))
+        ahead, behind = jax.vmap(lambda y: _score(score_apply, params, y))(jnp.stack([x + hop, x - hop]))
         return _half_square(0.5 * (ahead + behind)) + sum_features(v * (ahead - behind)) / (2 * h)
 
     return _mean(_over_projections(one, key, x, projections, draw, index))
@@ -207,6 +230,10 @@ def _over_projections(one, key, x, projections, draw, index):
     keys = sample_keys(key, default_index(x.shape[0], index))
     v = jax.vmap(lambda k: draw(k, (projections, *x.shape[1:]), x.dtype), out_axes=1)(keys)
     return jnp.mean(jax.vmap(one)(v), axis=0)
+
+
+def _score(score_apply, params, x):
+    return answered("score_apply", score_apply(params, x), x.shape)
 
 
 def _half_square(s):

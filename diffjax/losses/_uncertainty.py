@@ -4,7 +4,7 @@
 
 For any L the minimum over u is at u(t) = log E[L | t], where each level's gradient has been scaled to a loss of one.
 u is linear in fixed waves of the noise level, u = k0 + sum_j k_j wave_j(c_noise), so the minimum is unique. Its
-parameters train beside the network's, under `params["loss"]`:
+parameters train with the network's, under `params["loss"]`:
 
     params["network"] --> denoising_loss --> aux: t [b], per_sample [b] --+
     params["loss"] ----> uncertainty(params, c_noise(t)) = u [b] ---------+--> mean( per_sample e^-u + u )
@@ -19,14 +19,15 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffjax._arrays import whole_numbers
 from diffjax._typing import Params
-from diffjax.parameterisation import AbstractParameterisation
-from diffjax.process import AbstractGaussianProcess
+from diffjax.parameterisation._diffusion import Diffusion, check_diffusion
 
 LOWEST, HIGHEST = 1 / 16, 1.0
 """Frequencies in c_noise = -logsnr/8: periods of 128 (longer than its range) down to 8 in logsnr."""
 
 
+@whole_numbers
 class Uncertainty(eqx.Module):
     """u(c_noise): a constant and waves of geometric frequencies, linear in its parameters.
 
@@ -53,30 +54,25 @@ class Uncertainty(eqx.Module):
 
 
 def uncertainty_loss(
-    params: Params,
-    aux: dict[str, Any],
-    *,
-    uncertainty: Uncertainty,
-    process: AbstractGaussianProcess,
-    parameterisation: AbstractParameterisation,
+    diffusion: Diffusion, params: Params, aux: dict[str, Any], *, uncertainty: Uncertainty
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """mean( per_sample/exp(u(t)) + u(t) ) from what `denoising_loss` returns beside its loss.
+    """mean( per_sample/exp(u(t)) + u(t) ) from what `denoising_loss` returns with its loss.
 
     Use it with a weighting that is about right by itself, such as `EDMWeighting`, and keep reporting the plain loss:
     this one has no meaning as a number.
 
     Args:
+      diffusion: as in `denoising_loss`; it gives the noise level, c_noise, at t.
       params: u's, from `uncertainty.init()`.
       aux: `{"t": [b], "per_sample": [b]}`, of times without a correction: u would learn that of `ImportanceTimes` away.
       uncertainty: u.
-      process: whose clock t is on.
-      parameterisation: gives the noise level, c_noise.
 
     Returns:
       The loss, a scalar, and aux with the weighted `per_sample` [b] and `uncertainty` [b], u itself, in place.
     """
+    check_diffusion(diffusion)
     per_sample = aux["per_sample"]
-    c_noise: Any = parameterisation.noise_level(process, aux["t"])
+    c_noise: Any = diffusion.parameterisation.noise_level(diffusion.process, aux["t"])
     u = uncertainty(params, c_noise).astype(per_sample.dtype)
     weighted = per_sample * jnp.exp(-u) + u
     return jnp.mean(weighted), aux | {"per_sample": weighted, "uncertainty": u}

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from diffjax._arrays import as_scalar, check
 from diffjax._typing import Scalar, Time
 from diffjax.parameterisation import AbstractParameterisation, eps_error_scale
-from diffjax.process import AbstractGaussianProcess, logsnr, logsnr_rate
+from diffjax.process import AbstractGaussianProcess, logsnr_rate
 
 
 def constant(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
@@ -44,7 +44,7 @@ def native(process: AbstractGaussianProcess, parameterisation: AbstractParameter
 
 def on_x0(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
     """w = e^-lambda, of the shape of t: unit weight on ||x0 - x0_hat||^2."""
-    return jnp.exp(-logsnr(process, t))
+    return jnp.exp(-process.logsnr(t))
 
 
 def on_score(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
@@ -57,7 +57,7 @@ def on_v(process: AbstractGaussianProcess, parameterisation: AbstractParameteris
 
     Source: Salimans & Ho 2022 (Progressive distillation), section 4.
     """
-    return 1 + jnp.exp(-logsnr(process, t))
+    return 1 + jnp.exp(-process.logsnr(t))
 
 
 def flow_matching(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
@@ -66,7 +66,7 @@ def flow_matching(process: AbstractGaussianProcess, parameterisation: AbstractPa
     On another process it is the weight that a rectified flow has at the same logsnr.
     Source: Lipman et al. 2023, eq. 23.
     """
-    return (1 + jnp.exp(-0.5 * logsnr(process, t))) ** 2
+    return (1 + jnp.exp(-0.5 * process.logsnr(t))) ** 2
 
 
 def likelihood(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
@@ -90,7 +90,7 @@ class EDMWeighting(eqx.Module):
         check(self.data_std > 0, f"data_std: must be positive, got {self.data_std}")
 
     def __call__(self, process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
-        return jnp.exp(-logsnr(process, t)) / self.data_std**2 + 1
+        return jnp.exp(-process.logsnr(t)) / self.data_std**2 + 1
 
 
 class MinSNR(eqx.Module):
@@ -106,7 +106,7 @@ class MinSNR(eqx.Module):
         check(self.gamma > 0, f"gamma: must be positive, got {self.gamma}")
 
     def __call__(self, process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
-        return jnp.minimum(1.0, self.gamma * jnp.exp(-logsnr(process, t)))
+        return jnp.minimum(1.0, self.gamma * jnp.exp(-process.logsnr(t)))
 
 
 class SoftMinSNR(eqx.Module):
@@ -126,7 +126,7 @@ class SoftMinSNR(eqx.Module):
         check(self.gamma > 0, f"gamma: must be positive, got {self.gamma}")
 
     def __call__(self, process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
-        return jax.nn.sigmoid(jnp.log(self.gamma) - logsnr(process, t))
+        return jax.nn.sigmoid(jnp.log(self.gamma) - process.logsnr(t))
 
 
 class Sigmoid(eqx.Module):
@@ -142,7 +142,7 @@ class Sigmoid(eqx.Module):
     bias: Scalar = eqx.field(converter=as_scalar, default=0.0)
 
     def __call__(self, process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
-        return jax.nn.sigmoid(self.bias - logsnr(process, t))
+        return jax.nn.sigmoid(self.bias - process.logsnr(t))
 
 
 class P2(eqx.Module):
@@ -160,7 +160,7 @@ class P2(eqx.Module):
         check(self.k > 0, f"k: must be positive, got {self.k}")
 
     def __call__(self, process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
-        return jnp.exp(-self.gamma * jnp.logaddexp(jnp.log(self.k), logsnr(process, t)))
+        return jnp.exp(-self.gamma * jnp.logaddexp(jnp.log(self.k), process.logsnr(t)))
 
 
 class OverLogsnr(eqx.Module):

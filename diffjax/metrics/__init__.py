@@ -1,6 +1,6 @@
 """Metrics: how far samples are from data. All act on arrays; features are whatever function you choose.
 
-features [n, d] -> moments -> merge ... -> frechet_distance        |mu_a - mu_b|^2 + tr(...), as FID
+features [n, d] -> feature_statistics -> merge ... -> frechet_distance        |mu_a - mu_b|^2 + tr(...), as FID
 features x [n, d], reference [m, d] -----> kernel_distance         the same question without bias at any n, as KID
                                      |---> precision_recall        fidelity and coverage apart, by k-nearest neighbours
                                      '---> density_coverage        the same, not led by outliers
@@ -12,10 +12,10 @@ Features come from any function of images: `networks.inception_features` for the
 """
 
 from diffjax.metrics._frechet import (
-    Moments as Moments,
+    FeatureStatistics as FeatureStatistics,
+    feature_statistics as feature_statistics,
     frechet_distance as frechet_distance,
     merge as merge,
-    moments as moments,
 )
 from diffjax.metrics._kernel_distance import kernel_distance as kernel_distance
 from diffjax.metrics._nearest import nearest_distances as nearest_distances

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from diffjax.metrics._features import as_features
 
-class Moments(NamedTuple):
+
+class FeatureStatistics(NamedTuple):
     """Count, mean [d] and covariance [d, d] (unbiased, divisor n - 1; zero where n = 1) of features, in float64."""
 
     n: int
@@ -24,48 +26,56 @@ class Moments(NamedTuple):
     covariance: Float[np.ndarray, "d d"]
 
 
-def moments(features: Shaped[Any, "n *d"]) -> Moments:
-    """The moments of features [n, d].
+def feature_statistics(features: Shaped[Any, "n *d"]) -> FeatureStatistics:
+    """Count, mean and covariance of features [n, d], for `frechet_distance`.
 
     Raises:
       ValueError: features are not a matrix with a row, or not finite.
     """
-    features = np.asarray(features, np.float64)
+    features = as_features("features", features).astype(np.float64)
     if features.ndim != 2 or len(features) < 1:
-        raise ValueError(f"features: a matrix [n, d] with a row is needed, got shape {features.shape}")
+        raise ValueError(f"features: a matrix [n, d] with a row is needed, got shape {features.shape}; flatten them")
     if not np.all(np.isfinite(features)):
         raise ValueError(f"features: {np.sum(~np.isfinite(features))} values are not finite")
     mean = features.mean(axis=0)
     centred = features - mean
-    return Moments(len(features), mean, centred.T @ centred / max(len(features) - 1, 1))
+    return FeatureStatistics(len(features), mean, centred.T @ centred / max(len(features) - 1, 1))
 
 
-def merge(*parts: Moments) -> Moments:
-    """The moments of all rows together, from the moments of parts: exact, in any order (Chan et al. 1983, eq. 2.1).
+def merge(*parts: FeatureStatistics) -> FeatureStatistics:
+    """The statistics of all rows together, from those of parts: exact, in any order (Chan et al. 1983, eq. 2.1).
 
     Raises:
-      ValueError: no parts, or parts of different dimension.
+      ValueError: no parts, one that is no `FeatureStatistics`, or parts of different dimension.
     """
     if not parts:
         raise ValueError("parts: at least one is needed, got none")
+    for part in parts:
+        _check_statistics("parts", part)
     return reduce(_merge_two, parts)
 
 
-def _merge_two(a: Moments, b: Moments) -> Moments:
+def _merge_two(a: FeatureStatistics, b: FeatureStatistics) -> FeatureStatistics:
     _check_dimensions(a, b)
     n, gap = a.n + b.n, b.mean - a.mean
     scatter = (a.n - 1) * a.covariance + (b.n - 1) * b.covariance + a.n * b.n / n * np.outer(gap, gap)
-    return Moments(n, a.mean + gap * (b.n / n), scatter / (n - 1))
+    return FeatureStatistics(n, a.mean + gap * (b.n / n), scatter / (n - 1))
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
+def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """d^2 as above, in squared units of the features; not negative. (FID is this squared distance, not its root.)
 
     It is biased upwards by a finite n: compare distances at equal n only.
 
+    Args:
+      a: statistics of features [n, d]: their mean [d] and covariance [d, d].
+      b: those of the others, of as many dimensions d.
+
     Raises:
-      ValueError: a covariance from fewer than two rows, or different dimensions.
+      ValueError: features in place of their statistics, a covariance from fewer than two rows, or different dimensions.
     """
+    _check_statistics("a", a)
+    _check_statistics("b", b)
     _check_dimensions(a, b)
     for name, part in (("a", a), ("b", b)):
         if part.n < 2:
@@ -81,6 +91,15 @@ def _root(covariance: np.ndarray) -> np.ndarray:
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 
-def _check_dimensions(a: Moments, b: Moments) -> None:
+def _check_statistics(name: str, value: Any) -> None:
+    if not isinstance(value, FeatureStatistics):
+        got = f"features of shape {np.shape(value)}" if hasattr(value, "shape") else type(value).__name__
+        raise ValueError(
+            f"{name}: feature statistics are needed, got {got}; take metrics.feature_statistics(features [n, d]) of "
+            "them first"
+        )
+
+
+def _check_dimensions(a: FeatureStatistics, b: FeatureStatistics) -> None:
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"b: features of dimension {a.mean.shape} are needed, as in a, got {b.mean.shape}")

@@ -17,7 +17,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+from diffjax._arrays import whole_numbers
+from diffjax.metrics._features import as_features
 
+
+@whole_numbers
 def kernel_distance(
     x: Shaped[Any, "n *d"], reference: Shaped[Any, "m *e"], *, degree: int = 3, block: int = 1024
 ) -> float:
@@ -52,7 +56,7 @@ def kernel_distance(
 
 
 def _matrix(name: str, value: Any) -> np.ndarray:
-    value = np.asarray(value, np.float64)
+    value = as_features(name, value).astype(np.float64)
     if value.ndim != 2 or len(value) < 2:
         raise ValueError(f"{name}: a matrix [n, d] of at least 2 rows is needed, got shape {value.shape}")
     if not np.isfinite(value).all():

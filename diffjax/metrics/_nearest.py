@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from diffjax._arrays import whole_numbers
+from diffjax.metrics._features import as_features
 
+
+@whole_numbers
 def nearest_distances(
     x: Shaped[Any, "n *d"], reference: Shaped[Any, "m *e"], *, block: int = 1024
 ) -> Float[np.ndarray, " n"]:
@@ -23,12 +27,13 @@ def nearest_distances(
     Raises:
       ValueError: different features, an empty reference, or block below 1.
     """
-    shape, other = np.shape(x), np.shape(reference)
+    x, reference = as_features("x", x), as_features("reference", reference)
+    shape, other = x.shape, reference.shape
     if shape[1:] != other[1:] or not other[0]:
         raise ValueError(f"reference: items with the features of x {shape} are needed, got shape {other}")
     if block < 1:
         raise ValueError(f"block: at least 1 is needed, got {block}")
-    flat, reference = (np.asarray(z).reshape(len(z), -1) for z in (x, reference))
+    flat, reference = (z.reshape(len(z), -1) for z in (x, reference))
     blocks = [_nearest_in(flat[i : i + block].astype(np.float64), reference, block) for i in range(0, len(flat), block)]
     return np.concatenate(blocks) if blocks else np.empty(0)
 

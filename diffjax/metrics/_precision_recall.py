@@ -19,6 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from diffjax._arrays import whole_numbers
+from diffjax.metrics._features import as_features
+
 EDGE = 1e-11
 """Rounding of a squared distance, in units of the largest squared norm."""
 
@@ -37,6 +40,7 @@ class DensityCoverage(NamedTuple):
     coverage: float
 
 
+@whole_numbers
 def precision_recall(
     x: Shaped[Any, "n *d"], reference: Shaped[Any, "m *e"], *, k: int = 3, block: int = 1024
 ) -> PrecisionRecall:
@@ -59,6 +63,7 @@ def precision_recall(
     return PrecisionRecall(float(np.mean(fidelity > 0)), float(np.mean(coverage > 0)))
 
 
+@whole_numbers
 def density_coverage(
     x: Shaped[Any, "n *d"], reference: Shaped[Any, "m *e"], *, k: int = 5, block: int = 1024
 ) -> DensityCoverage:
@@ -85,7 +90,8 @@ def density_coverage(
 
 def _prepare(x: Any, reference: Any, more_than: dict[str, int], k: int, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Both flattened, in float64, about the reference's mean: small norms keep the digits of small distances."""
-    shape, other = np.shape(x), np.shape(reference)
+    x, reference = as_features("x", x), as_features("reference", reference)
+    shape, other = x.shape, reference.shape
     if shape[1:] != other[1:]:
         raise ValueError(f"reference: items with the features of x {shape} are needed, got shape {other}")
     for name, value in {"k": k, "block": block}.items():
@@ -95,7 +101,7 @@ def _prepare(x: Any, reference: Any, more_than: dict[str, int], k: int, block: i
     for name, value in {"x": x, "reference": reference}.items():
         if len(value) <= more_than[name]:
             raise ValueError(f"{name}: more than {more_than[name]} rows are needed for k = {k}, got {len(value)}")
-        parts[name] = np.asarray(value, np.float64).reshape(len(value), -1)
+        parts[name] = value.astype(np.float64).reshape(len(value), -1)
         if not np.isfinite(parts[name]).all():
             raise ValueError(f"{name}: {np.sum(~np.isfinite(parts[name]))} values are not finite")
     centre = parts["reference"].mean(axis=0)

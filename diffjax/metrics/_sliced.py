@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from diffjax._arrays import as_accumulators, as_samples, check_key, whole_numbers
 from diffjax._typing import Key
 
 
+@whole_numbers
 def sliced_wasserstein(
     key: Key, x: Float[Array, "n *d"], y: Float[Array, "m *e"], *, projections: int = 128, order: float = 2.0
 ) -> Float[Array, ""]:
@@ -33,15 +35,18 @@ def sliced_wasserstein(
       order: p, at least 1.
 
     Raises:
-      ValueError: empty samples, different features, projections or order below 1.
+      ValueError: no arrays of floats, empty samples, different features, projections or order below 1.
     """
-    if x.shape[1:] != y.shape[1:] or not (len(x) and len(y)):
-        raise ValueError(f"y: non-empty samples of equal features are needed, got x {x.shape} and y {y.shape}")
+    check_key(key)
+    x, y = as_samples("x", x), as_samples("y", y)
+    if x.shape[1:] != y.shape[1:]:
+        raise ValueError(f"y: samples of as many features as x's are needed, got x {x.shape} and y {y.shape}")
     if projections < 1:
         raise ValueError(f"projections: at least 1 is needed, got {projections}")
     if not order >= 1:
         raise ValueError(f"order: at least 1 is needed, got {order}")
-    return _sliced(key, x.reshape(len(x), -1), y.reshape(len(y), -1), projections, order)
+    x, y = as_accumulators((x.reshape(len(x), -1), y.reshape(len(y), -1)))
+    return _sliced(key, x, y, projections, order)
 
 
 @partial(jax.jit, static_argnames=("projections", "order"))

@@ -3,13 +3,17 @@
     init (key, x [b, *d], c_noise [b], cond) -> params               an ordinary tree of arrays
     apply(params, x, c_noise, cond, *, key=None) -> y [b, *d]        key: training, dropout on; None: deterministic
 
-Only parameters are kept between calls. A module with other state of its own (batch norm's running averages, say) has
-no place in a pure `apply`, and is refused by name.
+c_noise reaches the module as it is given: [b], or [b, 2] = the clock at t and at s for a few-step model, which a module
+of your own has to use by itself (ours do: `with_second_time`).
+
+Only parameters are kept between calls. A module with other state (batch norm's running averages, say) cannot be a pure
+`apply`, and is refused by name.
 """
 
+import dataclasses
 import inspect
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -17,61 +21,142 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.errors import InvalidRngError
+from jaxtyping import Array
 
-from diffjax._typing import Network
-from diffjax.networks._init import draw_together
+from diffjax._typing import Cond, Key, Network, Params, Sample
+from diffjax.networks._init import draw_parameters
 
 if TYPE_CHECKING:
     from flax import nnx
+
+LinenModule: TypeAlias = nn.Module
 
 
 def from_linen(module: nn.Module) -> Network:
     """A network from a Linen module.
 
     Args:
-      module: is called as `module(x [b, *d], c_noise [b], cond)`, cond being None where there is no condition. If its
+      module: is called as `module(x [b, *d], c_noise [b], cond)`, cond being None where there is no condition. A module
+        that takes c_noise [b, 2] too may have more parameters then, for `with_second_time`. If its
         `__call__` has an argument `deterministic`, it is given: False where there is a key, True otherwise; so is
-        `train` (or `training`, `is_training`), the other way round. Dropout draws from the collection "dropout"; a
-        module may draw from others, by `make_rng("noise")`, where there is a key.
+        `train` (or `training`, `is_train`, `is_training`), the other way round. Dropout draws from the collection
+        "dropout"; a module may draw from others, by `make_rng("noise")`, where there is a key.
 
     Returns:
-      A network whose parameters are the module's "params" collection, a dict of dicts of arrays.
+      A network whose parameters are the module's "params" collection, a dict of dicts of arrays. Its `init` makes
+      those of our modules from one random draw, without running the network (`draw_parameters`); a module with other
+      initialisers, such as a plain `nn.Dense`, is initialised by its own, slower, `init`, compiled. Networks of equal
+      modules are equal, so that one built anew compiles nothing; where a field of the module has no hash (a list, an
+      array) they are equal if the module is the same object.
 
     Raises:
-      ValueError: at `init`, when the module has variables other than parameters; at `apply`, when it draws random
-        numbers and is given no key.
+      ValueError: module is something else; at `init`, when it has variables other than parameters; at `apply`, when it
+        draws random numbers and is given no key, or when it is given one and only a boolean argument of another name,
+        such as `enable_dropout`, would turn its dropout on.
     """
-    given = list(inspect.signature(type(module).__call__).parameters.values())
-    options = [p.name for i, p in enumerate(given) if i > 3 or p.kind is p.KEYWORD_ONLY]  # after self, x, c_noise, cond
-    off, on = (set(options) & names for names in ({"deterministic"}, {"train", "training", "is_training"}))
-    draws_more: list[bool] = []
+    if not isinstance(module, nn.Module):
+        got = module.__name__ if isinstance(module, type) else type(module).__name__
+        raise ValueError(f"module: a Linen module, such as networks.MLP(), is needed, got {got}")
+    return Network(_LinenInit(module), _LinenApply(module))
 
-    def switch(key) -> dict[str, Any]:
-        return dict.fromkeys(off, key is None) | dict.fromkeys(on, key is not None)
 
-    def raw(key, x, c_noise, cond):
-        variables = nn.meta.unbox(module.init(key, x, c_noise, cond, **switch(None)))
+_OFF, _ON = {"deterministic"}, {"train", "training", "is_train", "is_training"}
+
+
+class _OfLinen:
+    """A function of a module, equal to that of an equal module, or of the same one where it cannot be hashed."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        given = list(inspect.signature(type(module).__call__).parameters.values())
+        # After self, x, c_noise, cond.
+        options = {p.name: p.default for i, p in enumerate(given) if i > 3 or p.kind is p.KEYWORD_ONLY}
+        self.off, self.on = options.keys() & _OFF, options.keys() & _ON
+        self.others = {k: v for k, v in options.items() if isinstance(v, bool) and k not in _OFF | _ON}
+        self.draws_more = False
+        self.of: Hashable = module, _kinds(module)
+        try:
+            hash(module)
+        except TypeError:  # a list or an array in its fields
+            self.of = id(module)
+        self.hash = hash((type(self), self.of))
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.of == other.of
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def switch(self, key: Key | None) -> dict[str, Any]:
+        return dict.fromkeys(self.off, key is None) | dict.fromkeys(self.on, key is not None)
+
+
+def _kinds(value: nn.Module) -> tuple:
+    """The types of a module's fields, and of the modules inside it, to tell apart fields that are equal in Python and
+    may compute other things: 1, 1.0 and True, 0.0 and -0.0."""
+    leaves = jax.tree.leaves(
+        [getattr(value, field.name) for field in dataclasses.fields(value) if field.name != "parent"]
+    )
+    kind = lambda leaf: _kinds(leaf) if isinstance(leaf, nn.Module) else repr(leaf) if isinstance(leaf, float) else None
+    return tuple((type(leaf), kind(leaf)) for leaf in leaves)
+
+
+class _LinenInit(_OfLinen):
+    def __call__(self, key: Key, x: Sample, c_noise: Array, cond: Cond = None) -> Params:
+        return draw_parameters(key, _LinenRawInit(self.module), x, c_noise, cond)
+
+
+class _LinenRawInit(_OfLinen):
+    def __call__(self, key: Key, x: Sample, c_noise: Array, cond: Cond) -> Params:
+        variables = nn.meta.unbox(self.module.init(key, x, c_noise, cond, **self.switch(None)))
         others = sorted(set(variables) - {"params"})
-        _refuse(module, [f"collection {name!r}" for name in others], "batch_stats" in others)
+        _refuse(self.module, [f"collection {name!r}" for name in others], "batch_stats" in others)
         return variables.get("params", {})
 
-    def init(key, x, c_noise, cond=None):
-        return draw_together(raw, key, x, c_noise, cond)
 
-    def apply(params, x, c_noise, cond=None, *, key=None):
-        run = lambda rngs: module.apply({"params": params}, x, c_noise, cond, rngs=rngs, **switch(key))
+class _LinenApply(_OfLinen):
+    def __call__(self, params: Params, x: Sample, c_noise: Array, cond: Cond = None, *, key: Key | None = None) -> Any:
+        run = lambda rngs: self.module.apply({"params": params}, x, c_noise, cond, rngs=rngs, **self.switch(key))
         rngs = {} if key is None else {"dropout": key}
+        if key is not None and self.others:
+            self.refuse_silent_dropout(params, x, c_noise, cond, key)
         try:
-            if key is None or not draws_more:
+            if key is None or not self.draws_more:
                 return run(rngs)
         except InvalidRngError as error:
             if key is None:
-                raise ValueError(f"key: {type(module).__name__} draws random numbers and needs one: {error}") from error
-            draws_more.append(True)  # and not to be run twice again
+                name = type(self.module).__name__
+                raise ValueError(f"key: {name} draws random numbers and needs one: {error}") from error
+            self.draws_more = True  # and not to be run twice again
         # Linen draws from "params" for a collection that has no key.
         return run(rngs | {"params": jax.random.fold_in(key, 0)})
 
-    return Network(init, apply)
+    def refuse_silent_dropout(self, params: Params, x: Sample, c_noise: Array, cond: Cond, key: Key) -> None:
+        """Raises `ValueError` where no dropout is drawn in training, but is with another value of one of `others`."""
+
+        def has_dropout(**other: bool) -> bool:
+            flags: dict[str, Any] = self.switch(key) | other
+            run = lambda *args: self.module.apply({"params": params}, *args, **flags)
+            try:
+                jax.eval_shape(run, x, c_noise, cond)
+            except InvalidRngError as error:
+                return '"dropout"' in str(error)
+            except Exception:  # with other values of an option the module may need other arguments
+                return False
+            return False
+
+        others, self.others = self.others, {}  # once is enough
+        if has_dropout():
+            return
+        if wrong := [(o, not default) for o, default in others.items() if has_dropout(**{o: not default})]:
+            self.others = others
+            name, (option, value) = type(self.module).__name__, wrong[0]
+            switch = "train" if value else "not train"
+            raise ValueError(
+                f"module: {name} has no dropout in training unless {option}={value}, and `from_linen` sets only "
+                f"{', '.join(sorted(_OFF | _ON))}; wrap it in a module with "
+                f"`__call__(self, x, c_noise, cond, train=False)` that calls it with {option}={switch}"
+            )
 
 
 def from_nnx(build: "Callable[[nnx.Rngs], nnx.Module]") -> Network:
@@ -79,9 +164,11 @@ def from_nnx(build: "Callable[[nnx.Rngs], nnx.Module]") -> Network:
 
     Args:
       build: makes the module from its generators, `build(nnx.Rngs(key))`; the module is called as
-        `module(x [b, *d], c_noise [b], cond)`. With a key the module is put in training mode (`module.train()`) and
-        every generator in it gets a key of its own, folded from that key; without, it is in evaluation mode. Arrays
-        that are plain attributes are constants, as `build(nnx.Rngs(0))` makes them: they do not train.
+        `module(x [b, *d], c_noise [b], cond)`; it is made before c_noise is seen, so its parameters are the same with a
+        c_noise [b, 2], and `with_second_time` has none to add. With a key the module is put in training
+        mode (`module.train()`) and every generator in it gets another key, folded from that key; without, it is in
+        evaluation mode. Arrays that are plain attributes are constants, as `build(nnx.Rngs(0))` makes them: they do not
+        train.
 
     Returns:
       A network whose parameters are a flat dict from path ("layers.0.kernel") to array. Plain arrays in, plain arrays
@@ -138,13 +225,14 @@ def from_nnx(build: "Callable[[nnx.Rngs], nnx.Module]") -> Network:
     return Network(init, apply)
 
 
-def from_equinox(build: Callable[[Any], eqx.Module]) -> Network:
+def from_equinox(build: Callable[[Key], eqx.Module]) -> Network:
     """A network from an Equinox module, which acts on one sample and is vmapped here.
 
     Args:
       build: makes the module, `build(key)`; the module is called as `module(x [*d], c_noise [], cond, key=key)`, where
-        cond is one sample's condition or None. With a key, the module is in training mode and each sample has a key of
-        its own; without, it is in inference mode and `key` is None.
+        cond is one sample's condition or None; c_noise is [2] where the network is given [b, 2], and the parameters are
+        the same, so that `with_second_time` has none to add. With a key, the module is in training mode and each sample
+        has another key; without, it is in inference mode and `key` is None.
 
     Returns:
       A network whose parameters are a flat dict from path ("layers.0.weight") to array: every floating-point JAX array
@@ -184,7 +272,9 @@ def from_equinox(build: Callable[[Any], eqx.Module]) -> Network:
 
 def _refuse(module, others, batch_norm):
     if others:
-        advice = "GroupNorm or LayerNorm in place of BatchNorm" if batch_norm else "parameters and constants are kept"
+        advice = (
+            "GroupNorm or LayerNorm in place of BatchNorm" if batch_norm else "parameters and constants are allowed"
+        )
         raise ValueError(
             f"module: a network keeps parameters only, but {module!r} also has {', '.join(others)}; "
             f"use a layer without state ({advice})"

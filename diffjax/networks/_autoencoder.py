@@ -8,26 +8,34 @@
     block      x -> norm -> SiLU -> conv -> norm -> SiLU -> dropout -> conv --> + --> y
                +--> (1 x 1 convolution where the channels change) --------------+
 
-q(z | x) = N(mean, exp(logvar) I). Diffusion takes place in scaling_factor (z - shift_factor), see `LatentSpace`.
+q(z | x) = N(mean, exp(logvar) I). Diffusion takes place in scaling_factor (z - shift_factor), by `LatentSpace`:
+
+    x0 --encode--> z = scaling_factor (mean + std eps - shift_factor) ---> training, sampling ---> z --decode--> x0
+
 Modules carry the names of diffusers' AutoencoderKL. Source: Rombach et al. 2022 (High-resolution image synthesis with
 latent diffusion models), section 3.1 and appendix G; Kingma & Welling 2014.
 """
 
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax.networks._attention import attention
-from diffjax.networks._blocks import GroupNorm, conv, enlarge
-from diffjax.networks._embedding import check_dropout, dense
-from diffjax.networks._repeat import again
+from diffjax._arrays import as_samples, check_key, default_index, normal_like, sample_keys, whole_numbers
+from diffjax._typing import Index, Key, Params, Sample
+from diffjax.networks._blocks import DIFFUSERS, MidBlock, Resample, ResidualBlock, conv
+from diffjax.networks._layers import check_dropout, float32_at_least
+from diffjax.networks._norm import GroupNorm
+from diffjax.networks._repeat import rematerialised
 
 EPSILON = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
 
 
+@whole_numbers
 class AutoencoderKL(nn.Module):
     """Images [b, h, w, in_channels] <-> latents [b, h', w', latent_channels], h' = h / 2^(levels - 1).
 
@@ -41,7 +49,7 @@ class AutoencoderKL(nn.Module):
       channels: of each level, finest first, each a multiple of `groups`.
       blocks: residual blocks a level of the encoder; one more in the decoder.
       groups: of every group normalisation.
-      attention: whether the middles have self-attention, of one head.
+      middle_attention: whether the middles have self-attention, of one head.
       moments_conv: whether a 1 x 1 convolution follows the encoder.
       latents_conv: whether one precedes the decoder.
       scaling_factor: one over the latents' standard deviation; with `shift_factor`, their mean, it is no part of
@@ -49,7 +57,7 @@ class AutoencoderKL(nn.Module):
       upcast: compute in float32 where `dtype` is of half precision; the published Stable Diffusion weights overflow.
       dropout: the probability of dropping a feature in training.
       dtype: of the computation.
-      remat: keep only what enters each level for the backward pass, and compute the rest of it again.
+      remat: recompute each level in the backward pass instead of storing its activations.
 
     Raises:
       ValueError: a field that does not fit, or an x or z that is not [b, h, w, c] with its channels, or too small.
@@ -61,14 +69,14 @@ class AutoencoderKL(nn.Module):
     channels: tuple[int, ...] = (128, 256, 512, 512)
     blocks: int = 2
     groups: int = 32
-    attention: bool = True
+    middle_attention: bool = True
     moments_conv: bool = True
     latents_conv: bool = True
     scaling_factor: float = 0.18215
     shift_factor: float = 0.0
     upcast: bool = True
     dropout: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     def __post_init__(self):
@@ -83,30 +91,74 @@ class AutoencoderKL(nn.Module):
         super().__post_init__()
 
     def setup(self):
-        dtype = jnp.promote_types(self.dtype, jnp.float32) if self.upcast else self.dtype
-        shared = (self.channels, self.blocks, self.groups, self.attention, self.dropout, dtype, self.remat)
+        dtype = float32_at_least(self.dtype) if self.upcast else self.dtype
+        shared = (self.channels, self.blocks, self.groups, self.middle_attention, self.dropout, dtype, self.remat)
         self.encoder = Encoder(2 * self.latent_channels, *shared)
         self.decoder = Decoder(self.out_channels, *shared)
         self.quant_conv = conv(2 * self.latent_channels, 1, dtype) if self.moments_conv else None
         self.post_quant_conv = conv(self.latent_channels, 1, dtype) if self.latents_conv else None
 
-    def __call__(self, x: Any, *, deterministic: bool = True) -> Float[Array, "b h w k"]:
+    def __call__(self, x: Float[Array, "b h w c"], *, deterministic: bool = True) -> Float[Array, "b h w k"]:
         mean, _ = self.encode(x, deterministic=deterministic)
         return self.decode(mean, deterministic=deterministic)
 
-    def encode(self, x: Any, *, deterministic: bool = True) -> tuple[Float[Array, "b h w k"], Float[Array, "b h w k"]]:
+    def encode(
+        self, x: Float[Array, "b h w c"], *, deterministic: bool = True
+    ) -> tuple[Float[Array, "b h w k"], Float[Array, "b h w k"]]:
         """(mean, logvar) of q(z | x), each [b, h', w', latent_channels], for x [b, h, w, in_channels]."""
         _check_images("x", x, self.in_channels, 2 ** (len(self.channels) - 1))
         h = self.encoder(x, deterministic)
         h = h if self.quant_conv is None else self.quant_conv(h)
-        mean, logvar = jnp.split(h.astype(_wide(h)), 2, axis=-1)
+        mean, logvar = jnp.split(h.astype(float32_at_least(h.dtype)), 2, axis=-1)
         return mean, jnp.clip(logvar, *LOGVAR_RANGE)
 
-    def decode(self, z: Any, *, deterministic: bool = True) -> Float[Array, "b h w k"]:
+    def decode(self, z: Float[Array, "b h w c"], *, deterministic: bool = True) -> Float[Array, "b h w k"]:
         """Images [b, h, w, out_channels] of latents z [b, h', w', latent_channels]."""
         _check_images("z", z, self.latent_channels, 1)
         h = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z), deterministic)
-        return h.astype(_wide(h))
+        return h.astype(float32_at_least(h.dtype))
+
+
+class LatentSpace(eqx.Module):
+    """Images <-> latents of about unit variance, by an autoencoder with its parameters.
+
+        latents = LatentSpace(params, autoencoder)
+        source = data.encoded(images, latents.encode)     # train on these: any network, loss and process
+        z = sample(key, process, denoiser, zT, ts, stepper)
+        x0 = latents.decode(z)
+
+    Attributes:
+      params: of the autoencoder, a tree; leaves of this.
+      autoencoder: an `AutoencoderKL`.
+    """
+
+    params: Params
+    autoencoder: AutoencoderKL = eqx.field(static=True)
+
+    def encode(self, key: Key, x0: Sample, *, index: Index | None = None) -> Float[Array, "b h w c"]:
+        """A draw z [b, h', w', latent_channels] from q(z | x0) for images x0 [b, h, w, c].
+
+        The draw of image i depends on the key and its global index alone (default 0 .. b - 1).
+        """
+        check_key(key)
+        x0 = as_samples("x0", x0)
+        mean, std = self.moments(x0)
+        return mean + std * normal_like(sample_keys(key, default_index(x0.shape[0], index)), mean)
+
+    def moments(self, x0: Sample) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
+        """(mean, std) of q(z | x0), each [b, h', w', latent_channels], for images x0 [b, h, w, c]."""
+        x0 = as_samples("x0", x0)
+        mean, logvar = self._call(x0, method="encode")
+        scale, shift = self.autoencoder.scaling_factor, self.autoencoder.shift_factor
+        return scale * (mean - shift), abs(scale) * jnp.exp(0.5 * logvar)
+
+    def decode(self, z: Float[Array, "b h w c"]) -> Sample:
+        """Images x0 [b, h, w, c] of latents z [b, h', w', latent_channels]."""
+        z = as_samples("z", z)
+        return self._call(z / self.autoencoder.scaling_factor + self.autoencoder.shift_factor, method="decode")
+
+    def _call(self, x: Array, method: str) -> Any:
+        return self.autoencoder.apply({"params": self.params}, x, method=method)
 
 
 class Encoder(nn.Module):
@@ -118,18 +170,18 @@ class Encoder(nn.Module):
     groups: int
     attention: bool
     dropout: float
-    dtype: Any
+    dtype: DTypeLike
     remat: bool
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], deterministic: bool) -> Float[Array, "b h2 w2 k"]:
         rest = (self.dropout, deterministic, self.dtype)
         h = conv(self.channels[0], 3, self.dtype, name="conv_in")(x)
-        level = again(self, Level, self.remat)
+        level = rematerialised(self, Level, self.remat)
         for i, channels in enumerate(self.channels):
             end = "" if i == len(self.channels) - 1 else "downsamplers__0"
             h = level(channels, self.blocks, self.groups, end, *rest, name=f"down_blocks__{i}")(h)
-        h = Middle(self.groups, self.attention, *rest, name="mid_block")(h)
+        h = _middle(self, deterministic)(h)
         return _out(self, h)
 
 
@@ -142,15 +194,15 @@ class Decoder(nn.Module):
     groups: int
     attention: bool
     dropout: float
-    dtype: Any
+    dtype: DTypeLike
     remat: bool
 
     @nn.compact
     def __call__(self, z: Float[Array, "b h w c"], deterministic: bool) -> Float[Array, "b h2 w2 k"]:
         rest = (self.dropout, deterministic, self.dtype)
         h = conv(self.channels[-1], 3, self.dtype, name="conv_in")(z)
-        h = Middle(self.groups, self.attention, *rest, name="mid_block")(h)
-        level = again(self, Level, self.remat)
+        h = _middle(self, deterministic)(h)
+        level = rematerialised(self, Level, self.remat)
         for i, channels in enumerate(reversed(self.channels)):
             end = "" if i == len(self.channels) - 1 else "upsamplers__0"
             h = level(channels, self.blocks + 1, self.groups, end, *rest, name=f"up_blocks__{i}")(h)
@@ -166,82 +218,34 @@ class Level(nn.Module):
     end: str
     dropout: float
     deterministic: bool
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 k"]:
-        rest = (self.dropout, self.deterministic, self.dtype)
+        fields = _block(self, self.deterministic)
         for i in range(self.blocks):
-            x = Block(self.channels, self.groups, *rest, name=f"resnets__{i}")(x)
-        return Resize(self.end, self.dtype, name=self.end)(x) if self.end else x
+            x = ResidualBlock(self.channels, **fields, name=f"resnets__{i}")(x)
+        # Zeros to the right and below alone, where the size is halved.
+        resample = Resample(self.end.startswith("up"), self.dtype, (0, 1), name=self.end) if self.end else None
+        return x if resample is None else resample(x)
 
 
-class Resize(nn.Module):
-    """[b, h, w, c] -> half the size, rounded down, or twice: a convolution after padding or repeating."""
-
-    end: str
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        _, height, width, channels = x.shape
-        if self.end.startswith("up"):
-            return conv(channels, 3, self.dtype, name="conv")(enlarge(x, 2 * height, 2 * width))
-        # Zeros to the right and below alone.
-        return conv(channels, 3, self.dtype, name="conv", stride=2, padding=(0, 1))(x)
+def _block(module, deterministic):
+    """Fields of the residual blocks."""
+    return {
+        "dropout": module.dropout,
+        "deterministic": deterministic,
+        "dtype": module.dtype,
+        "groups": module.groups,
+        "epsilon": EPSILON,
+        "zero": False,
+        "names": DIFFUSERS,
+    }
 
 
-class Middle(nn.Module):
-    """Block, attention, block, on [b, h, w, c]."""
-
-    groups: int
-    attention: bool
-    dropout: float
-    deterministic: bool
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        rest = (self.dropout, self.deterministic, self.dtype)
-        x = Block(x.shape[-1], self.groups, *rest, name="resnets__0")(x)
-        if self.attention:
-            x = Attention(self.groups, self.dtype, name="attentions__0")(x)
-        return Block(x.shape[-1], self.groups, *rest, name="resnets__1")(x)
-
-
-class Block(nn.Module):
-    """The residual block, [b, h, w, c] -> [b, h, w, channels]."""
-
-    channels: int
-    groups: int
-    dropout: float
-    deterministic: bool
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w k"]:
-        h = nn.silu(_norm(self, "norm1")(x))
-        h = conv(self.channels, 3, self.dtype, name="conv1")(h)
-        h = nn.silu(_norm(self, "norm2")(h))
-        h = nn.Dropout(self.dropout, deterministic=self.deterministic)(h)
-        h = conv(self.channels, 3, self.dtype, name="conv2")(h)
-        if x.shape[-1] != self.channels:
-            x = conv(self.channels, 1, self.dtype, name="conv_shortcut")(x)
-        return x + h
-
-
-class Attention(nn.Module):
-    """Attention of one head among all positions of [b, h, w, c], added to them."""
-
-    groups: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        batch, height, width, channels = x.shape
-        h = _norm(self, "group_norm")(x).reshape(batch, height * width, 1, channels)
-        q, k, v = (dense(channels, self.dtype, name=name)(h) for name in ("to_q", "to_k", "to_v"))
-        return x + dense(channels, self.dtype, name="to_out__0")(attention(q, k, v).reshape(x.shape))
+def _middle(module, deterministic):
+    attention = {"dtype": module.dtype, "groups": module.groups, "epsilon": EPSILON, "zero": False}
+    return MidBlock(_block(module, deterministic), attention if module.attention else None, name="mid_block")
 
 
 def _out(module, h):
@@ -251,10 +255,6 @@ def _out(module, h):
 
 def _norm(module, name):
     return GroupNorm(EPSILON, module.dtype, module.groups, name=name)
-
-
-def _wide(h):
-    return jnp.promote_types(h.dtype, jnp.float32)
 
 
 def _check_images(name, x, channels, least):

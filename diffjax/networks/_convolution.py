@@ -14,22 +14,44 @@ several devices, whose partitioner would gather the whole batch on each for the 
 `vmap` and higher derivatives hold.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float
 
-from diffjax.networks._embedding import matrix_product
+from diffjax._arrays import whole_numbers
+from diffjax.networks._layers import matrix_product
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _LEAST_PIXELS = 256
 
 
-def convolution(x: Any, kernel: Any, strides: Any, padding: Any, **options: Any) -> Any:
-    """x [b, h, w, c] with kernel [i, j, c, k], called as `nn.Conv` calls `jax.lax.conv_general_dilated`; no groups and
-    no dilation."""
+@whole_numbers
+def convolution(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "i j c k"],
+    strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **options: Any,
+) -> Float[Array, "b h2 w2 k"]:
+    """x [b, h, w, c] with kernel [i, j, c, k] -> [b, h', w', k], without groups or dilation.
+
+    Called as `nn.Conv` calls `jax.lax.conv_general_dilated`: `nn.Conv(..., conv_general_dilated=convolution)`.
+
+    Args:
+      x: images [b, h, w, c].
+      kernel: [i, j, c, k].
+      strides: along height and width.
+      padding: "SAME", "VALID", or zeros (before, after) along each axis.
+      options: of `jax.lax.conv_general_dilated`.
+
+    Returns:
+      [b, h', w', k].
+    """
     if padding == "SAME" and set(strides) == {1}:
         if kernel.shape[:2] == (1, 1):
             return matrix_product(x, kernel[0, 0])
@@ -38,23 +60,23 @@ def convolution(x: Any, kernel: Any, strides: Any, padding: Any, **options: Any)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
-def _is_large(x: Any) -> bool:
+def _is_large(x: Array) -> bool:
     _, h, w, _ = x.shape
     return isinstance(h, int) and isinstance(w, int) and h * w >= _LEAST_PIXELS  # not so where a shape is symbolic
 
 
 def _is_local() -> bool:
-    """Whether the batch is of one device: there is no other, or each device is programmed by itself."""
+    """True if the batch is on one device: there is only one, or each runs its own program (`pmap`, `shard_map`)."""
     return jax.device_count() == 1 or bool(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 @jax.custom_jvp
-def _convolve(x: Any, kernel: Any) -> Any:
+def _convolve(x: Array, kernel: Array) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_LAYOUT)
 
 
 @partial(_convolve.defjvp, symbolic_zeros=True)
-def _tangent(primals: Any, tangents: Any) -> Any:
+def _tangent(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
     (x, kernel), (by_x, by_kernel) = primals, tangents
     y = _convolve(x, kernel)
     parts = [] if isinstance(by_x, SymbolicZero) else [_convolve(by_x, kernel)]
@@ -63,8 +85,8 @@ def _tangent(primals: Any, tangents: Any) -> Any:
     return y, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(y)
 
 
-@jax.checkpoint  # what is made of x is made anew for the gradient, not kept
-def _by_rows(x: Any, kernel: Any) -> Any:
+@jax.checkpoint  # the shifted copies of x are recomputed for the gradient, not stored
+def _by_rows(x: Array, kernel: Array) -> Array:
     """The convolution, image by image, as three products of matrices: slower, but its transpose is fast.
 
     In float32 at least, as the transpose sums over images.
@@ -74,7 +96,7 @@ def _by_rows(x: Any, kernel: Any) -> Any:
     rows = kernel.astype(wide).reshape(3, 3 * c, -1)
 
     @jax.checkpoint
-    def one(image: Any) -> Any:
+    def one(image: Array) -> Array:
         moved = jnp.concatenate([image[:, :, j : j + w] for j in range(3)]).reshape(3 * c, -1).astype(wide)
         y = sum(moved[:, i * w : (i + h) * w].T @ rows[i] for i in range(3))
         return jnp.reshape(y, (h, w, -1)).astype(x.dtype)

@@ -1,6 +1,6 @@
 """EDM2: a U-Net whose activations, weights and updates keep their magnitude (configuration G of the paper).
 
-    c_noise -> Fourier -> linear -> sum(label or text) -> SiLU -------------------> told
+    c_noise -> Fourier -> linear -> sum(label or text) -> SiLU --------------------> emb
     x, 1 -> conv -> [encoder block] x n -> halve, encoder block -> ...  (and so on) --+
                  \\--------- skips ---------\\                                          v
     y <- gain* <- conv <- [concat skip, decoder block] x (n + 1) <- double, block <- decoder block, decoder block
@@ -9,7 +9,7 @@
                                                                        +----------------^
     decoder block   x -+-> branch ------------------------> sum 0.3 -> (attention, sum 0.3) ->
                        +-> (1 x 1 where channels change) ------^
-    branch          SiLU -> conv -> x (1 + gain* linear(told)) -> SiLU -> dropout -> conv
+    branch          SiLU -> conv -> x (1 + gain* linear(emb)) -> SiLU -> dropout -> conv
     attention       linear -> q, k, v, each unit -> softmax(q k'/sqrt(d)) v -> linear                * starts at zero
 
 Every layer is one of `_magnitude`: no norms with statistics, no biases (the input's channel of ones takes their place).
@@ -17,49 +17,70 @@ Source: Karras et al. 2024 (Analyzing and improving the training dynamics of dif
 appendix B. Its loss weights are `losses.uncertainty_loss`, its averages `training.PowerEMA`.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, Int
 
+from diffjax._arrays import whole_numbers
+from diffjax._typing import Cond, Params
 from diffjax.networks._attention import attention
-from diffjax.networks._blocks import enlarge
-from diffjax.networks._embedding import as_labels, as_vector, broadcast_noise, check_dropout
+from diffjax.networks._blocks import check_channels, check_levels, enlarge
+from diffjax.networks._embedding import ConditionEmbedding, EmbeddingLayers, as_vector
 from diffjax.networks._init import constant
-from diffjax.networks._magnitude import MPConv, MPFourier, MPLabels, mp_concatenate, mp_silu, mp_sum, unit
-from diffjax.networks._repeat import again
-from diffjax.networks._text import TextTokens, check_label_or_text, pooled
+from diffjax.networks._layers import check_dropout, float32_at_least
+from diffjax.networks._magnitude import (
+    MPConv,
+    MPFourier,
+    MPLabels,
+    mp_concatenate,
+    mp_silu,
+    mp_sum,
+    mp_two_layers,
+    normalise_weights,
+    unit_rms,
+)
+from diffjax.networks._repeat import rematerialised
+from diffjax.networks._second_time import broadcast_times
+from diffjax.networks._text import Text, check_label_or_text, pooled
+
+EMBEDDING = "told"
+"""The embedding's name in trained parameters, and that of the layers in the blocks that take it."""
 
 
+@whole_numbers
 class EDM2UNet(nn.Module):
-    """A magnitude-preserving U-Net `(x [b, h, w, c], c_noise [b], cond) -> y [b, h, w, c]`, y in float32.
+    """A magnitude-preserving U-Net `(x [b, h, w, c], c_noise [b] or [b, 2], cond) -> y [b, h, w, c]`, y in float32.
 
-    It is meant for `KarrasPrediction`, whose input has unit variance; call `normalise_weights` after each update.
+    It is meant for `EDMPrediction`, whose input has unit variance; call `normalise_weights` after each update.
 
     Attributes:
-      channels: of the finest level; 128, 192, 256, 320, 384, 448 are the paper's XS, S, M, L, XL, XXL.
-      multipliers: channels of level i are `channels * multipliers[i]`; each level after the first halves the size.
+      channels: of each level, the finest first; each level after the first halves the size. The paper's are
+        n, 2n, 3n, 4n with n = 128, 192, 256, 320, 384, 448 for XS, S, M, L, XL, XXL.
       blocks: encoder blocks a level; one more in the decoder.
       attention: the levels with self-attention, 0 the finest.
       head_channels: channels of an attention head, a divisor of the channels where there is attention.
       num_classes: cond is an integer label [b] in 0 .. num_classes, the last being the null label. None: cond is a
         vector [b, k] of features of order one, or None.
-      text_width: cond is a `Text` of such embeddings, whose mean, of unit magnitude, is told. A text without tokens is
-        no condition. Not together with num_classes.
+      text_width: cond is a `Text` of such embeddings, whose mean, of unit magnitude, is embedded. A text without
+        tokens is no condition. Not together with num_classes.
       dropout: the probability of dropping a feature in training.
-      residual_balance, attention_balance, skip_balance, label_balance: t of each sum or concatenation, in (0, 1).
+      residual_balance, attention_balance, skip_balance, label_balance: the paper's t, the weight of the second term in
+        this kind of sum or concatenation, in (0, 1).
       dtype: of the computation; parameters are float32, the output at least that.
       out_channels: channels of y, those of x where None.
-      remat: keep only what enters each block for the backward pass, and compute the rest of it again.
+      remat: recompute each block in the backward pass instead of storing its activations.
 
     Raises:
       ValueError: a field that does not fit; an x that is not [b, h, w, c] with sizes that halve evenly; a cond that
         does not fit.
     """
 
-    channels: int = 192
-    multipliers: tuple[int, ...] = (1, 2, 3, 4)
+    channels: tuple[int, ...] = (192, 384, 576, 768)
     blocks: int = 3
     attention: tuple[int, ...] = (2, 3)
     head_channels: int = 64
@@ -70,23 +91,23 @@ class EDM2UNet(nn.Module):
     attention_balance: float = 0.3
     skip_balance: float = 0.5
     label_balance: float = 0.5
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     out_channels: int | None = None
     remat: bool = False
+    after_update: ClassVar[Callable[[Params], Params]] = staticmethod(normalise_weights)
 
     def __post_init__(self):
-        if self.channels < 1:
-            raise ValueError(f"channels: at least 1 is needed, got {self.channels}")
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(f"multipliers: one positive number a level is needed, got {self.multipliers}")
+        check_channels(self.channels)
         if self.blocks < 1:
             raise ValueError(f"blocks: at least one a level is needed, got {self.blocks}")
-        if not set(self.attention) <= set(range(len(self.multipliers))):
-            raise ValueError(f"attention: levels are 0 .. {len(self.multipliers) - 1}, got {self.attention}")
-        for level in {*self.attention, len(self.multipliers) - 1}:
-            width = self.channels * self.multipliers[level]
+        if not set(self.attention) <= set(range(len(self.channels))):
+            raise ValueError(f"attention: levels are 0 .. {len(self.channels) - 1}, got {self.attention}")
+        for level in {*self.attention, len(self.channels) - 1}:
+            width = self.channels[level]
             if self.head_channels < 1 or width % self.head_channels:
-                raise ValueError(f"head_channels: a divisor of level {level}'s {width} is needed, {self.head_channels}")
+                raise ValueError(
+                    f"head_channels: a divisor of level {level}'s {width} is needed, got {self.head_channels}"
+                )
         check_label_or_text(self.num_classes, self.text_width)
         check_dropout(self.dropout)
         for name in ("residual_balance", "attention_balance", "skip_balance", "label_balance"):
@@ -96,49 +117,50 @@ class EDM2UNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Any, c_noise: Any, cond: Any = None, *, deterministic: bool = True
+        self, x: Float[Array, "b h w c"], c_noise: ArrayLike, cond: Cond = None, *, deterministic: bool = True
     ) -> Float[Array, "b h w k"]:
-        self._check(x)
-        fields = self.channels, self._width(-1, max), self.num_classes, self.text_width, self.label_balance, self.dtype
-        told = _Told(*fields, name="told")(broadcast_noise(c_noise, x), cond)
+        check_levels(x, len(self.channels), "channels")
+        layers = edm2_layers(self.channels[0], self.label_balance)
+        fields = max(self.channels), self.num_classes, self.text_width, float32_at_least(self.dtype), layers
+        emb = ConditionEmbedding(*fields, name=EMBEDDING)(broadcast_times(self, c_noise, x), cond)
         x = x.astype(self.dtype)
         h = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
-        h = MPConv(self._width(0), 3, self.dtype, name="in")(h)
-        h, skips = self._encode(h, told, deterministic)
-        h = self._decode(h, skips, told, deterministic)
+        h = MPConv(self.channels[0], 3, self.dtype, name="in")(h)
+        h, skips = self._encode(h, emb, deterministic)
+        h = self._decode(h, skips, emb, deterministic)
         out = x.shape[-1] if self.out_channels is None else self.out_channels
-        y = MPConv(out, 3, self.dtype, name="out")(h).astype(jnp.promote_types(self.dtype, jnp.float32))
+        y = MPConv(out, 3, self.dtype, name="out")(h).astype(float32_at_least(self.dtype))
         return y * self.param("gain", constant(0.0), (), jnp.float32).astype(y.dtype)
 
-    def _encode(self, h, told, deterministic):
+    def _encode(self, h, emb, deterministic):
         skips = [h]
-        for level in range(len(self.multipliers)):
+        for level in range(len(self.channels)):
             if level > 0:
-                h = self._block(f"halve__{level}", h.shape[-1], True, False, deterministic)(_halve(h), told)
+                h = self._block(f"halve__{level}", h.shape[-1], True, False, deterministic)(_halve(h), emb)
                 skips.append(h)
             for i in range(self.blocks):
                 attend = level in self.attention
-                block = self._block(f"encoder__{level}__{i}", self._width(level), True, attend, deterministic)
-                h = block(h, told)
+                block = self._block(f"encoder__{level}__{i}", self.channels[level], True, attend, deterministic)
+                h = block(h, emb)
                 skips.append(h)
         return h, skips
 
-    def _decode(self, h, skips, told, deterministic):
-        last = len(self.multipliers) - 1
+    def _decode(self, h, skips, emb, deterministic):
+        last = len(self.channels) - 1
         for i in range(2):
-            h = self._block(f"middle__{i}", self._width(last), False, i == 0, deterministic)(h, told)
+            h = self._block(f"middle__{i}", self.channels[last], False, i == 0, deterministic)(h, emb)
         for level in reversed(range(last + 1)):
             for i in range(self.blocks + 1):
                 h = mp_concatenate(h, skips.pop(), self.skip_balance)
                 attend = level in self.attention
-                h = self._block(f"decoder__{level}__{i}", self._width(level), False, attend, deterministic)(h, told)
+                h = self._block(f"decoder__{level}__{i}", self.channels[level], False, attend, deterministic)(h, emb)
             if level > 0:
                 h = enlarge(h, 2 * h.shape[1], 2 * h.shape[2])
-                h = self._block(f"double__{level}", h.shape[-1], False, False, deterministic)(h, told)
+                h = self._block(f"double__{level}", h.shape[-1], False, False, deterministic)(h, emb)
         return h
 
     def _block(self, name, channels, encoder, attend, deterministic):
-        block = again(self, _Block, self.remat)
+        block = rematerialised(self, _Block, self.remat)
         return block(
             channels=channels,
             encoder=encoder,
@@ -150,60 +172,52 @@ class EDM2UNet(nn.Module):
             name=name,
         )
 
-    def _width(self, level, pick=None):
-        return self.channels * (pick(self.multipliers) if pick else self.multipliers[level])
 
-    def _check(self, x):
-        factor = 2 ** (len(self.multipliers) - 1)
-        if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
-            raise ValueError(
-                f"x: images [b, height, width, channels] with sizes that are multiples of {factor} are needed for "
-                f"{len(self.multipliers)} levels, got shape {x.shape}"
-            )
+@whole_numbers
+def edm2_layers(frequencies: int, balance: float) -> EmbeddingLayers:
+    """The magnitude-preserving layers of a `ConditionEmbedding`: linear(Fourier(c_noise)), blended with a condition.
 
+    Args:
+      frequencies: of the Fourier features.
+      balance: the weight of the condition, in (0, 1).
+    """
 
-class _Told(nn.Module):
-    """`(c_noise [b], cond) -> [b, width]`."""
+    def noise(module: ConditionEmbedding, c_noise: Float[Array, " b"]) -> Float[Array, "b width"]:
+        h = MPFourier(frequencies, module.dtype, name="fourier")(c_noise)
+        return MPConv(module.width, 0, module.dtype, name="noise")(h)
 
-    features: int
-    width: int
-    num_classes: int | None
-    text_width: int | None
-    balance: float
-    dtype: Any
+    def label(module: ConditionEmbedding, labels: Int[Array, " b"]) -> Float[Array, "b width"]:
+        assert module.num_classes is not None
+        return MPLabels(module.num_classes + 1, module.width, module.dtype, name="label")(labels)
 
-    @nn.compact
-    def __call__(self, c_noise, cond):
-        wide = jnp.promote_types(self.dtype, jnp.float32)
-        h = MPFourier(self.features, wide, name="fourier")(c_noise)
-        h = MPConv(self.width, 0, wide, name="noise")(h)
-        if self.num_classes is not None:
-            labels = as_labels(cond, self.num_classes, c_noise.shape)
-            h = mp_sum(h, MPLabels(self.num_classes + 1, self.width, wide, name="label")(labels), self.balance)
-        elif self.text_width is not None:
-            mean = unit(pooled(TextTokens(self.text_width, name="text_tokens")(cond), wide))
-            h = mp_sum(h, MPConv(self.width, 0, wide, name="text_embedding")(mean), self.balance)
-        elif cond is not None:
-            h = mp_sum(h, MPConv(self.width, 0, wide, name="cond")(as_vector(cond)), self.balance)
-        return mp_silu(h)
+    def text(module: ConditionEmbedding, text: Text) -> Float[Array, "b width"]:
+        return MPConv(module.width, 0, module.dtype, name="text_embedding")(unit_rms(pooled(text, module.dtype)))
+
+    def vector(module: ConditionEmbedding, cond: Cond) -> Float[Array, "b width"]:
+        return MPConv(module.width, 0, module.dtype, name="cond")(as_vector(cond))
+
+    add = partial(mp_sum, t=balance)
+    return EmbeddingLayers(noise, label, text, vector, add=add, activation=mp_silu, second_time=mp_two_layers)
 
 
 class _Block(nn.Module):
+    """An encoder or a decoder block, `(x [b, h, w, c], emb [b, k]) -> [b, h, w, channels]`."""
+
     channels: int
     encoder: bool
     head_channels: int | None
     dropout: float
     balances: tuple[float, float]
     deterministic: bool
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], told: Float[Array, "b k"]) -> Float[Array, "b h w d"]:
+    def __call__(self, x: Float[Array, "b h w c"], emb: Float[Array, "b k"]) -> Float[Array, "b h w d"]:
         if self.encoder:
-            x = unit(self._straight(x))
+            x = unit_rms(self._straight(x))
         h = MPConv(self.channels, 3, self.dtype, name="conv_1")(mp_silu(x))
-        gain = self.param("gain", constant(0.0), (), jnp.float32).astype(told.dtype)
-        scale = 1 + gain * MPConv(self.channels, 0, told.dtype, name="told")(told)
+        gain = self.param("gain", constant(0.0), (), jnp.float32).astype(emb.dtype)
+        scale = 1 + gain * MPConv(self.channels, 0, emb.dtype, name=EMBEDDING)(emb)
         h = mp_silu(h * scale.astype(self.dtype)[:, None, None])
         h = nn.Dropout(self.dropout, deterministic=self.deterministic)(h)
         h = MPConv(self.channels, 3, self.dtype, name="conv_2")(h)
@@ -218,7 +232,7 @@ class _Block(nn.Module):
     def _attend(self, x):
         batch, height, width, channels = x.shape
         qkv = MPConv(3 * channels, 1, self.dtype, name="qkv")(x)
-        qkv = unit(qkv.reshape(batch, height * width, -1, self.head_channels))
+        qkv = unit_rms(qkv.reshape(batch, height * width, -1, self.head_channels))
         h = attention(*jnp.split(qkv, 3, axis=2)).reshape(x.shape)
         return MPConv(channels, 1, self.dtype, name="attention_out")(h)
 

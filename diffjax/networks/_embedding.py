@@ -1,126 +1,149 @@
-"""What a network is told beside the sample: the noise level and the condition.
+"""The embedding of the noise level and the condition that every block of a network is conditioned on.
 
-    c_noise [b] -> fourier_features -> Dense -> SiLU -> Dense --+
-                                                                +--> SiLU --> [b, width]
-    cond: label [b] -> table of num_classes + 1 rows -----------+
-          or text -> mean of its tokens [b, k] -> Dense
-          or vector [b, k] -> Dense
+    c_noise [b] or [b, 2] -> features -> Dense -> SiLU -> Dense --+
+    second time (few-step networks) ------------------------------+
+                                                                  +--> SiLU --> emb [b, width]
+    cond: label [b] -> table of num_classes + 1 rows -------------+
+          or text -> mean of its tokens [b, k] -> Dense ----------+
+          or vector [b, k] -> Dense ------------------------------+
 
 The last row of the table, label num_classes, is the null label: "no condition" in classifier-free guidance
-(Ho & Salimans 2022). A text without tokens is told as its learned null token.
+(Ho & Salimans 2022). A text without tokens is embedded as its learned null token.
+
+What the layers are, and what their parameters are called, is an `EmbeddingLayers`: `PLAIN` here, the others where their
+networks are (EDM2's preserve magnitudes, the transformers' and `UNet2D`'s have the names of published weights).
 """
 
-from typing import Any
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import check
-from diffjax.networks._init import constant, normal
+from diffjax._arrays import check, whole_numbers
+from diffjax._typing import Cond
+from diffjax.networks._init import normal
+from diffjax.networks._layers import dense, rows_of
+from diffjax.networks._noise_features import fourier_features
+from diffjax.networks._second_time import SecondTimeLayers, add_second_time, first_time, two_layers
 from diffjax.networks._text import Text, TextTokens, pooled
 
-
-def fourier_features(
-    c_noise: Float[Array, " b"], features: int, *, low: float = 1 / 16, high: float = 4.0
-) -> Float[Array, "b features"]:
-    """[cos(2 pi f c), sin(2 pi f c)] for features/2 frequencies f, geometric from `low` to `high`.
-
-    The default range is for c_noise of order one (-logsnr/8, within [-4, 4]): the slowest wave is longer than that
-    range, so no two levels look alike, and the fastest has a period of 2 in logsnr, so the network stays smooth in t.
-    float32, or float64 for a float64 c_noise. Source: Tancik et al. 2020, eq. 3, with fixed frequencies.
-    """
-    dtype = jnp.promote_types(c_noise.dtype, jnp.float32)
-    frequencies = jnp.geomspace(low, high, features // 2, dtype=dtype)
-    angle = 2 * jnp.pi * c_noise.astype(dtype)[:, None] * frequencies
-    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+Term = Callable[["ConditionEmbedding", Any], Float[Array, "b width"]]
+"""`(the embedding, an input) -> [b, width]`, called in the embedding's compact method: its parameters are there."""
 
 
-def timestep_features(
-    c_noise: Float[Array, " b"], features: int, *, shift: float = 0.0, sine_first: bool = False
-) -> Float[Array, "b features"]:
-    """[cos(f_i c), sin(f_i c)] with f_i = 10000^(-i / (features/2 - shift)): for a c_noise that counts steps to 1000.
-
-    Args:
-      c_noise: [b], such as 0 .. 999.
-      features: how many; a zero fills up an odd number.
-      shift: 0, or 1 where the slowest frequency is 1/10000 itself.
-      sine_first: the sines before the cosines.
-
-    float32, or float64 for a float64 c_noise. Source: Ho et al. 2020, appendix B; Vaswani et al. 2017, section 3.5.
-    """
-    dtype = jnp.promote_types(c_noise.dtype, jnp.float32)
-    half = features // 2
-    frequencies = jnp.asarray(10000.0 ** (-np.arange(half) / (half - shift)), dtype)
-    angle = c_noise.astype(dtype)[:, None] * frequencies
-    waves = [jnp.sin(angle), jnp.cos(angle)] if sine_first else [jnp.cos(angle), jnp.sin(angle)]
-    return jnp.pad(jnp.concatenate(waves, axis=-1), ((0, 0), (0, features % 2)))
+def two_dense(module: "ConditionEmbedding", name: str, x: Float[Array, "b k"]) -> Float[Array, "b width"]:
+    """x [b, k] -> Dense `{name}_in` -> SiLU -> Dense `{name}_out` -> [b, width]."""
+    h = dense(module.width, module.dtype, name=f"{name}_in")(x)
+    return dense(module.width, module.dtype, name=f"{name}_out")(nn.silu(h))
 
 
-def check_dropout(value: float) -> None:
-    """Raises `ValueError` where a field `dropout` is no probability in [0, 1)."""
-    if not 0 <= value < 1:
-        raise ValueError(f"dropout: a probability in [0, 1) is needed, got {value}")
+def embed_noise(module: "ConditionEmbedding", c_noise: Float[Array, " b"]) -> Float[Array, "b width"]:
+    """Two layers of the Fourier features of c_noise [b]."""
+    return two_dense(module, "noise", fourier_features(c_noise, module.width).astype(module.dtype))
 
 
-def dense(features: int, dtype: Any = jnp.float32, *, name: str, zero: bool = False, bias: bool = True) -> nn.Dense:
-    """A linear layer, drawn with variance 1/fan_in, or starting at zero."""
-    return nn.Dense(
-        features,
-        kernel_init=constant(0.0) if zero else normal(),
-        bias_init=constant(0.0),
-        use_bias=bias,
-        dtype=dtype,
-        dot_general=matrix_product,
-        name=name,
-    )
+def embed_label(module: "ConditionEmbedding", labels: Int[Array, " b"]) -> Float[Array, "b width"]:
+    """Rows [b, width] of a table for labels [b]."""
+    assert module.num_classes is not None
+    table = module.param("classes", normal(1.0), (module.num_classes + 1, module.width), jnp.float32)
+    return rows_of(table, labels).astype(module.dtype)
 
 
-def matrix_product(x: Any, kernel: Any, dimension_numbers: Any = None, **options: Any) -> Any:
-    """x [..., k] times kernel [k, n], as one product of two matrices.
-
-    Left with all its axes, XLA's CPU code takes twice as long for the gradient: a DiT's step 1.7 times.
-    """
-    flat = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
-    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+def embed_text(module: "ConditionEmbedding", text: Text) -> Float[Array, "b width"]:
+    """A linear layer of the mean of a text's tokens, [b, width]."""
+    return dense(module.width, module.dtype, name="text_embedding")(pooled(text, module.dtype))
 
 
-class Conditioning(nn.Module):
-    """`(c_noise [b], cond) -> [b, width]`.
+def embed_vector(module: "ConditionEmbedding", cond: Cond) -> Float[Array, "b width"]:
+    """A linear layer of a vector [b, k]."""
+    return dense(module.width, module.dtype, name="cond")(as_vector(cond))
+
+
+class EmbeddingLayers(NamedTuple):
+    """The layers of a `ConditionEmbedding`.
 
     Attributes:
-      width: even number of features.
+      noise: of c_noise [b].
+      label: of labels [b], which are in range.
+      text: of a `Text` whose first token is the null token.
+      vector: of a condition that is neither.
+      noise_level: of a second noise level [b], for networks that have one (`EfficientUNet`'s low resolution).
+      add: `(sum, term) -> sum`.
+      activation: of the sum.
+      second_time: the layers of its `SecondTime`.
+    """
+
+    noise: Term = embed_noise
+    label: Term = embed_label
+    text: Term = embed_text
+    vector: Term = embed_vector
+    noise_level: Term | None = None
+    add: Callable[..., Float[Array, "b width"]] = operator.add
+    activation: Callable[..., Float[Array, "b width"]] = nn.silu
+    second_time: SecondTimeLayers = two_layers
+
+
+PLAIN = EmbeddingLayers()
+"""Those of `MLP`, `UNet` and `Classifier`."""
+
+
+@whole_numbers
+class ConditionEmbedding(nn.Module):
+    """`(c_noise [b] or [b, 2], cond) -> emb [b, width]`.
+
+    Attributes:
+      width: features, even.
       num_classes: cond is then an integer label [b] in 0 .. num_classes, the last being the null label. A label out
         of range is an error where it can be seen, and gives NaN under jit.
       text_width: cond is then a `Text` of such embeddings. Both None: cond is a vector [b, k] or None.
       dtype: of the computation; float32 at least is meant, as it is little work.
+      layers: what they are.
     """
 
     width: int
     num_classes: int | None = None
     text_width: int | None = None
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    layers: EmbeddingLayers = PLAIN
 
     @nn.compact
-    def __call__(self, c_noise: Float[Array, " b"], cond: Any = None) -> Float[Array, "b width"]:
-        h = fourier_features(c_noise, self.width).astype(self.dtype)
-        h = dense(self.width, self.dtype, name="noise_in")(h)
-        h = dense(self.width, self.dtype, name="noise_out")(nn.silu(h))
+    def __call__(
+        self,
+        c_noise: Float[Array, "b *two"],
+        cond: Cond = None,
+        *,
+        text: Text | None = None,
+        noise_level: Float[Array, " b"] | None = None,
+    ) -> Float[Array, "b width"]:
+        """The embedding [b, width].
+
+        Args:
+          c_noise: [b], or [b, 2] for the clock at t and at s.
+          cond: a label, a `Text` or a vector, as the fields say.
+          text: the answer of a `TextTokens` that the network has already, besides cond.
+          noise_level: [b], the second noise level.
+        """
+        layers = self.layers
+        h = add_second_time(layers.noise(self, first_time(c_noise)), c_noise, layers.second_time)
+        if noise_level is not None:
+            assert layers.noise_level is not None
+            h = layers.add(h, layers.noise_level(self, noise_level))
+        if text is None and self.text_width is not None:
+            text, cond = TextTokens(self.text_width, name="text_tokens")(cond), None
+        if text is not None:
+            h = layers.add(h, layers.text(self, text))
         if self.num_classes is not None:
-            labels = as_labels(cond, self.num_classes, c_noise.shape)
-            table = self.param("classes", normal(1.0), (self.num_classes + 1, self.width), jnp.float32)
-            h = h + rows_of(table, labels).astype(h.dtype)
-        elif self.text_width is not None:
-            text = TextTokens(self.text_width, name="text_tokens")(cond)
-            h = h + dense(self.width, self.dtype, name="text_embedding")(pooled(text, h.dtype))
+            h = layers.add(h, layers.label(self, as_labels(cond, self.num_classes, c_noise.shape[:1])))
         elif cond is not None:
-            h = h + dense(self.width, self.dtype, name="cond")(as_vector(cond))
-        return nn.silu(h)
+            h = layers.add(h, layers.vector(self, cond))
+        return layers.activation(h)
 
 
-def as_labels(cond: Any, num_classes: int, shape: tuple[int, ...]) -> Int[Array, " b"]:
+def as_labels(cond: ArrayLike | Text | None, num_classes: int, shape: tuple[int, ...]) -> Int[Array, " b"]:
     """A condition as labels [b] in 0 .. num_classes, or ValueError."""
     if cond is None:
         raise ValueError(f"cond: labels are needed with num_classes={num_classes}; {num_classes} is the null label")
@@ -134,12 +157,7 @@ def as_labels(cond: Any, num_classes: int, shape: tuple[int, ...]) -> Int[Array,
     return labels
 
 
-def rows_of(table: Float[Array, "n k"], indices: Int[Array, " b"]) -> Float[Array, "b k"]:
-    """Rows of a table; NaN for one that it has not."""
-    return table.at[indices].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-
-
-def as_vector(cond: Any) -> Float[Array, "b k"]:
+def as_vector(cond: ArrayLike | Text) -> Float[Array, "b k"]:
     """A condition as a vector [b, k], or ValueError."""
     if isinstance(cond, Text):
         raise ValueError("cond: a float vector [b, k] is needed without text_width, got Text; set text_width")
@@ -150,8 +168,3 @@ def as_vector(cond: Any) -> Float[Array, "b k"]:
             "for integer labels set num_classes"
         )
     return vector
-
-
-def broadcast_noise(c_noise: Any, x: Float[Array, "b *d"]) -> Float[Array, " b"]:
-    """c_noise for each sample: a number or [b] becomes [b]."""
-    return jnp.broadcast_to(jnp.asarray(c_noise), x.shape[:1])

@@ -3,7 +3,7 @@
     [-1, 1] -> 299 x 299 -> 1a 2a 2b -> max -> 3b 4a -> max -> 5b 5c 5d -> 6a 6b .. 6e -> 7a 7b 7c -> mean -> [b, 2048]
                                         pool_1          pool_2             mixed_6
 
-    block A (5)   1x1 | 1x1, 5x5 | 1x1, 3x3, 3x3 | mean, 1x1                            side by side
+    block A (5)   1x1 | 1x1, 5x5 | 1x1, 3x3, 3x3 | mean, 1x1                           concatenated
     block B (6a)  3x3 / 2 | 1x1, 3x3, 3x3 / 2 | max / 2
     block C (6)   1x1 | 1x1, 1x7, 7x1 | 1x1, 7x1, 1x7, 7x1, 1x7 | mean, 1x1
     block D (7a)  1x1, 3x3 / 2 | 1x1, 1x7, 7x1, 3x3 / 2 | max / 2
@@ -15,22 +15,24 @@ network behind published numbers (2015-12-05), which differs from the paper, and
 so `interop.read_inception` reads its weights.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from diffjax._typing import Params
 from diffjax.networks._init import constant, normal
+from diffjax.networks._layers import Function
 
 SIZE = 299
 EPSILON = 1e-3
 
 
 class InceptionFeatures(NamedTuple):
-    """What Inception says of images, at four depths.
+    """Inception's features of images at four depths.
 
     Attributes:
       pool_1: [b, h, w, 64], after the first maximum.
@@ -39,14 +41,14 @@ class InceptionFeatures(NamedTuple):
       pool_3: [b, 2048], the means of the last block: the features of FID and KID.
     """
 
-    pool_1: Any
-    pool_2: Any
-    mixed_6: Any
-    pool_3: Any
+    pool_1: Float[Array, "b h w 64"]
+    pool_2: Float[Array, "b h w 192"]
+    mixed_6: Float[Array, "b h w 768"]
+    pool_3: Float[Array, "b 2048"]
 
 
 def inception_features(params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b 2048"]:
-    """The features [b, 2048] that FID and KID are taken of.
+    """The features [b, 2048] that FID and KID are computed from.
 
     Published numbers round samples to 8 bits first. Batches of 50 or so, under `jax.jit`.
 
@@ -69,10 +71,10 @@ class InceptionV3(nn.Module):
     """
 
     resize: bool = True
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, images: Any) -> InceptionFeatures:
+    def __call__(self, images: Float[Array, "b h w 3"]) -> InceptionFeatures:
         least = 1 if self.resize else 75
         if images.ndim != 4 or images.shape[-1] != 3 or min(images.shape[1:3]) < least:
             raise ValueError(f"images: [b, h, w, 3] of {least} pixels or more are needed, got shape {images.shape}")
@@ -99,7 +101,7 @@ class _Layer(nn.Module):
     size: tuple[int, int]
     stride: int
     padding: str
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x):
@@ -119,7 +121,7 @@ class _Layer(nn.Module):
 class _StoredNorm(nn.Module):
     """Batch norm with the training's statistics, which are parameters here (Ioffe & Szegedy 2015, algorithm 2)."""
 
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x):
@@ -133,20 +135,20 @@ class _StoredNorm(nn.Module):
 
 
 class _Mixed(nn.Module):
-    """Branches side by side: each a chain of layers, the last of which may be several."""
+    """Concatenated branches: each a chain of layers, the last of which may be several."""
 
     branches: tuple
-    pool: Any
-    dtype: Any
+    pool: Function
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x):
-        found = [end for branch in self.branches for end in self._follow(branch, x)]
+        ends = [end for branch in self.branches for end in self._follow(branch, x)]
         pooled = self.pool(x)
         if self.pool is _largest:
-            return jnp.concatenate([*found, pooled], axis=-1)
+            return jnp.concatenate([*ends, pooled], axis=-1)
         features = POOL_FEATURES.get(self.name or "", 192)
-        return jnp.concatenate([*found, self._layer("branch_pool", features, (1, 1), 1)(pooled)], axis=-1)
+        return jnp.concatenate([*ends, self._layer("branch_pool", features, (1, 1), 1)(pooled)], axis=-1)
 
     def _follow(self, branch, x):
         *chain, last = branch

@@ -2,31 +2,37 @@
 
     x [b, *d] -> flatten -> Dense -> n x [ h + Dense*(dropout(SiLU(Dense(norm(h) (1 + s) + u)))) ] -+
                                                                               ^                     |
-    c_noise, cond -> Conditioning ---> Dense -> s, u (for each block) --------+                     |
+    c_noise, cond -> ConditionEmbedding -> Dense -> s, u (each block) --------+                     |
     y [b, *d] <- Dense* <- SiLU <- norm <-----------------------------------------------------------+
 
-and `PlainMLP` is not: [x, Conditioning] -> n x [ Dense -> SiLU -> dropout ] -> Dense* -> y.
+and `PlainMLP` is not: [x, ConditionEmbedding] -> n x [ Dense -> SiLU -> dropout ] -> Dense* -> y.
 
 Source: pre-norm residual blocks (He et al. 2016) with adaptive normalisation (Peebles & Xie 2023, section 3.2). Layers
 marked * start at zero, and with them the network.
 """
 
-from typing import Any
+import math
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax.networks._embedding import Conditioning, broadcast_noise, check_dropout, dense
-from diffjax.networks._repeat import again, repeat
+from diffjax._arrays import whole_numbers
+from diffjax._typing import Cond
+from diffjax.networks._embedding import ConditionEmbedding
+from diffjax.networks._layers import check_dropout, dense, float32_at_least
+from diffjax.networks._repeat import rematerialised, repeat
+from diffjax.networks._second_time import broadcast_times
 from diffjax.networks._text import check_label_or_text
 
 
+@whole_numbers
 class MLP(nn.Module):
-    """A residual perceptron `(x [b, *d], c_noise [b], cond) -> y [b, *d]`, y in float32.
+    """A residual perceptron `(x [b, *d], c_noise [b] or [b, 2], cond) -> y [b, *d]`, y in float32.
 
     >>> import jax, jax.numpy as jnp
-    >>> from diffjax.networks import from_linen
+    >>> from diffjax import from_linen
     >>> network = from_linen(MLP(width=32, depth=2))
     >>> x, c_noise = jnp.zeros((4, 2)), jnp.zeros(4)
     >>> params = network.init(jax.random.key(0), x, c_noise, None)
@@ -38,12 +44,13 @@ class MLP(nn.Module):
       depth: number of residual blocks.
       num_classes: cond is an integer label [b] in 0 .. num_classes, the last being the null label of classifier-free
         guidance. None: cond is a float vector [b, k], or None.
-      text_width: cond is a `Text` of such embeddings, whose mean is told. A text without tokens is no condition. Not
-        together with num_classes.
+      text_width: cond is a `Text` of such embeddings, whose mean is embedded. A text without tokens is no condition.
+        Not together with num_classes.
       dropout: the probability of dropping a hidden feature in training.
       dtype: of the computation; parameters are float32.
-      remat: keep only what enters each block for the backward pass, and compute the rest again: less memory, more time.
+      remat: recompute each block in the backward pass instead of storing its activations: less memory, more time.
       scan: the blocks by `lax.scan`, which compiles one of them.
+      out_channels: size of y's last axis, that of x where None.
 
     Raises:
       ValueError: a width that is odd, a negative depth, a dropout outside [0, 1), both num_classes and text_width,
@@ -55,9 +62,10 @@ class MLP(nn.Module):
     num_classes: int | None = None
     text_width: int | None = None
     dropout: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
     scan: bool = False
+    out_channels: int | None = None
 
     def __post_init__(self):
         if self.width < 2 or self.width % 2:
@@ -70,39 +78,41 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b *d"], c_noise: Any, cond: Any = None, *, deterministic: bool = True
+        self, x: Float[Array, "b *d"], c_noise: ArrayLike, cond: Cond = None, *, deterministic: bool = True
     ) -> Float[Array, "b *d"]:
         flat = x.reshape(x.shape[0], -1)
-        wide = jnp.promote_types(self.dtype, jnp.float32)
-        conditioning = Conditioning(self.width, self.num_classes, self.text_width, wide, name="conditioning")
-        told = conditioning(broadcast_noise(c_noise, x), cond)
+        wide = float32_at_least(self.dtype)
+        embedding = ConditionEmbedding(self.width, self.num_classes, self.text_width, wide, name="conditioning")
+        emb = embedding(broadcast_times(self, c_noise, x), cond)
         h = dense(self.width, self.dtype, name="in")(flat)
         fields = {"width": self.width, "dropout": self.dropout, "deterministic": deterministic, "dtype": self.dtype}
-        h = repeat(self, _Block, fields, "blocks", self.depth, h, told, scan=self.scan, remat=self.remat)
+        h = repeat(self, _Block, fields, "blocks", self.depth, h, emb, scan=self.scan, remat=self.remat)
         h = nn.silu(nn.LayerNorm(use_scale=False, use_bias=False, dtype=self.dtype, name="norm")(h))
-        y = dense(flat.shape[1], self.dtype, name="out", zero=True)(h)
-        return y.astype(wide).reshape(x.shape)
+        shape = x.shape if self.out_channels is None else (*x.shape[:-1], self.out_channels)
+        y = dense(math.prod(shape[1:]), self.dtype, name="out", zero=True)(h)
+        return y.astype(wide).reshape(shape)
 
 
 class _Block(nn.Module):
-    """A residual block `(h [b, width], told [b, width]) -> h`."""
+    """A residual block `(h [b, width], emb [b, width]) -> h`."""
 
     width: int
     dropout: float
     deterministic: bool
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x, told):
-        scale, shift = jnp.split(dense(2 * self.width, self.dtype, name="modulate")(told), 2, axis=-1)
+    def __call__(self, x: Float[Array, "b width"], emb: Float[Array, "b width"]) -> Float[Array, "b width"]:
+        scale, shift = jnp.split(dense(2 * self.width, self.dtype, name="modulate")(emb), 2, axis=-1)
         h = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype, name="norm")(x) * (1 + scale) + shift
         h = nn.silu(dense(self.width, self.dtype, name="hidden")(h))
         h = nn.Dropout(self.dropout, deterministic=self.deterministic)(h)
         return x + dense(self.width, self.dtype, name="close", zero=True)(h)
 
 
+@whole_numbers
 class PlainMLP(nn.Module):
-    """A perceptron `(x [b, *d], c_noise [b], cond) -> y [b, *d]`, y in float32, without residuals or norms.
+    """A perceptron `(x [b, *d], c_noise [b] or [b, 2], cond) -> y [b, *d]`, y in float32, without residuals or norms.
 
     Attributes:
       width: features of the hidden layers, even.
@@ -110,7 +120,7 @@ class PlainMLP(nn.Module):
       num_classes, text_width: as of `MLP`.
       dropout: the probability of dropping a hidden feature in training.
       dtype: of the computation; parameters are float32.
-      remat: keep only what enters each layer for the backward pass, and compute the rest again: less memory, more time.
+      remat: recompute each layer in the backward pass instead of storing its activations: less memory, more time.
       scan: the layers after the first by `lax.scan`.
 
     Raises:
@@ -123,7 +133,7 @@ class PlainMLP(nn.Module):
     num_classes: int | None = None
     text_width: int | None = None
     dropout: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
     scan: bool = False
 
@@ -138,15 +148,15 @@ class PlainMLP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b *d"], c_noise: Any, cond: Any = None, *, deterministic: bool = True
+        self, x: Float[Array, "b *d"], c_noise: ArrayLike, cond: Cond = None, *, deterministic: bool = True
     ) -> Float[Array, "b *d"]:
-        wide = jnp.promote_types(self.dtype, jnp.float32)
-        conditioning = Conditioning(self.width, self.num_classes, self.text_width, wide, name="conditioning")
-        told = conditioning(broadcast_noise(c_noise, x), cond)
+        wide = float32_at_least(self.dtype)
+        embedding = ConditionEmbedding(self.width, self.num_classes, self.text_width, wide, name="conditioning")
+        emb = embedding(broadcast_times(self, c_noise, x), cond)
         flat = x.reshape(x.shape[0], -1)
-        h = jnp.concatenate([flat.astype(self.dtype), told.astype(self.dtype)], axis=-1)
+        h = jnp.concatenate([flat.astype(self.dtype), emb.astype(self.dtype)], axis=-1)
         fields = {"width": self.width, "dropout": self.dropout, "deterministic": deterministic, "dtype": self.dtype}
-        h = again(self, _Layer, self.remat)(**fields, name="first")(h)
+        h = rematerialised(self, _Layer, self.remat)(**fields, name="first")(h)
         h = repeat(self, _Layer, fields, "layers", self.depth - 1, h, scan=self.scan, remat=self.remat)
         return dense(flat.shape[1], self.dtype, name="out", zero=True)(h).astype(wide).reshape(x.shape)
 
@@ -157,9 +167,9 @@ class _Layer(nn.Module):
     width: int
     dropout: float
     deterministic: bool
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, h):
+    def __call__(self, h: Float[Array, "b k"]) -> Float[Array, "b width"]:
         h = nn.silu(dense(self.width, self.dtype, name="hidden")(h))
         return nn.Dropout(self.dropout, deterministic=self.deterministic)(h)

@@ -12,21 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from diffjax._arrays import whole_numbers
 
-def wave_positions(rows: int, columns: int, width: int, spread: int | None = None) -> np.ndarray:
+
+def wave_positions(rows: int, columns: int, width: int, position_range: int | None = None) -> np.ndarray:
     """[rows x columns, width] float64, width a multiple of 4; the patches stand in rows.
 
     Args:
       rows, columns: of patches.
       width: features.
-      spread: positions run over 0 .. spread however many patches there are; None counts the patches.
+      position_range: positions run over 0 .. position_range however many patches there are; None counts the patches.
     """
-    axes = [np.arange(n) * (1 if spread is None else spread / n) for n in (rows, columns)]
+    axes = [np.arange(n) * (1 if position_range is None else position_range / n) for n in (rows, columns)]
     r, c = (axis.ravel() for axis in np.meshgrid(*axes, indexing="ij"))
     f = 10000.0 ** (-np.arange(width // 4) / (width // 4))
     return np.concatenate([wave(np.outer(at, f)) for at in (c, r) for wave in (np.sin, np.cos)], axis=1)
 
 
+@whole_numbers
 def rotation_angles(rows: int, columns: int, features: int, base: float) -> np.ndarray:
     """[rows x columns, features/2] float64, features of a head being a multiple of 4."""
     r, c = (axis.ravel() for axis in np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"))

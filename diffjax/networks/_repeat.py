@@ -3,17 +3,20 @@
     written out    params[name__0], params[name__1], ...          compiles each block, may fuse across them
     scan           params[name__], every leaf [depth, ...]        compiles one block, whatever the depth
 
-Either way `remat` keeps only what enters each block for the backward pass.
+Either way `remat` recomputes each block in the backward pass instead of storing its activations.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, PyTree
 
 from diffjax.networks._init import stacked
+
+T = TypeVar("T")  # a pytree of arrays
 
 
 def repeat(
@@ -22,9 +25,9 @@ def repeat(
     fields: Mapping[str, Any],
     name: str,
     depth: int,
-    h: Any,
-    *args: Any,
-    each: Any = None,
+    h: PyTree,
+    *args: PyTree,
+    each: Sequence[Array] | Array | None = None,
     collect: bool = False,
     scan: bool = False,
     remat: bool = False,
@@ -32,27 +35,27 @@ def repeat(
     """h after `depth` blocks `block(**fields)(h, *args) -> h`; to be called inside a compact method.
 
     Args:
-      module: whose parameters the blocks' are; `self`.
+      module: has the blocks' parameters; `self`.
       block: a Linen class; what is static (deterministic, dtype) is among its fields.
       fields: of every block.
       name: of the list of blocks.
       depth: how many.
-      h: what goes through them, arrays of shapes that stay.
-      args: arrays given to each.
+      h: the input of the first block, a pytree of arrays whose shapes no block changes.
+      args: further arguments of every block, pytrees of arrays.
       each: one more argument, `each[i]` to block i: a list of arrays, or an array [depth, ...], as it must be for scan.
-      collect: the answer is h and h after every block, a list or with scan an array [depth, ...].
+      collect: return (h, h after every block), the latter a list, or with scan an array [depth, ...].
       scan: one block under `lax.scan`.
       remat: compute blocks again in the backward pass.
     """
     if depth == 0:
         return (h, []) if collect else h
     if not scan:
-        block = again(module, block, remat)
+        block = rematerialised(module, block, remat)
         after = []
         for i in range(depth):
             own = () if each is None else (each[i],)
             h = block(**fields, name=f"{name}__{i}")(h, *args, *own)  # pyright: ignore[reportCallIssue]
-            h = settled(h, module)
+            h = materialise(h, module)
             after.append(h)
         return (h, after) if collect else h
 
@@ -71,8 +74,8 @@ def repeat(
     return (h, after) if collect else h
 
 
-def again(module: nn.Module, block: type[nn.Module], remat: bool) -> type[nn.Module]:
-    """The block rematerialised; not at initialisation, where that would hide its parameters from the draw of all.
+def rematerialised(module: nn.Module, block: type[nn.Module], remat: bool) -> type[nn.Module]:
+    """The block class under `nn.remat`; not at initialisation, where that would hide its parameters from the one draw.
 
     Args:
       module: that the block is part of, in its compact method.
@@ -82,8 +85,8 @@ def again(module: nn.Module, block: type[nn.Module], remat: bool) -> type[nn.Mod
     return nn.remat(block) if remat and not module.is_initializing() else block
 
 
-def settled(x: Any, module: nn.Module) -> Any:
-    """x, computed here and nowhere else.
+def materialise(x: T, module: nn.Module) -> T:
+    """x itself, but computed once: stops XLA:CPU from recomputing x in every consumer.
 
     XLA's CPU code fuses what is cheap into all that uses it. Along a residual stream it so computes, in every block and
     again in its gradients, the sum of all blocks before: the gradient of a DiT of six blocks takes 1.2 times as long,
@@ -94,7 +97,7 @@ def settled(x: Any, module: nn.Module) -> Any:
         return x
     some = jax.tree.leaves(module.variables["params"])[0]
     bits = jax.lax.bitcast_convert_type(some[(0,) * some.ndim].astype(jnp.float32), jnp.int32)
-    return _settled(bits | 1 != 0, x)
+    return _materialise(bits | 1 != 0, x)
 
 
 def _same(taken, x):
@@ -110,5 +113,5 @@ def _branch(taken, x):
 
 
 @jax.jit  # compiled once a shape where a network is called outside jit
-def _settled(taken, x):
+def _materialise(taken, x):
     return jax.lax.platform_dependent(taken, x, cpu=_branch, default=_same)

@@ -15,20 +15,41 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffjax._arrays import whole_numbers
+
 BOX = (1.0, 1.0)
 BINOMIAL = (1.0, 3.0, 3.0, 1.0)
 
 
 def halve(x: Float[Array, "b h w c"], taps: Sequence[float] = BOX) -> Float[Array, "b h2 w2 c"]:
-    """Every second pixel of the filtered image, [b, h/2, w/2, c]."""
+    """Every second pixel of the filtered images.
+
+    Args:
+      x: images [b, h, w, c] of even sizes.
+      taps: of the filter, an even number, symmetric; their sum does not matter.
+
+    Returns:
+      [b, h/2, w/2, c].
+    """
     edge = len(taps) // 2 - 1
     return blur(x, taps, (edge, edge), stride=2)
 
 
+@whole_numbers
 def blur(
     x: Float[Array, "b h w c"], taps: Sequence[float], pad: tuple[int, int], *, stride: int = 1
 ) -> Float[Array, "b h2 w2 c"]:
-    """The filtered image, of size floor((h + before + after - n)/stride) + 1, with (before, after) = pad."""
+    """The filtered images.
+
+    Args:
+      x: images [b, h, w, c].
+      taps: n weights of the filter; their sum does not matter.
+      pad: zeros (before, after) along both axes.
+      stride: keep every stride-th pixel.
+
+    Returns:
+      [b, h', w', c], h' = floor((h + before + after - n)/stride) + 1.
+    """
     total = sum(taps)
     for axis in (1, 2):
         widths = [pad if i == axis else (0, 0) for i in range(4)]
@@ -41,7 +62,15 @@ def blur(
 
 
 def double(x: Float[Array, "b h w c"], taps: Sequence[float] = BOX) -> Float[Array, "b h2 w2 c"]:
-    """The filtered image of twice the size, [b, 2 h, 2 w, c]; zeros between pixels are never written."""
+    """The filtered images at twice the size; zeros between pixels are never written.
+
+    Args:
+      x: images [b, h, w, c].
+      taps: as of `halve`.
+
+    Returns:
+      [b, 2 h, 2 w, c].
+    """
     half, total = len(taps) // 2, sum(taps)
     for axis in (1, 2):
         size = x.shape[axis]

@@ -1,4 +1,4 @@
-"""The encoder of T5: what a text's tokens mean, for networks that are conditioned on it.
+"""The encoder of T5: embeddings of a text's tokens, for networks that are conditioned on a text.
 
     ids [b, n] --> table --> n x ( + attention(norm x), + feed-forward(norm x) ) --> norm --> [b, n, width]
                                          ^
@@ -14,20 +14,24 @@ Source: Raffel et al. 2020, section 2.1; Shazeer 2020 (gated layers). Names are 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Bool, Float
 
-from diffjax.networks._attention import attention
-from diffjax.networks._embedding import check_dropout, dense
-from diffjax.networks._init import constant
+from diffjax._arrays import whole_numbers
+from diffjax.networks._attention import Attention, HeadNames
+from diffjax.networks._layers import Function, NestedTable, Table, check_dropout, dense, float32_at_least, rms_norm
 from diffjax.networks._repeat import repeat
-from diffjax.networks._transformer import Table
+
+NAMES = HeadNames("o", "q", "k", "v")
 
 
+@whole_numbers
 class T5Encoder(nn.Module):
     """`(ids [b, n], mask [b, n]) -> [b, n, width]`, float32: the embedding of a `Text`.
 
@@ -37,15 +41,15 @@ class T5Encoder(nn.Module):
       vocabulary: number of ids.
       width: features of a token.
       depth: number of blocks.
-      heads, head_features: of attention; their product need not be width.
+      heads, head_channels: of attention; their product need not be width.
       hidden: features inside the feed-forward layer.
       activation, gated: of the feed-forward layer.
       buckets, distance: of the relative positions; from `distance` on all are one bucket.
-      epsilon: of the norms.
+      norm_epsilon: epsilon of the norms.
       dropout: the probability of dropping a feature in training; published encoders were trained with 0.1, and also
         dropped attention's weights, which is left out here.
       dtype: of the computation; parameters and the output are float32.
-      remat: keep only what enters each block for the backward pass.
+      remat: recompute each block in the backward pass instead of storing its activations.
 
     Raises:
       ValueError: fewer than four buckets, a distance within the buckets that count one by one, or a dropout outside
@@ -56,15 +60,15 @@ class T5Encoder(nn.Module):
     width: int = 512
     depth: int = 6
     heads: int = 8
-    head_features: int = 64
+    head_channels: int = 64
     hidden: int = 2048
-    activation: Callable[[Any], Any] = nn.relu
+    activation: Function = nn.relu
     gated: bool = False
     buckets: int = 32
     distance: int = 128
-    epsilon: float = 1e-6
+    norm_epsilon: float = 1e-6
     dropout: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     def __post_init__(self):
@@ -76,17 +80,19 @@ class T5Encoder(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, ids: Any, mask: Any = None, *, deterministic: bool = True) -> Float[Array, "b n width"]:
+    def __call__(
+        self, ids: ArrayLike, mask: Bool[Array, "b n"] | None = None, *, deterministic: bool = True
+    ) -> Float[Array, "b n width"]:
         ids = jnp.asarray(ids)
         if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
             raise ValueError(f"ids: integers [b, n] are needed, got {ids.dtype} {ids.shape}")
         if mask is not None and (mask.shape != ids.shape or mask.dtype != jnp.bool_):
             raise ValueError(f"mask: booleans {ids.shape} are needed, got {mask.dtype} {mask.shape}")
         h = Table(self.vocabulary, self.width, name="shared")(ids).astype(self.dtype)
-        own = ("parent", "name", "deterministic")
-        fields = {name: getattr(self, name) for name in T5Stack.__dataclass_fields__ if name not in own}
+        other = ("parent", "name", "deterministic")
+        fields = {name: getattr(self, name) for name in T5Stack.__dataclass_fields__ if name not in other}
         h = T5Stack(**fields, deterministic=deterministic, name="encoder")(h, mask)
-        return h.astype(jnp.promote_types(self.dtype, jnp.float32))
+        return h.astype(float32_at_least(self.dtype))
 
 
 class T5Stack(nn.Module):
@@ -94,147 +100,103 @@ class T5Stack(nn.Module):
 
     depth: int
     heads: int
-    head_features: int
+    head_channels: int
     hidden: int
-    activation: Callable[[Any], Any]
+    activation: Function
     gated: bool
     buckets: int
     distance: int
-    epsilon: float
+    norm_epsilon: float
     dropout: float
     deterministic: bool
-    dtype: Any
+    dtype: DTypeLike
     remat: bool
 
     @nn.compact
-    def __call__(self, h: Any, mask: Any = None) -> Float[Array, "b n c"]:
-        places = ("layer__0", "SelfAttention", "relative_attention_bias")  # where the file has it, of block 0 alone
-        table = Within(places, self.buckets, self.heads, name="block__0")
+    def __call__(self, h: Float[Array, "b n c"], mask: Bool[Array, "b n"] | None = None) -> Float[Array, "b n c"]:
+        # In published weights the table is a part of block 0.
+        names = "layer__0", "SelfAttention", "relative_attention_bias"
+        table = NestedTable(names, self.buckets, self.heads, name="block__0")
         bias = table(relative_buckets(h.shape[1], self.buckets, self.distance)).transpose(2, 0, 1)[None]
         names = (name for name in T5Block.__dataclass_fields__ if name not in ("parent", "name"))
         fields = {name: getattr(self, name) for name in names}
         h = dropout(self, h)
         h = repeat(self, T5Block, fields, "block", self.depth, h, bias, mask, scan=True, remat=self.remat)
-        return dropout(self, rms_norm(self, "final_layer_norm")(h))
-
-
-class Within(nn.Module):
-    """A `Table` at the end of a path of names."""
-
-    names: tuple[str, ...]
-    rows: int
-    width: int
-
-    @nn.compact
-    def __call__(self, ids: Any) -> Any:
-        first, *rest = self.names
-        if rest:
-            return Within(tuple(rest), self.rows, self.width, name=first)(ids)
-        return Table(self.rows, self.width, name=first)(ids)
+        norm = rms_norm(self.dtype, name="final_layer_norm", epsilon=self.norm_epsilon)
+        return dropout(self, norm(h))
 
 
 class T5Block(nn.Module):
     """`(h [b, n, c], bias [1, heads, n, n], mask [b, n] or None) -> [b, n, c]`."""
 
     heads: int
-    head_features: int
+    head_channels: int
     hidden: int
-    activation: Callable[[Any], Any]
+    activation: Function
     gated: bool
-    epsilon: float
+    norm_epsilon: float
     dropout: float
     deterministic: bool
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, h: Any, bias: Any, mask: Any = None) -> Float[Array, "b n c"]:
-        shared = (self.epsilon, self.dropout, self.deterministic, self.dtype)
-        attend = T5Attention(self.heads, self.head_features, *shared, name="layer__0")
-        forward = T5Layer(self.hidden, self.activation, self.gated, *shared, name="layer__1")
-        return forward(attend(h, bias, mask))
+    def __call__(
+        self, h: Float[Array, "b n c"], bias: Float[Array, "1 heads n n"], mask: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b n c"]:
+        shared = (self.norm_epsilon, self.dropout, self.deterministic, self.dtype)
+        heads = {"names": NAMES, "qkv_bias": False, "out_bias": False, "scale": 1.0, "name": "SelfAttention"}
+        attention = partial(Attention, self.heads, self.dtype, self.head_channels, **heads)
+        hidden = self.hidden, self.activation, self.gated, self.dropout, self.deterministic, self.dtype
+        feed_forward = partial(T5FeedForward, *hidden, name="DenseReluDense")
+        h = T5Residual(attention, *shared, name="layer__0")(h, bias=bias, mask=mask)
+        return T5Residual(feed_forward, *shared, name="layer__1")(h)
 
 
-class T5Attention(nn.Module):
-    """`(h [b, n, c], bias [1, heads, n, n], mask [b, n] or None) -> h + dropout(attention(norm h))`."""
+class T5Residual(nn.Module):
+    """`(h [b, n, c], *inputs) -> h + dropout(layer(norm h, *inputs)) [b, n, c]`.
 
-    heads: int
-    head_features: int
-    epsilon: float
+    Attributes:
+      layer: `() -> module`, named as in trained parameters.
+    """
+
+    layer: Callable[[], nn.Module]
+    norm_epsilon: float
     dropout: float
     deterministic: bool
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, h: Any, bias: Any, mask: Any = None) -> Float[Array, "b n c"]:
-        x = rms_norm(self, "layer_norm")(h)
-        x = HeadsOfT5(self.heads, self.head_features, self.dtype, name="SelfAttention")(x, bias, mask)
-        return h + dropout(self, x)
-
-
-class HeadsOfT5(nn.Module):
-    """`(x [b, n, c], bias [1, heads, n, n], mask [b, n] or None) -> [b, n, c]`; queries are not scaled."""
-
-    heads: int
-    features: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Any, bias: Any, mask: Any = None) -> Float[Array, "b n c"]:
-        b, n, width = x.shape
-        linear = lambda name: dense(self.heads * self.features, self.dtype, name=name, bias=False)
-        q, k, v = (linear(name)(x).reshape(b, n, self.heads, self.features) for name in "qkv")
-        h = attention(q, k, v, mask=mask, bias=bias, scale=1.0).reshape(b, n, -1)
-        return dense(width, self.dtype, name="o", bias=False)(h)
-
-
-class T5Layer(nn.Module):
-    """`h [b, n, c] -> h + dropout(feed-forward(norm h))`."""
-
-    hidden: int
-    activation: Callable[[Any], Any]
-    gated: bool
-    epsilon: float
-    dropout: float
-    deterministic: bool
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, h: Any) -> Float[Array, "b n c"]:
-        x = rms_norm(self, "layer_norm")(h)
-        fields = (self.hidden, self.activation, self.gated, self.dropout, self.deterministic, self.dtype)
-        return h + dropout(self, T5FeedForward(*fields, name="DenseReluDense")(x))
+    def __call__(self, h: Float[Array, "b n c"], *inputs: Any, **masks: Any) -> Float[Array, "b n c"]:
+        x = rms_norm(self.dtype, name="layer_norm", epsilon=self.norm_epsilon)(h)
+        return h + dropout(self, self.layer()(x, *inputs, **masks))  # pyright: ignore[reportCallIssue]
 
 
 class T5FeedForward(nn.Module):
     """`x [b, n, c] -> Wo dropout(f(W x))`, or Wo dropout(f(W0 x) W1 x) where `gated`."""
 
     hidden: int
-    activation: Callable[[Any], Any]
+    activation: Function
     gated: bool
     dropout: float
     deterministic: bool
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Any) -> Float[Array, "b n c"]:
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         linear = lambda features, name: dense(features, self.dtype, name=name, bias=False)
         h = self.activation(linear(self.hidden, "wi_0" if self.gated else "wi")(x))
         h = h * linear(self.hidden, "wi_1")(x) if self.gated else h
         return linear(x.shape[-1], "wo")(dropout(self, h))
 
 
-def dropout(layer: Any, h: Any) -> Any:
-    """h with features dropped as the layer's fields say."""
+def dropout(layer: "T5Stack | T5Residual | T5FeedForward", h: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+    """h [b, n, c] with features dropped by the layer's fields `dropout` and `deterministic`."""
     return nn.Dropout(layer.dropout, deterministic=layer.deterministic)(h)
 
 
-def rms_norm(layer: Any, name: str) -> nn.RMSNorm:
-    """Root-mean-square normalisation with the layer's epsilon and dtype."""
-    return nn.RMSNorm(epsilon=layer.epsilon, dtype=layer.dtype, scale_init=constant(1.0), name=name)
-
-
+@whole_numbers
 def relative_buckets(n: int, buckets: int, distance: int) -> np.ndarray:
-    """[n, n] the bucket of each query's (row) distance to each key (column).
+    """[n, n] the bucket of each query's (row) distance to each key (column); see the formula above.
 
     The logarithms are float32, for where one of them is a whole number, float64 may fall on the other side of it than
     the networks that were trained.

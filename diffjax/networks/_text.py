@@ -1,7 +1,7 @@
-"""A text as a condition: what a text encoder says of each token, and which tokens there are.
+"""A text as a condition: the embeddings of its tokens, and a mask of those that are not padding.
 
     embedding [b, n, k] --> [null, token 1, ..., token n]  [b, n + 1, k]
-    mask      [b, n]    --> [no token at all, mask]        [b, n + 1]       at least one is always there
+    mask      [b, n]    --> [no token at all, mask]        [b, n + 1]       at least one is True
 
 The null token is learned; a prompt without tokens (its mask all False) is "no condition" in classifier-free guidance
 (Ho & Salimans 2022), and the network attends to the null token in its place.
@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from diffjax._arrays import accumulator_dtype
+from diffjax._typing import Cond
 from diffjax.networks._init import normal
 
 
@@ -23,16 +25,16 @@ class Text(NamedTuple):
     No condition is a mask that is all False, so the null of `classifier_free` is `Text(0.0, False)`.
 
     Attributes:
-      embedding: [b, n, k], such as a T5 encoder's answer.
-      mask: [b, n], True where there is a token, False where there is padding.
+      embedding: [b, n, k], such as the output of a `T5Encoder`.
+      mask: [b, n], True for a token, False for padding.
     """
 
-    embedding: Any
+    embedding: Any  # an array, or a number in the null of guidance
     mask: Any
 
 
 class TextTokens(nn.Module):
-    """`(cond) -> Text` of n + 1 tokens, of which at least one is there: the first is the learned null token.
+    """`(cond) -> Text` of n + 1 tokens, with at least one True in each mask: the first is the learned null token.
 
     Attributes:
       width: k, the features of the embedding.
@@ -44,7 +46,7 @@ class TextTokens(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, cond: Any) -> Text:
+    def __call__(self, cond: Cond) -> Text:
         embedding, mask = _as_text(cond, self.width)
         null = self.param("null", normal(1.0), (self.width,), jnp.float32).astype(embedding.dtype)
         first = jnp.broadcast_to(null, (embedding.shape[0], 1, self.width))
@@ -52,16 +54,16 @@ class TextTokens(nn.Module):
         return Text(jnp.concatenate([first, embedding], axis=1), jnp.concatenate([empty, mask], axis=1))
 
 
-def pooled(text: Text, dtype: Any) -> Float[Array, "b k"]:
-    """The mean [b, k] of the tokens that are there, in a dtype, summed in float32 at least; one must be there."""
+def pooled(text: Text, dtype: DTypeLike) -> Float[Array, "b k"]:
+    """The mean [b, k] of the tokens that are not padding, at least one, in a dtype; summed in float32 at least."""
     wide = accumulator_dtype(dtype)
-    there = text.mask.astype(wide)
-    total = jnp.einsum("bn,bnk->bk", there, text.embedding.astype(wide))
-    return (total / jnp.sum(there, axis=1, keepdims=True)).astype(dtype)
+    mask = text.mask.astype(wide)
+    total = jnp.einsum("bn,bnk->bk", mask, text.embedding.astype(wide))
+    return (total / jnp.sum(mask, axis=1, keepdims=True)).astype(dtype)
 
 
 def check_label_or_text(num_classes: int | None, text_width: int | None) -> None:
-    """Raises `ValueError` where both are there: cond is a label or a `Text`."""
+    """Raises `ValueError` where both are set: cond is a label or a `Text`."""
     if num_classes is not None and text_width is not None:
         raise ValueError(f"text_width: {text_width} with num_classes {num_classes}; one of them is needed")
 

@@ -1,6 +1,6 @@
 """A U-Net for images.
 
-    x -> conv --> [block (attention)] x n --> halve --> ... --> block, attention, block     told -> every block
+    x -> conv --> [block (attention)] x n --> halve --> ... --> block, attention, block      emb -> every block
                         |                                              |
                        skips (every output on the way down)          double
                         v                                              v
@@ -9,120 +9,127 @@
 Source: Ronneberger et al. 2015; Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, section 3.
 """
 
-from typing import Any
+import math
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax.networks._blocks import GroupNorm, ResidualBlock, SelfAttention, conv, enlarge
-from diffjax.networks._embedding import Conditioning, broadcast_noise, check_dropout
-from diffjax.networks._repeat import again
+from diffjax._arrays import whole_numbers
+from diffjax._typing import Cond
+from diffjax.networks._attention import FUSED, ImageAttention
+from diffjax.networks._blocks import ResidualBlock, check_channels, conv, enlarge
+from diffjax.networks._embedding import ConditionEmbedding
+from diffjax.networks._layers import check_dropout, float32_at_least
+from diffjax.networks._norm import GroupNorm
+from diffjax.networks._repeat import rematerialised
+from diffjax.networks._second_time import broadcast_times
 from diffjax.networks._text import check_label_or_text
 
 
+@whole_numbers
 class UNet(nn.Module):
-    """A U-Net `(x [b, h, w, c], c_noise [b], cond) -> y [b, h, w, c]`, y in float32 (float64 for a float64 dtype).
+    """A U-Net `(x [b, h, w, c], c_noise [b] or [b, 2], cond) -> y [b, h, w, c]`, y in float32, or in float64 for
+    a float64 dtype.
 
     Any height and width will do: a size is halved rounding up, and doubled back to what it was.
 
     Attributes:
-      channels: of the finest level, even.
-      multipliers: channels of level i are `channels * multipliers[i]`; each level after the first halves the size.
+      channels: of each level, the finest first, whose number is even; each level after the first halves the size.
       blocks: residual blocks a level on the way down; one more on the way up.
       attention: the levels with self-attention, 0 the finest; the middle always has it.
-      head_channels: channels of an attention head.
+      head_channels: channels of an attention head, at least: the number of heads is the largest divisor of a level's
+        channels that leaves as many to each, and 1 where none does.
       num_classes: cond is an integer label [b] in 0 .. num_classes, the last being the null label of classifier-free
         guidance. None: cond is a float vector [b, k], or None.
-      text_width: cond is a `Text` of such embeddings, whose mean is told. A text without tokens is no condition. Not
-        together with num_classes.
+      text_width: cond is a `Text` of such embeddings, whose mean is embedded. A text without tokens is no condition.
+        Not together with num_classes.
       dropout: the probability of dropping a feature in training.
       dtype: of the computation (`jnp.bfloat16`); parameters, statistics and the output are float32.
       out_channels: channels of y, those of x where None.
-      remat: keep only what enters each block for the backward pass, and compute the rest of it again: less memory, and
-        about a third more time. The gradient is the same.
+      remat: recompute each block in the backward pass instead of storing its activations: less memory, and about a
+        third more time. The gradient is the same.
 
     Raises:
       ValueError: a field that does not fit, an x that is not [b, h, w, c], or a cond that does not fit.
     """
 
-    channels: int = 64
-    multipliers: tuple[int, ...] = (1, 2, 2)
+    channels: tuple[int, ...] = (64, 128, 128)
     blocks: int = 2
     attention: tuple[int, ...] = (2,)
     head_channels: int = 64
     num_classes: int | None = None
     text_width: int | None = None
     dropout: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     out_channels: int | None = None
     remat: bool = False
 
     def __post_init__(self):
-        if self.channels < 2 or self.channels % 2:
-            raise ValueError(f"channels: an even number is needed, got {self.channels}")
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(f"multipliers: one positive number a level is needed, got {self.multipliers}")
+        check_channels(self.channels, even_first=True)
         if self.blocks < 1:
             raise ValueError(f"blocks: at least one a level is needed, got {self.blocks}")
         if self.head_channels < 1:
             raise ValueError(f"head_channels: at least 1 is needed, got {self.head_channels}")
-        if not set(self.attention) <= set(range(len(self.multipliers))):
-            raise ValueError(f"attention: levels are 0 .. {len(self.multipliers) - 1}, got {self.attention}")
+        if not set(self.attention) <= set(range(len(self.channels))):
+            raise ValueError(f"attention: levels are 0 .. {len(self.channels) - 1}, got {self.attention}")
         check_label_or_text(self.num_classes, self.text_width)
         check_dropout(self.dropout)
         super().__post_init__()
 
     @nn.compact
     def __call__(
-        self, x: Any, c_noise: Any, cond: Any = None, *, deterministic: bool = True
+        self, x: Float[Array, "b h w c"], c_noise: ArrayLike, cond: Cond = None, *, deterministic: bool = True
     ) -> Float[Array, "b h w k"]:
         if x.ndim != 4:
             raise ValueError(f"x: images [b, height, width, channels] are needed, got shape {x.shape}")
-        width = 4 * self.channels
-        wide = jnp.promote_types(self.dtype, jnp.float32)
-        conditioning = Conditioning(width, self.num_classes, self.text_width, wide, name="conditioning")
-        told = conditioning(broadcast_noise(c_noise, x), cond)
-        h = conv(self.channels, 3, self.dtype, name="in")(x)
-        h, skips = self._down(h, told, deterministic)
-        h = self._block(h, told, "middle_1", self.multipliers[-1], deterministic)
+        width = 4 * self.channels[0]
+        wide = float32_at_least(self.dtype)
+        embedding = ConditionEmbedding(width, self.num_classes, self.text_width, wide, name="conditioning")
+        emb = embedding(broadcast_times(self, c_noise, x), cond)
+        h = conv(self.channels[0], 3, self.dtype, name="in")(x)
+        h, skips = self._down(h, emb, deterministic)
+        h = self._block(h, emb, "middle_1", self.channels[-1], deterministic)
         h = self._attention(h, "middle_attention")
-        h = self._block(h, told, "middle_2", self.multipliers[-1], deterministic)
-        h = self._up(h, skips, told, deterministic)
+        h = self._block(h, emb, "middle_2", self.channels[-1], deterministic)
+        h = self._up(h, skips, emb, deterministic)
         h = nn.silu(GroupNorm(dtype=self.dtype, name="norm")(h))
         out = x.shape[-1] if self.out_channels is None else self.out_channels
         return conv(out, 3, self.dtype, name="out", zero=True)(h).astype(wide)
 
-    def _down(self, h, told, deterministic):
+    def _down(self, h, emb, deterministic):
         skips = [h]
-        for level, multiplier in enumerate(self.multipliers):
+        for level, channels in enumerate(self.channels):
             if level > 0:
                 h = conv(h.shape[-1], 3, self.dtype, name=f"halve_{level}", stride=2)(h)
                 skips.append(h)
             for i in range(self.blocks):
-                h = self._stage(h, told, f"down_{level}_{i}", level, multiplier, deterministic)
+                h = self._stage(h, emb, f"down_{level}_{i}", level, channels, deterministic)
                 skips.append(h)
         return h, skips
 
-    def _up(self, h, skips, told, deterministic):
-        for level, multiplier in reversed(list(enumerate(self.multipliers))):
+    def _up(self, h, skips, emb, deterministic):
+        for level, channels in reversed(list(enumerate(self.channels))):
             for i in range(self.blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._stage(h, told, f"up_{level}_{i}", level, multiplier, deterministic)
+                h = self._stage(h, emb, f"up_{level}_{i}", level, channels, deterministic)
             if level > 0:
                 h = conv(h.shape[-1], 3, self.dtype, name=f"double_{level}")(enlarge(h, *skips[-1].shape[1:3]))
         return h
 
-    def _stage(self, h, told, name, level, multiplier, deterministic):
-        h = self._block(h, told, name, multiplier, deterministic)
+    def _stage(self, h, emb, name, level, channels, deterministic):
+        h = self._block(h, emb, name, channels, deterministic)
         if level in self.attention:
             h = self._attention(h, f"{name}_attention")
         return h
 
-    def _block(self, h, told, name, multiplier, deterministic):
-        block = again(self, ResidualBlock, self.remat)
-        return block(self.channels * multiplier, self.dropout, deterministic, self.dtype, name=name)(h, told)
+    def _block(self, h, emb, name, channels, deterministic):
+        block = rematerialised(self, ResidualBlock, self.remat)
+        return block(channels, self.dropout, deterministic, self.dtype, name=name)(h, emb)
 
     def _attention(self, h, name):
-        attention = again(self, SelfAttention, self.remat)
-        return attention(self.head_channels, self.dtype, name=name)(h)
+        channels = h.shape[-1]
+        heads = math.gcd(channels, max(1, channels // self.head_channels))
+        attention = rematerialised(self, ImageAttention, self.remat)
+        return attention(self.dtype, channels // heads, FUSED, "norm", name=name)(h)

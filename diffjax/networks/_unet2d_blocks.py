@@ -1,49 +1,51 @@
-"""The parts of `UNet2D`, with the names of diffusers: residual block, attention, one level on the way down or up.
+"""One level of `UNet2D`, on the way down or up, with the names of diffusers.
 
-    ResnetBlock      x -> norm1 -> act -> [resample] -> conv1 -> norm2, told -> act -> dropout -> conv2* -> + -> /r -> y
-                     x -> [resample] -> [conv_shortcut] ----------------------------------------------------^
-                     told: h + Dense(act(told)) before norm2, or norm2(h) (1 + s) + u, (s, u) = Dense(act(told))
+    DownBlock   (ResidualBlock, ImageAttention) x n -> halve [-> join the shrinking input]      each output a skip
+    UpBlock     (join a skip, ResidualBlock, ImageAttention) x n [-> add to the growing output] -> double
 
-    AttentionBlock   x -> group_norm -> to_q, to_k, to_v -> softmax(q k'/sqrt(n)) v -> to_out* -> + x -> /r -> y
-                     and once more, with text_... in the place of to_..., where the keys and values come from a text
-
-    DownBlock        (ResnetBlock, AttentionBlock) x n -> halve [-> join the shrinking input]      each output a skip
-    UpBlock          (join a skip, ResnetBlock, AttentionBlock) x n [-> add to the growing output] -> double
-
-* starts at zero. Source: Ho et al. 2020, appendix B; scale and shift, resampling within a block: Dhariwal & Nichol
-2021, section 3; division by r, FIR filters, shrinking input and growing output: Song et al. 2021, appendix H.
+`_blocks` and `_attention` have the two modules. Source: Ho et al. 2020, appendix B; resampling within a block:
+Dhariwal & Nichol 2021, section 3; FIR filters, shrinking input and growing output: Song et al. 2021, appendix H.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax.networks._attention import attention
-from diffjax.networks._blocks import GroupNorm, conv, enlarge
-from diffjax.networks._embedding import dense
+from diffjax._arrays import whole_numbers
+from diffjax.networks._attention import ImageAttention
+from diffjax.networks._blocks import DIFFUSERS, Resample, ResidualBlock, conv
 from diffjax.networks._init import constant, normal
+from diffjax.networks._layers import Function
+from diffjax.networks._norm import GroupNorm
+from diffjax.networks._repeat import rematerialised
 from diffjax.networks._resample import BOX, blur, double, halve
 from diffjax.networks._text import Text
 
+Image = Float[Array, "b h w c"]
+Pyramid = Callable[..., tuple[Image, Any]]
+"""`(stage, settings, h, image[, channels, last=]) -> (h, image)`."""
+
 
 class Stage(NamedTuple):
-    """What a level is made of, on its way down or up.
+    """The design of one level, on the way down or up.
 
     Attributes:
-      attentions: attention after the last so many residual blocks.
+      attentions: number of residual blocks, the last of the level, that are followed by attention.
       residual: resampling by a residual block (as BigGAN and ADM do), not by a convolution.
       shortcut: a 1 x 1 convolution on the skip of that block.
       taps: of the filter that such a block resamples with.
       pyramid: `input_skip` or `input_residual` on the way down, `output_skip` or `output_residual` on the way up, or
         None.
-      rescale: what every sum of a branch and its skip is divided by.
+      rescale: divisor of every sum of a branch and its skip.
       groups: of the residual blocks' norms; `groups_of(channels)` where None.
       attention_groups: of the attention's norm; `groups_of(channels)` where None, no norm where 0.
-      joined_groups: on the way up, (channels that come, channels of the skip) -> groups of the norm of both; as
+      joined_groups: on the way up, (channels from below, channels of the skip) -> groups of the norm of both; as
         `groups` where None.
     """
 
@@ -51,18 +53,11 @@ class Stage(NamedTuple):
     residual: bool = False
     shortcut: bool = False
     taps: tuple[float, ...] = BOX
-    pyramid: Callable[..., Any] | None = None
+    pyramid: Pyramid | None = None
     rescale: float = 1.0
     groups: int | None = None
     attention_groups: int | None = None
     joined_groups: Callable[[int, int], int] | None = None
-
-
-class Told(NamedTuple):
-    """What blocks are told: a vector [b, k], and the tokens of a text or None."""
-
-    vector: Any
-    text: Text | None = None
 
 
 class Settings(NamedTuple):
@@ -71,128 +66,52 @@ class Settings(NamedTuple):
     epsilon: float
     dropout: float
     scale_shift: bool
-    activation: Callable[[Any], Any]
+    activation: Function
     head_channels: int | None
     padding: tuple[int, int]
-    dtype: Any
+    dtype: DTypeLike
     deterministic: bool
-    again: bool  # rematerialise
+    remat: bool
 
-    def resnet(self, stage: Stage, **fields: Any) -> nn.Module:
-        block = nn.remat(ResnetBlock) if self.again else ResnetBlock
-        return block(**{"settings": self, "groups": stage.groups, "rescale": stage.rescale, **fields})
+    def block(self, stage: Stage) -> dict[str, Any]:
+        """Fields of a stage's residual blocks, all but `channels`."""
+        return {
+            "dropout": self.dropout,
+            "deterministic": self.deterministic,
+            "dtype": self.dtype,
+            "groups": stage.groups,
+            "epsilon": self.epsilon,
+            "activation": self.activation,
+            "scale_shift": self.scale_shift,
+            "activate_emb": True,
+            "rescale": stage.rescale,
+            "names": DIFFUSERS,
+        }
 
-    def attention(self, stage: Stage, name: str) -> nn.Module:
-        block = nn.remat(AttentionBlock) if self.again else AttentionBlock
-        return block(self, stage.attention_groups, stage.rescale, name=name)
-
-
-class ResnetBlock(nn.Module):
-    """`(x [b, h, w, c], told [b, k] or None) -> [b, h', w', channels]`.
-
-    Attributes:
-      settings: of the network.
-      channels: of the output.
-      groups: of norm2, and of norm1 unless `groups_in`.
-      rescale: divides the sum.
-      resample: `halve` or `double`, with its filter; None keeps the size.
-      shortcut: a convolution on the skip, also where channels stay.
-    """
-
-    settings: Settings
-    channels: int
-    groups: int | None = None
-    rescale: float = 1.0
-    groups_in: int | None = None
-    resample: Callable[[Any], Any] | None = None
-    shortcut: bool = False
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], told: Any = None) -> Float[Array, "b h2 w2 c2"]:
-        s = self.settings
-        h = s.activation(GroupNorm(s.epsilon, s.dtype, self.groups_in or self.groups, name="norm1")(x))
-        if self.resample is not None:
-            x, h = self.resample(x), self.resample(h)
-        h = conv(self.channels, 3, s.dtype, name="conv1")(h)
-        modulation = None
-        if told is not None:
-            features = self.channels * (1 + s.scale_shift)
-            modulation = dense(features, told.dtype, name="time_emb_proj")(s.activation(told))
-            if not s.scale_shift:
-                h, modulation = h + modulation[:, None, None].astype(h.dtype), None
-        h = s.activation(GroupNorm(s.epsilon, s.dtype, self.groups, name="norm2")(h, modulation))
-        h = nn.Dropout(s.dropout, deterministic=s.deterministic)(h)
-        h = conv(self.channels, 3, s.dtype, name="conv2", zero=True)(h)
-        if self.shortcut or x.shape[-1] != self.channels:
-            x = conv(self.channels, 1, s.dtype, name="conv_shortcut")(x)
-        return _divide(x + h, self.rescale)
-
-
-class AttentionBlock(nn.Module):
-    """Attention among all positions of [b, h, w, c], then to a text where there is one.
-
-    c // head_channels heads; one of all c where that is None.
-    """
-
-    settings: Settings
-    groups: int | None = None
-    rescale: float = 1.0
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], text: Text | None = None) -> Float[Array, "b h w c"]:
-        h = self._attend(self._norm(x, "group_norm"), None, None, "to_", "to_out__0")
-        x = _divide(x + h, self.rescale)
-        if text is None:
-            return x
-        tokens = text.embedding.astype(self.settings.dtype)
-        h = self._attend(self._norm(x, "text_norm"), tokens, text.mask, "text_", "text_out")
-        return _divide(x + h, self.rescale)
-
-    def _norm(self, x, name):
-        if self.groups == 0:
-            return x
-        return GroupNorm(self.settings.epsilon, self.settings.dtype, self.groups, name=name)(x)
-
-    def _attend(self, h, tokens, mask, prefix, out):
-        s, (batch, height, width, channels) = self.settings, h.shape
-        features = channels if s.head_channels is None else s.head_channels
-        heads = channels // features
-        sources = h, *((h, h) if tokens is None else (tokens, tokens))
-        q, k, v = (
-            dense(heads * features, s.dtype, name=f"{prefix}{n}")(source).reshape(batch, -1, heads, features)
-            for n, source in zip("qkv", sources, strict=True)
-        )
-        h = attention(q, k, v, mask=mask).reshape(batch, height, width, heads * features)
-        return dense(channels, s.dtype, name=out, zero=True)(h)
-
-
-class Resample(nn.Module):
-    """A convolution of stride 2, or every pixel twice and a convolution."""
-
-    up: bool
-    settings: Settings
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        channels, s = x.shape[-1], self.settings
-        if self.up:
-            return conv(channels, 3, s.dtype, name="conv")(enlarge(x, 2 * x.shape[1], 2 * x.shape[2]))
-        return conv(channels, 3, s.dtype, name="conv", stride=2, padding=s.padding)(x)
+    def attention(self, stage: Stage) -> dict[str, Any]:
+        """Fields of a stage's attention."""
+        return {
+            "dtype": self.dtype,
+            "head_channels": self.head_channels,
+            "groups": stage.attention_groups,
+            "epsilon": self.epsilon,
+            "rescale": stage.rescale,
+        }
 
 
 class FilteredDouble(nn.Module):
-    """A 3 x 3 convolution among pixels spread by zeros, then the filter: [b, h, w, c] -> [b, 2 h, 2 w, channels]."""
+    """A 3 x 3 convolution of x with zeros between pixels, then the filter: [b, h, w, c] -> [b, 2 h, 2 w, channels]."""
 
     channels: int
     taps: tuple[float, ...]
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         kernel = self.param("kernel", normal(), (3, 3, x.shape[-1], self.channels), jnp.float32)
         bias = self.param("bias", constant(0.0), (self.channels,), jnp.float32)
         layout, edge = ("NHWC", "HWIO", "NHWC"), len(self.taps) // 2 - 1
-        spread = jax.lax.conv_general_dilated(
+        doubled = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             window_strides=(1, 1),
@@ -200,34 +119,40 @@ class FilteredDouble(nn.Module):
             lhs_dilation=(2, 2),
             dimension_numbers=layout,
         )
-        return 4 * blur(spread, self.taps, (edge, edge)) + bias.astype(self.dtype)
+        return 4 * blur(doubled, self.taps, (edge, edge)) + bias.astype(self.dtype)
 
 
 class DownBlock(nn.Module):
-    """`(h, told, image) -> (h, image, outputs)`; image is the shrinking input, outputs become skips."""
+    """`(h [b, h, w, c], emb [b, k], text, image) -> (h, image, outputs)`.
+
+    image is the shrinking input, and outputs are the skips.
+    """
 
     stage: Stage
     settings: Settings
     channels: int
-    layers: int
+    blocks: int
     last: bool
 
     @nn.compact
-    def __call__(self, h: Any, told: Told, image: Any) -> tuple[Any, Any, list[Any]]:
+    def __call__(
+        self, h: Float[Array, "b h w c"], emb: Float[Array, "b k"], text: Text | None, image: Image
+    ) -> tuple[Float[Array, "b h2 w2 d"], Image, list[Array]]:
         stage, s, outputs = self.stage, self.settings, []
-        first = self.layers - stage.attentions
-        for i in range(self.layers):
-            h = s.resnet(stage, channels=self.channels, name=f"resnets__{i}")(h, told.vector)
+        block, attention = _modules(self, s.remat)
+        first = self.blocks - stage.attentions
+        for i in range(self.blocks):
+            h = block(self.channels, **s.block(stage), name=f"resnets__{i}")(h, emb)
             if i >= first:
-                h = s.attention(stage, name=f"attentions__{i - first}")(h, told.text)
+                h = attention(**s.attention(stage), name=f"attentions__{i - first}")(h, text)
             outputs.append(h)
         if not self.last:
             if stage.residual:
-                h = _resampling(stage, s, self.channels, "downsamplers__0", "resnet_down", _halving(stage))(
-                    h, told.vector
-                )
+                name = "resnet_down" if stage.shortcut else "downsamplers__0"
+                fields = s.block(stage) | {"resample": partial(halve, taps=stage.taps), "shortcut": stage.shortcut}
+                h = block(self.channels, **fields, name=name)(h, emb)
             else:
-                h = Resample(up=False, settings=s, name="downsamplers__0")(h)
+                h = Resample(False, s.dtype, s.padding, name="downsamplers__0")(h)
             if stage.pyramid is not None:
                 h, image = stage.pyramid(stage, s, h, image)
             outputs.append(h)
@@ -235,62 +160,75 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """`(h, told, image, skips) -> (h, image)`; pops its skips; image is the growing output."""
+    """`(h [b, h, w, c], emb [b, k], text, image, skips) -> (h, image)`; pops its skips; image is the growing output."""
 
     stage: Stage
     settings: Settings
     channels: int
     out_channels: int
-    layers: int
+    blocks: int
     last: bool
 
     @nn.compact
-    def __call__(self, h: Any, told: Told, image: Any, skips: list[Any]) -> tuple[Any, Any]:
+    def __call__(
+        self,
+        h: Float[Array, "b h w c"],
+        emb: Float[Array, "b k"],
+        text: Text | None,
+        image: Image | None,
+        skips: list[Array],
+    ) -> tuple[Float[Array, "b h2 w2 d"], Image | None]:
         stage, s = self.stage, self.settings
-        first = self.layers - stage.attentions
-        for i in range(self.layers):
+        block, attention = _modules(self, s.remat)
+        first = self.blocks - stage.attentions
+        for i in range(self.blocks):
             skip = skips.pop()
             groups = stage.joined_groups and stage.joined_groups(h.shape[-1], skip.shape[-1])
             h = jnp.concatenate([h, skip], axis=-1)
-            h = s.resnet(stage, channels=self.channels, groups_in=groups, name=f"resnets__{i}")(h, told.vector)
+            h = block(self.channels, **s.block(stage), groups_in=groups, name=f"resnets__{i}")(h, emb)
             if i >= first:
-                h = s.attention(stage, name=f"attentions__{i - first}")(h, told.text)
+                h = attention(**s.attention(stage), name=f"attentions__{i - first}")(h, text)
         if stage.pyramid is not None:
             h, image = stage.pyramid(stage, s, h, image, self.out_channels, last=self.last)
         if not self.last:
             if stage.residual:
-                h = _resampling(stage, s, self.channels, "upsamplers__0", "resnet_up", _doubling(stage))(h, told.vector)
+                name = "resnet_up" if stage.shortcut else "upsamplers__0"
+                fields = s.block(stage) | {"resample": partial(double, taps=stage.taps), "shortcut": stage.shortcut}
+                h = block(self.channels, **fields, name=name)(h, emb)
             else:
-                h = Resample(up=True, settings=s, name="upsamplers__0")(h)
+                h = Resample(True, s.dtype, name="upsamplers__0")(h)
         return h, image
-
-
-class MidBlock(nn.Module):
-    """`(h, told) -> h`: a residual block, attention unless `stage.attentions` is 0, a residual block."""
-
-    stage: Stage
-    settings: Settings
-
-    @nn.compact
-    def __call__(self, h: Any, told: Told) -> Any:
-        stage, s, channels = self.stage, self.settings, h.shape[-1]
-        h = s.resnet(stage, channels=channels, name="resnets__0")(h, told.vector)
-        if stage.attentions:
-            h = s.attention(stage, name="attentions__0")(h, told.text)
-        return s.resnet(stage, channels=channels, name="resnets__1")(h, told.vector)
 
 
 # --- the shrinking input and the growing output; each is called in its block's scope ------------------------------
 
 
-def input_skip(stage: Stage, s: Settings, h: Any, image: Any) -> tuple[Any, Any]:
-    """The input, filtered to this size [b, h, w, c], joins by a 1 x 1 convolution."""
+def input_skip(stage: Stage, s: Settings, h: Image, image: Image) -> tuple[Image, Image]:
+    """Adds the input, halved by the filter, to the features [b, h, w, c] by a 1 x 1 convolution.
+
+    Args:
+      stage, s: of the level.
+      h: features [b, h, w, c], after the level has halved.
+      image: the input [b, 2 h, 2 w, k] at the size before.
+
+    Returns:
+      The features and the input, both at the new size.
+    """
     image = halve(image, stage.taps)
     return conv(h.shape[-1], 1, s.dtype, name="skip_conv")(image) + h, image
 
 
-def input_residual(stage: Stage, s: Settings, h: Any, image: Any) -> tuple[Any, Any]:
-    """What joined before, halved by a filter and a convolution, joins again: one residual network [b, h, w, c]."""
+def input_residual(stage: Stage, s: Settings, h: Image, image: Image) -> tuple[Image, Image]:
+    """Adds what the last level ended with, halved by the filter and a convolution: a residual network of the levels.
+
+    Args:
+      stage, s: of the level.
+      h: features [b, h, w, c], after the level has halved.
+      image: the features after the level before, or the input, [b, 2 h, 2 w, k].
+
+    Returns:
+      The sum [b, h, w, c], twice: it is the next level's `image` too.
+    """
     edge = len(stage.taps) // 2
     blurred = blur(image.astype(s.dtype), stage.taps, (edge, edge))
     image = conv(h.shape[-1], 3, s.dtype, name="skip_conv", stride=2, padding=(0, 0))(blurred)
@@ -298,8 +236,22 @@ def input_residual(stage: Stage, s: Settings, h: Any, image: Any) -> tuple[Any, 
     return h, h
 
 
-def output_skip(stage: Stage, s: Settings, h: Any, image: Any, channels: int, *, last: bool) -> tuple[Any, Any]:
-    """Every level adds its share of the output [b, h, w, channels]; the last one's is the network's own end."""
+@whole_numbers
+def output_skip(
+    stage: Stage, s: Settings, h: Image, image: Image | None, channels: int, *, last: bool
+) -> tuple[Image, Image | None]:
+    """Every level but the last adds to the output [b, h, w, channels] by a norm, SiLU and a 3 x 3 convolution.
+
+    Args:
+      stage, s: of the level.
+      h: features [b, h, w, c], before the level doubles.
+      image: the output so far [b, h/2, w/2, channels], None at the coarsest level.
+      channels: of the output.
+      last: whether it is the finest level, whose part is the network's last convolution.
+
+    Returns:
+      The features, and the output at this size or None.
+    """
     image = None if image is None else double(image, stage.taps)
     if last:
         return h, image
@@ -308,8 +260,20 @@ def output_skip(stage: Stage, s: Settings, h: Any, image: Any, channels: int, *,
     return h, share if image is None else image + share
 
 
-def output_residual(stage: Stage, s: Settings, h: Any, image: Any, channels: int, *, last: bool) -> tuple[Any, Any]:
-    """Features, doubled by a convolution and a filter, join each level [b, h, w, c]; the end is the network's own."""
+@whole_numbers
+def output_residual(
+    stage: Stage, s: Settings, h: Image, image: Image | None, channels: int, *, last: bool
+) -> tuple[Image, Image | None]:
+    """Every level adds what the level before ended with, doubled by a convolution and the filter, [b, h, w, c].
+
+    Args:
+      stage, s, h, last: as of `output_skip`.
+      image: the features after the level before [b, h/2, w/2, k], None at the coarsest level.
+      channels: not used, since the network's last convolution makes the output.
+
+    Returns:
+      The sum [b, h, w, c], and the same for the next level, or None after the last.
+    """
     if image is None and last:
         return h, None
     if image is None:
@@ -319,17 +283,9 @@ def output_residual(stage: Stage, s: Settings, h: Any, image: Any, channels: int
     return h, None if last else h
 
 
-def _resampling(stage, settings, channels, plain, shortcut, resample):
-    name = shortcut if stage.shortcut else plain
-    return settings.resnet(stage, channels=channels, resample=resample, shortcut=stage.shortcut, name=name)
-
-
-def _halving(stage):
-    return lambda x: halve(x, stage.taps)
-
-
-def _doubling(stage):
-    return lambda x: double(x, stage.taps)
+def _modules(level, remat):
+    """The classes of a level's blocks and attention, under remat where it is on."""
+    return rematerialised(level, ResidualBlock, remat), rematerialised(level, ImageAttention, remat)
 
 
 def _divide(x, by):

@@ -5,25 +5,26 @@
     ncsnpp   62.8                       the same, NCSN++: binomial filters, residual input, Fourier features
     adm      295.9 with 1000 classes    Dhariwal & Nichol 2021, table 4: ImageNet 64 x 64, scale and shift, heads of 64
 
-c_noise is told as diffjax's parameterisations make it, of order one (`Waves`; ncsnpp: `Fourier`, as in Karras et al.
-2022, table 7). For the papers' own clock 0 .. 999 ask for `time_proj=Positional()` by `.clone`, as for any field.
+c_noise is as diffjax's parameterisations make it, of order one (`Waves`; ncsnpp: `Fourier`, as in Karras et al.
+2022, table 7). For the papers' own clock 0 .. 999 ask for `noise_features=Positional()` by `.clone`, as for any field.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from diffjax.networks._noise_embedding import Fourier
+from diffjax._arrays import whole_numbers
+from diffjax.networks._noise_features import Fourier
 from diffjax.networks._resample import BINOMIAL
 from diffjax.networks._unet2d import UNet2D
-from diffjax.networks._unet2d_blocks import Stage, input_residual
+from diffjax.networks._unet2d_blocks import Pyramid, Stage, input_residual
 
 
+@whole_numbers
 def ddpm(
     channels: Sequence[int] = (128, 256, 256, 256),
     *,
     attention: Sequence[int] = (1,),
-    layers: int = 2,
+    blocks: int = 2,
     dropout: float = 0.1,
     num_classes: int | None = None,
 ) -> UNet2D:
@@ -32,66 +33,69 @@ def ddpm(
     Args:
       channels: of each level, the finest first.
       attention: the levels that have it, 0 the finest; the middle always has.
-      layers: residual blocks a level.
+      blocks: residual blocks a level.
       dropout: probability in training.
       num_classes: cond is a label 0 .. num_classes, the last the null label; None: no labels.
     """
-    return _network(Stage(), channels, attention, layers, layers + 1, dropout=dropout, num_classes=num_classes)
+    return _network(Stage(), channels, attention, blocks, blocks + 1, dropout=dropout, num_classes=num_classes)
 
 
+@whole_numbers
 def ddpmpp(
     channels: Sequence[int] = (128, 256, 256, 256),
     *,
     attention: Sequence[int] = (1,),
-    layers: int = 4,
+    blocks: int = 4,
     dropout: float = 0.1,
     num_classes: int | None = None,
 ) -> UNet2D:
-    """DDPM++ for images [b, h, w, c]; arguments as `ddpm`'s. `layers` 8 is the deep one."""
+    """DDPM++ for images [b, h, w, c]; arguments as `ddpm`'s. `blocks` 8 is the deep one."""
     stage = Stage(residual=True, shortcut=True, rescale=math.sqrt(2))
-    return _network(stage, channels, attention, layers, 1, dropout=dropout, num_classes=num_classes)
+    return _network(stage, channels, attention, blocks, 1, dropout=dropout, num_classes=num_classes)
 
 
+@whole_numbers
 def ncsnpp(
     channels: Sequence[int] = (128, 256, 256, 256),
     *,
     attention: Sequence[int] = (1,),
-    layers: int = 4,
+    blocks: int = 4,
     dropout: float = 0.1,
     num_classes: int | None = None,
-    into: Callable[..., Any] | None = input_residual,
-    out_of: Callable[..., Any] | None = None,
+    input_pyramid: Pyramid | None = input_residual,
+    output_pyramid: Pyramid | None = None,
 ) -> UNet2D:
-    """NCSN++ for images [b, h, w, c]; arguments as `ddpm`'s. Where images are large the paper has `layers` 2,
-    `into=input_skip, out_of=output_skip`: the input shrinks along, the output grows along."""
+    """NCSN++ for images [b, h, w, c]; arguments as `ddpm`'s. Where images are large the paper has `blocks` 2,
+    `input_pyramid=input_skip, output_pyramid=output_skip`: the input shrinks along, the output grows along."""
     stage = Stage(residual=True, shortcut=True, rescale=math.sqrt(2), taps=BINOMIAL)
-    network = _network(stage, channels, attention, layers, 1, dropout=dropout, num_classes=num_classes)
-    down = tuple(stage._replace(pyramid=into) for stage in network.down)
-    up = tuple(stage._replace(pyramid=out_of) for stage in network.up)
-    return network.clone(down=down, up=up, time_proj=Fourier())
+    network = _network(stage, channels, attention, blocks, 1, dropout=dropout, num_classes=num_classes)
+    down = tuple(stage._replace(pyramid=input_pyramid) for stage in network.down)
+    up = tuple(stage._replace(pyramid=output_pyramid) for stage in network.up)
+    return network.clone(down=down, up=up, noise_features=Fourier())
 
 
+@whole_numbers
 def adm(
     channels: Sequence[int] = (192, 384, 576, 768),
     *,
     attention: Sequence[int] = (1, 2, 3),
-    layers: int = 3,
+    blocks: int = 3,
     dropout: float = 0.1,
     num_classes: int | None = 1000,
     head_channels: int = 64,
 ) -> UNet2D:
     """ADM's U-Net for images [b, h, w, c]; arguments as `ddpm`'s. For 256 x 256 it has channels 256 (1, 1, 2, 2, 4, 4),
-    attention (3, 4, 5), layers 2, no dropout."""
+    attention (3, 4, 5), blocks 2, no dropout."""
     network = _network(
-        Stage(residual=True), channels, attention, layers, layers + 1, dropout=dropout, num_classes=num_classes
+        Stage(residual=True), channels, attention, blocks, blocks + 1, dropout=dropout, num_classes=num_classes
     )
-    return network.clone(scale_shift=True, head_channels=head_channels, epsilon=1e-5)
+    return network.clone(scale_shift=True, head_channels=head_channels, norm_epsilon=1e-5)
 
 
-def _network(stage, channels, attention, layers, attentions_up, **fields):
+def _network(stage, channels, attention, blocks, attentions_up, **fields):
     if not set(attention) <= set(range(len(channels))):
         raise ValueError(f"attention: levels are 0 .. {len(channels) - 1}, got {tuple(attention)}")
-    down = [stage._replace(attentions=layers * (i in attention)) for i in range(len(channels))]
+    down = [stage._replace(attentions=blocks * (i in attention)) for i in range(len(channels))]
     up = [stage._replace(attentions=attentions_up * (i in attention)) for i in range(len(channels))]
     middle = Stage(attentions=1, rescale=stage.rescale)
-    return UNet2D(tuple(channels), tuple(down), tuple(reversed(up)), middle, layers, **fields)
+    return UNet2D(tuple(channels), tuple(down), tuple(reversed(up)), middle, blocks, **fields)

@@ -12,25 +12,32 @@ The convolution marked * starts at zero, and with it the network; the rest is dr
 Source: Bao et al. 2023, "All are worth words", figure 1 and section 3.1. Names are those of its authors' weights.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Bool, Float
 
-from diffjax.networks._attention import attention
+from diffjax._arrays import whole_numbers
+from diffjax._typing import Cond
+from diffjax.networks._attention import Attention, HeadNames
 from diffjax.networks._blocks import conv
 from diffjax.networks._dit import PatchProjection, learned_positions, patches, unpatched
-from diffjax.networks._embedding import as_labels, broadcast_noise, check_dropout, dense, fourier_features
-from diffjax.networks._repeat import again, repeat
+from diffjax.networks._embedding import as_labels
+from diffjax.networks._layers import Table, check_dropout, dense, float32_at_least, layer_norm
+from diffjax.networks._noise_features import fourier_features
+from diffjax.networks._repeat import rematerialised, repeat
+from diffjax.networks._second_time import add_second_time, broadcast_times, first_time
 from diffjax.networks._text import TextTokens
-from diffjax.networks._transformer import Table, layer_norm
+from diffjax.networks._transformer import NoiseFeatures
+
+NAMES = HeadNames("proj", qkv="qkv")
 
 
+@whole_numbers
 class UViT(nn.Module):
-    """A transformer with long skips `(x [b, h, w, c], c_noise [b], cond) -> y [b, h, w, c]`, y in float32.
+    """A transformer with long skips `(x [b, h, w, c], c_noise [b] or [b, 2], cond) -> y [b, h, w, c]`, y in float32.
 
     Positions are learned, so an image has the size that the network was initialised with.
 
@@ -43,11 +50,11 @@ class UViT(nn.Module):
       num_classes: cond is an integer label [b] in 0 .. num_classes, the last being the null label.
       text_width: cond is a `Text` with so many features. With neither, cond is None.
       noise_features: the time token, `(c_noise [b], features) -> [b, features]`.
-      mlp_ratio: hidden features of the feed-forward layer are this times width.
+      mlp_ratio: hidden features of the feed-forward layer, as a multiple of width.
       qkv_bias: of queries, keys and values.
       dropout: the probability of dropping a feature in training.
       dtype: of the computation (`jnp.bfloat16`); parameters and the output are float32.
-      remat: keep only what enters each block for the backward pass, and compute the rest again.
+      remat: recompute each block in the backward pass instead of storing its activations.
       scan: one block under `lax.scan` before the middle, and one after it.
 
     Raises:
@@ -61,11 +68,11 @@ class UViT(nn.Module):
     out_channels: int | None = None
     num_classes: int | None = None
     text_width: int | None = None
-    noise_features: Callable[[Any, int], Any] = fourier_features
+    noise_features: NoiseFeatures = fourier_features
     mlp_ratio: float = 4.0
     qkv_bias: bool = False
     dropout: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
     scan: bool = False
 
@@ -83,33 +90,34 @@ class UViT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Any, c_noise: Any, cond: Any = None, *, deterministic: bool = True
+        self, x: Float[Array, "b h w c"], c_noise: ArrayLike, cond: Cond = None, *, deterministic: bool = True
     ) -> Float[Array, "b h w k"]:
         rows, columns = patches(x, self.patch)
-        told, mask = self._told(broadcast_noise(c_noise, x), cond)
+        tokens, mask = self._tokens(broadcast_times(self, c_noise, x), cond)
         h = Patches(self.width, self.patch, self.dtype, name="patch_embed")(x)
-        h = jnp.concatenate([told, h], axis=1)
+        h = jnp.concatenate([tokens, h], axis=1)
         h = h + learned_positions(self, "pos_embed", h.shape[1], self.width).astype(self.dtype)
         h = nn.Dropout(self.dropout, deterministic=deterministic)(h)
         if mask is not None:
             mask = jnp.concatenate([mask, jnp.ones((x.shape[0], rows * columns), bool)], axis=1)
         h = self._blocks(h, mask, deterministic)
-        h = layer_norm(self.dtype, name="norm", epsilon=1e-5, affine=True)(h)[:, told.shape[1] :]
+        h = layer_norm(self.dtype, name="norm", epsilon=1e-5, affine=True)(h)[:, tokens.shape[1] :]
         out = x.shape[-1] if self.out_channels is None else self.out_channels
         h = dense(self.patch**2 * out, self.dtype, name="decoder_pred")(h)
         h = conv(out, 3, self.dtype, name="final_layer", zero=True)(unpatched(h, rows, columns, self.patch))
-        return h.astype(jnp.promote_types(self.dtype, jnp.float32))
+        return h.astype(float32_at_least(self.dtype))
 
-    def _told(self, c_noise, cond):
-        """The tokens before the patches [b, m, width], and which of them are there [b, m], None meaning all."""
-        time = self.noise_features(c_noise, self.width).astype(self.dtype)[:, None]
+    def _tokens(self, c_noise, cond):
+        """The tokens before the patches [b, m, width], and their mask [b, m], None if all are True."""
+        time = self.noise_features(first_time(c_noise), self.width).astype(self.dtype)
+        time = add_second_time(time, c_noise)[:, None]
         if self.text_width is not None:
             text = TextTokens(self.text_width, name="text")(cond)
             tokens = dense(self.width, self.dtype, name="context_embed")(text.embedding)
-            there = jnp.concatenate([jnp.ones((c_noise.shape[0], 1), bool), text.mask], axis=1)
-            return jnp.concatenate([time, tokens], axis=1), there
+            mask = jnp.concatenate([jnp.ones((c_noise.shape[0], 1), bool), text.mask], axis=1)
+            return jnp.concatenate([time, tokens], axis=1), mask
         if self.num_classes is not None:
-            labels = as_labels(cond, self.num_classes, c_noise.shape)
+            labels = as_labels(cond, self.num_classes, c_noise.shape[:1])
             label = Table(self.num_classes + 1, self.width, name="label_emb")(labels).astype(self.dtype)
             return jnp.concatenate([label[:, None], time], axis=1), None
         if cond is not None:
@@ -127,7 +135,7 @@ class UViT(nn.Module):
         }
         many = partial(repeat, self, UViTBlock, fields, scan=self.scan, remat=self.remat)
         h, skips = many("in_blocks", self.depth // 2, h, mask, collect=True)
-        block = again(self, UViTBlock, self.remat)
+        block = rematerialised(self, UViTBlock, self.remat)
         h = block(**fields, name="mid_block")(h, mask)
         return many("out_blocks", self.depth // 2, h, mask, each=skips[::-1])
 
@@ -137,10 +145,10 @@ class Patches(nn.Module):
 
     width: int
     patch: int
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Any) -> Float[Array, "b n width"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b n width"]:
         return PatchProjection(self.width, self.patch, self.dtype, name="proj")(x)
 
 
@@ -151,41 +159,32 @@ class UViTBlock(nn.Module):
     hidden: int
     qkv_bias: bool
     dropout: float
-    dtype: Any
+    dtype: DTypeLike
     deterministic: bool
 
     @nn.compact
-    def __call__(self, h: Any, mask: Any = None, skip: Any = None) -> Float[Array, "b n c"]:
+    def __call__(
+        self,
+        h: Float[Array, "b n c"],
+        mask: Bool[Array, "b n"] | None = None,
+        skip: Float[Array, "b n c"] | None = None,
+    ) -> Float[Array, "b n c"]:
         norm = partial(layer_norm, self.dtype, epsilon=1e-5, affine=True)
         drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
         if skip is not None:
             h = dense(h.shape[-1], self.dtype, name="skip_linear")(jnp.concatenate([h, skip], axis=-1))
-        h = h + drop(FusedAttention(self.heads, self.qkv_bias, self.dtype, name="attn")(norm(name="norm1")(h), mask))
-        return h + drop(MLPBlock(self.hidden, self.dtype, name="mlp")(norm(name="norm2")(h)))
+        attend = Attention(self.heads, self.dtype, names=NAMES, qkv_bias=self.qkv_bias, name="attn")
+        h = h + drop(attend(norm(name="norm1")(h), mask=mask))
+        return h + drop(TwoLayersGELU(self.hidden, self.dtype, name="mlp")(norm(name="norm2")(h)))
 
 
-class FusedAttention(nn.Module):
-    """`(x [b, n, c], mask [b, n] or None) -> [b, n, c]`, queries, keys and values from one layer."""
-
-    heads: int
-    bias: bool
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Any, mask: Any = None) -> Float[Array, "b n c"]:
-        b, n, width = x.shape
-        qkv = dense(3 * width, self.dtype, name="qkv", bias=self.bias)(x)
-        q, k, v = jnp.split(qkv.reshape(b, n, 3 * self.heads, width // self.heads), 3, axis=2)
-        return dense(width, self.dtype, name="proj")(attention(q, k, v, mask=mask).reshape(x.shape))
-
-
-class MLPBlock(nn.Module):
+class TwoLayersGELU(nn.Module):
     """`x [b, n, c] -> Dense -> GELU -> Dense -> [b, n, c]`."""
 
     hidden: int
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Any) -> Float[Array, "b n c"]:
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         h = nn.gelu(dense(self.hidden, self.dtype, name="fc1")(x), approximate=False)
         return dense(x.shape[-1], self.dtype, name="fc2")(h)

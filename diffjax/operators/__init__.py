@@ -1,15 +1,15 @@
 """What is observed of a sample: y = A(x0) + noise, a batch at a time.
 
-x [b, *d] --> Mask, Blur, Downsample, Grey, Matrix, matrix_free --> y [b, *m]      linear: `adjoint` gives A'
+x [b, *d] --> Mask, Blur, Downsample, Grey, Matrix, matrix_free --> y [b, *m]      linear: `adjoint` is A'
           --> any callable                                      --> y [b, *m]      by `linearise`, at a point
 """
 
 from diffjax.operators._base import (
     AbstractLinearOperator as AbstractLinearOperator,
     Linearised as Linearised,
-    adjoint as adjoint,
     dot_product_test as dot_product_test,
     linearise as linearise,
+    transpose as transpose,
 )
 from diffjax.operators._blur import (
     Blur as Blur,

@@ -1,23 +1,24 @@
 """Linear operators and their adjoints, <A x, y> = <x, A' y>; other operators by their derivative at a point.
 
 An operator is a callable x [b, *d] -> y [b, *m] that treats each sample alone. A linear one of ours is an
-`AbstractLinearOperator`; its adjoint is found by transposing its program, or is its own (`matrix_free`).
+`AbstractLinearOperator`, whose method `adjoint` transposes its program unless the class has one of its own.
 """
 
 import abc
 from collections.abc import Callable
-from functools import singledispatch
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check
+from diffjax._arrays import answered, as_samples, check, check_key, check_shape, whole_numbers
 from diffjax._typing import Key, Sample
 
-Observation = Float[Array, "b *m"]
+Observation: TypeAlias = Float[Array, "b *m"]
+Operator: TypeAlias = Callable[[Sample], Observation]
+"""x [b, *d] -> A(x) [b, *m], each sample alone: an `AbstractLinearOperator` or a plain function."""
 
 
 class AbstractLinearOperator(eqx.Module):
@@ -25,29 +26,72 @@ class AbstractLinearOperator(eqx.Module):
 
     @abc.abstractmethod
     def __call__(self, x: Sample) -> Observation:
-        """A x, [b, *m]."""
+        """A x, [b, *m], for x [b, *d].
+
+        Raises:
+          ValueError: a shape does not fit, or a number is not floating-point.
+        """
+
+    @whole_numbers
+    def adjoint(self, y: Observation, shape: tuple[int, ...]) -> Sample:
+        """A' y, [b, *shape], for y [b, *m] and the shape [*d] of one sample x.
+
+        Raises:
+          ValueError: y has not the shape of A x.
+        """
+        return transpose(self, y, shape)
 
 
-@singledispatch
-def adjoint(operator: Callable[..., Any], y: Observation, shape: tuple[int, ...]) -> Sample:
-    """A' y, [b, *shape], of a linear operator: `jax.linear_transpose`, or the adjoint that `matrix_free` was given.
+@whole_numbers
+def transpose(operator: Operator, y: Observation, shape: tuple[int, ...]) -> Sample:
+    """A' y of a linear function A, by `jax.linear_transpose`: the adjoint of one that is no `AbstractLinearOperator`.
+
+    >>> import jax.numpy as jnp
+    >>> from diffjax.operators import transpose
+    >>> print(transpose(lambda x: 2 * x[:, :1], jnp.ones((1, 1)), (3,)))
+    [[2. 0. 0.]]
 
     Args:
-      operator: linear; a plain function x [b, *d] -> [b, *m] will do.
+      operator: x [b, *d] -> A x [b, *m], linear.
       y: [b, *m].
       shape: of one sample x, [*d].
+
+    Returns:
+      A' y, [b, *d].
 
     Raises:
       ValueError: y has not the shape of A x, or the operator is not linear.
     """
-    like = jax.ShapeDtypeStruct((y.shape[0], *shape), y.dtype)
-    found = jax.eval_shape(operator, like).shape
-    if found != y.shape:
-        raise ValueError(f"y: shape {found} is needed, that of A x for x of shape {like.shape}, got {y.shape}")
+    y, like = check_observation(operator, y, shape)
     try:
         return jax.linear_transpose(operator, like)(y)[0]
     except NotImplementedError as error:
         raise ValueError(f"operator: {operator} is not linear and has no adjoint ({error})") from None
+
+
+def check_observation(
+    operator: Operator, y: Observation, shape: tuple[int, ...]
+) -> tuple[Observation, jax.ShapeDtypeStruct]:
+    """y [b, *m] as an array of floats, and the shape and dtype of its x [b, *shape].
+
+    Raises:
+      ValueError: y has not the shape of A x.
+    """
+    y = as_samples("y", y)
+    like = jax.ShapeDtypeStruct((y.shape[0], *shape), y.dtype)
+    needed = jax.eval_shape(operator, like).shape
+    if needed != y.shape:
+        raise ValueError(f"y: shape {needed} is needed, that of A x for x of shape {like.shape}, got {y.shape}")
+    return y, like
+
+
+def observed(operator: Operator, x: Sample) -> Observation:
+    """A(x), [b, *m], for x [b, *d].
+
+    Raises:
+      ValueError: the operator does not return floating-point numbers with one row a sample.
+    """
+    return answered("operator", operator(x), (x.shape[0], ...))
 
 
 class Linearised(NamedTuple):
@@ -55,38 +99,53 @@ class Linearised(NamedTuple):
 
     value: Observation
     """A(x), [b, *m]."""
-    push: Callable[[Any], Any]
+    push: Callable[[Sample], Observation]
     """u [b, *d] -> A'(x) u, [b, *m]."""
-    pull: Callable[[Any], Any]
+    pull: Callable[[Observation], Sample]
     """v [b, *m] -> the adjoint of push, [b, *d]."""
 
 
-@singledispatch
-def linearise(operator: Callable[..., Any], x: Sample) -> Linearised:
-    """A(x) with its derivative at x [b, *d] and the adjoint of that, by autodiff; a linear operator is its own."""
-    value, pull = jax.vjp(operator, x)
+def linearise(operator: Operator, x: Sample) -> Linearised:
+    """A(x) with its derivative at x and the adjoint of that; a linear operator is its own derivative.
+
+    Args:
+      operator: x [b, *d] -> [b, *m], an `AbstractLinearOperator` or any function that JAX can differentiate.
+      x: [b, *d].
+
+    Returns:
+      A(x) [b, *m], and the two maps.
+
+    Raises:
+      ValueError: the operator does not return floating-point numbers with one row a sample.
+    """
+    if isinstance(operator, AbstractLinearOperator):
+        return Linearised(observed(operator, x), operator, lambda v: operator.adjoint(v, x.shape[1:]))
+    x = as_samples("x", x)
+    value, pull = jax.vjp(lambda x: observed(operator, x), x)
     return Linearised(value, lambda u: jax.jvp(operator, (x,), (u,))[1], lambda v: pull(v)[0])
 
 
-@linearise.register(AbstractLinearOperator)
-def _(operator: AbstractLinearOperator, x: Sample) -> Linearised:
-    return Linearised(operator(x), operator, lambda v: adjoint(operator, v, x.shape[1:]))
+@whole_numbers
+def dot_product_test(key: Key, operator: Operator, shape: tuple[int, ...]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """(<A x, y>, <x, A' y>), two scalars, for normal x and y; they must agree.
 
-
-def dot_product_test(
-    key: Key, operator: Callable[..., Any], shape: tuple[int, ...]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(<A x, y>, <x, A' y>), two scalars, for normal x of shape [1, *shape] and y; they must agree.
+    Args:
+      key: for x and y.
+      operator: an `AbstractLinearOperator`, or any linear function x [b, *d] -> [b, *m].
+      shape: of one sample x, [*d].
 
     Raises:
       ValueError: they differ by more than rounding, sqrt(eps) |A x| |y|, or A' y has not the shape of x. Under a trace
-        the values are not looked at.
+        the values are not checked.
     """
+    check_key(key)
+    check_shape(shape, 0)
     x_key, y_key = jax.random.split(key)
     x = jax.random.normal(x_key, (1, *shape))
-    ax = operator(x)
+    ax = observed(operator, x)
     y = jax.random.normal(y_key, ax.shape, ax.dtype)
-    aty = adjoint(operator, y, shape)
+    ours = isinstance(operator, AbstractLinearOperator)
+    aty = operator.adjoint(y, shape) if ours else transpose(operator, y, shape)
     if aty.shape != x.shape:
         raise ValueError(f"adjoint: shape {x.shape} is needed for A' y, that of x, got {aty.shape}")
     forward, backward = jnp.sum(ax * y), jnp.sum(x * aty)

@@ -3,11 +3,11 @@
     y_i = sum_k kernel_k x_(i + c - k),    c = (size - 1) // 2 the kernel's centre on each axis
 
 What lies beyond the border is made by a function (x, widths) -> x padded: `zero`, `periodic`, `reflecting` (about the
-border's pixels) and `edge`, or one's own, which must be linear.
+border's pixels) and `edge`, or another function, which must be linear.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -15,10 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from diffjax._arrays import as_samples
 from diffjax._typing import Sample
 from diffjax.operators._base import AbstractLinearOperator, Observation
 
-Widths = Any
+Widths: TypeAlias = Sequence[tuple[int, int]]
+"""(before, after) for each axis."""
+Boundary: TypeAlias = Callable[[Float[Array, "..."], Widths], Float[Array, "..."]]
 
 
 def zero(x: Float[Array, "..."], widths: Widths) -> Float[Array, "..."]:
@@ -53,13 +56,14 @@ class Blur(AbstractLinearOperator):
     """
 
     kernel: Float[Array, "..."] = eqx.field(converter=jnp.asarray)
-    boundary: Callable[..., Any] = eqx.field(kw_only=True)
+    boundary: Boundary = eqx.field(kw_only=True)
 
     def __check_init__(self):
         if self.kernel.ndim == 0:
             raise ValueError("kernel: at least one axis is needed, got a number")
 
     def __call__(self, x: Sample) -> Observation:
+        x = as_samples("x", x)
         k, sizes = self.kernel.ndim, self.kernel.shape
         if x.ndim - 1 < k or any(n < s for n, s in zip(x.shape[1:], sizes, strict=False)):
             raise ValueError(f"kernel: no larger than samples of shape {x.shape[1:]} is needed, got shape {sizes}")

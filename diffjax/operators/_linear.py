@@ -1,17 +1,23 @@
 """The linear operators of every inverse problem: mask, average, colour to grey, and a matrix."""
 
+from functools import partial
+
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
-from diffjax._arrays import check, is_concrete
+from diffjax._arrays import as_numbers, as_samples, check, is_concrete, whole_numbers
 from diffjax._typing import Sample
 from diffjax.operators._base import AbstractLinearOperator, Observation
 
 
-def as_mask(mask: Shaped[Array, "..."]) -> Bool[Array, "..."]:
+def as_mask(mask: Shaped[Array, "..."] | Shaped[np.ndarray, "..."]) -> Bool[Array, "..."]:
     """A mask of any shape as booleans; ValueError where it is neither boolean nor of zeros and ones."""
-    mask = jnp.asarray(mask)
+    try:
+        mask = jnp.asarray(mask)
+    except (TypeError, ValueError) as error:  # words, None, or lists of different lengths
+        raise ValueError(f"mask: an array of 0 (hidden) and 1 (observed) is needed, got {mask!r:.80}") from error
     if mask.dtype == bool:
         return mask
     known = (mask == 0) | (mask == 1)
@@ -40,10 +46,12 @@ class Mask(AbstractLinearOperator):
     mask: Bool[Array, "..."] = eqx.field(converter=as_mask)
 
     def __call__(self, x: Sample) -> Observation:
+        x = as_samples("x", x)
         check_mask(self.mask, x.shape[1:])
         return jnp.where(self.mask, x, jnp.zeros((), x.dtype))
 
 
+@whole_numbers
 class Downsample(AbstractLinearOperator):
     """Averages over blocks: [b, h, w, c] -> [b, h/p, w/q, c] for factors (p, q).
 
@@ -57,10 +65,11 @@ class Downsample(AbstractLinearOperator):
     factors: tuple[int, ...] = eqx.field(static=True)
 
     def __check_init__(self):
-        if not self.factors or not all(isinstance(f, int) and f > 0 for f in self.factors):
+        if not self.factors or min(self.factors) < 1:
             raise ValueError(f"factors: positive integers, one an axis, are needed, got {self.factors}")
 
     def __call__(self, x: Sample) -> Observation:
+        x = as_samples("x", x)
         k = len(self.factors)
         sizes, rest = x.shape[1 : k + 1], x.shape[k + 1 :]
         if len(sizes) < k or any(n % f for n, f in zip(sizes, self.factors, strict=True)):
@@ -76,12 +85,19 @@ class Grey(AbstractLinearOperator):
       weights: one a colour, [c]; by default the luma of ITU-R BT.601.
 
     Raises:
-      ValueError: when called, the samples' last axis has another length.
+      ValueError: the weights are no list of finite numbers, or, when called, the samples' last axis has another length.
     """
 
-    weights: Float[Array, " c"] = eqx.field(converter=jnp.asarray, default=(0.299, 0.587, 0.114))
+    weights: Float[Array, " c"] = eqx.field(
+        converter=partial(as_numbers, "weights", whole=True), default=(0.299, 0.587, 0.114)
+    )
+
+    def __check_init__(self):
+        if self.weights.ndim != 1 or self.weights.size == 0:
+            raise ValueError(f"weights: one number a colour, shape [c], is needed, got shape {self.weights.shape}")
 
     def __call__(self, x: Sample) -> Observation:
+        x = as_samples("x", x)
         if x.shape[-1:] != self.weights.shape:
             raise ValueError(f"weights: one for each of the last axis is needed, {x.shape}, got {self.weights.shape}")
         return jnp.sum(x * self.weights.astype(x.dtype), axis=-1, keepdims=True)
@@ -91,16 +107,17 @@ class Matrix(AbstractLinearOperator):
     """A matrix [m, D] on the flattened features: x [b, *d] -> y [b, m], with D the product of d.
 
     Raises:
-      ValueError: it is no matrix, or, when called, D is another number.
+      ValueError: it is no matrix of finite numbers, or, when called, D is another number.
     """
 
-    matrix: Float[Array, "m D"] = eqx.field(converter=jnp.asarray)
+    matrix: Float[Array, "m D"] = eqx.field(converter=partial(as_numbers, "matrix", whole=True))
 
     def __check_init__(self):
         if self.matrix.ndim != 2:
             raise ValueError(f"matrix: two axes are needed, got shape {self.matrix.shape}")
 
     def __call__(self, x: Sample) -> Observation:
+        x = as_samples("x", x)
         flat = x.reshape(x.shape[0], -1)
         if flat.shape[1] != self.matrix.shape[1]:
             raise ValueError(

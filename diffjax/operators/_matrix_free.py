@@ -1,30 +1,31 @@
 """Any linear operator, given as two functions: what it does, and what its adjoint does."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
+from diffjax._arrays import as_samples, whole_numbers
 from diffjax._typing import Sample
-from diffjax.operators._base import AbstractLinearOperator, Observation, adjoint, dot_product_test
+from diffjax.operators._base import AbstractLinearOperator, Observation, Operator, check_observation, dot_product_test
 
 
 class MatrixFree(AbstractLinearOperator):
     """A linear operator by its program and its adjoint's; made by `matrix_free`, which tests them."""
 
-    forward: Callable[[Any], Any]
-    backward: Callable[[Any], Any]
+    forward: Operator
+    backward: Callable[[Observation], Sample]
 
     def __call__(self, x: Sample) -> Observation:
+        x = as_samples("x", x)
         return self.forward(x)
 
+    @whole_numbers
+    def adjoint(self, y: Observation, shape: tuple[int, ...]) -> Sample:
+        return self.backward(check_observation(self, y, shape)[0])
 
-@adjoint.register(MatrixFree)
-def _(operator: MatrixFree, y: Observation, shape: tuple[int, ...]) -> Sample:
-    return operator.backward(y)
 
-
-def matrix_free(forward: Callable[[Any], Any], backward: Callable[[Any], Any], shape: tuple[int, ...]) -> MatrixFree:
+@whole_numbers
+def matrix_free(forward: Operator, backward: Callable[[Observation], Sample], shape: tuple[int, ...]) -> MatrixFree:
     """A linear operator from two functions, after the dot-product test <A x, y> = <x, A' y>.
 
     A function whose adjoint JAX can find needs none of this: it is an operator as it is.

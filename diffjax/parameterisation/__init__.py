@@ -6,23 +6,14 @@ from diffjax.parameterisation._base import (
     recover as recover,
     target as target,
 )
-from diffjax.parameterisation._denoiser import (
-    NetworkDenoiser as NetworkDenoiser,
-    apply_network as apply_network,
-    make_denoiser as make_denoiser,
-    score as score,
-)
+from diffjax.parameterisation._bounds import bounded as bounded
+from diffjax.parameterisation._denoiser import NetworkDenoiser as NetworkDenoiser, apply_network as apply_network
+from diffjax.parameterisation._edm import EDMPrediction as EDMPrediction
+from diffjax.parameterisation._flow_map import NetworkFlowMap as NetworkFlowMap
 from diffjax.parameterisation._hybrid import (
     HybridScore as HybridScore,
     apply_hybrid as apply_hybrid,
     make_hybrid_score as make_hybrid_score,
 )
-from diffjax.parameterisation._karras import KarrasPrediction as KarrasPrediction
-from diffjax.parameterisation._linear import (
-    EpsPrediction as EpsPrediction,
-    ScorePrediction as ScorePrediction,
-    VelocityPrediction as VelocityPrediction,
-    VPrediction as VPrediction,
-    X0Prediction as X0Prediction,
-)
+from diffjax.parameterisation._linear import ScorePrediction as ScorePrediction
 from diffjax.parameterisation._retime import RetimedDenoiser as RetimedDenoiser, retime as retime

@@ -10,16 +10,15 @@ Every prediction type is a choice of (a, b), and both x0 and eps come back from 
 """
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check, expand
+from diffjax._arrays import as_samples, as_scalar, check, check_time, expand
 from diffjax._typing import Sample, Scalar, Time
-from diffjax.process import AbstractGaussianProcess, logsnr
-
-MAX_NOISE_LOGSNR = 30.0
-"""The noise level told to a network is clipped to this |logsnr|, so that it is finite at t = 0 and 1."""
+from diffjax.parameterisation._clock import CLOCKS, clock_of_logsnr
+from diffjax.process import AbstractGaussianProcess, angle
 
 
 class AbstractParameterisation(eqx.Module):
@@ -27,15 +26,22 @@ class AbstractParameterisation(eqx.Module):
 
     Attributes:
       data_std: standard deviation of the data, per feature; it scales the network's input to unit variance.
+      clock: of `noise_level`, "logsnr" or "angle". It belongs to the network's weights: they know one clock.
 
     Raises:
-      ValueError: data_std is not positive.
+      ValueError: data_std is not positive, or there is no such clock.
     """
 
+    logsnr_range: ClassVar[tuple[float, float]] = (-float("inf"), float("inf"))
+    """The least and the largest logsnr that it is trained and sampled within by default; see `bounded`."""
+
     data_std: Scalar = eqx.field(converter=as_scalar, default=1.0)
+    clock: str = eqx.field(static=True, default="logsnr", kw_only=True)
 
     def __check_init__(self):
         check(self.data_std > 0, f"data_std: must be positive, got {self.data_std}")
+        if self.clock not in CLOCKS:
+            raise ValueError(f"clock: one of {', '.join(CLOCKS)} is needed, got {self.clock!r}")
 
     @abc.abstractmethod
     def coefficients(self, process: AbstractGaussianProcess, t: Time) -> tuple[Time, Time]:
@@ -49,17 +55,24 @@ class AbstractParameterisation(eqx.Module):
         return 1 / jnp.sqrt((process.alpha(t) * self.data_std) ** 2 + process.sigma(t) ** 2)
 
     def noise_level(self, process: AbstractGaussianProcess, t: Time) -> Time:
-        """c_noise = -logsnr/8 (EDM's log(sigma)/4 where alpha = 1), of the shape of t, |logsnr| clipped to 30.
+        """c_noise, of the shape of t: -logsnr/8 (EDM's log(sigma)/4 where alpha = 1) with |logsnr| clipped to 30, or
+        atan2(sigma, data_std alpha), as `clock` says.
 
-        A function of logsnr alone, so that a network trained on one schedule can sample on another.
+        A function of logsnr alone, so that a network trained on one schedule can sample on another. A network with a
+        second time is given c_noise [b, 2], this of t and this of s.
         """
-        return -jnp.clip(logsnr(process, t), -MAX_NOISE_LOGSNR, MAX_NOISE_LOGSNR) / 8
+        if self.clock == "angle":
+            return angle(process, t, self.data_std)
+        return clock_of_logsnr(process, t)
 
 
 def target(
     parameterisation: AbstractParameterisation, process: AbstractGaussianProcess, x0: Sample, eps: Sample, t: Time
 ) -> Sample:
     """What the network should answer, y = a x0 + b eps, [b, *d], for x0, eps [b, *d] and t [] or [b]."""
+    x0 = as_samples("x0", x0)
+    eps = as_samples("eps", eps, x0.shape)
+    check_time(t, x0)
     a, b = parameterisation.coefficients(process, t)
     return expand(a, x0) * x0 + expand(b, eps) * eps
 
@@ -72,6 +85,9 @@ def recover(
     Exact up to conditioning: keep the pair you have rather than computing one from the other, for eps loses digits
     as sigma -> 0 and x0 as alpha -> 0.
     """
+    xt = as_samples("xt", xt)
+    y = as_samples("y", y, xt.shape)
+    check_time(t, xt)
     a, b = (expand(c, xt) for c in parameterisation.coefficients(process, t))
     alpha, sigma = expand(process.alpha(t), xt), expand(process.sigma(t), xt)
     d = alpha * b - sigma * a

@@ -1,77 +1,111 @@
 """A network as a denoiser: the one thing that samplers, guidance and likelihood see.
 
-params, cond, process, network --> make_denoiser --> D(xt, t) = E[x0 | xt], estimated
+Diffusion, params, cond --> make_denoiser --> D(xt, t) = E[x0 | xt], estimated
 """
 
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import expand
-from diffjax._typing import Cond, Denoiser, Network, Params, Sample, Time
-from diffjax.parameterisation._base import AbstractParameterisation, recover
+from diffjax._arrays import answered, as_samples, check_key, check_time, expand
+from diffjax._typing import Cond, Denoiser, FlowMap, Params, Sample, Time
+from diffjax.parameterisation._base import recover
+from diffjax.parameterisation._diffusion import Diffusion, check_diffusion
 from diffjax.process import AbstractGaussianProcess
 
 
 class NetworkDenoiser(eqx.Module):
     """`D(xt [b, *d], t [] or [b]) -> x0_hat [b, *d]` from a network; made by `make_denoiser`.
 
-    Parameters, conditions, process and parameterisation are leaves: it is an argument of jit, and neither new
+    Parameters, conditions and the numbers of the process are leaves: it is an argument of jit, and neither new
     weights, new conditions nor another beta compile anything. `cond` leaves have the batch axis of xt.
     """
 
+    diffusion: Diffusion
     params: Any
     cond: Any
-    process: AbstractGaussianProcess
-    parameterisation: AbstractParameterisation
-    network: Network = eqx.field(static=True)
+
+    def per_sample_fields(self) -> tuple[str, ...]:
+        """The fields whose leaves have the batch axis, [b, ...]."""
+        return ("cond",)
 
     def __call__(self, xt: Sample, t: Time) -> Sample:
-        y = apply_network(self.network, self.params, self.process, self.parameterisation, xt, t, self.cond)
-        return recover(self.parameterisation, self.process, y, xt, t)[0]
+        xt = as_samples("xt", xt)
+        y = answered("network", apply_network(self.diffusion, self.params, xt, t, self.cond), xt.shape)
+        return recover(self.diffusion.parameterisation, self.diffusion.process, y, xt, t)[0]
 
 
 def apply_network(
-    network: Network,
+    diffusion: Diffusion,
     params: Params,
-    process: AbstractGaussianProcess,
-    parameterisation: AbstractParameterisation,
     xt: Sample,
     t: Time,
     cond: Cond = None,
     *,
+    s: Time | None = None,
     key: Any = None,
 ) -> Float[Array, "b ..."]:
     """The network's raw answer y [b, *d] to xt [b, *d] at t [] or [b], in the dtype of xt; a key means training.
 
-    A network that answers more than y, such as a variance beside it, may have a shape [b, ...] of its own.
+    With a second time s [] or [b] it is given c_noise [b, 2], of t and of s; its parameters must have one.
+
+    A network that answers more than y, such as a variance with it, may have a shape [b, ...] of its own.
+
+    Raises:
+      ValueError: diffusion is something else, xt or t is not as above, or the network answers no floating-point
+        numbers, or not one row a sample.
     """
+    check_diffusion(diffusion)
+    xt = as_samples("xt", xt)
+    check_time(t, xt)
+    if s is not None:
+        check_time(s, xt, "s")
+    if key is not None:
+        check_key(key)
+    process, parameterisation = diffusion.process, diffusion.parameterisation
     scale = parameterisation.input_scale(process, t)
-    level = jnp.broadcast_to(parameterisation.noise_level(process, t), xt.shape[:1]).astype(xt.dtype)
+    noise_level = lambda time: jnp.broadcast_to(parameterisation.noise_level(process, time), xt.shape[:1]).astype(
+        xt.dtype
+    )
+    level = noise_level(t) if s is None else jnp.stack([noise_level(t), noise_level(s)], axis=1)
     scaled = (expand(scale, xt) * xt).astype(xt.dtype)
-    return network.apply(params, scaled, level, cond, key=key).astype(xt.dtype)
+    y = diffusion.network.apply(params, scaled, level, cond, key=key)
+    return answered("network", y, (xt.shape[0], ...)).astype(xt.dtype)
 
 
-def make_denoiser(
-    params: Params,
-    cond: Cond = None,
-    *,
-    network: Network,
-    process: AbstractGaussianProcess,
-    parameterisation: AbstractParameterisation,
-) -> NetworkDenoiser:
+def make_denoiser(diffusion: Diffusion, params: Params, cond: Cond = None) -> NetworkDenoiser:
     """A network as a denoiser.
 
     Args:
+      diffusion: network, process and parameterisation; the process is that of the xt which the denoiser will see, and
+        may differ from the one trained on.
       params: the network's parameters, any pytree.
       cond: conditions, a pytree whose leaves have the samples' batch axis [b, ...], or None.
-      network: init and apply; see `Network`. Build it once: it is compared by identity.
-      process: the forward process whose xt the denoiser will see. It may differ from the one trained on.
-      parameterisation: what the network predicts.
+
+    Raises:
+      ValueError: diffusion is something else, such as its network.
     """
-    return NetworkDenoiser(params, cond, process, parameterisation, network)
+    check_diffusion(diffusion)
+    return NetworkDenoiser(diffusion, params, cond)
+
+
+def predict(denoiser: Denoiser | FlowMap, xt: Sample, t: Time, s: Time | None = None) -> Sample:
+    """D(xt, t) of any denoiser, [b, *d], for xt [b, *d] and t [] or [b], with question and answer checked.
+
+    With s [] or [b] it is A(xt, t, s) of a flow map.
+
+    Raises:
+      ValueError: xt is no batch of floating-point samples, t does not fit it, or the denoiser answers another shape
+        (also one that would broadcast) or other numbers.
+    """
+    xt = as_samples("xt", xt)
+    check_time(t, xt)
+    if s is None:
+        return answered("denoiser", cast(Denoiser, denoiser)(xt, t), xt.shape)
+    check_time(s, xt, "s")
+    return answered("flow map", cast(FlowMap, denoiser)(xt, t, s), xt.shape)
 
 
 def score(process: AbstractGaussianProcess, denoiser: Denoiser, xt: Sample, t: Time) -> Sample:
@@ -79,5 +113,6 @@ def score(process: AbstractGaussianProcess, denoiser: Denoiser, xt: Sample, t: T
 
     Source: Tweedie's formula; Efron 2011, eq. 1.4; Vincent 2011.
     """
+    x0_hat = predict(denoiser, xt, t)
     alpha, sigma = expand(process.alpha(t), xt), expand(process.sigma(t), xt)
-    return (alpha * denoiser(xt, t) - xt) / sigma**2
+    return (alpha * x0_hat - xt) / sigma**2

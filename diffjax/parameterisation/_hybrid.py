@@ -21,9 +21,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_scalar, check, expand
+from diffjax._arrays import answered, as_samples, as_scalar, check, check_key, check_time, expand
 from diffjax._typing import Cond, Network, Params, Sample, Scalar, Time
-from diffjax.process import CriticallyDamped, linear_kernel
+from diffjax.process import CriticallyDamped
 
 
 class HybridScore(eqx.Module):
@@ -41,7 +41,7 @@ class HybridScore(eqx.Module):
 
     def __call__(self, ut: Sample, t: Time) -> Sample:
         eps_v = apply_hybrid(self.network, self.params, self.process, ut, t, self.cond, data_std=self.data_std)
-        std = linear_kernel(self.process, t)[1][..., 1, 1]
+        std = self.process.kernel(t)[1][..., 1, 1]
         return jnp.stack([jnp.zeros_like(eps_v), (-eps_v / expand(std, eps_v)).astype(ut.dtype)], axis=1)
 
 
@@ -53,7 +53,7 @@ def make_hybrid_score(
     Args:
       params: the network's parameters, any pytree.
       cond: conditions, a pytree whose leaves have the samples' batch axis [b, ...], or None.
-      network: see `apply_hybrid` for what it is given. Build it once: it is compared by identity.
+      network: see `apply_hybrid` for what it is given, and `Network` for when it is compiled anew.
       process: the forward process.
       data_std: as in training, a scalar.
 
@@ -81,7 +81,11 @@ def apply_hybrid(
     noise level -logsnr/8 of the data, logsnr = log(Phi_xx^2/C_xx^2). It answers as many features, or c; the last c
     count. `data_std` is the data's standard deviation, per feature, a scalar.
     """
-    phi, chol = linear_kernel(process, t)
+    ut = as_samples("ut", ut)
+    check_time(t, ut)
+    if key is not None:
+        check_key(key)
+    phi, chol = process.kernel(t)
     (phi_x, phi_v), c_x, c_vx, c_v = (phi[..., 0, 0], phi[..., 1, 0]), chol[..., 0, 0], chol[..., 1, 0], chol[..., 1, 1]
     mixing = data_std * (c_vx * phi_x - c_x * phi_v)
     p_xx, p_xv = c_x**2 + (data_std * phi_x) ** 2, c_x * c_vx + data_std**2 * phi_x * phi_v
@@ -91,6 +95,10 @@ def apply_hybrid(
     x, v = ut[:, 0], ut[:, 1]
     scaled = [(u / expand(jnp.sqrt(p), u)).astype(u.dtype) for u, p in ((x, p_xx), (v, p_vv))]
     level = jnp.broadcast_to(-(jnp.log(phi_x) - jnp.log(c_x)) / 4, x.shape[:1]).astype(x.dtype)
-    y = network.apply(params, jnp.concatenate(scaled, axis=-1), level, cond, key=key)[..., -x.shape[-1] :]
+    if ut.ndim < 3 or ut.shape[1] != 2:
+        raise ValueError(f"ut: states of position and velocity, [b, 2, *d], are needed, got shape {ut.shape}")
+    y = network.apply(params, jnp.concatenate(scaled, axis=-1), level, cond, key=key)
+    wide = (*x.shape[:-1], 2 * x.shape[-1])
+    y = answered("network", y, wide if jnp.shape(y) == wide else x.shape)[..., -x.shape[-1] :]
     known = expand(c_v * p_xx / determinant, v) * v - expand(c_v * p_xv / determinant, x) * x
     return (known + expand(mixing / jnp.sqrt(determinant), x) * y).astype(x.dtype)

@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_value, at_once, check, is_concrete
+from diffjax._arrays import as_value, at_once, check, is_concrete, whole_numbers
 from diffjax._typing import Time
-from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, root_from_zero, time_from_logsnr
-from diffjax.process._scales import on_circle, scales
+from diffjax.process._gaussian import AbstractGaussianProcess, on_circle, root_from_zero
 
 
 class DiscreteChain(AbstractGaussianProcess):
@@ -27,7 +26,7 @@ class DiscreteChain(AbstractGaussianProcess):
     The sums of -log(1 - beta) are kept in two parts, `high + low`, so that differences of them have all of float32's
     digits; `summed` are the betas that they are the sums of. These three have no gradient. What `betas` have moved away
     from `summed` is added, so that the chain is always that of its `betas`: they may be learned, be it as leaves of the
-    process or with the chain built inside the loss. (Weight decay would spoil the other three: it is for networks.)
+    process or with the chain built inside the loss. (Apply no weight decay to a process: it changes the other three.)
 
     Args:
       betas: the variance that each step adds, [k], in (0, 1); the last may be 1.
@@ -64,100 +63,90 @@ class DiscreteChain(AbstractGaussianProcess):
         self.low = as_value(sums - np.asarray(self.high, np.float64), self.betas.dtype)
 
     def alpha(self, t: Time) -> Time:
-        j, along, left, _ = _cell(self, t)
-        last, rate = _rate(self, j, t)
-        high, low = _sums(self, rate.dtype)
+        j, along, left, _ = self._cell(t)
+        last, rate = self._rate(j, t)
+        high, low = self._sums(rate.dtype)
         start = jnp.exp(-0.5 * high[j]) * jnp.exp(-0.5 * low[j])
         return start * jnp.where(last, left, jnp.exp(-0.5 * rate * along))
 
     def sigma(self, t: Time) -> Time:
-        j, along, left, _ = _cell(self, t)
-        last, rate = _rate(self, j, t)
+        j, along, left, _ = self._cell(t)
+        last, rate = self._rate(j, t)
         # Without signal B is infinite, and so is its slope, but that of sigma^2 = 1 - alpha^2 is 0.
         over = last & (left == 0)
-        high, low = _sums(self, rate.dtype)
+        high, low = self._sums(rate.dtype)
         b = high[j] + (low[j] + _growth(last, rate, along, jnp.where(over, 1.0, left)))
         return root_from_zero(jnp.where(over, 1 - jnp.exp(-b) * left**2, -jnp.expm1(-b)), t)
 
+    def logsnr(self, t: Time) -> Time:
+        b = self._decay(t)
+        return -b - jnp.log(-jnp.expm1(-b))
 
-def _cell(chain: DiscreteChain, t: Time) -> tuple[Any, Any, Any, Any]:
-    """The cell j of the time t, the parts of it passed and left, and its width.
+    def time_from_logsnr(self, value: Time) -> Time:
+        b = jax.nn.softplus(-jnp.asarray(value))
+        high, low = self._sums(b.dtype)
+        j = jnp.searchsorted(jax.lax.stop_gradient((high + low)[1:]), jax.lax.stop_gradient(b), side="right")
+        last, rate = self._rate(j, b)
+        growth = (b - high[j]) - low[j]
+        along = jnp.where(last, -jnp.expm1(-0.5 * growth), growth / jnp.where(last, 1.0, rate))
+        return (j.astype(b.dtype) + along) / self.betas.shape[0]
 
-    The knots are k/K as the dtype of t has it, so that the chain's own times lie on them in float32 too.
-    """
-    t = jnp.asarray(t)
-    k = chain.betas.shape[0]
-    knots = jnp.asarray((np.arange(k + 1) / k).astype(t.dtype))
-    j = jnp.clip(jnp.floor(jax.lax.stop_gradient(t) * k).astype(int), 0, k - 1)
-    width = knots[j + 1] - knots[j]
-    return j, (t - knots[j]) / width, (knots[j + 1] - t) / width, width
+    def conditional(self, t: Time, s: Time) -> tuple[Time, Time]:
+        (j, along, left, width), (i, _, left_s, _) = self._cell(t), self._cell(s)
+        (last, rate), (_, rate_s) = self._rate(j, t), self._rate(i, s)
+        same = i == j
+        high, low = self._sums(rate.dtype)
+        after = jnp.minimum(i + 1, self.betas.shape[0] - 1)
+        between = (high[j] - high[after]) + (low[j] - low[after])
+        over_cells = between + rate_s * left_s  # from s to the beginning of t's cell
+        within = (t - s) / width  # of t's own cell, where s lies in it too
+        # Without signal at the end alpha falls along a line: by a part of what it is at s, or at the cell's beginning.
+        start = jnp.where(same & last, left_s, 1.0)
+        part, remaining = jnp.where(same, within / start, along), left / start
+        growth, over_cells = rate * jnp.where(same, within, along), jnp.where(same, 0.0, over_cells)
+        factor = jnp.where(last, remaining, jnp.exp(-0.5 * growth))  # alpha at t over alpha where t's part begins
+        variance = jnp.where(last, part * (1 + factor), -jnp.expm1(-growth))  # 1 - factor^2
+        square = -jnp.expm1(-over_cells) + jnp.exp(-over_cells) * variance
+        return jnp.exp(-0.5 * over_cells) * factor, jnp.sqrt(square)
 
+    def scales(self, alpha: Time, sigma: Time) -> tuple[Time, Time]:
+        return on_circle(alpha, sigma)
 
-def _sums(chain: DiscreteChain, dtype: Any) -> tuple[Any, Any]:
-    """B at the beginning of each cell, [k], in two parts."""
-    high, low, summed = (jax.lax.stop_gradient(x).astype(dtype) for x in (chain.high, chain.low, chain.summed))
-    moved = -jnp.log1p((summed - chain.betas.astype(dtype))[:-1] / (1 - summed[:-1]))
-    return high, low + jnp.concatenate([jnp.zeros(1, dtype), jnp.cumsum(moved)])
+    def _cell(self, t: Time) -> tuple[Any, Any, Any, Any]:
+        """The cell j of the time t, the parts of it passed and left, and its width.
 
+        The knots are k/K as the dtype of t has it, so that the self's own times lie on them in float32 too.
+        """
+        t = jnp.asarray(t)
+        k = self.betas.shape[0]
+        knots = jnp.asarray((np.arange(k + 1) / k).astype(t.dtype))
+        j = jnp.clip(jnp.floor(jax.lax.stop_gradient(t) * k).astype(int), 0, k - 1)
+        width = knots[j + 1] - knots[j]
+        return j, (t - knots[j]) / width, (knots[j + 1] - t) / width, width
 
-def _rate(chain: DiscreteChain, j: Any, t: Time) -> tuple[Any, Any]:
-    """Whether the cell j ends without signal, and by how much B grows over it (there: 0), in the dtype of t."""
-    beta = chain.betas.astype(jnp.asarray(t).dtype)[j]
-    last = beta == 1
-    return last, -jnp.log1p(-jnp.where(last, 0.0, beta))
+    def _sums(self, dtype: Any) -> tuple[Any, Any]:
+        """B at the beginning of each cell, [k], in two parts."""
+        high, low, summed = (jax.lax.stop_gradient(x).astype(dtype) for x in (self.high, self.low, self.summed))
+        moved = -jnp.log1p((summed - self.betas.astype(dtype))[:-1] / (1 - summed[:-1]))
+        return high, low + jnp.concatenate([jnp.zeros(1, dtype), jnp.cumsum(moved)])
+
+    def _rate(self, j: Any, t: Time) -> tuple[Any, Any]:
+        """Whether the cell j ends without signal, and by how much B grows over it (there: 0), in the dtype of t."""
+        beta = self.betas.astype(jnp.asarray(t).dtype)[j]
+        last = beta == 1
+        return last, -jnp.log1p(-jnp.where(last, 0.0, beta))
+
+    def _decay(self, t: Time) -> Any:
+        """B(t) = -2 log alpha."""
+        j, along, left, _ = self._cell(t)
+        growth = _growth(*self._rate(j, t), along, left)
+        high, low = self._sums(growth.dtype)
+        return high[j] + (low[j] + growth)
 
 
 def _growth(last: Any, rate: Any, along: Any, left: Any) -> Any:
     """B's growth from the beginning of a cell to where the part `along` of it is passed and `left` is left."""
     return jnp.where(last, -2 * jnp.log(jnp.where(last, left, 1.0)), rate * along)
-
-
-def _decay(chain: DiscreteChain, t: Time) -> Any:
-    """B(t) = -2 log alpha."""
-    j, along, left, _ = _cell(chain, t)
-    growth = _growth(*_rate(chain, j, t), along, left)
-    high, low = _sums(chain, growth.dtype)
-    return high[j] + (low[j] + growth)
-
-
-@logsnr.register(DiscreteChain)
-def _(process: DiscreteChain, t: Time) -> Time:
-    b = _decay(process, t)
-    return -b - jnp.log(-jnp.expm1(-b))
-
-
-@time_from_logsnr.register(DiscreteChain)
-def _(process: DiscreteChain, value: Time) -> Time:
-    b = jax.nn.softplus(-jnp.asarray(value))
-    high, low = _sums(process, b.dtype)
-    j = jnp.searchsorted(jax.lax.stop_gradient((high + low)[1:]), jax.lax.stop_gradient(b), side="right")
-    last, rate = _rate(process, j, b)
-    growth = (b - high[j]) - low[j]
-    along = jnp.where(last, -jnp.expm1(-0.5 * growth), growth / jnp.where(last, 1.0, rate))
-    return (j.astype(b.dtype) + along) / process.betas.shape[0]
-
-
-@conditional.register(DiscreteChain)
-def _(process: DiscreteChain, t: Time, s: Time) -> tuple[Time, Time]:
-    (j, along, left, width), (i, _, left_s, _) = _cell(process, t), _cell(process, s)
-    (last, rate), (_, rate_s) = _rate(process, j, t), _rate(process, i, s)
-    same = i == j
-    high, low = _sums(process, rate.dtype)
-    after = jnp.minimum(i + 1, process.betas.shape[0] - 1)
-    between = (high[j] - high[after]) + (low[j] - low[after])
-    over_cells = between + rate_s * left_s  # from s to the beginning of t's cell
-    within = (t - s) / width  # of t's own cell, where s lies in it too
-    # Without signal at the end alpha falls along a line: by a part of what it is at s, or at the cell's beginning.
-    start = jnp.where(same & last, left_s, 1.0)
-    part, kept = jnp.where(same, within / start, along), left / start
-    growth, over_cells = rate * jnp.where(same, within, along), jnp.where(same, 0.0, over_cells)
-    kept = jnp.where(last, kept, jnp.exp(-0.5 * growth))
-    lost = jnp.where(last, part * (1 + kept), -jnp.expm1(-growth))  # 1 - kept^2
-    square = -jnp.expm1(-over_cells) + jnp.exp(-over_cells) * lost
-    return jnp.exp(-0.5 * over_cells) * kept, jnp.sqrt(square)
-
-
-scales.register(DiscreteChain, on_circle)
 
 
 def chain_times(process: DiscreteChain) -> Float[Array, " k"]:
@@ -166,12 +155,14 @@ def chain_times(process: DiscreteChain) -> Float[Array, " k"]:
     return jnp.asarray(np.arange(1, k + 1) / k)
 
 
+@whole_numbers
 def linear_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Float[np.ndarray, " k"]:
     """DDPM's betas, equally spaced, [k]; start and stop in (0, 1). Source: Ho et al. 2020, section 4 (1000 steps)."""
     _check_betas(steps, start, stop)
     return np.linspace(start, stop, steps)
 
 
+@whole_numbers
 def scaled_linear_betas(steps: int, start: float = 0.00085, stop: float = 0.012) -> Float[np.ndarray, " k"]:
     """Betas whose square roots are equally spaced, [k]. Source: Rombach et al. 2022 (latent diffusion), the released
     code and Stable Diffusion's numbers (1000 steps); start and stop in (0, 1)."""
@@ -179,6 +170,7 @@ def scaled_linear_betas(steps: int, start: float = 0.00085, stop: float = 0.012)
     return np.linspace(start**0.5, stop**0.5, steps) ** 2
 
 
+@whole_numbers
 def cosine_betas(steps: int, offset: float = 0.008, largest: float = 0.999) -> Float[np.ndarray, " k"]:
     """1 - f((k + 1)/K)/f(k/K) with f(t) = cos^2(pi/2 (t + offset)/(1 + offset)), at most `largest`, [k].
 

@@ -6,21 +6,19 @@ monotone     lambda(t) = (1 - u) logsnr_max + u logsnr_min,   u(t) = (n(t) - n(0
 alpha = sqrt(sigmoid(lambda)),  sigma = sqrt(sigmoid(-lambda))
 
 Differences of lambda have a form of their own, so that kernels over a small gap lose no digits. The continuous ELBO
-sees nothing of the schedule but its end points; the shape between them serves its variance.
+depends on the end points of the schedule alone; the shape between them changes the variance of its estimate.
 Source: Kingma et al. 2021 (Variational Diffusion Models), section 3.2 and appendix H, with lambda = -gamma.
 """
-
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_scalar, at_once, check
+from diffjax._arrays import as_scalar, at_once, check, check_key, whole_numbers
 from diffjax._typing import Key, Scalar, Time
-from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, time_from_logsnr
-from diffjax.process._scales import on_circle, scales, scales_from_logsnr
+from diffjax.process._gaussian import AbstractGaussianProcess, on_circle, scales_from_logsnr
 
 
 class LearnedLogsnr(AbstractGaussianProcess):
@@ -31,8 +29,8 @@ class LearnedLogsnr(AbstractGaussianProcess):
       logsnr_min: at t = 1; less.
 
     Raises:
-      ValueError: the end points are not finite or out of order. Nothing watches them in training: keep their
-        learning rate small.
+      ValueError: the end points are not finite or out of order. They are not checked during training: use a small
+        learning rate for them.
 
     Source: Kingma et al. 2021, appendix H, where gamma = -lambda runs from -13.3 to 5.
     """
@@ -44,14 +42,27 @@ class LearnedLogsnr(AbstractGaussianProcess):
         check_ends(self.logsnr_max, self.logsnr_min)
 
     def alpha(self, t: Time) -> Time:
-        return scales_from_logsnr(self, logsnr(self, t))[0]
+        return scales_from_logsnr(self, self.logsnr(t))[0]
 
     def sigma(self, t: Time) -> Time:
-        return scales_from_logsnr(self, logsnr(self, t))[1]
+        return scales_from_logsnr(self, self.logsnr(t))[1]
+
+    def logsnr(self, t: Time) -> Time:
+        return _between(self, t)
+
+    def time_from_logsnr(self, value: Time) -> Time:
+        return (self.logsnr_max - value) / (self.logsnr_max - self.logsnr_min)
+
+    def conditional(self, t: Time, s: Time) -> tuple[Time, Time]:
+        return _step(self, t, s, t - s)
+
+    def scales(self, alpha: Time, sigma: Time) -> tuple[Time, Time]:
+        return on_circle(alpha, sigma)
 
 
+@whole_numbers
 class MonotoneLogsnr(AbstractGaussianProcess):
-    """A logsnr that falls between two numbers as a monotone network says; numbers and network train.
+    """A logsnr that falls between two numbers by a monotone network; numbers and network train.
 
     Args:
       key: for the network's first weights, which begin near a straight line.
@@ -74,9 +85,10 @@ class MonotoneLogsnr(AbstractGaussianProcess):
     bias: Float[Array, " width"]
     outer: Float[Array, " width"]
 
-    def __init__(self, key: Key, logsnr_max: Any = 13.3, logsnr_min: Any = -5.0, width: int = 1024):
+    def __init__(self, key: Key, logsnr_max: ArrayLike = 13.3, logsnr_min: ArrayLike = -5.0, width: int = 1024):
         self.logsnr_max, self.logsnr_min = as_scalar(logsnr_max), as_scalar(logsnr_min)
         check_ends(self.logsnr_max, self.logsnr_min)
+        check_key(key)
         with at_once(key):
             inner_key, place_key, outer_key = jax.random.split(key, 3)
             self.slope = jnp.zeros(())
@@ -86,10 +98,30 @@ class MonotoneLogsnr(AbstractGaussianProcess):
             self.outer = 0.5 * jax.random.normal(outer_key, (width,))
 
     def alpha(self, t: Time) -> Time:
-        return scales_from_logsnr(self, logsnr(self, t))[0]
+        return scales_from_logsnr(self, self.logsnr(t))[0]
 
     def sigma(self, t: Time) -> Time:
-        return scales_from_logsnr(self, logsnr(self, t))[1]
+        return scales_from_logsnr(self, self.logsnr(t))[1]
+
+    def logsnr(self, t: Time) -> Time:
+        t = jnp.asarray(t)
+        passed, left = self._rise(t, jnp.zeros_like(t)), self._rise(jnp.ones_like(t), t)
+        return _between(self, passed / (passed + left))  # exactly 0 and 1 at the ends
+
+    def conditional(self, t: Time, s: Time) -> tuple[Time, Time]:
+        t, s = jnp.asarray(t), jnp.asarray(s)
+        return _step(self, t, s, self._rise(t, s) / self._rise(jnp.ones_like(t), jnp.zeros_like(t)))
+
+    def scales(self, alpha: Time, sigma: Time) -> tuple[Time, Time]:
+        return on_circle(alpha, sigma)
+
+    def _rise(self, t: Float[Array, "..."], s: Float[Array, "..."]) -> Float[Array, "..."]:
+        """n(t) - n(s) without cancellation: sigmoid(x) - sigmoid(y) = sigmoid(x) sigmoid(-y) (-expm1(y - x))."""
+        slope, inner, outer = (jnp.exp(w).astype(t.dtype) for w in (self.slope, self.inner, self.outer))
+        rate, bias = slope * inner, self.bias.astype(t.dtype)
+        after, before = rate * t[..., None] + bias, rate * s[..., None] + bias
+        hidden = jax.nn.sigmoid(after) * jax.nn.sigmoid(-before) * -jnp.expm1(-rate * (t - s)[..., None])
+        return slope * (t - s) + jnp.mean(outer * hidden, axis=-1)
 
 
 def check_ends(logsnr_max: Scalar, logsnr_min: Scalar) -> None:
@@ -99,51 +131,10 @@ def check_ends(logsnr_max: Scalar, logsnr_min: Scalar) -> None:
     check(logsnr_min < logsnr_max, f"logsnr_min: must be less than logsnr_max = {logsnr_max}, got {logsnr_min}")
 
 
-def _rise(process: MonotoneLogsnr, t: Any, s: Any) -> Any:
-    """n(t) - n(s) without cancellation: sigmoid(x) - sigmoid(y) = sigmoid(x) sigmoid(-y) (-expm1(y - x))."""
-    slope, inner, outer = (jnp.exp(w).astype(t.dtype) for w in (process.slope, process.inner, process.outer))
-    rate, bias = slope * inner, process.bias.astype(t.dtype)
-    after, before = rate * t[..., None] + bias, rate * s[..., None] + bias
-    hidden = jax.nn.sigmoid(after) * jax.nn.sigmoid(-before) * -jnp.expm1(-rate * (t - s)[..., None])
-    return slope * (t - s) + jnp.mean(outer * hidden, axis=-1)
-
-
 def _between(process: LearnedLogsnr | MonotoneLogsnr, part: Time) -> Time:
     return (1 - part) * process.logsnr_max + part * process.logsnr_min
-
-
-@logsnr.register(LearnedLogsnr)
-def _(process: LearnedLogsnr, t: Time) -> Time:
-    return _between(process, t)
-
-
-@logsnr.register(MonotoneLogsnr)
-def _(process: MonotoneLogsnr, t: Time) -> Time:
-    t = jnp.asarray(t)
-    passed, left = _rise(process, t, jnp.zeros_like(t)), _rise(process, jnp.ones_like(t), t)
-    return _between(process, passed / (passed + left))  # exactly 0 and 1 at the ends
-
-
-@time_from_logsnr.register(LearnedLogsnr)
-def _(process: LearnedLogsnr, value: Time) -> Time:
-    return (process.logsnr_max - value) / (process.logsnr_max - process.logsnr_min)
-
-
-@conditional.register(LearnedLogsnr)
-def _(process: LearnedLogsnr, t: Time, s: Time) -> tuple[Time, Time]:
-    return _step(process, t, s, t - s)
-
-
-@conditional.register(MonotoneLogsnr)
-def _(process: MonotoneLogsnr, t: Time, s: Time) -> tuple[Time, Time]:
-    t, s = jnp.asarray(t), jnp.asarray(s)
-    return _step(process, t, s, _rise(process, t, s) / _rise(process, jnp.ones_like(t), jnp.zeros_like(t)))
 
 
 def _step(process: LearnedLogsnr | MonotoneLogsnr, t: Time, s: Time, part: Time) -> tuple[Time, Time]:
     gap = part * (process.logsnr_max - process.logsnr_min)
     return process.alpha(t) / process.alpha(s), process.sigma(t) * jnp.sqrt(-jnp.expm1(-gap))
-
-
-scales.register(LearnedLogsnr, on_circle)
-scales.register(MonotoneLogsnr, on_circle)

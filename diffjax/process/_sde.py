@@ -3,25 +3,41 @@
     x0, key --> simulate: dx = f dt + g dw on the given times --> paths
 
 The noise of sample i comes from `fold_in(key, index_i)`. Where the steps are fixed, increments are drawn step by
-step, at the price of a hand-written loop; a tree (diffrax's VirtualBrownianTree), 20 to 100 times slower, is kept for
+step, at the price of a hand-written loop; a tree (diffrax's VirtualBrownianTree), 20 to 100 times slower, serves
 adaptive solves, which must revisit the same path.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Shaped
 
-from diffjax._arrays import check, check_times, default_index, is_concrete, sample_keys, time_dtype
-from diffjax._typing import Index, Key, Sample, Time
-from diffjax.process._base import AbstractGaussianProcess, AbstractProcess, interval
-from diffjax.process._noise import noise_operator
+from diffjax._arrays import (
+    answered,
+    as_samples,
+    check,
+    check_key,
+    check_times,
+    default_index,
+    is_concrete,
+    sample_keys,
+    time_dtype,
+    whole_numbers,
+)
+from diffjax._typing import Grid, Index, Key, Sample, Scalar, Time
+from diffjax.process._base import AbstractProcess
+from diffjax.process._gaussian import AbstractGaussianProcess
+
+LevyArea: TypeAlias = (
+    type[diffrax.BrownianIncrement] | type[diffrax.SpaceTimeLevyArea] | type[diffrax.SpaceTimeTimeLevyArea]
+)
 
 
 class SDE(AbstractProcess):
@@ -36,8 +52,8 @@ class SDE(AbstractProcess):
     Args:
       drift: `f(x [b, *d], t [] or [b]) -> [b, *d]`.
       diffusion: `g(x, t)`, of shape [] (the same for all samples, whatever x), [b] or [b, *d] (diagonal noise); or, for
-        vectors x [b, d], a full matrix for each sample, [b, d, d]. A constant matrix is broadcast to that shape: [d, d]
-        could not be told from [b, d].
+        vectors x [b, d], a full matrix for each sample, [b, d, d]. Broadcast a constant matrix to that shape: [d, d]
+        could be mistaken for [b, d].
 
     An `equinox.Module` (or any other callable that is a pytree) keeps its arrays as leaves: its numbers can be changed
     without compiling, and learned. A plain function is static; build it once.
@@ -46,20 +62,26 @@ class SDE(AbstractProcess):
       ValueError: an argument cannot be called.
     """
 
-    f: Callable[..., Any]
-    g: Callable[..., Any]
+    f: Callable[[Sample, Time], Sample]
+    g: Callable[[Sample, Time], Float[Array, "..."]]
 
-    def __init__(self, drift: Any, diffusion: Any):
+    def __init__(
+        self, drift: Callable[[Sample, Time], Sample], diffusion: Callable[[Sample, Time], Float[Array, "..."]]
+    ):
         for name, function in {"drift": drift, "diffusion": diffusion}.items():
             if not callable(function):
                 raise ValueError(f"{name}: a function of (x, t) is needed, got {function!r}")
         self.f, self.g = _as_pytree(drift), _as_pytree(diffusion)
 
     def drift(self, x: Sample, t: Time) -> Sample:
-        return self.f(x, t)
+        x = as_samples("x", x)
+        return answered("drift", self.f(x, t), x.shape)
 
     def diffusion(self, x: Sample, t: Time) -> Float[Array, "..."]:
-        return jnp.asarray(self.g(x, t))
+        x, g = as_samples("x", x), self.g(x, t)
+        shapes = [(), x.shape[:1], x.shape, *([(*x.shape, x.shape[1])] if x.ndim == 2 else [])]
+        g = jnp.asarray(g, float) if isinstance(g, int) else g
+        return jnp.asarray(answered("diffusion", g, jnp.shape(g) if jnp.shape(g) in shapes else x.shape))
 
 
 def _as_pytree(function):
@@ -67,15 +89,20 @@ def _as_pytree(function):
     return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function
 
 
+@whole_numbers
 class PerSamplePath(diffrax.AbstractBrownianPath):
     """A batch of independent Brownian paths, one key a sample; made by `per_sample_path`."""
 
-    keys: Any
+    keys: Shaped[Array, "b *k"]
     shape: tuple[int, ...] = eqx.field(static=True)
-    dtype: Any = eqx.field(static=True)
-    levy_area: Any = eqx.field(static=True)
+    dtype: DTypeLike = eqx.field(static=True)
+    levy_area: LevyArea = eqx.field(static=True)
     tolerance: float | None = eqx.field(static=True)
     ends: tuple[float, float] = eqx.field(static=True)
+
+    def per_sample_fields(self) -> tuple[str, ...]:
+        """The fields whose leaves have the batch axis, [b, ...]."""
+        return ("keys",)
 
     @property
     def t0(self):
@@ -96,7 +123,7 @@ class PerSamplePath(diffrax.AbstractBrownianPath):
         # The step's length is the batch's own, so it stays a scalar.
         return eqx.tree_at(lambda levy: levy.dt, increments, t1 - t0) if use_levy else increments
 
-    def step_keys(self, r: Any) -> Any:
+    def step_keys(self, r: Scalar) -> Shaped[Array, "b *k"]:
         """A key for each sample, [b], and the step that begins at r, a scalar, from the bits of r."""
         keys = self.keys
         for bits in jnp.atleast_1d(jax.lax.bitcast_convert_type(jnp.asarray(r), jnp.uint32)):  # two words in float64
@@ -110,13 +137,14 @@ class PerSamplePath(diffrax.AbstractBrownianPath):
         return diffrax.VirtualBrownianTree(*self.ends, self.tolerance, shape, key, self.levy_area)
 
 
+@whole_numbers
 def per_sample_path(
     key: Key,
     index: Index | int,
     shape: tuple[int, ...],
     *,
-    dtype: Any = None,
-    levy_area: Any = diffrax.BrownianIncrement,
+    dtype: DTypeLike | None = None,
+    levy_area: LevyArea = diffrax.BrownianIncrement,
     tolerance: float | None = None,
     ends: tuple[float, float] = (-1.0, 0.0),
 ) -> PerSamplePath:
@@ -127,15 +155,18 @@ def per_sample_path(
       index: global indices [b], or the batch size b for 0 .. b - 1.
       shape: one sample's shape (*d).
       dtype: the state's dtype; default float32 (float64 under x64).
-      levy_area: what the solver asks for: `diffrax.BrownianIncrement`, or `diffrax.SpaceTimeLevyArea` for ShARK, SEA,
+      levy_area: what the solver needs: `diffrax.BrownianIncrement`, or `diffrax.SpaceTimeLevyArea` for ShARK, SEA,
         SRA1 and their like.
       tolerance: None draws each increment anew, for fixed steps. A number makes a virtual Brownian tree of that
         resolution in time, for adaptive steps.
       ends: the clock's ends, for the tree; the default is all of r = -t.
     """
+    check_key(key)
     keys = _first_keys(key, index) if isinstance(index, int) else _keys(key, index)
     dtype = jnp.result_type(float) if dtype is None else dtype
-    return PerSamplePath(keys, tuple(shape), dtype, levy_area, tolerance, ends)
+    return PerSamplePath(
+        keys=keys, shape=tuple(shape), dtype=dtype, levy_area=levy_area, tolerance=tolerance, ends=ends
+    )
 
 
 _keys = jax.jit(sample_keys)  # op by op this costs more than a short solve
@@ -147,7 +178,7 @@ def _first_keys(key, n):
 
 
 def simulate(
-    key: Key, process: AbstractProcess, x0: Sample, ts: Any, *, index: Index | None = None
+    key: Key, process: AbstractProcess, x0: Sample, ts: Grid, *, index: Index | None = None
 ) -> Float[Array, "points b *d"]:
     """Paths of the forward SDE through the times ts, by Euler-Maruyama with one step between neighbours.
 
@@ -166,11 +197,13 @@ def simulate(
     Raises:
       ValueError: ts does not ascend, leaves [0, 1], or has two times beyond the same end of the interval.
     """
+    check_key(key)
+    x0 = as_samples("x0", x0)
     if is_concrete(ts):
         check_times(np.asarray(ts, np.float64), "ascend")
     ts = jnp.asarray(ts, time_dtype(x0))
     if isinstance(process, AbstractGaussianProcess):
-        low, high = interval(process)
+        low, high = process.interval()
         ts = jnp.clip(ts, jnp.asarray(low, ts.dtype), jnp.asarray(high, ts.dtype))
         if is_concrete((ts, process)):
             apart = ts[1:] > ts[:-1]
@@ -182,7 +215,7 @@ def simulate(
 def _simulate(key, process, x0, ts, index):
     path = per_sample_path(key, index, x0.shape[1:], dtype=x0.dtype)
     drift = diffrax.ODETerm(lambda t, x, process: process.drift(x, t))
-    noise = diffrax.ControlTerm(lambda t, x, process: noise_operator(process, x, t), path)
+    noise = diffrax.ControlTerm(lambda t, x, process: process.noise_operator(x, t), path)
     solution = diffrax.diffeqsolve(
         diffrax.MultiTerm(drift, noise),
         diffrax.Euler(),

@@ -1,22 +1,59 @@
-"""Processes made from processes: another schedule on the same path.
+"""Processes made from parts: a schedule from two functions, and another schedule on a given process's path.
 
+Schedule    alpha(t), sigma(t) given as functions
 Shifted     lambda(t) = lambda_inner(t) + shift                on the inner process's path
 Clipped     the part of a process between two values of lambda, its clock stretched onto [0, 1]
 Retimed     lambda(t) = lambda_clock(t)                        on the path of another process
 
-A path is the curve that alpha and sigma run along (see `scales`), so that alpha and sigma with a new lambda need no
-inversion. Over a gap, sigma_{t|s}^2 = sigma_t^2 (1 - exp(lambda_t - lambda_s)): where the differences of lambda are
-those of another process, sigma_{t|s} is that process's times the ratio of the two sigma_t.
+A path is the curve that alpha and sigma run along (see `AbstractGaussianProcess.scales`), so that alpha and sigma with
+a new lambda need no inversion. Over a gap, sigma_{t|s}^2 = sigma_t^2 (1 - exp(lambda_t - lambda_s)): where the
+differences of lambda are those of another process, sigma_{t|s} is that process's times the ratio of the two sigma_t.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from diffjax._arrays import as_scalar, check, is_concrete, on_host
 from diffjax._typing import Scalar, Time
-from diffjax.process._base import AbstractGaussianProcess, conditional, logsnr, time_from_logsnr
+from diffjax.process._gaussian import AbstractGaussianProcess
 from diffjax.process._learned import check_ends
-from diffjax.process._scales import scales
+
+
+def _as_tree(function: Callable[[Time], Time]) -> Any:
+    return function if isinstance(function, eqx.Module | Partial) else Partial(function)
+
+
+class Schedule(AbstractGaussianProcess):
+    """A process from its alpha(t) and sigma(t), elementwise in t; the rest follows by differences and bisection.
+
+    >>> from diffjax.process import Schedule
+    >>> process = Schedule(lambda t: 1 - t**2, lambda t: t)
+    >>> print(f"{process.logsnr(0.5):.4f}")
+    0.8109
+
+    Attributes:
+      data_scale: alpha. A plain function is static: build it once, for it is compared by identity. An `eqx.Module`,
+        or a `jax.tree_util.Partial` with numbers, has leaves that train.
+      noise_scale: sigma, in the same way.
+
+    Raises:
+      ValueError: alpha or sigma is not positive and finite, but for alpha(1) and sigma(0), which may be 0; or logsnr
+        does not fall.
+    """
+
+    data_scale: Callable[[Time], Time] = eqx.field(converter=_as_tree)
+    noise_scale: Callable[[Time], Time] = eqx.field(converter=_as_tree)
+
+    def alpha(self, t: Time) -> Time:
+        return self.data_scale(t)
+
+    def sigma(self, t: Time) -> Time:
+        return self.noise_scale(t)
 
 
 class Shifted(AbstractGaussianProcess):
@@ -26,7 +63,7 @@ class Shifted(AbstractGaussianProcess):
     t' = s t/(1 + (s - 1) t) of Esser et al. 2024 (Scaling rectified flow transformers), eq. 23.
 
     Attributes:
-      process: the process to shift. One that begins with noise (VE, Karras) begins with exp(-shift/2) times as much.
+      process: the process to shift. One that begins with noise (VE, EDM) begins with exp(-shift/2) times as much.
       shift: added to logsnr, nats; negative for more noise; finite.
 
     Raises:
@@ -42,37 +79,28 @@ class Shifted(AbstractGaussianProcess):
         check(jnp.isfinite(self.shift), f"shift: must be finite, got {self.shift}")
 
     def alpha(self, t: Time) -> Time:
-        return _shifted(self, t)[0]
+        return _finite_slope(lambda t: self._shifted(t)[0], self.process, t)
 
     def sigma(self, t: Time) -> Time:
-        return _shifted(self, t)[1]
+        return self._shifted(t)[1]
 
+    def logsnr(self, t: Time) -> Time:
+        return self.process.logsnr(t) + self.shift
 
-def _shifted(process: Shifted, t: Time) -> tuple[Time, Time]:
-    inner = process.process
-    # The larger of the two factors is one, so that nothing overflows.
-    data, noise = (jnp.exp(jnp.minimum(0.0, sign * 0.5 * process.shift)) for sign in (1, -1))
-    return scales(inner, inner.alpha(t) * data, inner.sigma(t) * noise)
+    def time_from_logsnr(self, value: Time) -> Time:
+        return self.process.time_from_logsnr(jnp.asarray(value) - self.shift)
 
+    def conditional(self, t: Time, s: Time) -> tuple[Time, Time]:
+        return _same_lambda(self, self.process, t, s)
 
-@logsnr.register(Shifted)
-def _(process: Shifted, t: Time) -> Time:
-    return logsnr(process.process, t) + process.shift
+    def scales(self, alpha: Time, sigma: Time) -> tuple[Time, Time]:
+        return self.process.scales(alpha, sigma)
 
-
-@time_from_logsnr.register(Shifted)
-def _(process: Shifted, value: Time) -> Time:
-    return time_from_logsnr(process.process, jnp.asarray(value) - process.shift)
-
-
-@conditional.register(Shifted)
-def _(process: Shifted, t: Time, s: Time) -> tuple[Time, Time]:
-    return _same_lambda(process, process.process, t, s)
-
-
-@scales.register(Shifted)
-def _(process: Shifted, data: Time, noise: Time) -> tuple[Time, Time]:
-    return scales(process.process, data, noise)
+    def _shifted(self, t: Time) -> tuple[Time, Time]:
+        inner = self.process
+        # The larger of the two factors is one, so that nothing overflows.
+        signal, noise = (jnp.exp(jnp.minimum(0.0, sign * 0.5 * self.shift)) for sign in (1, -1))
+        return inner.scales(inner.alpha(t) * signal, inner.sigma(t) * noise)
 
 
 class Retimed(AbstractGaussianProcess):
@@ -99,36 +127,22 @@ class Retimed(AbstractGaussianProcess):
                 check(jnp.isfinite(values), f"{name}: must be finite at t = 0 and 1, got {values}: clip the clock")
 
     def alpha(self, t: Time) -> Time:
-        return scales(self.process, self.clock.alpha(t), self.clock.sigma(t))[0]
+        return _finite_slope(lambda t: self.process.scales(self.clock.alpha(t), self.clock.sigma(t))[0], self.clock, t)
 
     def sigma(self, t: Time) -> Time:
-        return scales(self.process, self.clock.alpha(t), self.clock.sigma(t))[1]
+        return self.process.scales(self.clock.alpha(t), self.clock.sigma(t))[1]
 
+    def logsnr(self, t: Time) -> Time:
+        return self.clock.logsnr(t)
 
-@logsnr.register(Retimed)
-def _(process: Retimed, t: Time) -> Time:
-    return logsnr(process.clock, t)
+    def time_from_logsnr(self, value: Time) -> Time:
+        return self.clock.time_from_logsnr(value)
 
+    def conditional(self, t: Time, s: Time) -> tuple[Time, Time]:
+        return _same_lambda(self, self.clock, t, s)
 
-@time_from_logsnr.register(Retimed)
-def _(process: Retimed, value: Time) -> Time:
-    return time_from_logsnr(process.clock, value)
-
-
-@conditional.register(Retimed)
-def _(process: Retimed, t: Time, s: Time) -> tuple[Time, Time]:
-    return _same_lambda(process, process.clock, t, s)
-
-
-@scales.register(Retimed)
-def _(process: Retimed, data: Time, noise: Time) -> tuple[Time, Time]:
-    return scales(process.process, data, noise)
-
-
-def _same_lambda(process: Shifted | Retimed, other: AbstractGaussianProcess, t: Time, s: Time) -> tuple[Time, Time]:
-    """The kernel of a process whose differences of lambda are the other's."""
-    spread = conditional(other, t, s)[1] * (process.sigma(t) / other.sigma(t))
-    return process.alpha(t) / process.alpha(s), spread
+    def scales(self, alpha: Time, sigma: Time) -> tuple[Time, Time]:
+        return self.process.scales(alpha, sigma)
 
 
 class Clipped(AbstractGaussianProcess):
@@ -153,7 +167,7 @@ class Clipped(AbstractGaussianProcess):
         check_ends(self.logsnr_max, self.logsnr_min)
         if is_concrete(self):
             with on_host():
-                first, last = (logsnr(self.process, jnp.asarray(t)) for t in (0.0, 1.0))
+                first, last = (self.process.logsnr(jnp.asarray(t)) for t in (0.0, 1.0))
             slack = 1e-5 * (1 + abs(self.logsnr_max) + abs(self.logsnr_min))
             check(
                 self.logsnr_max <= first + slack,
@@ -162,39 +176,48 @@ class Clipped(AbstractGaussianProcess):
             check(self.logsnr_min >= last - slack, f"logsnr_min: the process ends at {last}, got {self.logsnr_min}")
 
     def alpha(self, t: Time) -> Time:
-        return self.process.alpha(_inner_time(self, t))
+        return self.process.alpha(self._inner_time(t))
 
     def sigma(self, t: Time) -> Time:
-        return self.process.sigma(_inner_time(self, t))
+        return self.process.sigma(self._inner_time(t))
+
+    def logsnr(self, t: Time) -> Time:
+        return self.process.logsnr(self._inner_time(t))
+
+    def time_from_logsnr(self, value: Time) -> Time:
+        first, last = self._ends()
+        return (self.process.time_from_logsnr(value) - first) / (last - first)
+
+    def conditional(self, t: Time, s: Time) -> tuple[Time, Time]:
+        return self.process.conditional(self._inner_time(t), self._inner_time(s))
+
+    def scales(self, alpha: Time, sigma: Time) -> tuple[Time, Time]:
+        return self.process.scales(alpha, sigma)
+
+    def _ends(self) -> tuple[Time, Time]:
+        ends = (self.process.time_from_logsnr(value) for value in (self.logsnr_max, self.logsnr_min))
+        first, last = (jnp.clip(t, 0.0, 1.0) for t in ends)
+        return first, last
+
+    def _inner_time(self, t: Time) -> Time:
+        first, last = self._ends()
+        return first + (last - first) * t
 
 
-def _ends(process: Clipped) -> tuple[Time, Time]:
-    ends = (time_from_logsnr(process.process, value) for value in (process.logsnr_max, process.logsnr_min))
-    first, last = (jnp.clip(t, 0.0, 1.0) for t in ends)
-    return first, last
+_AFTER_DATA = 1e-15  # a time at which sigma is small, and its square no denormal number
 
 
-def _inner_time(process: Clipped, t: Time) -> Time:
-    first, last = _ends(process)
-    return first + (last - first) * t
+def _finite_slope(alpha: Callable[[Time], Time], inner: AbstractGaussianProcess, t: Time) -> Time:
+    """alpha(t), of the shape of t, with the slope of a time next to it where the sigma of `inner` is 0.
+
+    alpha is made of that sigma, whose own slope may be infinite there.
+    """
+    clean = jax.lax.stop_gradient(inner.sigma(t)) == 0
+    value = alpha(jnp.where(clean, t + _AFTER_DATA, t))
+    return jnp.where(clean, value + jax.lax.stop_gradient(alpha(t) - value), value)
 
 
-@logsnr.register(Clipped)
-def _(process: Clipped, t: Time) -> Time:
-    return logsnr(process.process, _inner_time(process, t))
-
-
-@time_from_logsnr.register(Clipped)
-def _(process: Clipped, value: Time) -> Time:
-    first, last = _ends(process)
-    return (time_from_logsnr(process.process, value) - first) / (last - first)
-
-
-@conditional.register(Clipped)
-def _(process: Clipped, t: Time, s: Time) -> tuple[Time, Time]:
-    return conditional(process.process, _inner_time(process, t), _inner_time(process, s))
-
-
-@scales.register(Clipped)
-def _(process: Clipped, data: Time, noise: Time) -> tuple[Time, Time]:
-    return scales(process.process, data, noise)
+def _same_lambda(process: Shifted | Retimed, other: AbstractGaussianProcess, t: Time, s: Time) -> tuple[Time, Time]:
+    """The kernel of a process whose differences of lambda are the other's."""
+    cond_std = other.conditional(t, s)[1] * (process.sigma(t) / other.sigma(t))
+    return process.alpha(t) / process.alpha(s), cond_std

@@ -4,40 +4,26 @@ xT ~ prior --> sample(stepper)                        lax.scan over a grid  -+->
            --> integrate(flow | reverse_sde)          diffrax, r = -t       -+
 """
 
-from diffjax.process import per_sample_path as per_sample_path
 from diffjax.samplers._adams import DEIS as DEIS, IPNDM as IPNDM, LMS as LMS
 from diffjax.samplers._ancestral import (
     DPM2Ancestral as DPM2Ancestral,
     DPMpp2SAncestral as DPMpp2SAncestral,
-    euler_ancestral as euler_ancestral,
+    EulerAncestral as EulerAncestral,
 )
 from diffjax.samplers._annealed import annealed_langevin as annealed_langevin
-from diffjax.samplers._base import (
-    AbstractEmbeddedStepper as AbstractEmbeddedStepper,
-    AbstractStepper as AbstractStepper,
-    Schedule as Schedule,
-    on_grid as on_grid,
-    sample as sample,
-    schedule as schedule,
-)
-from diffjax.samplers._batch import per_sample_fields as per_sample_fields
 from diffjax.samplers._cfgpp import CFGpp as CFGpp
 from diffjax.samplers._chains import Chains as Chains
 from diffjax.samplers._churn import Churn as Churn
 from diffjax.samplers._corrected import LangevinCorrected as LangevinCorrected
-from diffjax.samplers._ddim import DDIM as DDIM
-from diffjax.samplers._ddpm import DDPM as DDPM
+from diffjax.samplers._ddim import Coefficients as Coefficients
 from diffjax.samplers._diffrax import (
     Solution as Solution,
     count_evaluations as count_evaluations,
-    integrate as integrate,
     integrate_each as integrate_each,
-    probability_flow as probability_flow,
-    reverse_sde as reverse_sde,
     velocity as velocity,
 )
 from diffjax.samplers._dpm_solver import DPMpp2S as DPMpp2S, DPMSolver as DPMSolver
-from diffjax.samplers._dpmpp import DPMpp2M as DPMpp2M, DPMpp3M as DPMpp3M, DPMpp3MPublished as DPMpp3MPublished
+from diffjax.samplers._dpmpp import DPMpp3M as DPMpp3M, DPMpp3MPublished as DPMpp3MPublished
 from diffjax.samplers._euler import Euler as Euler
 from diffjax.samplers._exponential_adams import (
     ExponentialAdams as ExponentialAdams,
@@ -45,19 +31,17 @@ from diffjax.samplers._exponential_adams import (
     by_noise as by_noise,
     by_time as by_time,
 )
-from diffjax.samplers._heun import Heun as Heun
 from diffjax.samplers._langevin import density_score as density_score, hmc as hmc, mala as mala
 from diffjax.samplers._multistep import (
     AbstractMultistep as AbstractMultistep,
     Correction as Correction,
     Memory as Memory,
-    Weights as Weights,
+    MultistepWeights as MultistepWeights,
 )
 from diffjax.samplers._optimised_grid import optimise_grid as optimise_grid
 from diffjax.samplers._predictor_corrector import PredictorCorrector as PredictorCorrector
 from diffjax.samplers._recommended import recommended as recommended
 from diffjax.samplers._restart import Restart as Restart, sample_with_restarts as sample_with_restarts
-from diffjax.samplers._sample_n import sample_n as sample_n
 from diffjax.samplers._score_sde import score_flow as score_flow, score_reverse_sde as score_reverse_sde
 from diffjax.samplers._sde_dpmpp import DPMppSDE as DPMppSDE, SDEDPMpp2M as SDEDPMpp2M, SDEDPMpp3M as SDEDPMpp3M
 from diffjax.samplers._seeds import SEEDS2 as SEEDS2, SEEDS3 as SEEDS3
@@ -67,6 +51,16 @@ from diffjax.samplers._sgld import (
     polynomial_decay as polynomial_decay,
     sgld as sgld,
 )
+from diffjax.samplers._stepper import (
+    AbstractEmbeddedStepper as AbstractEmbeddedStepper,
+    AbstractStepper as AbstractStepper,
+    ScheduleOnGrid as ScheduleOnGrid,
+    Step as Step,
+    memory_like as memory_like,
+    on_grid as on_grid,
+    schedule_on_grid as schedule_on_grid,
+    step_weights as step_weights,
+)
 from diffjax.samplers._stepper_solver import as_diffrax_solver as as_diffrax_solver
 from diffjax.samplers._unadjusted import langevin as langevin
-from diffjax.samplers._unipc import UniPC as UniPC, bh1 as bh1, bh2 as bh2
+from diffjax.samplers._unipc import bh1 as bh1, bh2 as bh2

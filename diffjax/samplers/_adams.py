@@ -1,6 +1,6 @@
 """Adams-Bashforth methods in the noise: DEIS, LMS, iPNDM.
 
-DEIS and LMS are settings of `ExponentialAdams(EpsPrediction(), order, clock=...)`: the probability flow is
+DEIS and LMS are exponential Adams methods (`ExponentialAdams(EpsPrediction(), order, clock=...)`): the flow is
 d(x/alpha) = eps d(sigma/alpha), and eps is extrapolated by a polynomial in t (tAB-DEIS), or in sigma/alpha (rhoAB-DEIS,
 which is the linear multistep method of k-diffusion). iPNDM takes the coefficients of equal steps on any grid:
 
@@ -9,43 +9,79 @@ which is the linear multistep method of k-diffusion). iPNDM takes the coefficien
 Sources: Zhang & Chen 2023 (DEIS), eqs. 14-15 and section 4; Liu et al. 2022 (PNDM), eq. 12.
 """
 
-from typing import Any
-
 import equinox as eqx
 import numpy as np
 
-from diffjax.parameterisation import EpsPrediction
-from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers._base import namespace
+from diffjax._arrays import whole_numbers
+from diffjax.parameterisation._linear import EpsPrediction
 from diffjax.samplers._exponential_adams import (
-    ExponentialAdams,
+    adams_weights,
     by_noise,
     by_time,
+    check_order,
     ddim_at_the_ends,
-    grid_of,
+    linear_part,
 )
-from diffjax.samplers._multistep import AbstractMultistep, Weights
+from diffjax.samplers._multistep import AbstractMultistep, MultistepWeights
+from diffjax.samplers._stepper import ScheduleOnGrid
 
 
-def DEIS(order: int = 4) -> ExponentialAdams:
-    """tAB-DEIS: eps extrapolated in the process's own time, for any shape [b, *d]; order 1 to 4 is usual.
+@whole_numbers
+class DEIS(AbstractMultistep):
+    """tAB-DEIS: eps extrapolated in the process's own time, one evaluation a step.
+
+    Attributes:
+      order: the order of convergence, and how many evaluations it uses, 1 to 8; 1 to 4 is usual.
+
+    Raises:
+      ValueError: order is not an integer from 1 to 8.
 
     Source: Zhang & Chen 2023, eq. 15; their tAB3 is order 4.
     """
-    return ExponentialAdams(EpsPrediction(), order, clock=by_time)
+
+    order: int = eqx.field(static=True, default=4)
+
+    def __check_init__(self):
+        check_order(self.order)
+
+    @property
+    def history(self) -> int:
+        return self.order - 1
+
+    def prepare(self, grid: ScheduleOnGrid) -> MultistepWeights:
+        return adams_weights(grid, EpsPrediction(), self.order, clock=by_time)
 
 
-def LMS(order: int = 4) -> ExponentialAdams:
-    """The linear multistep method: eps extrapolated in sigma/alpha, for any shape [b, *d]; rhoAB-DEIS is the same.
+@whole_numbers
+class LMS(AbstractMultistep):
+    """The linear multistep method: eps extrapolated in sigma/alpha, one evaluation a step; rhoAB-DEIS is the same.
+
+    Attributes:
+      order: the order of convergence, and how many evaluations it uses, 1 to 8; 1 to 4 is usual.
+
+    Raises:
+      ValueError: order is not an integer from 1 to 8.
 
     Source: Zhang & Chen 2023, section 4; k-diffusion's LMS sampler.
     """
-    return ExponentialAdams(EpsPrediction(), order, clock=by_noise)
+
+    order: int = eqx.field(static=True, default=4)
+
+    def __check_init__(self):
+        check_order(self.order)
+
+    @property
+    def history(self) -> int:
+        return self.order - 1
+
+    def prepare(self, grid: ScheduleOnGrid) -> MultistepWeights:
+        return adams_weights(grid, EpsPrediction(), self.order, clock=by_noise)
 
 
-_EQUAL_STEPS = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]]) / 24
+EQUAL_STEPS = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]]) / 24
 
 
+@whole_numbers
 class IPNDM(AbstractMultistep):
     """iPNDM: eps by the Adams-Bashforth coefficients of equal steps, one evaluation a step.
 
@@ -53,7 +89,7 @@ class IPNDM(AbstractMultistep):
     of the peers all the same.
 
     Attributes:
-      points: how many evaluations it looks at, 1 to 4.
+      points: how many evaluations it uses, 1 to 4.
 
     Raises:
       ValueError: points is not 1, 2, 3 or 4.
@@ -75,15 +111,10 @@ class IPNDM(AbstractMultistep):
     def history(self) -> int:
         return self.points - 1
 
-    @property
-    def stochastic(self) -> bool:
-        return False
-
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Weights:
-        grid = grid_of(process, EpsPrediction(), ts)
-        xp = namespace(grid.l)
-        finite = xp.asarray(xp.isfinite(grid.l[:-1]), int)
+    def prepare(self, grid: ScheduleOnGrid) -> MultistepWeights:
+        xp, line = grid.xp, linear_part(grid, EpsPrediction())
+        finite = xp.asarray(xp.isfinite(grid.half_logsnr[:-1]), int)
         row = xp.clip(xp.cumsum(finite), 1, self.points) - 1
-        step = xp.sum(grid.kernel, axis=1)
-        weights = step[:, None] * xp.asarray(_EQUAL_STEPS, step.dtype)[row]
-        return ddim_at_the_ends(grid, weights[:, 0], weights[:, 1 : self.points])
+        step = xp.sum(line.kernel, axis=1)
+        weights = step[:, None] * xp.asarray(EQUAL_STEPS, step.dtype)[row]
+        return ddim_at_the_ends(line, weights[:, 0], weights[:, 1 : self.points])

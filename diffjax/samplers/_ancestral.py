@@ -14,21 +14,62 @@ Source: Karras et al. 2022 (the deterministic methods, up to the place of the mi
 split); widely known as k-diffusion's `sample_euler_ancestral`, `sample_dpm_2_ancestral`, `sample_dpmpp_2s_ancestral`.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
+import jax
 
-from diffjax._typing import Denoiser, Sample, Scalar, Time
-from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers._base import AbstractStepper, namespace, schedule
-from diffjax.samplers._ddim import DDIM, noisy_split
-from diffjax.samplers._exponential_sde import Stage, non_negative, take_stages
-from diffjax.samplers._inside import ends_of, times_at
+from diffjax._arrays import as_scalar, check, normal_like
+from diffjax._typing import Denoiser, Sample, Scalar
+from diffjax.parameterisation._denoiser import predict
+from diffjax.process import ddim_coefficients
+from diffjax.samplers._ddim import Coefficients, ddim_step, ddim_weights
+from diffjax.samplers._exponential_sde import non_negative
+from diffjax.samplers._inside import ends_of, places_at
+from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
 
 
-def euler_ancestral(eta: Scalar = 1.0) -> DDIM:
-    """Euler ancestral: `DDIM(eta)` by its other name, for a scalar eta in [0, 1]; the two are equal step by step."""
-    return DDIM(eta=eta)
+class EulerAncestral(AbstractStepper):
+    """Euler ancestral: weak order 1, one evaluation a step; equal to `DDIM(eta)` step by step.
+
+    Attributes:
+      eta: how much of the noise is fresh, a scalar in [0, 1]; 1 as much as DDPM's posterior.
+
+    Raises:
+      ValueError: eta is not in [0, 1].
+
+    Source: k-diffusion's `sample_euler_ancestral`.
+    """
+
+    order: ClassVar[int] = 1
+    evaluations_per_step: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = True
+
+    eta: Scalar = eqx.field(converter=as_scalar, default=1.0)
+
+    def __check_init__(self):
+        check((self.eta >= 0) & (self.eta <= 1), f"eta: must lie in [0, 1], got {self.eta}")
+
+    def prepare(self, grid: ScheduleOnGrid) -> Coefficients:
+        return ddim_weights(grid, self.eta)
+
+    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: None) -> tuple[Sample, None]:
+        return ddim_step(denoiser, x, at), None
+
+
+class MidpointWeights(NamedTuple):
+    """Of a stage and of the step, each [n].
+
+    xm = middle_c_x xt + middle_c_x0 D,    xs = c_x xt + c_x0 D + c_x0_middle Dm + c_z z
+    """
+
+    middle_t: Any
+    middle_c_x: Any
+    middle_c_x0: Any
+    c_x: Any
+    c_x0: Any
+    c_x0_middle: Any
+    c_z: Any
 
 
 class DPM2Ancestral(AbstractStepper):
@@ -47,34 +88,16 @@ class DPM2Ancestral(AbstractStepper):
 
     order: ClassVar[int] = 2
     evaluations_per_step: ClassVar[int] = 2
-    history: ClassVar[int] = 0
+    stochastic: ClassVar[bool] = True
 
     eta: Scalar = eqx.field(converter=non_negative, default=1.0)
 
-    @property
-    def stochastic(self) -> bool:
-        return True
+    def prepare(self, grid: ScheduleOnGrid) -> MidpointWeights:
+        middle, p, (c_x, c_x0, c_z) = _split(grid, self.eta)
+        return MidpointWeights(*middle, c_x, -(1 - p) * c_x0 / p, c_x0 / p, c_z)
 
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
-        """A stage and the step, with fields [n]; see `Stage`."""
-        middle, p, (keep, data, noise) = _split(process, ts, self.eta)
-        return middle, Stage(ts[1:], keep, (-(1 - p) * data / p, data / p), (noise,))
-
-    def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> None:
-        return None
-
-    def step(
-        self,
-        keys: Any,
-        process: AbstractGaussianProcess,
-        denoiser: Denoiser,
-        xt: Sample,
-        t: Time,
-        s: Time,
-        weights: Any,
-        state: None,
-    ) -> tuple[Sample, None]:
-        return take_stages(keys, denoiser, xt, t, weights), None
+    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: None) -> tuple[Sample, None]:
+        return _midpoint_step(denoiser, x, at), None
 
 
 class DPMpp2SAncestral(AbstractStepper):
@@ -93,48 +116,35 @@ class DPMpp2SAncestral(AbstractStepper):
 
     order: ClassVar[int] = 2
     evaluations_per_step: ClassVar[int] = 2
-    history: ClassVar[int] = 0
+    stochastic: ClassVar[bool] = True
 
     eta: Scalar = eqx.field(converter=non_negative, default=1.0)
 
-    @property
-    def stochastic(self) -> bool:
-        return True
+    def prepare(self, grid: ScheduleOnGrid) -> MidpointWeights:
+        middle, _, (c_x, c_x0, c_z) = _split(grid, self.eta)
+        return MidpointWeights(*middle, c_x, 0 * c_x0, c_x0, c_z)
 
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
-        """A stage and the step, with fields [n]; see `Stage`."""
-        middle, p, (keep, data, noise) = _split(process, ts, self.eta)
-        return middle, Stage(ts[1:], keep, (0 * p, data), (noise,))
-
-    def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> None:
-        return None
-
-    def step(
-        self,
-        keys: Any,
-        process: AbstractGaussianProcess,
-        denoiser: Denoiser,
-        xt: Sample,
-        t: Time,
-        s: Time,
-        weights: Any,
-        state: None,
-    ) -> tuple[Sample, None]:
-        return take_stages(keys, denoiser, xt, t, weights), None
+    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: None) -> tuple[Sample, None]:
+        return _midpoint_step(denoiser, x, at), None
 
 
-def _split(process, ts, eta):
-    """The stage in the middle, p, and (sigma_down/sigma_t, the weight of x0_hat, sigma_up), each [n].
+def _split(grid, eta):
+    """(t, c_x, c_x0) of the stage in the middle, p, and the `Coefficients` of DDIM's step, each [n].
 
     Where rho_down/rho_t = 0 the stage stays at t and p is 1, so that both methods become DDIM's step.
     """
-    at = schedule(process, ts)
-    keep, noise = noisy_split(at, eta)
-    xp = namespace(keep)
-    down = keep * at.alpha[:-1] / at.alpha[1:]  # rho_down/rho_t
+    xp, alpha_t, sigma_t = grid.xp, grid.alpha[:-1], grid.sigma[:-1]
+    whole = ddim_weights(grid, eta)
+    down = whole.c_x * alpha_t / grid.alpha[1:]  # rho_down/rho_t
     inside = down > 0
     p = xp.sqrt(xp.where(inside, down, 1.0))
-    time, alpha, sigma = times_at(process, ts, inside, ends_of(process, ts, inside)[0] - xp.log(p))
-    keep_m = sigma / at.sigma[:-1]
-    middle = Stage(time, keep_m, (alpha - keep_m * at.alpha[:-1],), ())
-    return middle, p, (keep, at.alpha[1:] - keep * at.alpha[:-1], noise)
+    middle = places_at(grid, inside, ends_of(grid, inside)[0] - xp.log(p))
+    return (middle.t, *ddim_coefficients(alpha_t, sigma_t, middle.alpha, middle.sigma)), p, whole
+
+
+def _midpoint_step(denoiser, x, at):
+    w, D = at.weights, predict(denoiser, x, at.t)
+    middle = (w.middle_c_x * x + w.middle_c_x0 * D).astype(x.dtype)
+    Dm = predict(denoiser, middle, w.middle_t)
+    z = normal_like(jax.vmap(jax.random.fold_in, (0, None))(at.keys, 0), x)  # the first draw of those by stages
+    return w.c_x * x + w.c_x0 * D + w.c_x0_middle * Dm + w.c_z * z

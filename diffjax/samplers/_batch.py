@@ -2,48 +2,23 @@
 
     terms --split_batch--> (leaves [b, ...], the rest) --vmap | shard_map | a chunk's rows--> terms of fewer samples
 
-Parameters, processes and times are shared by all samples; conditions and the keys of paths belong to each. A class says
-so of its fields by `per_sample_fields`.
+Parameters, processes and times are shared by all samples; conditions and the keys of paths belong to each. A class
+names the fields whose leaves have the batch axis, [b, ...], by a method; without one all of its fields are shared:
+
+    class MyDenoiser(eqx.Module):
+        cond: Any
+
+        def per_sample_fields(self) -> tuple[str, ...]:
+            return ("cond",)
 """
 
 from collections.abc import Callable
-from functools import singledispatch
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
-
-from diffjax.guidance import AbstractGuide
-from diffjax.parameterisation import NetworkDenoiser
-from diffjax.process import PerSamplePath
-
-
-@singledispatch
-def per_sample_fields(node: Any) -> tuple[str, ...]:
-    """The names of an object's fields whose leaves have the batch axis, shape [b, ...].
-
-    None for a class that does not say; a denoiser of your own that carries conditions registers itself:
-
-        per_sample_fields.register(MyDenoiser)(lambda denoiser: ("cond",))
-    """
-    return ()
-
-
-@per_sample_fields.register(NetworkDenoiser)
-def _(node: NetworkDenoiser) -> tuple[str, ...]:
-    return ("cond",)
-
-
-@per_sample_fields.register(PerSamplePath)
-def _(node: PerSamplePath) -> tuple[str, ...]:
-    return ("keys",)
-
-
-@per_sample_fields.register(AbstractGuide)
-def _(node: AbstractGuide) -> tuple[str, ...]:
-    return node.per_sample()
 
 
 def split_batch(tree: Any) -> tuple[Any, Any]:
@@ -55,13 +30,18 @@ def split_batch(tree: Any) -> tuple[Any, Any]:
             name = getattr(entry, "name", None)
             if name is None:
                 node = _item(node, entry)
-            elif name in per_sample_fields(node):
+            elif name in _per_sample_fields(node):
                 return True
             else:
                 node = getattr(node, name, None)
         return False
 
     return eqx.partition(tree, jax.tree_util.tree_map_with_path(mark, tree))
+
+
+def _per_sample_fields(node):
+    method = getattr(node, "per_sample_fields", None)
+    return () if method is None else method()
 
 
 def _item(node, entry):
@@ -95,7 +75,7 @@ def over_devices(function: Callable[..., Any], mesh: Mesh | None, rows: Any, sha
       out: of each output (a prefix of its tree) the axis along which devices are put together, or -1: all agree.
 
     Raises:
-      ValueError: b cannot be split evenly.
+      ValueError: b cannot be split evenly, or `jax.set_mesh` has set another mesh.
     """
     if mesh is None:
         return function(rows, shared)
@@ -103,6 +83,13 @@ def over_devices(function: Callable[..., Any], mesh: Mesh | None, rows: Any, sha
         if leaf.shape[0] % mesh.size:
             raise ValueError(f"mesh: {leaf.shape[0]} samples cannot be split evenly over {mesh.size} devices")
     mesh = Mesh(mesh.devices, mesh.axis_names)  # of automatic axes, whatever its own: shardings are said here
+    context = jax.sharding.get_abstract_mesh()
+    if not context.empty and (context.shape_tuple, context.axis_types) != (mesh.shape_tuple, mesh.axis_types):
+        raise ValueError(
+            f"mesh: `jax.set_mesh` has set another one around this call, of {context.axis_types} over "
+            f"{dict(context.shape)}; call outside of it, or set one of automatic axes: "
+            f"jax.make_mesh({mesh.axis_sizes}, {mesh.axis_names}, axis_types=(AxisType.Auto,) * {len(mesh.axis_names)})"
+        )
     split = lambda axis: PartitionSpec(*[None] * axis, mesh.axis_names) if axis >= 0 else PartitionSpec()
     arrays, static = eqx.partition(shared, eqx.is_array)
     run = jax.shard_map(

@@ -1,4 +1,4 @@
-"""What a call costs before its program runs: little beside 50 steps of a tiny network.
+"""What a call costs before its program runs: little against 50 steps of a tiny network.
 
 jit_leaves   equinox.filter_jit at a third of its price: arrays are traced, whatever else a pytree holds is static
 remembered   what was computed before for equal values: weights and checks of a grid that is used again
@@ -21,7 +21,7 @@ _LOCK = Lock()
 
 
 def jit_leaves(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.jit` of a function of pytrees (any shape) whose leaves may be functions, numbers or None beside arrays.
+    """`jax.jit` of a function of pytrees (any shape) whose leaves may be functions, numbers or None as well as arrays.
 
     Leaves that are no arrays are part of what is compiled, so they must be hashable; outputs are arrays.
     """
@@ -48,7 +48,7 @@ def remembered(compute: Callable[[], Any], *by: Any) -> Any:
     """compute(), or what it gave before for the same `by`: pytrees compared by their values, arrays of any shape by
     their bytes. The caller must not change the answer, and names itself in `by`.
 
-    Inside jit, too, what is made of values is a value, so that an answer does not depend on where it was first asked
+    Inside jit, too, what is made of values is a value, so that an answer does not depend on where it was requested
     for. Nothing traced is remembered: neither for a `by` with a tracer in it, nor an answer that holds one.
     """
     leaves, layout = jax.tree.flatten(by)
@@ -79,5 +79,5 @@ def _value(leaf):
 
 
 def _distinct(leaf):
-    """A leaf beside what tells True from 1 from 1.0, and 0.0 from -0.0."""
+    """A leaf with what tells True from 1 from 1.0, and 0.0 from -0.0."""
     return leaf, type(leaf), repr(leaf) if isinstance(leaf, float) else None

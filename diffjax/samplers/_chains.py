@@ -6,7 +6,6 @@ Noise of chain i at step k comes from `fold_in(fold_in(key, k), index_i)`, as in
 along a chain is sum_k w_k f(x_k) / sum_k w_k over the states x_k after each step, burn-in left out.
 """
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -40,7 +39,7 @@ def step_sizes(step_size: Any, steps: int, dtype: Any) -> Float[Array, " steps"]
     Raises:
       ValueError: steps is no whole number from 1, step_size has another shape or is not positive and finite.
     """
-    if _whole("steps", steps) < 1:
+    if steps < 1:
         raise ValueError(f"steps: at least 1 is needed, got {steps}")
     if isinstance(step_size, list | tuple):
         raise ValueError(f"step_size: a number or an array of shape ({steps},) is needed, got {step_size}")
@@ -48,13 +47,6 @@ def step_sizes(step_size: Any, steps: int, dtype: Any) -> Float[Array, " steps"]
         raise ValueError(f"step_size: a number or shape ({steps},) is needed, got shape {jnp.shape(step_size)}")
     check((step_size > 0) & (step_size < np.inf), f"step_size: must be positive and finite, got {step_size}")
     return jnp.broadcast_to(jnp.asarray(step_size, dtype), (steps,))
-
-
-def _whole(name, value):
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name}: a whole number is needed, got {value!r}") from None
 
 
 def run_chains(
@@ -86,7 +78,7 @@ def run_chains(
       ValueError: burn_in leaves no step, or `save` names a step beyond the last.
     """
     steps = taus.shape[0]
-    if not 0 <= _whole("burn_in", burn_in) < steps:
+    if not 0 <= burn_in < steps:
         raise ValueError(f"burn_in: 0 .. {steps - 1} of {steps} steps can be left out, got {burn_in}")
     slots, kept = _slots(save, steps + 1)
     weights = as_accumulators(jnp.where(jnp.arange(steps) < burn_in, 0, weights))

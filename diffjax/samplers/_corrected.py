@@ -10,18 +10,27 @@ too, whose p_s is no diffusion of p_0. There the predictor follows `normalised()
 Source: Du et al. 2023 (Reduce, reuse, recycle), algorithm 1 with unadjusted Langevin; Song et al. 2021, algorithm 1.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check, normal_like
-from diffjax._typing import Denoiser, Sample, Scalar, Time
+from diffjax._arrays import as_scalar, check, normal_like, whole_numbers
+from diffjax._typing import Denoiser, Sample, Scalar
 from diffjax.guidance import Product
-from diffjax.samplers._base import AbstractStepper, Schedule
+from diffjax.parameterisation._denoiser import predict
 from diffjax.samplers._predictor_corrector import AbstractCorrected, check_corrections
+from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
 
 
+class LevelWeights(NamedTuple):
+    """alpha and sigma at the end of each step, [n]."""
+
+    alpha: Any
+    sigma: Any
+
+
+@whole_numbers
 class LangevinCorrected(AbstractCorrected):
     """A predictor, then `corrections` Langevin steps of size tau = step_size sigma_s^2; none at sigma = 0.
 
@@ -32,7 +41,7 @@ class LangevinCorrected(AbstractCorrected):
     Attributes:
       predictor: any stepper, with or without noise.
       corrections: Langevin steps after each of its steps, each an evaluation, at least 1.
-      step_size: r, a scalar in (0, 2).
+      step_size: r, the size of a Langevin step relative to sigma_s^2; a scalar in (0, 2).
 
     Raises:
       ValueError: corrections is not a positive integer, or step_size is not in (0, 2).
@@ -48,14 +57,13 @@ class LangevinCorrected(AbstractCorrected):
         check_corrections(self.corrections)
         check((self.step_size > 0) & (self.step_size < 2), f"step_size: must lie in (0, 2), got {self.step_size}")
 
-    def correction(self, at: Schedule) -> Any:
-        """(alpha_s, sigma_s), each [n]."""
-        return at.alpha[1:], at.sigma[1:]
+    def correction(self, grid: ScheduleOnGrid) -> LevelWeights:
+        return LevelWeights(grid.alpha[1:], grid.sigma[1:])
 
     def follow(self, denoiser: Denoiser) -> Denoiser:
         return denoiser.normalised() if isinstance(denoiser, Product) else denoiser
 
-    def correct(self, keys: Any, denoiser: Denoiser, x: Sample, s: Time, weights: Any) -> Sample:
-        alpha, sigma = weights
+    def correct(self, denoiser: Denoiser, x: Sample, at: Step) -> Sample:
+        alpha, sigma = at.weights
         r = jnp.where(sigma > 0, self.step_size, 0.0).astype(sigma.dtype)
-        return x + r * (alpha * denoiser(x, s) - x) + jnp.sqrt(2 * r) * sigma * normal_like(keys, x)
+        return x + r * (alpha * predict(denoiser, x, at.s) - x) + jnp.sqrt(2 * r) * sigma * normal_like(at.keys, x)

@@ -6,15 +6,24 @@ with eps_hat = (xt - alpha_t x0_hat)/sigma_t. eta = 0 is Euler's method in sigma
 with the posterior's variance. Source: Song et al. 2021 (Denoising diffusion implicit models), eqs. 12 and 16.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
-import numpy as np
 
-from diffjax._arrays import as_scalar, check, is_concrete, normal_like
-from diffjax._typing import Denoiser, Sample, Scalar, Time
-from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers._base import AbstractStepper, Schedule, namespace, schedule
+from diffjax._arrays import as_scalar, check, normal_like
+from diffjax._typing import Denoiser, Sample, Scalar
+from diffjax.parameterisation._denoiser import predict
+from diffjax.process import ddim_coefficients
+from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
+
+
+class Coefficients(NamedTuple):
+    """xs = c_x xt + c_x0 x0_hat + c_z z, each [n]."""
+
+    c_x: Any
+    c_x0: Any
+    c_z: Any = None
+    """None where nothing is drawn."""
 
 
 def optional_eta(value: Any) -> Any:
@@ -26,8 +35,8 @@ class DDIM(AbstractStepper):
     """DDIM: order 1, one evaluation a step.
 
     Attributes:
-      eta: 0 (the number) for the deterministic method; up to 1 for noise, 1 being DDPM's ancestral step. An array is
-        a leaf: it can change without compiling.
+      eta: noise of a step, 0 to 1; 0, the default, is deterministic, 1 is DDPM's ancestral step. An array is a leaf: it
+        can change without compiling, and draws noise even if it holds 0.
 
     Raises:
       ValueError: eta is not in [0, 1].
@@ -37,7 +46,6 @@ class DDIM(AbstractStepper):
 
     order: ClassVar[int] = 1
     evaluations_per_step: ClassVar[int] = 1
-    history: ClassVar[int] = 0
 
     eta: Scalar | None = eqx.field(converter=optional_eta, default=None)
 
@@ -49,45 +57,38 @@ class DDIM(AbstractStepper):
     def stochastic(self) -> bool:
         return self.eta is not None
 
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
-        """(keep, data, noise), each [n]: xs = keep xt + data x0_hat + noise z."""
-        at = schedule(process, ts)
-        if self.eta is None:
-            keep = at.sigma[1:] / at.sigma[:-1]
-            noise = 0 * keep
-        else:
-            keep, noise = noisy_split(at, self.eta)
-        return keep, at.alpha[1:] - keep * at.alpha[:-1], noise
+    def prepare(self, grid: ScheduleOnGrid) -> Coefficients:
+        return ddim_weights(grid, self.eta)
 
-    def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> None:
-        return None
-
-    def step(
-        self,
-        keys: Any,
-        process: AbstractGaussianProcess,
-        denoiser: Denoiser,
-        xt: Sample,
-        t: Time,
-        s: Time,
-        weights: Any,
-        state: None,
-    ) -> tuple[Sample, None]:
-        keep, data, noise = weights
-        xs = keep * xt + data * denoiser(xt, t)
-        return (xs if keys is None else xs + noise * normal_like(keys, xt)), None
+    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: None) -> tuple[Sample, None]:
+        return ddim_step(denoiser, x, at), None
 
 
-def noisy_split(at: Schedule, eta: Any) -> tuple[Any, Any]:
-    """(keep, noise), each [n]: DDIM's sqrt(sigma_s^2 - c^2)/sigma_t and c for an eta (scalar) of 0 or more, with c no
-    greater than sigma_s; slopes are finite where a grid touches alpha = 0 or sigma = 0."""
-    eta = np.asarray(eta, np.float64) if is_concrete((eta, at)) else eta
-    xp = namespace(eta * at.sigma)
-    ratio, part = at.sigma[1:] / at.sigma[:-1], eta * at.spread / at.sigma[:-1]
+def ddim_weights(grid: ScheduleOnGrid, eta: Any = None) -> Coefficients:
+    """DDIM's weights for an eta (scalar) of 0 or more, or None; beyond 1 no more noise is added than there may be."""
+    ends = grid.alpha[:-1], grid.sigma[:-1], grid.alpha[1:], grid.sigma[1:]
+    if eta is None:
+        return Coefficients(*ddim_coefficients(*ends))
+    share, c_z = noisy_split(grid, eta)
+    return Coefficients(*ddim_coefficients(*ends, share), c_z)
+
+
+def ddim_step(denoiser: Denoiser, x: Sample, at: Step) -> Sample:
+    """c_x x + c_x0 x0_hat + c_z z, [b, *d], for x [b, *d] and weights that are `Coefficients`."""
+    w = at.weights
+    xs = w.c_x * x + w.c_x0 * predict(denoiser, x, at.t)
+    return xs if w.c_z is None else xs + w.c_z * normal_like(at.keys, x)
+
+
+def noisy_split(grid: ScheduleOnGrid, eta: Any) -> tuple[Any, Any]:
+    """(sqrt(sigma_s^2 - c^2)/sigma_s, c), each [n], for an eta (scalar) of 0 or more, with c no greater than sigma_s;
+    slopes are finite where a grid touches alpha = 0 or sigma = 0."""
+    xp = grid.xp
+    ratio, part = grid.sigma[1:] / grid.sigma[:-1], eta * grid.cond_std / grid.sigma[:-1]
     # sigma_s^2 - c^2 without the difference, which rounding makes negative; with a = alpha_t/alpha_s,
-    # sigma_t^2 = spread^2 + (a sigma_s)^2 and rest = a sigma_s/sigma_t.
-    rest = ratio * at.alpha[:-1] / at.alpha[1:]
+    # sigma_t^2 = cond_std^2 + (a sigma_s)^2 and rest = a sigma_s/sigma_t.
+    rest = ratio * grid.alpha[:-1] / grid.alpha[1:]
     square = (1 - eta**2) + (eta * rest) ** 2
-    down = xp.sqrt(xp.where(square > 0, square, 1.0))
-    down = xp.where(square > 0, down, xp.where(eta == 1, rest, 0.0))  # at eta = 1 it is rest, with the slope of rest
-    return ratio * down, at.sigma[1:] * xp.where(part > 1, 1.0, part)
+    share = xp.sqrt(xp.where(square > 0, square, 1.0))
+    share = xp.where(square > 0, share, xp.where(eta == 1, rest, 0.0))  # at eta = 1 it is rest, with the slope of rest
+    return share, grid.sigma[1:] * xp.where(part > 1, 1.0, part)

@@ -6,23 +6,22 @@ v = 0 is the posterior's own variance (beta tilde, "fixed small"), v = 1 the for
 between them log variances are interpolated. Source: Ho et al. 2020, section 3.2; Nichol & Dhariwal 2021, eq. 15.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 
 from diffjax._arrays import as_scalar, check
-from diffjax._typing import Denoiser, Sample, Scalar, Time
-from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers._base import AbstractStepper, namespace, schedule
-from diffjax.samplers._ddim import DDIM
-from diffjax.samplers._exponential_sde import beside
+from diffjax._typing import Denoiser, Sample, Scalar
+from diffjax.samplers._ddim import Coefficients, ddim_step, ddim_weights
+from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
 
 
 class DDPM(AbstractStepper):
     """DDPM: weak order 1, one evaluation a step. A step to sigma = 0 adds no noise: it gives x0_hat.
 
     Attributes:
-      interpolation: v above, a scalar in [0, 1]: 0 for the small variance, which is `DDIM(eta=1.0)`, 1 for the large.
+      interpolation: v above, which sets the variance of a step: 0 for the small one, that of `DDIM(eta=1.0)`, 1 for
+        the large one; a scalar.
 
     Raises:
       ValueError: interpolation is not in [0, 1].
@@ -32,7 +31,7 @@ class DDPM(AbstractStepper):
 
     order: ClassVar[int] = 1
     evaluations_per_step: ClassVar[int] = 1
-    history: ClassVar[int] = 0
+    stochastic: ClassVar[bool] = True
 
     interpolation: Scalar = eqx.field(converter=as_scalar, default=0.0)
 
@@ -40,31 +39,10 @@ class DDPM(AbstractStepper):
         v = self.interpolation
         check((v >= 0) & (v <= 1), f"interpolation: must lie in [0, 1], got {v}")
 
-    @property
-    def stochastic(self) -> bool:
-        return True
+    def prepare(self, grid: ScheduleOnGrid) -> Coefficients:
+        c_x, c_x0, c_z = ddim_weights(grid, 1.0)
+        growth = grid.sigma[:-1] / grid.xp.where(grid.sigma[1:] > 0, grid.sigma[1:], grid.sigma[:-1])
+        return Coefficients(c_x, c_x0, c_z * growth**self.interpolation)
 
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
-        """(keep, data, noise), each [n]: `DDIM(eta=1.0)`'s, with more noise."""
-        keep, data, noise = DDIM(eta=1.0).prepare(process, ts)
-        at = schedule(process, ts)
-        v = beside(self.interpolation, at)
-        xp = namespace(v * at.sigma)
-        growth = at.sigma[:-1] / xp.where(at.sigma[1:] > 0, at.sigma[1:], at.sigma[:-1])
-        return keep, data, noise * growth**v
-
-    def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> None:
-        return None
-
-    def step(
-        self,
-        keys: Any,
-        process: AbstractGaussianProcess,
-        denoiser: Denoiser,
-        xt: Sample,
-        t: Time,
-        s: Time,
-        weights: Any,
-        state: None,
-    ) -> tuple[Sample, None]:
-        return DDIM().step(keys, process, denoiser, xt, t, s, weights, state)
+    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: None) -> tuple[Sample, None]:
+        return ddim_step(denoiser, x, at), None

@@ -24,9 +24,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from diffjax._arrays import as_scalar, check, expand, is_concrete, time_dtype
+from diffjax._arrays import as_samples, as_scalar, check, expand, is_concrete, nan_unless, time_dtype, whole_numbers
 from diffjax._typing import Denoiser, Sample, Scalar
-from diffjax.process import AbstractGaussianProcess, diagonal_noise, logsnr_rate, rates
+from diffjax.parameterisation._denoiser import predict
+from diffjax.process import AbstractGaussianProcess, diagonal_noise, logsnr_rate, schedule_derivatives
 from diffjax.samplers._base import plan
 from diffjax.samplers._batch import check_batch, over_devices, split_batch
 from diffjax.samplers._calls import jit_leaves
@@ -56,7 +57,7 @@ class ReverseDrift(AbstractField):
     evaluates: ClassVar[str] = "denoiser"
 
     def __call__(self, r: Any, y: Sample, args: Any = None) -> Sample:
-        x0_hat = self.denoiser(y, -r).astype(y.dtype)
+        x0_hat = predict(self.denoiser, y, -r).astype(y.dtype)
         alpha, pull = expand(self.process.alpha(-r), y), expand(logsnr_rate(self.process, -r), y)
         flow = _velocity_from(self.process, x0_hat, y, -r)
         return (0.5 * self.eta**2 * pull * (y - alpha * x0_hat) - flow).astype(y.dtype)
@@ -74,12 +75,12 @@ class ReverseDiffusion(eqx.Module):
 
 def velocity(process: AbstractGaussianProcess, denoiser: Denoiser, xt: Sample, t: Any) -> Sample:
     """u = dx/dt of the probability flow, [b, *d], for xt [b, *d] and t [] or [b]. Source: Song et al. 2021, eq. 13."""
-    return _velocity_from(process, denoiser(xt, t), xt, t)
+    return _velocity_from(process, predict(denoiser, xt, t), xt, t)
 
 
 def _velocity_from(process, x0_hat, xt, t):
     alpha, sigma = expand(process.alpha(t), xt), expand(process.sigma(t), xt)
-    alpha_dot, sigma_dot = (expand(rate, xt) for rate in rates(process, t))
+    alpha_dot, sigma_dot = (expand(rate, xt) for rate in schedule_derivatives(process, t))
     return (alpha_dot * x0_hat + sigma_dot * (xt - alpha * x0_hat) / sigma).astype(xt.dtype)
 
 
@@ -123,9 +124,10 @@ class Solution(NamedTuple):
     ok: Bool[Array, ""] | Bool[Array, " b"]
     """Whether the solve reached ts[-1]."""
     saved: Float[Array, "k b *d"] | None = None
-    """The states at the times `save`; None where none were asked for."""
+    """The states at the times `save`; None where none were requested."""
 
 
+@whole_numbers
 def integrate(
     terms: Any,
     xt: Sample,
@@ -171,6 +173,7 @@ def integrate(
         solver needs Levy areas that the path does not give; a path or a condition is of another batch; the mesh does
         not divide the batch, or has a controller.
     """
+    xt = as_samples("xt", xt)
     if mesh is not None and controller is not None:
         raise ValueError(
             "mesh: with a controller devices would wait for each other at each step; use `integrate_each`, whose "
@@ -180,6 +183,7 @@ def integrate(
     return _integrate(terms, xt, *setup, mesh)
 
 
+@whole_numbers
 def integrate_each(
     terms: Any,
     xt: Sample,
@@ -214,6 +218,7 @@ def integrate_each(
     Raises:
       ValueError: as `integrate`; or a condition has not one row for each sample.
     """
+    xt = as_samples("xt", xt)
     setup = _checked(terms, xt, ts, solver, controller, adjoint, max_steps, save)
     check_batch(split_batch(terms)[0], xt.shape[0])
     return _integrate_each(terms, xt, *setup, mesh)
@@ -301,8 +306,8 @@ def _solve(terms, xt, ts, save, solver, controller, adjoint, max_steps):
     nfe = jnp.asarray(solution.stats["num_steps"] * per_step + once)
     ys: Any = solution.ys
     ends, saved = (ys, None) if save is None else ys
-    x0 = jnp.where(ok, jnp.asarray(ends)[-1], jnp.nan)
-    return Solution(x0, nfe, ok, None if saved is None else jnp.where(ok, saved, jnp.nan))
+    x0 = nan_unless(ok, jnp.asarray(ends)[-1])
+    return Solution(x0, nfe, ok, None if saved is None else nan_unless(ok, saved))
 
 
 def count_evaluations(solver: diffrax.AbstractSolver, terms: Any, calls: list, y0: Any, t0: Any, t1: Any) -> Any:

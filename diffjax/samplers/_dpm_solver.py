@@ -12,20 +12,44 @@ DPM-Solver-1 is DDIM. Source: Lu et al. 2022 (DPM-Solver), algorithms 1, 2 and 4
 (DPM-Solver++), algorithm 1.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from diffjax._arrays import as_scalar, check, is_concrete
-from diffjax._typing import Denoiser, Sample, Scalar, Time
-from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers._base import AbstractEmbeddedStepper, namespace, schedule
-from diffjax.samplers._inside import ends_of, times_at
+from diffjax._arrays import as_scalar, check, whole_numbers
+from diffjax._typing import Denoiser, Sample, Scalar
+from diffjax.parameterisation._denoiser import predict
+from diffjax.process import ddim_coefficients
+from diffjax.samplers._inside import ends_of, places_at
+from diffjax.samplers._stepper import AbstractEmbeddedStepper, ScheduleOnGrid, Step
 
 
+class NoiseStage(NamedTuple):
+    """x_j = c_x xt + c_x0 D + c_change E, at t_j; each [n], E the change of eps_hat at the stage before."""
+
+    t: Any
+    c_x: Any
+    c_x0: Any
+    c_change: Any
+    alpha: Any
+    inverse_sigma: Any
+
+
+class DPMSolverWeights(NamedTuple):
+    """xs = c_x xt + c_x0 D + c_change E, each [n], E the change of eps_hat at the last stage."""
+
+    alpha_t: Any
+    inverse_sigma_t: Any
+    stages: tuple[NoiseStage, ...]
+    c_x: Any
+    c_x0: Any
+    c_change: Any
+    c_lower: Any
+    """The weight of the E before the last, by the method one order below."""
+
+
+@whole_numbers
 class DPMSolver(AbstractEmbeddedStepper):
     """Singlestep DPM-Solver-1, -2 and -3: of that order, with as many evaluations a step. A step from alpha = 0 or to
     sigma = 0 is DDIM's.
@@ -35,9 +59,9 @@ class DPMSolver(AbstractEmbeddedStepper):
 
     Attributes:
       order: 1 (which is DDIM), 2 or 3.
-      r1: where the first intermediate evaluation stands, as a fraction of the step in l, in (0, 1); a scalar. Default:
-        1/2 for order 2, 1/3 for order 3; None for order 1. Order 3's second one stands at r2 = 2/3: the published
-        formula takes any, but is of second order at any other.
+      r1: where the first intermediate evaluation stands, as a fraction of the step in logsnr, in (0, 1); by
+        default 1/2 for order 2, 1/3 for order 3. None for order 1. Order 3's second one stands at r2 = 2/3: the
+        published formula takes any, but is of second order at any other.
 
     Raises:
       ValueError: the order is not 1, 2 or 3, or r1 is not in (0, 1) or has no place in order 1.
@@ -48,14 +72,12 @@ class DPMSolver(AbstractEmbeddedStepper):
     order: int = eqx.field(static=True, default=2)
     r1: Scalar | None = None
 
-    history: ClassVar[int] = 0
-
     def __init__(self, order: int = 2, r1: Scalar | None = None):
         if order not in (1, 2, 3):
             raise ValueError(f"order: singlestep DPM-Solver has orders 1, 2 and 3, got {order}")
         if order == 1 and r1 is not None:
             raise ValueError(f"r1: order 1 has no intermediate evaluation, got {r1}")
-        self.order = int(order)
+        self.order = order
         self.r1 = None if order == 1 else as_scalar((1 / order) if r1 is None else r1)
         _check_fraction(self.r1)
 
@@ -63,52 +85,47 @@ class DPMSolver(AbstractEmbeddedStepper):
     def evaluations_per_step(self) -> int:
         return self.order
 
-    @property
-    def stochastic(self) -> bool:
-        return False
-
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
-        """(start, stages, end): start (alpha_t, 1/sigma_t), a stage (t_j, keep, data, change, alpha_j, 1/sigma_j), end
-        (keep, data, change, lower), each [n]; `change` multiplies the E before, `lower` that of the order below."""
-        grid = _Grid(process, ts, ((), (self.r1,), (self.r1, 2 / 3))[self.order - 1])
-        at, xp = grid.at, grid.xp
-        stages, change = [], xp.zeros_like(grid.h)
-        for j, (r, t, alpha, sigma) in enumerate(zip(grid.r, grid.t, grid.alpha, grid.sigma, strict=True)):
-            keep, data, span = _ddim(at.alpha[:-1], at.sigma[:-1], alpha, sigma, xp)
+    def prepare(self, grid: ScheduleOnGrid) -> DPMSolverWeights:
+        xp, start = grid.xp, (grid.alpha[:-1], grid.sigma[:-1])
+        fractions: tuple[Any, ...] = ((), (self.r1,), (self.r1, 2 / 3))[self.order - 1]
+        inside, h, places = _places(grid, fractions)
+        stages, c_change = [], xp.zeros_like(h)
+        for j, (r, place) in enumerate(zip(fractions, places, strict=True)):
             if j == 1:
-                change = -(r / grid.r[0]) * xp.where(grid.inside, span / (r * grid.h) - sigma, 0.0)
-            stages.append((t, keep, data, change, alpha, 1 / sigma))
-        keep, data, span = _ddim(at.alpha[:-1], at.sigma[:-1], at.alpha[1:], at.sigma[1:], xp)
-        second = xp.where(grid.inside, -span / (2 * grid.r[0]), 0.0) if self.order > 1 else change
+                span = _span(xp, *start, place.alpha, place.sigma)
+                c_change = -(r / fractions[0]) * xp.where(inside, span / (r * h) - place.sigma, 0.0)
+            c_x, c_x0 = ddim_coefficients(*start, place.alpha, place.sigma)
+            stages.append(NoiseStage(place.t, c_x, c_x0, c_change, place.alpha, 1 / place.sigma))
+        span = _span(xp, *start, grid.alpha[1:], grid.sigma[1:])
+        second = xp.where(inside, -span / (2 * fractions[0]), 0.0) if self.order > 1 else c_change
         if self.order < 3:
-            change, lower = second, xp.zeros_like(second)
+            c_change, c_lower = second, xp.zeros_like(second)
         else:
-            change, lower = xp.where(grid.inside, -(span / grid.h - at.sigma[1:]) / grid.r[1], 0.0), second
-        return (at.alpha[:-1], 1 / at.sigma[:-1]), tuple(stages), (keep, data, change, lower)
+            c_change, c_lower = xp.where(inside, -(span / h - grid.sigma[1:]) / fractions[1], 0.0), second
+        c_x, c_x0 = ddim_coefficients(*start, grid.alpha[1:], grid.sigma[1:])
+        return DPMSolverWeights(start[0], 1 / start[1], tuple(stages), c_x, c_x0, c_change, c_lower)
 
-    def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> None:
-        return None
-
-    def step_with_error(
-        self,
-        keys: Any,
-        process: AbstractGaussianProcess,
-        denoiser: Denoiser,
-        xt: Sample,
-        t: Time,
-        s: Time,
-        weights: Any,
-        state: None,
-    ) -> tuple[Sample, Sample, None]:
-        (alpha, inverse), stages, (keep, data, last, lower) = weights
-        x0_hat = denoiser(xt, t)
-        eps_hat = (xt - alpha * x0_hat) * inverse
+    def step_with_error(self, denoiser: Denoiser, x: Sample, at: Step, state: None) -> tuple[Sample, Sample, None]:
+        w, x0_hat = at.weights, predict(denoiser, x, at.t)
+        eps_hat = (x - w.alpha_t * x0_hat) * w.inverse_sigma_t
         before = now = jnp.zeros_like(eps_hat)
-        for t_j, keep_j, data_j, change, alpha_j, inverse_j in stages:
-            x_j = keep_j * xt + data_j * x0_hat + change * now
-            before, now = now, (x_j - alpha_j * denoiser(x_j, t_j)) * inverse_j - eps_hat
-        xs = keep * xt + data * x0_hat + last * now
-        return xs, xs - xt if self.order == 1 else last * now - lower * before, None
+        for stage in w.stages:
+            x_j = stage.c_x * x + stage.c_x0 * x0_hat + stage.c_change * now
+            eps_j = (x_j - stage.alpha * predict(denoiser, x_j, stage.t)) * stage.inverse_sigma
+            before, now = now, eps_j - eps_hat
+        xs = w.c_x * x + w.c_x0 * x0_hat + w.c_change * now
+        return xs, xs - x if self.order == 1 else w.c_change * now - w.c_lower * before, None
+
+
+class DPMpp2SWeights(NamedTuple):
+    """x1 = middle_c_x xt + middle_c_x0 D,  xs = c_x xt + c_x0 D + c_change F_1; each [n]."""
+
+    middle_t: Any
+    middle_c_x: Any
+    middle_c_x0: Any
+    c_x: Any
+    c_x0: Any
+    c_change: Any
 
 
 class DPMpp2S(AbstractEmbeddedStepper):
@@ -116,7 +133,7 @@ class DPMpp2S(AbstractEmbeddedStepper):
     is DDIM's. The error estimate is the difference from DDIM.
 
     Attributes:
-      r1: where the intermediate evaluation stands, as a fraction of the step in l, in (0, 1); a scalar.
+      r1: where the intermediate evaluation stands, as a fraction of the step in logsnr, in (0, 1); a scalar.
 
     Raises:
       ValueError: r1 is not in (0, 1).
@@ -126,67 +143,37 @@ class DPMpp2S(AbstractEmbeddedStepper):
 
     order: ClassVar[int] = 2
     evaluations_per_step: ClassVar[int] = 2
-    history: ClassVar[int] = 0
-
     r1: Scalar = eqx.field(converter=as_scalar, default=0.5)
 
     def __check_init__(self):
         _check_fraction(self.r1)
 
-    @property
-    def stochastic(self) -> bool:
-        return False
+    def prepare(self, grid: ScheduleOnGrid) -> DPMpp2SWeights:
+        start = grid.alpha[:-1], grid.sigma[:-1]
+        inside, _, (middle,) = _places(grid, (self.r1,))
+        c_x, c_x0 = ddim_coefficients(*start, grid.alpha[1:], grid.sigma[1:])
+        c_change = grid.xp.where(inside, c_x0 / (2 * self.r1), 0.0)
+        middle_c = ddim_coefficients(*start, middle.alpha, middle.sigma)
+        return DPMpp2SWeights(middle.t, *middle_c, c_x, c_x0, c_change)
 
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
-        """((t_1, keep, data), (keep, data, change)), each [n]; `change` multiplies F_1."""
-        grid = _Grid(process, ts, (self.r1,))
-        at, xp = grid.at, grid.xp
-        keep_1, data_1, _ = _ddim(at.alpha[:-1], at.sigma[:-1], grid.alpha[0], grid.sigma[0], xp)
-        keep, data, _ = _ddim(at.alpha[:-1], at.sigma[:-1], at.alpha[1:], at.sigma[1:], xp)
-        return (grid.t[0], keep_1, data_1), (keep, data, xp.where(grid.inside, data / (2 * grid.r[0]), 0.0))
-
-    def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> None:
-        return None
-
-    def step_with_error(
-        self,
-        keys: Any,
-        process: AbstractGaussianProcess,
-        denoiser: Denoiser,
-        xt: Sample,
-        t: Time,
-        s: Time,
-        weights: Any,
-        state: None,
-    ) -> tuple[Sample, Sample, None]:
-        (t_1, keep_1, data_1), (keep, data, change) = weights
-        x0_hat = denoiser(xt, t)
-        error = change * (denoiser(keep_1 * xt + data_1 * x0_hat, t_1) - x0_hat)
-        return keep * xt + data * x0_hat + error, error, None
+    def step_with_error(self, denoiser: Denoiser, x: Sample, at: Step, state: None) -> tuple[Sample, Sample, None]:
+        w, x0_hat = at.weights, predict(denoiser, x, at.t)
+        error = w.c_change * (predict(denoiser, w.middle_c_x * x + w.middle_c_x0 * x0_hat, w.middle_t) - x0_hat)
+        return w.c_x * x + w.c_x0 * x0_hat + error, error, None
 
 
-class _Grid:
-    """A schedule with the times inside each step; where a step leaves alpha = 0 or reaches sigma = 0 they stay at t."""
-
-    def __init__(self, process, ts, fractions):
-        at = schedule(process, ts)
-        self.at = at = at if is_concrete(fractions) else jax.tree.map(jnp.asarray, at)
-        self.xp = xp = namespace(at.sigma)
-        self.r = [np.asarray(r, np.float64) if is_concrete((r, at.sigma)) else r for r in fractions]
-        self.inside = (at.alpha[:-1] > 0) & (at.sigma[1:] > 0)
-        start, end = ends_of(process, ts, self.inside)
-        self.h = xp.where(self.inside, end - start, 1.0)
-        found = [times_at(process, ts, self.inside, start + r * self.h) for r in self.r]
-        columns: Any = zip(*found, strict=True) if found else ((), (), ())
-        self.t, self.alpha, self.sigma = columns
+def _places(grid, fractions):
+    """Whether h is finite, h, and the places at fractions of each step, all [n]; of an infinite step its beginning."""
+    inside = (grid.alpha[:-1] > 0) & (grid.sigma[1:] > 0)
+    start, end = ends_of(grid, inside)
+    h = grid.xp.where(inside, end - start, 1.0)
+    return inside, h, [places_at(grid, inside, start + r * h) for r in fractions]
 
 
-def _ddim(alpha_t, sigma_t, alpha_s, sigma_s, xp):
-    """(keep, data) of DDIM's step, and sigma_s (e^h - 1) = alpha_s (sigma/alpha at t) - sigma_s (0 at alpha_t = 0)."""
-    keep = sigma_s / sigma_t
-    open_ = alpha_t > 0
-    span = xp.where(open_, alpha_s / xp.where(open_, alpha_t, 1.0) * sigma_t - sigma_s, 0.0)
-    return keep, alpha_s - keep * alpha_t, span
+def _span(xp, alpha_t, sigma_t, alpha_s, sigma_s):
+    """sigma_s (e^h - 1) = alpha_s (sigma/alpha at t) - sigma_s; 0 at alpha_t = 0."""
+    signal = alpha_t > 0
+    return xp.where(signal, alpha_s / xp.where(signal, alpha_t, 1.0) * sigma_t - sigma_s, 0.0)
 
 
 def _check_fraction(r1):

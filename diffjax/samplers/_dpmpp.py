@@ -12,16 +12,27 @@ worse for it). `DPMpp3M` is the corrected one, which is the exponential Adams me
 Sources: Lu et al. 2022b (DPM-Solver++), algorithm 2 and its multistep-3 code.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from diffjax.parameterisation import X0Prediction
-from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers._base import namespace, schedule
-from diffjax.samplers._exponential_adams import ExponentialAdams
-from diffjax.samplers._multistep import AbstractMultistep, Weights
+from diffjax._typing import Denoiser, Sample
+from diffjax.parameterisation._denoiser import predict
+from diffjax.parameterisation._linear import X0Prediction
+from diffjax.process import ddim_coefficients
+from diffjax.samplers._exponential_adams import adams_weights
+from diffjax.samplers._multistep import AbstractMultistep, MultistepWeights
+from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step, memory_like
 
 
-class DPMpp2M(AbstractMultistep):
+class DPMpp2MWeights(NamedTuple):
+    """xs = c_x xt + c_x0 D0 + c_change (D0 - D1) (+ c_z z), each [n]; c_change is 0 where D1 is not known."""
+
+    c_x: Any
+    c_x0: Any
+    c_change: Any
+    c_z: Any = None
+
+
+class DPMpp2M(AbstractStepper):
     """DPM-Solver++ (2M), midpoint: order 2, one evaluation a step. A step to sigma = 0 is of first order.
 
     `ExponentialAdams(X0Prediction(), 2)` is its "heun" form.
@@ -30,72 +41,89 @@ class DPMpp2M(AbstractMultistep):
     """
 
     order: ClassVar[int] = 2
+    evaluations_per_step: ClassVar[int] = 1
     history: ClassVar[int] = 1
 
-    @property
-    def stochastic(self) -> bool:
-        return False
+    def prepare(self, grid: ScheduleOnGrid) -> DPMpp2MWeights:
+        c_x, c_x0 = ddim_coefficients(grid.alpha[:-1], grid.sigma[:-1], grid.alpha[1:], grid.sigma[1:])
+        _, ((known, r0), _) = _steps(grid)
+        return DPMpp2MWeights(c_x, c_x0, grid.xp.where(known, c_x0 / (2 * r0), 0.0))
 
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Weights:
-        keep, data, _, ((known, r0), _) = _steps(process, ts)
-        slope = namespace(keep).where(known, 0.5 * data / r0, 0.0)
-        return _weights(keep, data, [(0, data), (0, slope), (1, -slope)], 1)
+    def init(self, x: Sample) -> Sample:
+        """D1, [b, *d]."""
+        return memory_like(x)
+
+    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: Sample) -> tuple[Sample, Sample]:
+        w, D0, D1 = at.weights, predict(denoiser, x, at.t).astype(state.dtype), state
+        return w.c_x * x + w.c_x0 * D0 + w.c_change * (D0 - D1), D0
 
 
-class DPMpp3MPublished(AbstractMultistep):
+class DPMpp3MWeights(NamedTuple):
+    """xs = c_x xt + c_x0 D0 + c_change (D0 - D1) + c_earlier (D1 - D2) (+ c_z z), each [n]."""
+
+    c_x: Any
+    c_x0: Any
+    c_change: Any
+    c_earlier: Any
+    c_z: Any = None
+
+
+class DPMpp3MPublished(AbstractStepper):
     """DPM-Solver++ (3M) as its authors' code and k-diffusion's have it: order 2, one evaluation a step.
 
     Source: Lu et al. 2022b, multistep-3 in the authors' code; `DPMpp3M` corrects it.
     """
 
     order: ClassVar[int] = 2
+    evaluations_per_step: ClassVar[int] = 1
     history: ClassVar[int] = 2
 
-    @property
-    def stochastic(self) -> bool:
-        return False
-
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Weights:
-        keep, data, (phi2, phi3), ((known, r0), (both, r1)) = _steps(process, ts)
-        xp = namespace(keep)
+    def prepare(self, grid: ScheduleOnGrid) -> DPMpp3MWeights:
+        xp, alpha_s = grid.xp, grid.alpha[1:]
+        c_x, c_x0 = ddim_coefficients(grid.alpha[:-1], grid.sigma[:-1], alpha_s, grid.sigma[1:])
+        h, ((known, r0), (both, r1)) = _steps(grid)
+        phi2 = xp.expm1(-h) / h + 1
+        phi3 = phi2 / h - 0.5
         # d1 = f0 + (f0 - f1) r0/(r0 + r1) and d2 = (f0 - f1)/(r0 + r1) of f0 = (D0 - D1)/r0, f1 = (D1 - D2)/r1.
-        bend = xp.where(both, (phi2 * r0 - phi3) / (r0 + r1), 0.0)
-        f0 = xp.where(both, phi2 + bend, xp.where(known, 0.5 * data, 0.0)) / r0
-        f1 = -bend / r1
-        return _weights(keep, data, [(0, data), (0, f0), (1, -f0), (1, f1), (2, -f1)], 2)
+        bend = xp.where(both, alpha_s * (phi2 * r0 - phi3) / (r0 + r1), 0.0)
+        c_change = xp.where(both, alpha_s * phi2 + bend, xp.where(known, 0.5 * c_x0, 0.0)) / r0
+        return DPMpp3MWeights(c_x, c_x0, c_change, -bend / r1)
+
+    def init(self, x: Sample) -> tuple[Sample, Sample]:
+        """(D1, D2), each [b, *d]."""
+        return memory_like(x), memory_like(x)
+
+    def step(
+        self, denoiser: Denoiser, x: Sample, at: Step, state: tuple[Sample, Sample]
+    ) -> tuple[Sample, tuple[Sample, Sample]]:
+        w, (D1, D2) = at.weights, state
+        D0 = predict(denoiser, x, at.t).astype(D1.dtype)
+        return w.c_x * x + w.c_x0 * D0 + w.c_change * (D0 - D1) + w.c_earlier * (D1 - D2), (D0, D1)
 
 
-def DPMpp3M() -> ExponentialAdams:
-    """DPM-Solver++ (3M), corrected: order 3, one evaluation a step, for any shape [b, *d].
+class DPMpp3M(AbstractMultistep):
+    """DPM-Solver++ (3M), corrected: order 3, one evaluation a step; `ExponentialAdams(X0Prediction(), 3)`.
 
     Source: Lu et al. 2022b, with 2 phi3 where the published code has phi3.
     """
-    return ExponentialAdams(X0Prediction(), 3)
+
+    order: ClassVar[int] = 3
+    history: ClassVar[int] = 2
+
+    def prepare(self, grid: ScheduleOnGrid) -> MultistepWeights:
+        return adams_weights(grid, X0Prediction(), 3)
 
 
-def _steps(process, ts):
-    """keep and data of DDIM's step, (phi2, phi3) alpha_s, and (whether known, r) for r0 and r1, all [n]."""
-    at = schedule(process, ts)
-    xp = namespace(at.sigma)
-    keep = at.sigma[1:] / at.sigma[:-1]
-    finite = xp.isfinite(at.half_logsnr)
-    l = xp.where(finite, at.half_logsnr, 0.0)
-    h = l[1:] - l[:-1]
+def _steps(grid):
+    """h, and (whether known, r) for r0 and r1, all [n]; h is 1 where a step is infinite."""
+    xp = grid.xp
+    finite = xp.isfinite(grid.half_logsnr)
+    l = xp.where(finite, grid.half_logsnr, 0.0)
     inside = finite[:-1] & finite[1:]
-    h = xp.where(inside, h, 1.0)
+    h = xp.where(inside, l[1:] - l[:-1], 1.0)
     ratios, known = [], inside
     for back in (1, 2):
         known = known & xp.concatenate([xp.zeros_like(inside[:1])] * back + [inside[:-back]])[: len(h)]
         before = xp.concatenate([h[:1]] * back + [h[:-back]])[: len(h)]
         ratios.append((known, before / h))
-    phi2 = xp.expm1(-h) / h + 1
-    phi3 = phi2 / h - 0.5
-    return keep, at.alpha[1:] - keep * at.alpha[:-1], (at.alpha[1:] * phi2, at.alpha[1:] * phi3), tuple(ratios)
-
-
-def _weights(keep, data, terms, history):
-    """The sum over terms (j, weight) of weight D_j, D_0 being the latest."""
-    xp = namespace(keep)
-    total = [sum((w for j, w in terms if j == k), start=xp.zeros_like(keep)) for k in range(history + 1)]
-    zero, one = xp.zeros_like(keep), xp.ones_like(keep)
-    return Weights(zero, one, keep, zero, total[0], xp.stack(total[1:], axis=1))
+    return h, tuple(ratios)

@@ -6,12 +6,13 @@ For `Rectified`, u is the velocity eps_hat - x0_hat and this is DDIM. Source: So
 2023 (Flow matching).
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from diffjax._arrays import is_concrete
-from diffjax._typing import Denoiser, Sample, Time
-from diffjax.process import AbstractGaussianProcess, rates
-from diffjax.samplers._base import AbstractStepper, namespace, on_grid
+from diffjax._typing import Denoiser, Sample
+from diffjax.process import schedule_derivatives
+from diffjax.samplers._ddim import Coefficients, ddim_step
+from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
 
 
 class Euler(AbstractStepper):
@@ -26,45 +27,25 @@ class Euler(AbstractStepper):
 
     order: ClassVar[int] = 1
     evaluations_per_step: ClassVar[int] = 1
-    history: ClassVar[int] = 0
 
-    @property
-    def stochastic(self) -> bool:
-        return False
-
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
-        """(keep, data), each [n]: xs = keep xt + data x0_hat."""
-        keep, data = on_grid(_weights, process, ts)
-        if is_concrete((keep, data)):
-            xp = namespace(keep)
-            singular = ~(xp.isfinite(keep) & xp.isfinite(data))
+    def prepare(self, grid: ScheduleOnGrid) -> Coefficients:
+        c_x, c_x0 = grid.evaluate(_weights, grid.ts)
+        if is_concrete((c_x, c_x0)):
+            singular = ~(grid.xp.isfinite(c_x) & grid.xp.isfinite(c_x0))
             if singular.any():
                 raise ValueError(
-                    f"ts: the velocity of {type(process).__name__} is singular at t = {ts[:-1][singular][0]:.9g}; "
-                    "keep the grid inside interval(process), or take DDIM(), which needs no rates"
+                    f"ts: the velocity of {type(grid.process).__name__} is singular at t = "
+                    f"{grid.ts[:-1][singular][0]:.9g}; keep the grid inside process.interval(), or take DDIM(), which "
+                    "needs no rates"
                 )
-        return keep, data
+        return Coefficients(c_x, c_x0)
 
-    def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> None:
-        return None
-
-    def step(
-        self,
-        keys: Any,
-        process: AbstractGaussianProcess,
-        denoiser: Denoiser,
-        xt: Sample,
-        t: Time,
-        s: Time,
-        weights: Any,
-        state: None,
-    ) -> tuple[Sample, None]:
-        keep, data = weights
-        return keep * xt + data * denoiser(xt, t), None
+    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: None) -> tuple[Sample, None]:
+        return ddim_step(denoiser, x, at), None
 
 
 def _weights(process, ts):
     t, gap = ts[:-1], ts[1:] - ts[:-1]
-    alpha_dot, sigma_dot = rates(process, t)
+    alpha_dot, sigma_dot = schedule_derivatives(process, t)
     pull = sigma_dot / process.sigma(t)
     return 1 + gap * pull, gap * (alpha_dot - process.alpha(t) * pull)

@@ -23,21 +23,19 @@ Lu et al. 2022b (DPM-Solver++), section 4; Zhao et al. 2023 (UniPC), section 3; 
 """
 
 from collections.abc import Callable, Sequence
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from diffjax._arrays import check, is_concrete
+from diffjax._arrays import check, whole_numbers
 from diffjax._typing import Scalar
 from diffjax.parameterisation import AbstractParameterisation
-from diffjax.process import AbstractGaussianProcess, time_from_logsnr
-from diffjax.samplers._base import namespace, on_grid, schedule
-from diffjax.samplers._ddim import optional_eta
-from diffjax.samplers._multistep import AbstractMultistep, Correction, Weights
+from diffjax.process import ddim_coefficients
+from diffjax.samplers._ddim import noisy_split, optional_eta
+from diffjax.samplers._multistep import AbstractMultistep, Correction, MultistepWeights
+from diffjax.samplers._stepper import ScheduleOnGrid, namespace, on_grid
 
 MAX_ORDER = 8
 """Beyond it polynomial extrapolation amplifies rounding more than it gains."""
@@ -58,21 +56,23 @@ def by_time(l: Any, t: Any) -> Any:
     return t
 
 
+@whole_numbers
 class ExponentialAdams(AbstractMultistep):
     """An exponential Adams method: any prediction, any order, with or without a corrector, any noise.
 
     One evaluation a step whatever its order. The first steps have fewer points and so lower order, a step to sigma = 0
     or from alpha = 0 is DDIM's, and what is remembered is `order` samples. The error of the first step, of second order
     in its size, is small where the prediction hardly changes in noise; it shows with v on a process whose sigma(1) is
-    large (`Karras`), where order 3 becomes 2 beyond some hundred steps.
+    large (`EDM`), where order 3 becomes 2 beyond some hundred steps.
 
     Attributes:
-      prediction: what is interpolated, such as `X0Prediction()`, `EpsPrediction()` or `KarrasPrediction(data_std)`.
-      nominal: the argument `order`, 1 to 8: the order of the predictor, or of the corrector where there is one (the
-        predictor's is then one less; its last step is not corrected). `order`, the order of convergence, is the same
-        without noise, and a weak order of at most 2 with it. On fewer steps than that a method has fewer points.
+      prediction: what is interpolated, such as `X0Prediction()`, `EpsPrediction()` or `EDMPrediction(data_std)`.
+      order (argument): 1 to 8, the order of the predictor, or of the corrector where there is one (the predictor's is
+        then one less; its last step is not corrected). On fewer steps than that a method has fewer points. It is kept
+        as `nominal`: the attribute `order`, the order of convergence, is the same without noise, and a weak order of at
+        most 2 with it.
       corrector: whether a step is taken again, at no further evaluation, when its end has been evaluated.
-      eta: 0 (the number) for the flow, 1 for the reverse SDE. An array is a leaf.
+      eta: how much noise, a scalar; 0 the flow, 1 the reverse SDE. An array is a leaf; the number 0 draws no noise.
       clock: the variable of the polynomials, `(l, t) -> c` of one shape, strictly monotone: `by_logsnr`, `by_noise`,
         `by_time`.
       orders: at most so many points in each step's predictor, one integer a step, for a given number of steps.
@@ -99,13 +99,10 @@ class ExponentialAdams(AbstractMultistep):
         clock: Callable[[Any, Any], Any] = by_logsnr,
         orders: Sequence[int] | None = None,
     ):
-        lowest = 1 + corrector
-        if not (isinstance(order, Integral) and lowest <= order <= MAX_ORDER):
-            what = "an integer, with a corrector" if corrector else "an integer"
-            raise ValueError(f"order: must be {what} from {lowest} to {MAX_ORDER}, got {order!r}")
+        check_order(order, corrector)
         self.prediction, self.nominal, self.corrector = prediction, int(order), bool(corrector)
         self.eta, self.clock = optional_eta(eta), clock
-        self.orders = None if orders is None else tuple(int(points) for points in orders)
+        self.orders = None if orders is None else tuple(orders)
         if self.eta is not None:
             check(self.eta >= 0, f"eta: must not be negative, got {self.eta}")
         for k, points in enumerate(self.orders or ()):
@@ -133,28 +130,51 @@ class ExponentialAdams(AbstractMultistep):
     def corrects(self) -> bool:
         return self.corrector
 
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Weights:
-        n = len(ts) - 1
-        if self.orders is not None and len(self.orders) != n:
-            raise ValueError(f"orders: one a step is needed, {n} for this grid, got {len(self.orders)}")
-        grid = grid_of(process, self.prediction, ts, self.eta)
-        caps = np.minimum(np.arange(1, n + 1), self.orders or self.points)
-        now, past = adams_weights(grid, self.clock, caps, self.points)
-        weights = ddim_at_the_ends(grid, now, past, self.eta)
-        return weights._replace(correct=_correction(grid, self.clock, caps, self.points)) if self.corrector else weights
+    def prepare(self, grid: ScheduleOnGrid) -> MultistepWeights:
+        more = {"corrector": self.corrector, "eta": self.eta, "clock": self.clock, "orders": self.orders}
+        return adams_weights(grid, self.prediction, self.points, **more)
 
 
-class Grid(NamedTuple):
-    """A process and a prediction on a grid of n steps: what weights are made of. `namespace` tells NumPy or jnp."""
+def check_order(order: Any, corrector: bool = False) -> None:
+    """Raises `ValueError` where an order, a scalar, is no integer from 1 (2 with a corrector) to 8."""
+    lowest = 1 + corrector
+    if not lowest <= order <= MAX_ORDER:
+        what = "an integer, with a corrector" if corrector else "an integer"
+        raise ValueError(f"order: must be {what} from {lowest} to {MAX_ORDER}, got {order!r}")
 
-    alpha: Any
-    sigma: Any
-    spread: Any
-    l: Any
-    t: Any
-    on_x: Any
-    """N = on_x xt + on_data D at each step's start, [n]."""
-    on_data: Any
+
+def adams_weights(
+    grid: ScheduleOnGrid,
+    prediction: AbstractParameterisation,
+    points: int,
+    *,
+    corrector: bool = False,
+    eta: Any = None,
+    clock: Callable[[Any, Any], Any] = by_logsnr,
+    orders: Sequence[int] | None = None,
+) -> MultistepWeights:
+    """The weights of the exponential Adams method that interpolates `points` evaluations of a prediction, each [n].
+
+    Other arguments (eta a scalar or None) as `ExponentialAdams` has them.
+    """
+    n = len(grid.ts) - 1
+    if orders is not None and len(orders) != n:
+        raise ValueError(f"orders: one a step is needed, {n} for this grid, got {len(orders)}")
+    line = linear_part(grid, prediction, eta)
+    caps = np.minimum(np.arange(1, n + 1), orders or points)
+    index = np.arange(n)[:, None] - np.arange(points)
+    found = _lagrange(line, clock, index, np.arange(points) < caps[:, None])
+    weights = ddim_at_the_ends(line, found[:, 0], found[:, 1:], eta)
+    return weights._replace(correct=_correction(line, clock, caps, points)) if corrector else weights
+
+
+class LinearPart(NamedTuple):
+    """The linear equation above on a grid of n steps: what weights are made of."""
+
+    grid: ScheduleOnGrid
+    n_x: Any
+    """N = n_x xt + n_x0 D at each step's start, [n]."""
+    n_x0: Any
     inside: Any
     """Whether both ends of a step have a finite l, [n]."""
     nodes_l: Any
@@ -162,19 +182,10 @@ class Grid(NamedTuple):
     nodes_t: Any
     kernel: Any
     """alpha_s (1 + eta^2) E B at the nodes, times the quadrature's weights, [n, q]."""
-    keep: Any
+    c_x: Any
     """E(l_t) alpha_s/alpha_t, [n]."""
-    noise: Any
+    c_z: Any
     """The standard deviation of the noise, [n]; None without."""
-
-
-def _coefficients(parts, t):
-    process, prediction = parts
-    return prediction.coefficients(process, t)
-
-
-def _times(process, l):
-    return time_from_logsnr(process, 2 * l)
 
 
 _POINTS, _MASSES = np.polynomial.legendre.leggauss(64)
@@ -191,12 +202,9 @@ def _tails():
 _TAILS = _tails()
 
 
-def grid_of(process: AbstractGaussianProcess, prediction: Any, ts: Any, eta: Any = None) -> Grid:
-    """What the weights of a prediction on a descending grid ts, shape [n + 1], are made of."""
-    at = schedule(process, ts)
-    at = at if is_concrete((eta, prediction)) else jax.tree.map(jnp.asarray, at)
-    xp = namespace(at.sigma)
-    alpha, sigma, l = at.alpha, at.sigma, at.half_logsnr
+def linear_part(grid: ScheduleOnGrid, prediction: AbstractParameterisation, eta: Any = None) -> LinearPart:
+    """What the weights of a prediction, for an eta (a scalar) or None, are made of on a grid of n steps."""
+    xp, alpha, sigma, l = grid.xp, grid.alpha, grid.sigma, grid.half_logsnr
     finite = xp.isfinite(l)
     inside = finite[:-1] & finite[1:]
     # Where an end is infinite any finite step does: its weights are not used.
@@ -204,75 +212,68 @@ def grid_of(process: AbstractGaussianProcess, prediction: Any, ts: Any, eta: Any
     l0, l1 = xp.where(inside, some[:-1], 0.0)[:, None], xp.where(inside, some[1:], 1.0)[:, None]
     half = 0.5 * (l1 - l0)
     nodes = l0 + half * (1 + xp.asarray(_POINTS, l.dtype))
-    t = on_grid(_times, process, nodes.reshape(-1))  # processes take times of shape [b]
-    t, a, b = (
-        xp.broadcast_to(c, t.shape).reshape(nodes.shape) for c in (t, *on_grid(_coefficients, (process, prediction), t))
-    )
+    t = grid.evaluate(_times, nodes.reshape(-1))  # processes take times of shape [b]
+    t, a, b = (xp.broadcast_to(c, t.shape).reshape(nodes.shape) for c in (t, *_coefficients(grid, prediction, t)))
     rho = xp.exp(-nodes)
-    factor = 1.0 if eta is None else 1 + _number(eta, xp) ** 2
+    factor = 1.0 if eta is None else 1 + eta**2
     A, B = factor * rho * a / (b - rho * a), -factor * rho / (b - rho * a)
     masses = half * xp.asarray(_MASSES, l.dtype)
     decay = xp.exp(half * (A @ xp.asarray(_TAILS, l.dtype).T))
     growth = alpha[1:] / xp.where(alpha[:-1] > 0, alpha[:-1], 1.0)
-    keep = growth * xp.exp(xp.sum(masses * A, axis=1))
-    noise = None
+    c_x = growth * xp.exp(xp.sum(masses * A, axis=1))
+    c_z = None
     if eta is not None:
-        noise = alpha[1:] * _number(eta, xp) * xp.sqrt(2 * xp.sum(masses * (decay * rho) ** 2, axis=1))
-    on_x, on_data = _answers(process, prediction, ts, alpha[:-1], sigma[:-1], xp)
-    kernel = alpha[1:, None] * masses * decay * B
-    ts = ts if xp is jnp else np.asarray(ts, np.float64)
-    return Grid(alpha, sigma, at.spread, l, ts, on_x, on_data, inside, nodes, t, kernel, keep, noise)
+        c_z = alpha[1:] * eta * xp.sqrt(2 * xp.sum(masses * (decay * rho) ** 2, axis=1))
+    # N at every step's start; finite, if of no use, where a prediction is singular.
+    a, b = _coefficients(grid, prediction, grid.ts[:-1])
+    n_x, n_x0 = b / sigma[:-1], a - b * alpha[:-1] / sigma[:-1]
+    sound = xp.isfinite(n_x) & xp.isfinite(n_x0)
+    n_x, n_x0 = xp.where(sound, n_x, 0.0), xp.where(sound, n_x0, 1.0)
+    return LinearPart(grid, n_x, n_x0, inside, nodes, t, alpha[1:, None] * masses * decay * B, c_x, c_z)
 
 
-def _number(eta, xp):
-    return np.asarray(eta, np.float64) if xp is np else eta
+def _coefficients(grid, prediction, t):
+    return jax.tree.map(grid.xp.asarray, on_grid(_of_prediction, (grid.process, prediction), t))
 
 
-def _answers(process, prediction, ts, alpha, sigma, xp):
-    """N = on_x xt + on_data D at every step's start; finite, if of no use, where a prediction is singular."""
-    a, b = on_grid(_coefficients, (process, prediction), ts[:-1])
-    on_x, on_data = b / sigma, a - b * alpha / sigma
-    sound = xp.isfinite(on_x) & xp.isfinite(on_data)
-    return xp.where(sound, on_x, 0.0), xp.where(sound, on_data, 1.0)
+def _of_prediction(parts, t):
+    process, prediction = parts
+    return prediction.coefficients(process, t)
 
 
-def adams_weights(grid: Grid, clock: Any, caps: Any, points: int) -> tuple[Any, Any]:
-    """Adams-Bashforth: (now [n], past [n, points - 1]), each step through at most caps [n] of its latest points."""
-    n = len(caps)
-    index = np.arange(n)[:, None] - np.arange(points)
-    weights = _lagrange(grid, clock, index, np.arange(points) < caps[:, None])
-    return weights[:, 0], weights[:, 1:]
+def _times(process, l):
+    return process.time_from_logsnr(2 * l)
 
 
-def _correction(grid, clock, caps, points):
+def _correction(line, clock, caps, points):
     """Adams-Moulton for the step before each: through its end and the points that its predictor had."""
-    xp, n = namespace(grid.l), len(caps)
+    xp, n = line.grid.xp, len(caps)
     index = np.arange(n)[:, None] - np.arange(points + 1)
     before = np.concatenate([[0], caps[:-1]])
     use = np.arange(points + 1) <= before[:, None]
     step = np.maximum(np.arange(n) - 1, 0)
-    weights = _lagrange(grid, clock, index, use, step)
-    on = xp.concatenate([xp.zeros_like(grid.inside[:1]), grid.inside[:-1]])
+    weights = _lagrange(line, clock, index, use, step)
+    on = xp.concatenate([xp.zeros_like(line.inside[:1]), line.inside[:-1]])
     on, zero = on & xp.asarray(np.arange(n) > 0), xp.zeros_like(weights)
     weights = xp.where(on[:, None], weights, zero)
     on = xp.asarray(on, weights.dtype)
     return Correction(1 - on, on, weights[:, 0], weights[:, 1:])
 
 
-def _lagrange(grid, clock, index, use, step: Any = slice(None)):
+def _lagrange(line, clock, index, use, step: Any = slice(None)):
     """The integral over each step of its kernel times the Lagrange polynomial of grid point index [n, p], [n, p].
 
     Points that are not in `use`, or have no finite l, are left out: their weight is 0.
     """
-    xp = namespace(grid.l)
+    xp, l = line.grid.xp, line.grid.half_logsnr
     index = np.maximum(index, 0)
-    finite = xp.isfinite(grid.l)
-    c_grid = clock(xp.where(finite, grid.l, 0.0), grid.t)[index]
-    c_nodes = clock(grid.nodes_l, grid.nodes_t)[step]
+    finite = xp.isfinite(l)
+    c_grid = clock(xp.where(finite, l, 0.0), line.grid.ts)[index]
+    c_nodes = clock(line.nodes_l, line.nodes_t)[step]
     use = finite[index] & xp.asarray(use)
     weights = []
     for i in range(index.shape[1]):
-        value = xp.where(use[:, i, None], grid.kernel[step], 0.0)
+        value = xp.where(use[:, i, None], line.kernel[step], 0.0)
         for j in range(index.shape[1]):
             if j != i:
                 both = use[:, i] & use[:, j]
@@ -282,16 +283,16 @@ def _lagrange(grid, clock, index, use, step: Any = slice(None)):
     return xp.stack(weights, axis=1)
 
 
-def ddim_at_the_ends(grid: Grid, now: Any, past: Any, eta: Any = None) -> Weights:
+def ddim_at_the_ends(line: LinearPart, c_now: Any, c_past: Any, eta: Any = None) -> MultistepWeights:
     """A method's weights, and DDIM's (by eta, at most its ancestral step) for a step from alpha = 0 or to sigma = 0."""
-    xp, inside = namespace(grid.l), grid.inside
-    ratio = grid.sigma[1:] / grid.sigma[:-1]
-    keep, noise = ratio, grid.noise
+    grid, inside = line.grid, line.inside
+    xp, c_z = grid.xp, line.c_z
+    ends = grid.alpha[:-1], grid.sigma[:-1], grid.alpha[1:], grid.sigma[1:]
+    c_x, c_x0 = ddim_coefficients(*ends)
     if eta is not None:
-        amount = xp.minimum(_number(eta, xp), xp.ones_like(ratio))
-        square = (1 - amount**2) + (amount * ratio * grid.alpha[:-1] / grid.alpha[1:]) ** 2
-        keep = ratio * xp.where(square > 0, xp.sqrt(xp.where(square > 0, square, 1.0)), 0.0)
-        noise = xp.where(inside, noise, amount * grid.sigma[1:] * grid.spread / grid.sigma[:-1])
-    data = xp.where(inside, 0.0, grid.alpha[1:] - keep * grid.alpha[:-1])
-    now, past = xp.where(inside, now, 0.0), xp.where(inside[:, None], past, 0.0)
-    return Weights(grid.on_x, grid.on_data, xp.where(inside, grid.keep, keep), data, now, past, noise)
+        share, fresh = noisy_split(grid, xp.minimum(eta, xp.ones_like(c_x)))
+        c_x, c_x0 = ddim_coefficients(*ends, share)
+        c_z = xp.where(inside, c_z, fresh)
+    c_now, c_past = xp.where(inside, c_now, 0.0), xp.where(inside[:, None], c_past, 0.0)
+    c_x, c_x0 = xp.where(inside, line.c_x, c_x), xp.where(inside, 0.0, c_x0)
+    return MultistepWeights(line.n_x, line.n_x0, c_x, c_x0, c_now, c_past, c_z)

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from diffjax._arrays import as_scalar, check, is_concrete, normal_like
-from diffjax._typing import Denoiser, Sample, Time
-from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers._base import Schedule, namespace, schedule
-from diffjax.samplers._inside import ends_of, times_at
+from diffjax._arrays import as_scalar, check, normal_like
+from diffjax._typing import Denoiser, Sample
+from diffjax.parameterisation._denoiser import predict
+from diffjax.samplers._ddim import Coefficients
+from diffjax.samplers._inside import ends_of, places_at
+from diffjax.samplers._stepper import ScheduleOnGrid, Step
 
 ALL_FORGOTTEN = 1e3
 """A step's h where it is infinite (from alpha = 0, or to sigma = 0): e^-h is then 0."""
@@ -35,107 +35,105 @@ def non_negative(value: Any) -> Any:
     return eta
 
 
-def beside(value: Any, at: Schedule) -> Any:
-    """A stepper's number, a scalar, in float64 where the schedule is; traced where either is."""
-    return np.asarray(value, np.float64) if is_concrete((value, at)) else jnp.asarray(value)
+class Family(NamedTuple):
+    """The family on a grid of n steps: every field but the grid and eta is [n]."""
 
-
-class Exact(NamedTuple):
-    """The family on a grid of n steps: every field but eta is [n], and xp is the namespace to compute in."""
-
-    at: Schedule
+    grid: ScheduleOnGrid
     eta: Any
     l: Any
     """l at each step's start; some finite value where that is infinite."""
     h: Any
     inside: Any
     """Whether h is finite."""
-    xp: Any
 
     def decay(self, sigma_s: Any, sigma_t: Any, h: Any) -> Any:
         """What x, and noise in it, is multiplied by over h from sigma_t to sigma_s, [n]."""
-        return sigma_s / sigma_t * self.xp.exp(-(self.eta**2) * h)
+        return sigma_s / sigma_t * self.grid.xp.exp(-(self.eta**2) * h)
 
     def constant(self, h: Any) -> Any:
         """1 - e^-H, H = (1 + eta^2) h: alpha_s times it is the weight of an x0_hat that does not change, [n]."""
-        return -self.xp.expm1(-(1 + self.eta**2) * h)
+        return -self.grid.xp.expm1(-(1 + self.eta**2) * h)
 
     def linear(self, c: Any = 1.0) -> Any:
         """c - (1 - e^-cH)/H: that of an x0_hat that grows as (l - l_t)/h, after the part c of the step, [n]."""
         H = (1 + self.eta**2) * self.h
-        return c + self.xp.expm1(-c * H) / H
+        return c + self.grid.xp.expm1(-c * H) / H
 
     def noise(self, sigma_s: Any, h: Any) -> Any:
         """The standard deviation that is added over h up to sigma_s, [n]: 0 at eta = 0, where its slope is finite."""
-        xp, square, some = self.xp, self.xp.maximum(self.eta**2, 1e-12), h > 0
-        spread = xp.sqrt(-xp.expm1(-2 * square * xp.where(some, h, 1.0)) / square)
-        return sigma_s * self.eta * xp.where(some, spread, 0.0)
+        xp, some = self.grid.xp, h > 0
+        square = xp.maximum(self.eta**2, 1e-12)
+        std = xp.sqrt(-xp.expm1(-2 * square * xp.where(some, h, 1.0)) / square)
+        return sigma_s * self.eta * xp.where(some, std, 0.0)
 
 
-def exact(process: AbstractGaussianProcess, ts: Any, eta: Any) -> Exact:
-    """The eta family (eta a scalar) on a descending grid ts [n + 1]."""
-    at = schedule(process, ts)
-    eta = beside(eta, at)
-    xp = namespace(eta * at.sigma)
-    inside = (at.alpha[:-1] > 0) & (at.sigma[1:] > 0)
-    l_t, l_s = ends_of(process, ts, inside)
-    return Exact(at, eta, l_t, xp.where(inside, l_s - l_t, ALL_FORGOTTEN), inside, xp)
+def eta_family(grid: ScheduleOnGrid, eta: Any) -> Family:
+    """The eta family (eta a scalar) on a descending grid of n steps."""
+    inside = (grid.alpha[:-1] > 0) & (grid.sigma[1:] > 0)
+    l_t, l_s = ends_of(grid, inside)
+    return Family(grid, eta, l_t, grid.xp.where(inside, l_s - l_t, ALL_FORGOTTEN), inside)
 
 
-class Place(NamedTuple):
+class Stop(NamedTuple):
     """Where a stage stands, each [n]: its time, alpha, sigma, and the part of h that has gone by."""
 
-    time: Any
+    t: Any
     alpha: Any
     sigma: Any
     gone: Any
 
 
-def place_at(family: Exact, process: AbstractGaussianProcess, ts: Any, c: Any) -> Place:
-    """Where l = l_t + c h in each step of ts [n + 1], c a scalar; the beginning of an infinite step."""
-    xp, inside = family.xp, family.inside
-    gone = xp.where(inside, c * family.h, 0.0)
-    time, alpha, sigma = times_at(process, ts, inside, family.l + gone)
-    return Place(time, alpha, sigma, gone)
+def stop_at(family: Family, c: Any) -> Stop:
+    """Where l = l_t + c h in each step, c a scalar; the beginning of an infinite step."""
+    gone = family.grid.xp.where(family.inside, c * family.h, 0.0)
+    return Stop(*places_at(family.grid, family.inside, family.l + gone), gone)
 
 
-def end_of(family: Exact, ts: Any) -> Place:
-    """The end of each step of ts [n + 1]."""
-    return Place(ts[1:], family.at.alpha[1:], family.at.sigma[1:], family.h)
+def end_of(family: Family) -> Stop:
+    """The end of each step."""
+    grid = family.grid
+    return Stop(grid.ts[1:], grid.alpha[1:], grid.sigma[1:], family.h)
 
 
-def exact_to(family: Exact, place: Place) -> tuple[Any, Any, Any]:
-    """(keep, data, noise), each [n]: the exact step from t to a place where x0_hat does not change."""
-    keep = family.decay(place.sigma, family.at.sigma[:-1], place.gone)
-    return keep, place.alpha * family.constant(place.gone), family.noise(place.sigma, place.gone)
+def exact_to(family: Family, stop: Stop) -> Coefficients:
+    """The exact step from t to a stop where x0_hat does not change, each [n]."""
+    c_x = family.decay(stop.sigma, family.grid.sigma[:-1], stop.gone)
+    return Coefficients(c_x, stop.alpha * family.constant(stop.gone), family.noise(stop.sigma, stop.gone))
 
 
-def carry_on(family: Exact, last: Place, noise: tuple, place: Place) -> tuple:
-    """The weights [n] of z_1, z_2, ... at a place, from those at the last one, with a new z: one path's noise."""
-    gap = place.gone - last.gone
-    left = family.decay(place.sigma, last.sigma, gap)
-    return (*(left * w for w in noise), family.noise(place.sigma, gap))
+def carry_on(family: Family, last: Stop, c_z: tuple, stop: Stop) -> tuple:
+    """The weights [n] of z_1, z_2, ... at a stop, from those at the last one, with a new z: one path's noise."""
+    gap = stop.gone - last.gone
+    left = family.decay(stop.sigma, last.sigma, gap)
+    return (*(left * c for c in c_z), family.noise(stop.sigma, gap))
 
 
 class Stage(NamedTuple):
     """One row of the method above; fields [n], or scalars inside a step."""
 
-    time: Any
-    keep: Any
-    data: tuple
-    noise: tuple
+    t: Any
+    c_x: Any
+    c_x0: tuple
+    c_z: tuple
 
 
-def take_stages(keys: Any, denoiser: Denoiser, xt: Sample, t: Time, stages: tuple[Stage, ...]) -> Sample:
-    """xs [b, *d] from xt [b, *d] at t (scalar): one evaluation for xt and for each stage but the last, xs itself."""
-    answers, draws, x = [denoiser(xt, t)], [], xt
+class Stages(NamedTuple):
+    """A method's stages in their order, the last of them the step itself."""
+
+    stages: tuple[Stage, ...]
+
+
+def take_stages(denoiser: Denoiser, x: Sample, at: Step) -> Sample:
+    """xs [b, *d] from x [b, *d] by weights that are `Stages`: an evaluation for x and for each stage but the last."""
+    stages, start = at.weights.stages, x
+    answers, draws = [predict(denoiser, x, at.t)], []
     for j, stage in enumerate(stages):
         if j > 0:
-            answers.append(denoiser(x, stages[j - 1].time))
-        while len(draws) < len(stage.noise):
-            draws.append(normal_like(jax.vmap(jax.random.fold_in, (0, None))(keys, len(draws)), xt))
-        x = stage.keep * xt
-        for weight, what in zip(stage.data + stage.noise, answers + draws, strict=True):
+            answers.append(predict(denoiser, x, stages[j - 1].t))
+        while len(draws) < len(stage.c_z):
+            draws.append(normal_like(jax.vmap(jax.random.fold_in, (0, None))(at.keys, len(draws)), start))
+        x = stage.c_x * start
+        for weight, what in zip(stage.c_x0 + stage.c_z, answers + draws, strict=True):
             x = x + weight * what
-        x = x.astype(xt.dtype)
+        x = x.astype(start.dtype)
     return x

@@ -8,13 +8,27 @@ With z = x/alpha and rho = sigma/alpha the probability flow is dz/drho = eps_hat
 Source: Karras et al. 2022, algorithm 1.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 
-from diffjax._typing import Denoiser, Sample, Time
-from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers._base import AbstractEmbeddedStepper, namespace, schedule
+from diffjax._typing import Denoiser, Sample
+from diffjax.parameterisation._denoiser import predict
+from diffjax.process import ddim_coefficients
+from diffjax.samplers._stepper import AbstractEmbeddedStepper, ScheduleOnGrid, Step
+
+
+class HeunWeights(NamedTuple):
+    """Of the two formulas above, each [n]; 1/sigma_s is 0 where sigma_s is."""
+
+    c_x: Any
+    c_x0: Any
+    alpha_t: Any
+    inverse_sigma_t: Any
+    alpha_s: Any
+    inverse_sigma_s: Any
+    c_change: Any
+    """alpha_s (rho_s - rho_t)/2."""
 
 
 class Heun(AbstractEmbeddedStepper):
@@ -26,48 +40,35 @@ class Heun(AbstractEmbeddedStepper):
 
     order: ClassVar[int] = 2
     evaluations_per_step: ClassVar[int] = 2
-    history: ClassVar[int] = 0
 
-    @property
-    def stochastic(self) -> bool:
-        return False
+    def prepare(self, grid: ScheduleOnGrid) -> HeunWeights:
+        return heun_weights(grid.xp, (grid.alpha[:-1], grid.sigma[:-1]), (grid.alpha[1:], grid.sigma[1:]))
 
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
-        """(keep, data, at_t, at_s, half), each [n]; at_ = (alpha, 1/sigma), half = alpha_s (rho_s - rho_t)/2."""
-        at = schedule(process, ts)
-        return heun_weights((at.alpha[:-1], at.sigma[:-1]), (at.alpha[1:], at.sigma[1:]))
-
-    def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> None:
-        return None
-
-    def step_with_error(
-        self,
-        keys: Any,
-        process: AbstractGaussianProcess,
-        denoiser: Denoiser,
-        xt: Sample,
-        t: Time,
-        s: Time,
-        weights: Any,
-        state: None,
-    ) -> tuple[Sample, Sample, None]:
-        keep, data, (alpha_t, inverse_t), (alpha_s, inverse_s), half = weights
-        x0_hat = denoiser(xt, t)
-        eps_t = (xt - alpha_t * x0_hat) * inverse_t
-        guess = keep * xt + data * x0_hat
-        # At sigma = 0, where its answer has no weight, the denoiser may be singular: there it is asked at t again.
-        eps_s = (guess - alpha_s * denoiser(guess, jnp.where(inverse_s > 0, s, t))) * inverse_s
-        error = half * (eps_s - eps_t)
-        return guess + error, error, None
+    def step_with_error(self, denoiser: Denoiser, x: Sample, at: Step, state: None) -> tuple[Sample, Sample, None]:
+        xs, error = heun_step(denoiser, x, at)
+        return xs, error, None
 
 
-def heun_weights(start: Any, end: Any) -> Any:
-    """Heun's weights (see `prepare`) for steps from start to end, each (alpha [n], sigma [n])."""
+def heun_weights(xp: Any, start: Any, end: Any) -> HeunWeights:
+    """Heun's weights for steps from start to end, each (alpha [n], sigma [n])."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = start, end
-    xp = namespace(sigma_t)
-    keep = sigma_s / sigma_t
     noisy = sigma_s > 0
     inverse_s = xp.where(noisy, 1 / xp.where(noisy, sigma_s, 1.0), 0.0)
     growth = alpha_s / xp.where(alpha_t > 0, alpha_t, 1.0)
-    half = xp.where((alpha_t > 0) & noisy, 0.5 * (sigma_s - sigma_t * growth), 0.0)
-    return keep, alpha_s - keep * alpha_t, (alpha_t, 1 / sigma_t), (alpha_s, inverse_s), half
+    c_change = xp.where((alpha_t > 0) & noisy, 0.5 * (sigma_s - sigma_t * growth), 0.0)
+    c_x, c_x0 = ddim_coefficients(alpha_t, sigma_t, alpha_s, sigma_s)
+    return HeunWeights(c_x, c_x0, alpha_t, 1 / sigma_t, alpha_s, inverse_s, c_change)
+
+
+def heun_step(denoiser: Denoiser, x: Sample, at: Step) -> tuple[Sample, Sample]:
+    """(xs, xs - x'), both [b, *d], for x [b, *d] and weights that are `HeunWeights`: numbers, or [b, 1, ...] with
+    times `at.t`, `at.s` [b]."""
+    w = at.weights
+    x0_hat = predict(denoiser, x, at.t)
+    eps_t = (x - w.alpha_t * x0_hat) * w.inverse_sigma_t
+    guess = w.c_x * x + w.c_x0 * x0_hat
+    # At sigma = 0, where its answer has no weight, the denoiser may be singular: there it is evaluated at t again.
+    noisy = jnp.reshape(w.inverse_sigma_s > 0, jnp.shape(at.s))
+    eps_s = (guess - w.alpha_s * predict(denoiser, guess, jnp.where(noisy, at.s, at.t))) * w.inverse_sigma_s
+    error = w.c_change * (eps_s - eps_t)
+    return guess + error, error

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, is_concrete
+from diffjax._arrays import answered, as_samples, check, check_key, is_concrete, whole_numbers
 from diffjax._typing import Index, Key, Sample
 from diffjax.samplers._chains import Chains, run_chains, step_sizes
 
@@ -29,7 +29,8 @@ class DensityScore(eqx.Module):
     log_density: Any
 
     def __call__(self, x: Sample) -> Sample:
-        return jax.grad(lambda x: jnp.sum(self.log_density(x)))(x)
+        x = as_samples("x", x)
+        return jax.grad(lambda x: jnp.sum(answered("log_density", self.log_density(x), x.shape[:1])))(x)
 
 
 def density_score(log_density: Callable[[Any], Any]) -> DensityScore:
@@ -73,6 +74,7 @@ def _hmc(inverse_mass, integration_steps, log_density, tau):
     return _blackjax().hmc(log_density, tau, inverse_mass, integration_steps)
 
 
+@whole_numbers
 def mala(
     key: Key,
     log_density: Callable[[Any], Any],
@@ -108,9 +110,12 @@ def mala(
       ImportError: blackjax is not installed.
       ValueError: log_density does not answer [b], or as `langevin`.
     """
+    check_key(key)
+    x = as_samples("x", x)
     return _adjusted(key, _mala, log_density, score, x, steps, step_size, index, save, average, burn_in)
 
 
+@whole_numbers
 def hmc(
     key: Key,
     log_density: Callable[[Any], Any],
@@ -152,6 +157,8 @@ def hmc(
       ImportError: blackjax is not installed.
       ValueError: integration_steps is below 1, inverse_mass has another shape or is not positive, or as `mala`.
     """
+    check_key(key)
+    x = as_samples("x", x)
     if integration_steps < 1:
         raise ValueError(f"integration_steps: at least 1 is needed, got {integration_steps}")
     algorithm = eqx.Partial(_hmc, _inverse_mass(inverse_mass, x), integration_steps)
@@ -161,21 +168,20 @@ def hmc(
 def _adjusted(key, algorithm, log_density, score, x, steps, step_size, index, save, average, burn_in):
     _blackjax()
     taus = step_sizes(step_size, steps, x.dtype)
-    answer = eqx.filter_eval_shape(log_density, x)
-    if answer.shape != x.shape[:1]:
-        raise ValueError(f"log_density: must answer shape {x.shape[:1]} for x {x.shape}, got {answer.shape}")
     score = density_score(log_density) if score is None else score
-    kernel = Adjusted(algorithm, _Cast(log_density), _Cast(score))
+    kernel = Adjusted(algorithm, _Checked("log_density", log_density, 1), _Checked("score", score, x.ndim))
     return run_chains(key, kernel, x, taus, jnp.ones_like(taus), index, save, average, burn_in)
 
 
-class _Cast(eqx.Module):
-    """A function whose answer comes in its argument's dtype, whatever a network computes in."""
+class _Checked(eqx.Module):
+    """A function that must answer the first axes of the shape of x; cast to the dtype of x, whatever it computes in."""
 
+    name: str = eqx.field(static=True)
     function: Any
+    axes: int = eqx.field(static=True)
 
     def __call__(self, x):
-        return self.function(x).astype(x.dtype)
+        return answered(self.name, self.function(x), x.shape[: self.axes]).astype(x.dtype)
 
 
 def _unbatched(function):

@@ -1,11 +1,11 @@
-"""Linear multistep methods: one evaluation a step, and a sum of what earlier evaluations said.
+"""Linear multistep methods: one evaluation a step, and a sum of what earlier evaluations gave.
 
 An evaluation is remembered as N = a x0_hat + b eps_hat for some prediction type (a, b). With z ~ N(0, I),
 
-    N       = on_x xt + on_data D(xt, t)
-    xt      <- stay xt + anchor X + now' N + sum_j past'_j N_j                          correct (where there is one)
-    X       = keep xt + noise z
-    xs      = X + data D(xt, t) + now N + sum_j past_j N_j                              predict
+    N       = n_x xt + n_x0 D(xt, t)
+    xt      <- c_stay xt + c_anchor X + c_now' N + sum_j c_past'_j N_j                   correct (where there is one)
+    X       = c_x xt + c_z z
+    xs      = X + c_x0 D(xt, t) + c_now N + sum_j c_past_j N_j                           predict
 
 The corrector takes the step to t again, from the same X (its noise included), now that N at t is known; N is not
 evaluated anew (PEC). A method is the choice of its weights; the step is here, once.
@@ -13,33 +13,31 @@ evaluated anew (PEC). A method is the choice of its weights; the step is here, o
 
 from typing import Any, ClassVar, NamedTuple
 
-import jax.numpy as jnp
-
-from diffjax._arrays import normal_like, time_dtype
-from diffjax._typing import Denoiser, Sample, Time
-from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers._base import AbstractStepper
+from diffjax._arrays import normal_like
+from diffjax._typing import Denoiser, Sample
+from diffjax.parameterisation._denoiser import predict
+from diffjax.samplers._stepper import AbstractStepper, Step, memory_like
 
 
 class Correction(NamedTuple):
-    """Weights of the corrector, each [n], `past` [n, p]; stay = 1 and the rest 0 leave the state as it is."""
+    """Weights of the corrector, each [n], `c_past` [n, p]; c_stay = 1 and the rest 0 leave the state as it is."""
 
-    stay: Any
-    anchor: Any
-    now: Any
-    past: Any
+    c_stay: Any
+    c_anchor: Any
+    c_now: Any
+    c_past: Any
 
 
-class Weights(NamedTuple):
-    """Weights of a multistep method, each [n], `past` [n, p - 1]; `noise` and `correct` may be None."""
+class MultistepWeights(NamedTuple):
+    """Weights of a multistep method, each [n], `c_past` [n, p - 1]; `c_z` and `correct` may be None."""
 
-    on_x: Any
-    on_data: Any
-    keep: Any
-    data: Any
-    now: Any
-    past: Any
-    noise: Any = None
+    n_x: Any
+    n_x0: Any
+    c_x: Any
+    c_x0: Any
+    c_now: Any
+    c_past: Any
+    c_z: Any = None
     correct: Correction | None = None
 
 
@@ -53,7 +51,7 @@ class Memory(NamedTuple):
 
 
 class AbstractMultistep(AbstractStepper):
-    """A linear multistep method; a member's `prepare` gives its `Weights`."""
+    """A linear multistep method; a member's `prepare` gives its `MultistepWeights`."""
 
     evaluations_per_step: ClassVar[int] = 1
 
@@ -62,30 +60,20 @@ class AbstractMultistep(AbstractStepper):
         """Whether there is a corrector."""
         return False
 
-    def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> Memory:
-        zeros = jnp.zeros(xt.shape, jnp.result_type(xt, time_dtype(xt)))
+    def init(self, x: Sample) -> Memory:
+        zeros = memory_like(x)
         return Memory((zeros,) * self.history, zeros if self.corrects else None)
 
-    def step(
-        self,
-        keys: Any,
-        process: AbstractGaussianProcess,
-        denoiser: Denoiser,
-        xt: Sample,
-        t: Time,
-        s: Time,
-        weights: Weights,
-        state: Memory,
-    ) -> tuple[Sample, Memory]:
-        w, past, x0_hat = weights, state.past, denoiser(xt, t)
-        now = w.on_x * xt + w.on_data * x0_hat
+    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: Memory) -> tuple[Sample, Memory]:
+        w, past, x0_hat = at.weights, state.past, predict(denoiser, x, at.t)
+        now = w.n_x * x + w.n_x0 * x0_hat
         if w.correct is not None:
             c = w.correct
-            xt = c.stay * xt + c.anchor * state.anchor + c.now * now + _sum(c.past, past)
-        anchor = w.keep * xt
-        if w.noise is not None:
-            anchor = anchor + w.noise * normal_like(keys, xt)
-        xs = anchor + w.data * x0_hat + w.now * now + _sum(w.past, past)
+            x = c.c_stay * x + c.c_anchor * state.anchor + c.c_now * now + _sum(c.c_past, past)
+        anchor = w.c_x * x
+        if w.c_z is not None:
+            anchor = anchor + w.c_z * normal_like(at.keys, x)
+        xs = anchor + w.c_x0 * x0_hat + w.c_now * now + _sum(w.c_past, past)
         return xs, Memory((now, *past)[: self.history], anchor if self.corrects else None)
 
 

@@ -7,7 +7,6 @@ The ends stay; Adam moves the logits. Compare Sabour et al. 2024 (Align your ste
 diffusion sampling with optimized time steps), who minimise bounds where this minimises the error itself.
 """
 
-from numbers import Integral
 from typing import Any
 
 import equinox as eqx
@@ -17,13 +16,16 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, is_concrete
+from diffjax._arrays import check, check_key, check_shape, is_concrete, whole_numbers
 from diffjax._typing import Denoiser, Grid, Key, Scalar
-from diffjax.process import AbstractGaussianProcess, logsnr, prior, time_from_logsnr
-from diffjax.samplers._base import AbstractStepper, check_grid, namespace, on_grid, sample
+from diffjax.process import AbstractGaussianProcess
+from diffjax.process._gaussian import prior
+from diffjax.samplers._base import check_grid, sample
 from diffjax.samplers._dpm_solver import DPMSolver
+from diffjax.samplers._stepper import AbstractStepper, namespace, on_grid
 
 
+@whole_numbers
 def optimise_grid(
     key: Key,
     process: AbstractGaussianProcess,
@@ -43,7 +45,7 @@ def optimise_grid(
 
     Args:
       key: for the noise that the grid is fitted to, from `prior`.
-      process: the forward process.
+      process: the forward process; its numbers may be traced.
       denoiser: `(xt, t) -> x0_hat`.
       shape: the shape (b, *d) of that noise.
       stepper: a deterministic method.
@@ -59,32 +61,34 @@ def optimise_grid(
       ValueError: the stepper is stochastic, ts does not descend or is traced or has no logsnr at an end, or a number of
         steps is not a positive integer.
     """
+    check_key(key)
+    check_shape(shape, 1)
     if stepper.stochastic:
         raise ValueError(f"stepper: only a deterministic one has a path to come close to, got {type(stepper).__name__}")
     if not is_concrete(ts):
         raise ValueError("ts: the grid to start from must be known, got a traced one")
     for name, value in (("reference_steps", reference_steps), ("steps", steps)):
-        if not isinstance(value, Integral) or value < 1:
+        if value < 1:
             raise ValueError(f"{name}: must be a positive integer, got {value!r}")
     grid = check_grid(ts, jnp.result_type(float))
-    values = on_grid(logsnr, process, grid)
+    values = on_grid(type(process).logsnr, process, grid)
     for i in (0, -1):
         finite = namespace(values).isfinite(values[i])
-        check(finite, f"ts: logsnr is infinite at t = {grid[i]:.9g}; start and end inside interval(process)")
+        check(finite, f"ts: logsnr is infinite at t = {grid[i]:.9g}; start and end inside process.interval()")
     xt = prior(key, process, shape)
     fine = _parts(process, grid, values, -(-reference_steps // (grid.size - 1)))
-    truth: Any = sample(key, process, denoiser, xt, fine, DPMSolver(3), denoise=False)
+    truth: Any = sample(None, process, denoiser, xt, fine, DPMSolver(3), final_denoise=False)
     numbers = tuple(jnp.asarray(x, xt.dtype) for x in (grid, values, learning_rate))
     return _fit(process, denoiser, stepper, xt, truth, numbers, jnp.arange(steps))
 
 
 def _parts(process, ts, values, parts):
     """A finer grid through ts, each gap in `parts` of equal logsnr."""
-    n = ts.size - 1
-    between = np.interp(np.arange(n * parts + 1) / parts, np.arange(n + 1), values)
-    fine = np.array(on_grid(time_from_logsnr, process, between))
-    fine[::parts] = ts
-    return fine
+    n, xp = ts.size - 1, namespace(values)
+    places, of_ts = np.arange(n * parts + 1), np.arange(n + 1, dtype=values.dtype)
+    between = xp.interp((places / parts).astype(values.dtype), of_ts, values)
+    fine = on_grid(type(process).time_from_logsnr, process, between)
+    return xp.where(places % parts == 0, xp.asarray(ts, fine.dtype)[places // parts], fine)
 
 
 @eqx.filter_jit
@@ -94,9 +98,9 @@ def _fit(process, denoiser, stepper, xt, truth, numbers, counter):
     optimiser = optax.adam(optax.cosine_decay_schedule(learning_rate, counter.size))
 
     def loss(logits):
-        inner = time_from_logsnr(process, first + span * jnp.cumsum(jax.nn.softmax(logits))[:-1])
+        inner = process.time_from_logsnr(first + span * jnp.cumsum(jax.nn.softmax(logits))[:-1])
         grid = jnp.concatenate([ts[:1], inner, ts[-1:]])
-        x = sample(jax.random.key(0), process, denoiser, xt, grid, stepper, denoise=False)
+        x = sample(None, process, denoiser, xt, grid, stepper, final_denoise=False)
         return jnp.mean((x - truth) ** 2), grid
 
     def body(carry, _):

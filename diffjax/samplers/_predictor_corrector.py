@@ -11,16 +11,25 @@ Source: Song et al. 2021, algorithms 4 and 5.
 """
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check, expand, mean_features, normal_like
-from diffjax._typing import Denoiser, Sample, Scalar, Time
+from diffjax._arrays import as_scalar, check, expand, mean_features, normal_like, whole_numbers
+from diffjax._typing import Denoiser, FlowMap, Sample, Scalar
+from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers._base import AbstractStepper, Schedule, namespace, schedule
+from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
+
+
+class CorrectedWeights(NamedTuple):
+    """The predictor's weights, sigma_s and the correction's weights, each [n]."""
+
+    predictor: Any
+    sigma_s: Any
+    correction: Any
 
 
 class AbstractCorrected(AbstractStepper):
@@ -30,12 +39,12 @@ class AbstractCorrected(AbstractStepper):
     corrections: eqx.AbstractVar[int]
 
     @abstractmethod
-    def correction(self, at: Schedule) -> Any:
-        """Weights of the correction at the end of each step, a pytree of [n]."""
+    def correction(self, grid: ScheduleOnGrid) -> Any:
+        """Weights of the correction at the end of each step, a NamedTuple of [n]."""
 
     @abstractmethod
-    def correct(self, keys: Any, denoiser: Denoiser, x: Sample, s: Time, weights: Any) -> Sample:
-        """One correction of x [b, *d] at time s, which leaves it as it is where sigma is 0."""
+    def correct(self, denoiser: Denoiser, x: Sample, at: Step) -> Sample:
+        """One correction of x [b, *d] at time `at.s`, which leaves it as it is where sigma is 0."""
 
     def follow(self, denoiser: Denoiser) -> Denoiser:
         """What the predictor follows: (xt [b, *d], t) -> x0_hat."""
@@ -57,41 +66,52 @@ class AbstractCorrected(AbstractStepper):
     def stochastic(self) -> bool:
         return True
 
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
-        """(the predictor's, sigma_s, the correction's), each [n]."""
-        at = schedule(process, ts)
-        return self.predictor.prepare(process, ts), at.sigma[1:], self.correction(at)
+    @property
+    def final_denoise(self) -> bool:
+        return self.predictor.final_denoise
 
-    def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> Any:
+    def prepare(self, grid: ScheduleOnGrid) -> CorrectedWeights:
+        return CorrectedWeights(self.predictor.prepare(grid), grid.sigma[1:], self.correction(grid))
+
+    def check_denoiser(
+        self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: Any, weights: Any
+    ) -> None:
+        """As the predictor's."""
+        self.predictor.check_denoiser(self.follow(denoiser), process, ts, weights.predictor)
+
+    def init(self, x: Sample) -> Any:
         """The predictor's memory."""
-        return self.predictor.init(process, xt, t)
+        return self.predictor.init(x)
 
-    def step(
-        self,
-        keys: Any,
-        process: AbstractGaussianProcess,
-        denoiser: Denoiser,
-        xt: Sample,
-        t: Time,
-        s: Time,
-        weights: Any,
-        state: Any,
-    ) -> tuple[Sample, Any]:
-        first, sigma, own = weights
-        split = jax.vmap(jax.random.fold_in, (0, None))
-        drawn = split(keys, 0) if self.predictor.stochastic else None
-        xs, state = self.predictor.step(drawn, process, self.follow(denoiser), xt, t, s, first, state)
-        place = jnp.where(sigma > 0, s, t)  # a denoiser need not answer at sigma = 0
-        again = lambda j, x: self.correct(split(keys, j + 1), denoiser, x, place, own).astype(x.dtype)
+    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: Any) -> tuple[Sample, Any]:
+        w, split = at.weights, jax.vmap(jax.random.fold_in, (0, None))
+        keys = split(at.keys, 0) if self.predictor.stochastic else None
+        predict = Step(at.t, at.s, w.predictor, keys)
+        xs, state = self.predictor.step(self.follow(denoiser), x, predict, state)
+        place = jnp.where(w.sigma_s > 0, at.s, at.t)  # a denoiser need not answer at sigma = 0
+
+        def again(j, x):
+            return self.correct(denoiser, x, Step(at.t, place, w.correction, split(at.keys, j + 1))).astype(x.dtype)
+
         return jax.lax.fori_loop(0, self.corrections, again, xs), state
 
 
 def check_corrections(corrections: Any) -> None:
     """Raises `ValueError` where a number of corrections, a scalar, is not a positive integer."""
-    if not isinstance(corrections, int) or corrections < 1:
+    if corrections < 1:
         raise ValueError(f"corrections: must be a positive integer, got {corrections!r}")
 
 
+class LangevinWeights(NamedTuple):
+    """At the end of each step, [n]: alpha, 1/sigma^2 (or 0), whether sigma > 0 (1 or 0), alpha^2 + sigma^2."""
+
+    alpha: Any
+    inverse_variance: Any
+    noisy: Any
+    bound: Any
+
+
+@whole_numbers
 class PredictorCorrector(AbstractCorrected):
     """A predictor, then corrections: as many more evaluations a step. There is no correction at sigma = 0.
 
@@ -101,7 +121,7 @@ class PredictorCorrector(AbstractCorrected):
     Attributes:
       predictor: any stepper, with or without noise.
       corrections: Langevin steps after each of its steps, at least 1.
-      snr: the ratio above, a scalar, positive; the paper has 0.16 for VE and CIFAR-10.
+      snr: signal-to-noise ratio of a correction, a scalar, positive; the paper has 0.16 for VE and CIFAR-10.
 
     Raises:
       ValueError: corrections is not a positive integer, or snr is not positive.
@@ -117,17 +137,15 @@ class PredictorCorrector(AbstractCorrected):
         check_corrections(self.corrections)
         check(self.snr > 0, f"snr: must be positive, got {self.snr}")
 
-    def correction(self, at: Schedule) -> Any:
-        """(alpha_s, sigma_s^-2 or 0, 1 or 0, bound), each [n]."""
-        xp = namespace(at.sigma)
-        alpha, sigma = at.alpha[1:], at.sigma[1:]
-        noisy = sigma > 0
+    def correction(self, grid: ScheduleOnGrid) -> LangevinWeights:
+        alpha, sigma = grid.alpha[1:], grid.sigma[1:]
+        xp, noisy = grid.xp, sigma > 0
         inverse = xp.where(noisy, 1 / xp.where(noisy, sigma, 1.0) ** 2, 0.0)
-        return alpha, inverse, xp.where(noisy, 1.0, 0.0), alpha**2 + sigma**2
+        return LangevinWeights(alpha, inverse, xp.where(noisy, 1.0, 0.0), alpha**2 + sigma**2)
 
-    def correct(self, keys: Any, denoiser: Denoiser, x: Sample, s: Time, weights: Any) -> Sample:
-        alpha, inverse, noisy, bound = weights
-        pull = (alpha * denoiser(x, s) - x) * inverse
-        snr = jnp.asarray(self.snr, bound.dtype)
-        root = expand(snr / jnp.sqrt(jnp.maximum(mean_features(pull**2), 1 / bound)), x)  # sqrt(e/2)
-        return x + noisy * (2 * root**2 * pull + 2 * root * normal_like(keys, x))
+    def correct(self, denoiser: Denoiser, x: Sample, at: Step) -> Sample:
+        w = at.weights
+        score = (w.alpha * predict(denoiser, x, at.s) - x) * w.inverse_variance
+        snr = jnp.asarray(self.snr, w.bound.dtype)
+        root = expand(snr / jnp.sqrt(jnp.maximum(mean_features(score**2), 1 / w.bound)), x)  # sqrt(e/2)
+        return x + w.noisy * (2 * root**2 * score + 2 * root * normal_like(at.keys, x))

@@ -17,10 +17,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax._arrays import check, default_index, is_concrete, normal_like, sample_keys, time_dtype
+from diffjax._arrays import (
+    as_samples,
+    check,
+    check_key,
+    default_index,
+    is_concrete,
+    normal_like,
+    sample_keys,
+    time_dtype,
+)
 from diffjax._typing import Denoiser, Index, Key, Sample, Scalar
-from diffjax.process import AbstractGaussianProcess, conditional, karras_grid
-from diffjax.samplers._base import AbstractStepper, _scan, check_grid, on_grid, prepared, sample
+from diffjax.parameterisation._denoiser import predict
+from diffjax.process import AbstractGaussianProcess
+from diffjax.process._grids import edm_grid
+from diffjax.samplers._base import _scan, check_grid, sample
+from diffjax.samplers._stepper import AbstractStepper, on_grid, step_weights
 
 
 class Restart(NamedTuple):
@@ -42,7 +54,7 @@ def sample_with_restarts(
     *,
     restarts: Sequence[Restart],
     index: Index | None = None,
-    denoise: bool = True,
+    final_denoise: bool | None = None,
 ) -> Sample:
     """`sample`, with restarts on the way. A jitted entry point; what it compiles does not grow with `times`.
 
@@ -56,9 +68,9 @@ def sample_with_restarts(
       ts: a descending grid [n + 1] of times.
       stepper: the method of all solves, such as `Heun()`, the paper's. A multistep one begins anew in each.
       restarts: where and how often; without any it is `sample`. `lower` moves to the nearest point of ts, and the steps
-        down from `upper` to it are those of `karras_grid`. Times of a given sigma/alpha come from `time_from_logsnr`.
+        down from `upper` to it are those of `edm_grid`. Times of a given sigma/alpha come from `time_from_logsnr`.
       index: global indices [b] of the samples (default 0 .. b - 1): their noise depends on nothing else.
-      denoise: whether to end with D(x, ts[-1]), at one more evaluation.
+      final_denoise: whether to end with D(x, ts[-1]), at one more evaluation; by default as in `sample`.
 
     Returns:
       x0 [b, *d].
@@ -68,6 +80,8 @@ def sample_with_restarts(
 
     Source: Xu et al. 2023 (Restart sampling for improving generative processes), algorithms 1 and 2.
     """
+    check_key(key)
+    xt = as_samples("xt", xt)
     if not is_concrete((ts, restarts)):
         raise ValueError("ts, restarts: restarts are placed on a grid whose values are known, got traced ones")
     grid = check_grid(ts, time_dtype(xt))
@@ -79,13 +93,15 @@ def sample_with_restarts(
         path_key, round_key = jax.random.split(jax.random.fold_in(key, k))
         if place > start:
             part = grid[start : place + 1]
-            x = sample(path_key, process, denoiser, x, part, stepper, index=index, denoise=False)
+            x = sample(path_key, process, denoiser, x, part, stepper, index=index, final_denoise=False)
         x = _restart(round_key, process, denoiser, x, restart, grid[place], stepper, index)
         start = place
     if start < grid.size - 1:
         last_key = jax.random.fold_in(key, len(placed)) if placed else key
-        x = sample(last_key, process, denoiser, x, grid[start:], stepper, index=index, denoise=False)
-    return _denoise(denoiser, x, jnp.asarray(grid[-1], time_dtype(xt))) if denoise else x
+        x = sample(last_key, process, denoiser, x, grid[start:], stepper, index=index, final_denoise=False)
+    if final_denoise is None:
+        final_denoise = stepper.final_denoise
+    return _denoise(denoiser, x, jnp.asarray(grid[-1], time_dtype(xt))) if final_denoise else x
 
 
 def _place(restart, grid):
@@ -94,7 +110,7 @@ def _place(restart, grid):
     if not grid[-1] <= lower < upper <= grid[0]:
         raise ValueError(f"restarts: {grid[-1]:.9g} <= lower < upper <= {grid[0]:.9g} on this grid, got {restart}")
     for name, value in (("steps", steps), ("times", times)):
-        if not isinstance(value, Integral) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(f"restarts: {name} must be a positive integer, got {restart}")
     place = int(np.argmin(np.abs(grid - lower)))
     if grid[place] >= upper:
@@ -105,8 +121,10 @@ def _place(restart, grid):
 def _restart(key, process, denoiser, x, restart, lower, stepper, index):
     dtype = time_dtype(x)
     check(process.alpha(restart.upper) > 0, f"restarts: upper must keep some of the data, alpha > 0, got {restart}")
-    ts = check_grid(karras_grid(process, restart.steps, ends=(restart.upper, lower)), dtype)
-    numbers = (ts, prepared(stepper, process, ts), on_grid(conditional, process, ts[0], ts[-1]))
+    ts = check_grid(edm_grid(process, restart.steps, ends=(restart.upper, lower)), dtype)
+    weights = step_weights(stepper, process, ts)
+    stepper.check_denoiser(denoiser, process, ts, weights)
+    numbers = (ts, weights, on_grid(type(process).conditional, process, ts[0], ts[-1]))
     numbers = jax.tree.map(lambda w: jnp.asarray(w, dtype), numbers)
     return _rounds(key, process, denoiser, x, stepper, numbers, index, jnp.arange(restart.times))
 
@@ -119,7 +137,7 @@ def _rounds(key, process, denoiser, xt, stepper, numbers, index, rounds):
     def body(x, k):
         up_key, down_key = jax.random.split(jax.random.fold_in(key, k))
         x = (keep * x + spread * normal_like(sample_keys(up_key, index), x)).astype(xt.dtype)
-        x, _ = _scan(down_key, process, denoiser, x, ts, stepper, weights, index, *saved_nowhere, False)
+        x, _ = _scan(down_key, denoiser, x, ts, stepper, weights, index, *saved_nowhere, False, False)
         return x, None
 
     return jax.lax.scan(body, xt, rounds)[0]
@@ -127,4 +145,4 @@ def _rounds(key, process, denoiser, xt, stepper, numbers, index, rounds):
 
 @eqx.filter_jit
 def _denoise(denoiser, x, t):
-    return denoiser(x, t).astype(x.dtype)
+    return predict(denoiser, x, t).astype(x.dtype)

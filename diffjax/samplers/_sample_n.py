@@ -17,24 +17,27 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from diffjax._arrays import as_leaves
-from diffjax._typing import Denoiser, Key
-from diffjax.process import AbstractGaussianProcess, prior
-from diffjax.samplers._base import AbstractStepper, _scan, plan
+from diffjax._arrays import as_leaves, check_key, check_shape, whole_numbers
+from diffjax._typing import Denoiser, FlowMap, Key
+from diffjax.process import AbstractGaussianProcess
+from diffjax.process._gaussian import prior
+from diffjax.samplers._base import _scan, check_stepper, plan
 from diffjax.samplers._batch import check_batch, over_devices, split_batch
+from diffjax.samplers._stepper import AbstractStepper
 
 
+@whole_numbers
 def sample_n(
     key: Key,
     process: AbstractGaussianProcess,
-    denoiser: Denoiser,
+    denoiser: Denoiser | FlowMap,
     shape: tuple[int, ...],
     n: int,
     *,
     ts: Any,
     stepper: AbstractStepper,
     chunk: int = 256,
-    denoise: bool = True,
+    final_denoise: bool | None = None,
     mesh: Mesh | None = None,
     progress: bool = False,
 ) -> Float[Array, "n *shape"]:
@@ -46,13 +49,14 @@ def sample_n(
     Args:
       key: for the prior and for stochastic steppers.
       process: the forward process that the grid's times refer to.
-      denoiser: `(xt, t) -> x0_hat`; its conditions (`per_sample_fields`) have one row for each of the n samples.
+      denoiser: `(xt [k, *shape], t) -> x0_hat`; its conditions (`per_sample_fields`) have a row for each of n samples.
+        `static_threshold(denoiser)` clips it, for pictures in [-1, 1].
       shape: of one sample.
       n: how many.
-      ts: a descending grid of times.
+      ts: a descending grid of times [steps + 1].
       stepper: the method, such as `DDIM()`.
       chunk: at most so many samples at a time, over all devices; at least one each.
-      denoise: whether to end with D(x, ts[-1]).
+      final_denoise: whether to end with D(x, ts[-1]); by default as in `sample`.
       mesh: the devices to split each chunk over, such as `jax.make_mesh((8,), ("data",))`; or None.
       progress: whether to show a bar, waiting for each chunk.
 
@@ -62,36 +66,45 @@ def sample_n(
     Raises:
       ValueError: n or chunk is not positive, a condition (or what else has rows) has not n rows, or as `sample`.
     """
+    check_key(key)
+    check_shape(shape, 0)
+    check_stepper(stepper)
     for name, value in {"n": n, "chunk": chunk}.items():
         if value < 1:
             raise ValueError(f"{name}: a positive number of samples is needed, got {value}")
     rows, rest = split_batch((denoiser, stepper))
     check_batch(rows, n)
     dtype = jnp.result_type(float)
-    grid, weights = as_leaves(plan(process, stepper, ts, dtype), dtype)
+    planned = plan(process, stepper, ts, dtype)
+    stepper.check_denoiser(denoiser, process, *planned)
+    if final_denoise is None:
+        final_denoise = stepper.final_denoise
+    grid, weights = as_leaves(planned, dtype)
     devices = 1 if mesh is None else mesh.size
     chunk = max(chunk // devices, 1) * devices
     size = math.ceil(n / math.ceil(n / chunk) / devices) * devices
     leaves, layout = jax.tree.flatten(rows)
     done = []
-    for start in tqdm(range(0, n, size), unit="chunk", disable=not progress):
+    bar = tqdm(range(0, n, size), desc="compiling", unit="chunk", disable=not progress)
+    for start in bar:
         index = np.arange(start, start + size)
         kept = np.minimum(index, n - 1)  # the surplus repeats the last row
         some = [jnp.asarray(leaf[kept]) for leaf in leaves]
         split = (jax.tree.unflatten(layout, some), jnp.asarray(index))
-        x0 = _chunk(split, (rest, key, process, grid, weights), tuple(shape), denoise, mesh)
+        x0 = _chunk(split, (rest, key, process, grid, weights), tuple(shape), final_denoise, mesh)
+        bar.set_description("drawing", refresh=start == 0)  # the first call has come back, so that it is compiled
         done.append(jax.block_until_ready(x0) if progress else x0)
     return jnp.concatenate(done)[:n]
 
 
 @eqx.filter_jit
-def _chunk(rows, shared, shape, denoise, mesh):
+def _chunk(rows, shared, shape, final_denoise, mesh):
     def run(rows, shared):
         (some, index), (rest, key, process, ts, weights) = rows, shared
         denoiser, stepper = eqx.combine(some, rest)
         prior_key, key = jax.random.split(key)
         xt = prior(prior_key, process, (index.shape[0], *shape), index=index)
         nowhere = jnp.zeros(ts.shape, jnp.int32)
-        return _scan(key, process, denoiser, xt, ts, stepper, weights, index, nowhere, 0, denoise)[0]
+        return _scan(key, denoiser, xt, ts, stepper, weights, index, nowhere, 0, final_denoise, False)[0]
 
     return over_devices(run, mesh, rows, shared, 0)

@@ -19,9 +19,9 @@ import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check
+from diffjax._arrays import answered, as_scalar, check
 from diffjax._typing import Sample, Scalar
-from diffjax.process import AbstractProcess, noise_divergence, noise_operator
+from diffjax.process import AbstractProcess
 from diffjax.samplers._solver_checks import AbstractField
 
 
@@ -35,9 +35,9 @@ class ScoreDrift(AbstractField):
     evaluates: ClassVar[str] = "score"
 
     def __call__(self, r: Any, y: Sample, args: Any = None) -> Sample:
-        noise = noise_operator(self.process, y, -r)
-        pull = noise.mv(noise.transpose().mv(self.score(y, -r).astype(y.dtype)))
-        pull = pull + noise_divergence(self.process, y, -r)
+        noise = self.process.noise_operator(y, -r)
+        pull = noise.mv(noise.transpose().mv(answered("score", self.score(y, -r), y.shape).astype(y.dtype)))
+        pull = pull + self.process.noise_divergence(y, -r)
         return (0.5 * (1 + self.eta**2) * pull - self.process.drift(y, -r)).astype(y.dtype)
 
 
@@ -48,7 +48,7 @@ class ScoreDiffusion(eqx.Module):
     eta: Scalar
 
     def __call__(self, r: Any, y: Sample, args: Any = None) -> Any:
-        return noise_operator(self.process, y, -r) * jnp.asarray(self.eta, y.dtype)
+        return self.process.noise_operator(y, -r) * jnp.asarray(self.eta, y.dtype)
 
 
 def score_flow(process: AbstractProcess, score: Callable[..., Any]) -> diffrax.ODETerm:

@@ -15,28 +15,28 @@ with an eta. The step to sigma = 0 gives x0_hat itself. k-diffusion's eta for 2M
 Source: Lu et al. 2022b (DPM-Solver++), section 5, for 2M; k-diffusion's `sample_dpmpp_3m_sde`, `sample_dpmpp_sde`.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 
-from diffjax._arrays import as_scalar, check
-from diffjax._typing import Denoiser, Sample, Scalar, Time
-from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers._base import AbstractStepper
+from diffjax._arrays import as_scalar, check, normal_like
+from diffjax._typing import Denoiser, Sample, Scalar
+from diffjax.parameterisation._denoiser import predict
+from diffjax.samplers._dpmpp import DPMpp2MWeights, DPMpp3MWeights
 from diffjax.samplers._exponential_sde import (
     Stage,
-    beside,
+    Stages,
     end_of,
-    exact,
+    eta_family,
     exact_to,
     non_negative,
-    place_at,
+    stop_at,
     take_stages,
 )
-from diffjax.samplers._multistep import AbstractMultistep, Weights
+from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step, memory_like
 
 
-class SDEDPMpp2M(AbstractMultistep):
+class SDEDPMpp2M(AbstractStepper):
     """SDE-DPM-Solver++ (2M), midpoint form: weak order 2, one evaluation a step. At eta = 0 it is `DPMpp2M`.
 
     Attributes:
@@ -49,23 +49,28 @@ class SDEDPMpp2M(AbstractMultistep):
     """
 
     order: ClassVar[int] = 2
+    evaluations_per_step: ClassVar[int] = 1
     history: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = True
 
     eta: Scalar = eqx.field(converter=non_negative, default=1.0)
 
-    @property
-    def stochastic(self) -> bool:
-        return True
-
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Weights:
-        family = exact(process, ts, self.eta)
-        keep, data, noise = exact_to(family, end_of(family, ts))
+    def prepare(self, grid: ScheduleOnGrid) -> DPMpp2MWeights:
+        family = eta_family(grid, self.eta)
+        c_x, c_x0, c_z = exact_to(family, end_of(family))
         _, inverse = _before(family, 1)
-        change = 0.5 * data * family.h * inverse
-        return _weights(family, keep, (data + change, -change), noise)
+        return DPMpp2MWeights(c_x, c_x0, 0.5 * c_x0 * family.h * inverse, c_z)
+
+    def init(self, x: Sample) -> Sample:
+        """D', [b, *d]."""
+        return memory_like(x)
+
+    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: Sample) -> tuple[Sample, Sample]:
+        w, D0, D1 = at.weights, predict(denoiser, x, at.t).astype(state.dtype), state
+        return w.c_x * x + w.c_x0 * D0 + w.c_change * (D0 - D1) + w.c_z * normal_like(at.keys, x), D0
 
 
-class SDEDPMpp3M(AbstractMultistep):
+class SDEDPMpp3M(AbstractStepper):
     """SDE-DPM-Solver++ (3M), as published: weak order 2, one evaluation a step.
 
     Attributes:
@@ -78,25 +83,33 @@ class SDEDPMpp3M(AbstractMultistep):
     """
 
     order: ClassVar[int] = 2
+    evaluations_per_step: ClassVar[int] = 1
     history: ClassVar[int] = 2
+    stochastic: ClassVar[bool] = True
 
     eta: Scalar = eqx.field(converter=non_negative, default=1.0)
 
-    @property
-    def stochastic(self) -> bool:
-        return True
-
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Weights:
-        family = exact(process, ts, self.eta)
+    def prepare(self, grid: ScheduleOnGrid) -> DPMpp3MWeights:
+        family = eta_family(grid, self.eta)
         (before, inverse), (earlier, inverse_earlier) = _before(family, 1), _before(family, 2)
         phi2 = family.linear()
         phi3 = phi2 / ((1 + family.eta**2) * family.h) - 0.5
         bend = (phi2 * family.h * before - phi3 * family.h**2) / (before + earlier)
-        one = (phi2 * family.h + family.xp.where(inverse_earlier > 0, bend, 0.0)) * inverse
-        two = bend * inverse_earlier
-        keep, data, noise = exact_to(family, end_of(family, ts))
-        one, two = family.at.alpha[1:] * one, family.at.alpha[1:] * two
-        return _weights(family, keep, (data + one, -one - two, two), noise)
+        one = (phi2 * family.h + grid.xp.where(inverse_earlier > 0, bend, 0.0)) * inverse
+        c_x, c_x0, c_z = exact_to(family, end_of(family))
+        return DPMpp3MWeights(c_x, c_x0, grid.alpha[1:] * one, -grid.alpha[1:] * bend * inverse_earlier, c_z)
+
+    def init(self, x: Sample) -> tuple[Sample, Sample]:
+        """(D', D''), each [b, *d]."""
+        return memory_like(x), memory_like(x)
+
+    def step(
+        self, denoiser: Denoiser, x: Sample, at: Step, state: tuple[Sample, Sample]
+    ) -> tuple[Sample, tuple[Sample, Sample]]:
+        w, (D1, D2) = at.weights, state
+        D0 = predict(denoiser, x, at.t).astype(D1.dtype)
+        xs = w.c_x * x + w.c_x0 * D0 + w.c_change * (D0 - D1) + w.c_earlier * (D1 - D2)
+        return xs + w.c_z * normal_like(at.keys, x), (D0, D1)
 
 
 class DPMppSDE(AbstractStepper):
@@ -107,7 +120,7 @@ class DPMppSDE(AbstractStepper):
     x0_hat linear in l.
 
     Attributes:
-      r: where the stage stands, as a fraction of the step in l; a scalar in (0, 1).
+      r: where the stage stands, as a fraction of the step in logsnr; a scalar in (0, 1).
       eta: how much noise, a scalar; 0 the flow, 1 the reverse SDE.
 
     Raises:
@@ -118,7 +131,7 @@ class DPMppSDE(AbstractStepper):
 
     order: ClassVar[int] = 2
     evaluations_per_step: ClassVar[int] = 2
-    history: ClassVar[int] = 0
+    stochastic: ClassVar[bool] = True
 
     r: Scalar = eqx.field(converter=as_scalar, default=0.5)
     eta: Scalar = eqx.field(converter=non_negative, default=1.0)
@@ -126,52 +139,28 @@ class DPMppSDE(AbstractStepper):
     def __check_init__(self):
         check((self.r > 0) & (self.r < 1), f"r: must lie in (0, 1), got {self.r}")
 
-    @property
-    def stochastic(self) -> bool:
-        return True
-
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
-        """A stage and the step, with fields [n]; see `Stage`."""
-        family = exact(process, ts, self.eta)
-        xp, inside = family.xp, family.inside
-        r = beside(self.r, family.at)
-        keep_m, data_m, noise_m = exact_to(family, place := place_at(family, process, ts, r))
-        keep, total, noise = exact_to(family, end_of(family, ts))
-        second = total / (2 * r)
+    def prepare(self, grid: ScheduleOnGrid) -> Stages:
+        xp, r, family = grid.xp, self.r, eta_family(grid, self.eta)
+        middle = stop_at(family, r)
+        first, whole = exact_to(family, middle), exact_to(family, end_of(family))
+        second = whole.c_x0 / (2 * r)
         # (rho_t - rho_m)/(rho_t - rho_s), the share of the path that the stage has seen.
-        h = xp.where(inside, family.h, 1.0)
+        h = xp.where(family.inside, family.h, 1.0)
         share = xp.expm1(-r * h) / xp.expm1(-h)
         rest = xp.exp(-r * h) * xp.expm1(-(1 - r) * h) / xp.expm1(-h)  # 1 - share, of any size
-        both = noise * xp.where(inside, xp.sqrt(share), 0.0), noise * xp.where(inside, xp.sqrt(rest), 1.0)
-        middle = Stage(place.time, keep_m, (data_m,), (noise_m,))
-        return middle, Stage(ts[1:], keep, (total - second, second), both)
+        shares = xp.where(family.inside, xp.sqrt(share), 0.0), xp.where(family.inside, xp.sqrt(rest), 1.0)
+        c_z = tuple(whole.c_z * share for share in shares)
+        stage = Stage(middle.t, first.c_x, (first.c_x0,), (first.c_z,))
+        return Stages((stage, Stage(grid.ts[1:], whole.c_x, (whole.c_x0 - second, second), c_z)))
 
-    def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> None:
-        return None
-
-    def step(
-        self,
-        keys: Any,
-        process: AbstractGaussianProcess,
-        denoiser: Denoiser,
-        xt: Sample,
-        t: Time,
-        s: Time,
-        weights: Any,
-        state: None,
-    ) -> tuple[Sample, None]:
-        return take_stages(keys, denoiser, xt, t, weights), None
+    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: None) -> tuple[Sample, None]:
+        return take_stages(denoiser, x, at), None
 
 
 def _before(family, k):
     """The step h that was k before and its inverse, each [n]; where there is none, or a step is infinite, (1, 0)."""
-    xp, n = family.xp, family.inside.shape[0]
+    xp, n = family.grid.xp, family.inside.shape[0]
     there = xp.concatenate([xp.zeros(k, bool), family.inside])[:n] & family.inside
     h = xp.concatenate([xp.ones_like(family.h, shape=k), family.h])[:n]
     h = xp.where(there, h, 1.0)
     return h, xp.where(there, 1 / h, 0.0)
-
-
-def _weights(family, keep, data, noise):
-    zero = 0 * keep
-    return Weights(zero, zero + 1, keep, zero, data[0], family.xp.stack(data[1:], axis=1), noise)

@@ -15,32 +15,31 @@ Source: Gonzalez et al. 2023 (SEEDS: exponential SDE solvers), section 3. Its SE
 to leading order, and its noise is ours at c1 = 1/2.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 
 from diffjax._arrays import as_scalar, check
-from diffjax._typing import Denoiser, Sample, Scalar, Time
-from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers._base import AbstractStepper
+from diffjax._typing import Denoiser, Sample, Scalar
 from diffjax.samplers._exponential_sde import (
     Stage,
-    beside,
+    Stages,
     carry_on,
     end_of,
-    exact,
+    eta_family,
     exact_to,
     non_negative,
-    place_at,
+    stop_at,
     take_stages,
 )
+from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
 
 
 class SEEDS2(AbstractStepper):
     """SEEDS-2: weak order 2, two evaluations a step.
 
     Attributes:
-      r: where the stage stands, as a fraction of the step in l; a scalar in (0, 1).
+      r: where the stage stands, as a fraction of the step in logsnr; a scalar in (0, 1).
       eta: how much noise, a scalar; 0 the flow, 1 the reverse SDE.
 
     Raises:
@@ -51,7 +50,7 @@ class SEEDS2(AbstractStepper):
 
     order: ClassVar[int] = 2
     evaluations_per_step: ClassVar[int] = 2
-    history: ClassVar[int] = 0
+    stochastic: ClassVar[bool] = True
 
     r: Scalar = eqx.field(converter=as_scalar, default=0.5)
     eta: Scalar = eqx.field(converter=non_negative, default=1.0)
@@ -59,40 +58,21 @@ class SEEDS2(AbstractStepper):
     def __check_init__(self):
         check((self.r > 0) & (self.r < 1), f"r: must lie in (0, 1), got {self.r}")
 
-    @property
-    def stochastic(self) -> bool:
-        return True
+    def prepare(self, grid: ScheduleOnGrid) -> Stages:
+        family = eta_family(grid, self.eta)
+        middle, end = stop_at(family, self.r), end_of(family)
+        first, whole = exact_to(family, middle), exact_to(family, end)
+        change = grid.alpha[1:] * family.linear() / self.r
+        stage = Stage(middle.t, first.c_x, (first.c_x0,), (first.c_z,))
+        last = Stage(end.t, whole.c_x, (whole.c_x0 - change, change), carry_on(family, middle, stage.c_z, end))
+        return Stages((stage, last))
 
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
-        """A stage and the step, with fields [n]; see `Stage`."""
-        family = exact(process, ts, self.eta)
-        r = beside(self.r, family.at)
-        first, end = place_at(family, process, ts, r), end_of(family, ts)
-        keep_1, data_1, noise_1 = exact_to(family, first)
-        keep, data, _ = exact_to(family, end)
-        change = family.at.alpha[1:] * family.linear() / r
-        stage = Stage(first.time, keep_1, (data_1,), (noise_1,))
-        return stage, Stage(end.time, keep, (data - change, change), carry_on(family, first, stage.noise, end))
-
-    def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> None:
-        return None
-
-    def step(
-        self,
-        keys: Any,
-        process: AbstractGaussianProcess,
-        denoiser: Denoiser,
-        xt: Sample,
-        t: Time,
-        s: Time,
-        weights: Any,
-        state: None,
-    ) -> tuple[Sample, None]:
-        return take_stages(keys, denoiser, xt, t, weights), None
+    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: None) -> tuple[Sample, None]:
+        return take_stages(denoiser, x, at), None
 
 
 class SEEDS3(AbstractStepper):
-    """SEEDS-3: weak order 2 (3 at eta = 0), three evaluations a step, stages at a third and two thirds of it in l.
+    """SEEDS-3: weak order 2 (3 at eta = 0), three evaluations a step, stages at a third and two thirds of it in logsnr.
 
     Attributes:
       eta: how much noise, a scalar; 0 the flow, 1 the reverse SDE.
@@ -105,40 +85,25 @@ class SEEDS3(AbstractStepper):
 
     order: ClassVar[int] = 2
     evaluations_per_step: ClassVar[int] = 3
-    history: ClassVar[int] = 0
+    stochastic: ClassVar[bool] = True
 
     eta: Scalar = eqx.field(converter=non_negative, default=1.0)
 
-    @property
-    def stochastic(self) -> bool:
-        return True
-
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Any:
-        """Two stages and the step, with fields [n]; see `Stage`."""
-        family, c1, c2 = exact(process, ts, self.eta), 1 / 3, 2 / 3
-        places = place_at(family, process, ts, c1), place_at(family, process, ts, c2), end_of(family, ts)
-        (keep_1, data_1, noise_1), (keep_2, data_2, _), (keep, data, _) = (exact_to(family, place) for place in places)
-        seen = (noise_1,), carry_on(family, places[0], (noise_1,), places[1])
-        change_2 = places[1].alpha * family.linear(c2) / c1
-        change = family.at.alpha[1:] * family.linear() / c2
-        return (
-            Stage(places[0].time, keep_1, (data_1,), seen[0]),
-            Stage(places[1].time, keep_2, (data_2 - change_2, change_2), seen[1]),
-            Stage(ts[1:], keep, (data - change, 0 * change, change), carry_on(family, places[1], seen[1], places[2])),
+    def prepare(self, grid: ScheduleOnGrid) -> Stages:
+        family, c1, c2 = eta_family(grid, self.eta), 1 / 3, 2 / 3
+        one, two, end = stop_at(family, c1), stop_at(family, c2), end_of(family)
+        first, second, whole = (exact_to(family, stop) for stop in (one, two, end))
+        c_z1 = (first.c_z,)
+        c_z2 = carry_on(family, one, c_z1, two)
+        change_2 = two.alpha * family.linear(c2) / c1
+        change = grid.alpha[1:] * family.linear() / c2
+        return Stages(
+            (
+                Stage(one.t, first.c_x, (first.c_x0,), c_z1),
+                Stage(two.t, second.c_x, (second.c_x0 - change_2, change_2), c_z2),
+                Stage(end.t, whole.c_x, (whole.c_x0 - change, 0 * change, change), carry_on(family, two, c_z2, end)),
+            )
         )
 
-    def init(self, process: AbstractGaussianProcess, xt: Sample, t: Time) -> None:
-        return None
-
-    def step(
-        self,
-        keys: Any,
-        process: AbstractGaussianProcess,
-        denoiser: Denoiser,
-        xt: Sample,
-        t: Time,
-        s: Time,
-        weights: Any,
-        state: None,
-    ) -> tuple[Sample, None]:
-        return take_stages(keys, denoiser, xt, t, weights), None
+    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: None) -> tuple[Sample, None]:
+        return take_stages(denoiser, x, at), None

@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from diffjax._arrays import check
+from diffjax._arrays import answered, as_samples, check, check_key, whole_numbers
 from diffjax._typing import Index, Key, Sample, Scalar
 from diffjax.samplers._chains import Chains, run_chains, step_sizes
 from diffjax.samplers._unadjusted import AbstractUnadjusted, langevin_step
 
 
+@whole_numbers
 def polynomial_decay(steps: int, *, a: Scalar, b: Scalar = 1.0, gamma: Scalar = 1 / 3) -> Float[Array, " steps"]:
     """Step sizes a (b + k)^-gamma, k = 0 .. steps - 1, [steps], for scalars a, b and gamma.
 
@@ -78,6 +79,7 @@ class MinibatchScore(eqx.Module):
         return jax.vmap(jax.grad(estimate))(x, batch)
 
 
+@whole_numbers
 def minibatch_score(log_prior: Callable[..., Any], log_likelihood: Callable[..., Any], total: int) -> MinibatchScore:
     """The unbiased score of a posterior from mini-batches, for `sgld`: `(x [b, *d], batch [b, n, ...]) -> [b, *d]`.
 
@@ -99,7 +101,8 @@ class Stochastic(AbstractUnadjusted):
 
     def step(self, keys, x, tau):
         batch_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        return langevin_step(noise_keys, x, self.score(x, self._batches(batch_keys)), tau)
+        slope = answered("score", self.score(x, self._batches(batch_keys)), x.shape)
+        return langevin_step(noise_keys, x, slope, tau)
 
     def _batches(self, keys):
         """[b, n, ...]: all the data in order where n = N, else drawn with replacement, at a cost that is not N's."""
@@ -110,6 +113,7 @@ class Stochastic(AbstractUnadjusted):
         return jax.tree.map(lambda leaf: leaf[rows], self.data)
 
 
+@whole_numbers
 def sgld(
     key: Key,
     score: Callable[[Any, Any], Any],
@@ -146,6 +150,8 @@ def sgld(
     Raises:
       ValueError: batch_size is not in 1 .. N, the data differ in length, or as `langevin`.
     """
+    check_key(key)
+    x = as_samples("x", x)
     totals = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(data)}
     if len(totals) != 1 or 0 in totals:
         raise ValueError(f"data: arrays of one length N, at least 1, are needed, got lengths {sorted(totals)}")

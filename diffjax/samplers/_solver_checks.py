@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax._arrays import at_once, is_concrete
-from diffjax.process import PerSamplePath, interval
+from diffjax.process import PerSamplePath
 from diffjax.samplers._calls import remembered
 from diffjax.samplers._stepper_solver import StepperSolver, parts
 
@@ -111,10 +111,10 @@ def check_ends(terms: Any, xt: Any, ts: Any, solver: Any, controller: Any, dtype
         if not remembered(lambda t=t: _is_finite(terms, xt, t, dtype), check_ends, *by):
             process = _fields(terms)[0].process
             with at_once(process):
-                low, high = (float(end) for end in interval(process))
+                low, high = (float(end) for end in process.interval())
             raise ValueError(
                 f"ts: {type(process).__name__} is singular at its end t = {t:g}, where {type(solver).__name__} "
-                f"evaluates it; stay inside interval(process) = ({low:.3g}, {high:.3g})"
+                f"evaluates it; stay inside process.interval() = ({low:.3g}, {high:.3g})"
             )
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from diffjax._arrays import time_dtype
 from diffjax._typing import Sample
 from diffjax.process import AbstractGaussianProcess, PerSamplePath
-from diffjax.samplers._base import AbstractEmbeddedStepper, AbstractStepper, prepared
+from diffjax.samplers._stepper import AbstractEmbeddedStepper, AbstractStepper, Step, step_weights
 
 
 class MarginalInterpolation(diffrax.AbstractLocalInterpolation):
@@ -74,18 +74,18 @@ class StepperSolver(diffrax.AbstractItoSolver):
                 "`integrate` without a controller, or `as_diffrax_solver(stepper, process=..., ts=...)` and "
                 "`diffrax.StepTo(-ts)`"
             )
-        return _SolverState(self.stepper.init(parts(self.stepper, terms)[0].process, y0, -t0), jnp.asarray(0))
+        return _SolverState(self.stepper.init(y0), jnp.asarray(0))
 
     def step(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any) -> Any:
         field, path = parts(self.stepper, terms)
         keys = None if path is None else path.step_keys(t0)
         weights = self._weights(field.process, solver_state.k, -t0, -t1, time_dtype(y0))
-        arguments = (keys, field.process, field.denoiser, y0, -t0, -t1, weights, solver_state.inner)
+        at = Step(-t0, -t1, weights, keys)
         if isinstance(self.stepper, AbstractEmbeddedStepper) and self.estimates:
-            y1, error, inner = self.stepper.step_with_error(*arguments)
+            y1, error, inner = self.stepper.step_with_error(field.denoiser, y0, at, solver_state.inner)
             error = error.astype(y0.dtype)
         else:
-            (y1, inner), error = self.stepper.step(*arguments), None
+            (y1, inner), error = self.stepper.step(field.denoiser, y0, at, solver_state.inner), None
         y1 = y1.astype(y0.dtype)
         dense = {"y0": y0, "y1": y1, "process": field.process}
         return y1, error, dense, _SolverState(inner, solver_state.k + 1), diffrax.RESULTS.successful
@@ -100,7 +100,8 @@ class StepperSolver(diffrax.AbstractItoSolver):
 
     def _weights(self, process, k, t, s, dtype):
         if self.ts is None:
-            return jax.tree.map(lambda w: jnp.asarray(w[0], dtype), prepared(self.stepper, process, jnp.stack([t, s])))
+            weights = step_weights(self.stepper, process, jnp.stack([t, s]))
+            return jax.tree.map(lambda w: jnp.asarray(w[0], dtype), weights)
         return jax.tree.map(lambda w: jnp.asarray(w, dtype)[k], self.weights)
 
 
@@ -142,20 +143,22 @@ def as_diffrax_solver(
     - Under a step-size controller: steppers that estimate their error, such as `Heun`. Any other deterministic
       one-step method does so inside `diffrax.HalfSolver`, at three times the evaluations.
     - In `diffrax.diffeqsolve` itself: one-step methods at any steps, on the clock r = -t; a multistep method at the
-      fixed steps `stepsize_controller=diffrax.StepTo(-ts)` of the grid that it is told here.
+      fixed steps `stepsize_controller=diffrax.StepTo(-ts)` of the grid that it is given here.
 
     Args:
       stepper: the method.
-      process: only beside ts: the process that the grid's times refer to.
+      process: only with ts: the process that the grid's times refer to.
       ts: a descending grid [n + 1] to bind the method to, its weights computed once, in float64 on the host; only for
         direct use in `diffeqsolve`, which must then take the steps of this grid: nothing checks that it does.
 
     Raises:
-      ValueError: one of process and ts comes without the other.
+      ValueError: one of process and ts comes without the other, or the stepper is `Jump`, which solves no equation.
     """
+    if stepper.order < 1:
+        raise ValueError(f"stepper: {type(stepper).__name__} steps a flow map, and solves no equation: use `sample`")
     if (process is None) != (ts is None):
         given, missing = ("ts", "process") if process is None else ("process", "ts")
         raise ValueError(f"{missing}: binding to a grid needs process and ts, got only {given}")
     if process is None:
         return StepperSolver(stepper)
-    return StepperSolver(stepper, prepared(stepper, process, ts), ts)
+    return StepperSolver(stepper, step_weights(stepper, process, ts), ts)

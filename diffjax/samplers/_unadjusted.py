@@ -15,7 +15,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import normal_like
+from diffjax._arrays import answered, as_samples, check_key, normal_like, whole_numbers
 from diffjax._typing import Index, Key, Sample, Scalar
 from diffjax.samplers._chains import Chains, run_chains, step_sizes
 
@@ -48,9 +48,10 @@ class Unadjusted(AbstractUnadjusted):
     score: Any
 
     def step(self, keys, x, tau):
-        return langevin_step(keys, x, self.score(x), tau)
+        return langevin_step(keys, x, answered("score", self.score(x), x.shape), tau)
 
 
+@whole_numbers
 def langevin(
     key: Key,
     score: Callable[[Any], Any],
@@ -84,5 +85,7 @@ def langevin(
     Raises:
       ValueError: steps is below 1, step_size not positive or of another shape, burn_in or `save` outside the steps.
     """
+    check_key(key)
+    x = as_samples("x", x)
     taus = step_sizes(step_size, steps, x.dtype)
     return run_chains(key, Unadjusted(score), x, taus, taus, index, save, average, burn_in)

@@ -18,11 +18,12 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from diffjax.parameterisation import X0Prediction
-from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers._base import namespace, schedule
-from diffjax.samplers._exponential_adams import ExponentialAdams
-from diffjax.samplers._multistep import AbstractMultistep, Weights
+from diffjax._arrays import whole_numbers
+from diffjax.parameterisation._linear import X0Prediction
+from diffjax.process import ddim_coefficients
+from diffjax.samplers._exponential_adams import adams_weights
+from diffjax.samplers._multistep import AbstractMultistep, MultistepWeights
+from diffjax.samplers._stepper import ScheduleOnGrid, namespace
 
 
 def bh1(h: Any) -> Any:
@@ -35,11 +36,12 @@ def bh2(h: Any) -> Any:
     return -namespace(h).expm1(-h)
 
 
+@whole_numbers
 class UniPC(AbstractMultistep):
     """UniPC-p: order p + 1, one evaluation a step.
 
     Attributes:
-      p: how many points the predictor looks at, 1 to 3.
+      p: how many points the predictor uses, 1 to 3.
       scale: B(h), `bh1` or `bh2`, or a function of one's own with B(h) = h + O(h^2). None for varying coefficients,
         which is `ExponentialAdams(X0Prediction(), p + 1, corrector=True)`.
 
@@ -53,7 +55,7 @@ class UniPC(AbstractMultistep):
     scale: Callable[[Any], Any] | None = eqx.field(static=True, default=bh2)
 
     def __check_init__(self):
-        if not isinstance(self.p, int) or self.p not in (1, 2, 3):
+        if self.p not in (1, 2, 3):
             raise ValueError(f"p: must be 1, 2 or 3, got {self.p!r}; ExponentialAdams goes further")
 
     @property
@@ -65,27 +67,23 @@ class UniPC(AbstractMultistep):
         return self.p
 
     @property
-    def stochastic(self) -> bool:
-        return False
-
-    @property
     def corrects(self) -> bool:
         return True
 
-    def prepare(self, process: AbstractGaussianProcess, ts: Any) -> Weights:
-        weights = ExponentialAdams(X0Prediction(), self.p + 1, corrector=True).prepare(process, ts)
-        return weights if self.scale is None else _halved(weights, self.p, self.scale, schedule(process, ts))
+    def prepare(self, grid: ScheduleOnGrid) -> MultistepWeights:
+        weights = adams_weights(grid, X0Prediction(), self.p, corrector=True)
+        return weights if self.scale is None else _halved(weights, self.p, self.scale, grid)
 
 
-def _halved(weights, p, scale, at):
+def _halved(weights, p, scale, grid):
     """The weights with 1/2 where the authors put it."""
-    xp, n = namespace(at.sigma), len(at.sigma) - 1
-    finite = xp.isfinite(at.half_logsnr)
-    l = xp.where(finite, at.half_logsnr, 0.0)
+    xp, n = grid.xp, len(grid.sigma) - 1
+    finite = xp.isfinite(grid.half_logsnr)
+    l = xp.where(finite, grid.half_logsnr, 0.0)
     inside = finite[:-1] & finite[1:]
     h = xp.where(inside, l[1:] - l[:-1], 1.0)
-    amount = 0.5 * at.alpha[1:] * scale(h)
-    exact = at.alpha[1:] - at.sigma[1:] / at.sigma[:-1] * at.alpha[:-1]
+    amount = 0.5 * grid.alpha[1:] * scale(h)
+    _, exact = ddim_coefficients(grid.alpha[:-1], grid.sigma[:-1], grid.alpha[1:], grid.sigma[1:])
     # How many points each step has: as many as there are steps since l became finite.
     points = xp.minimum(xp.cumsum(xp.asarray(finite[:-1], int)), p)
     change = weights.correct
@@ -93,12 +91,12 @@ def _halved(weights, p, scale, at):
         two = (points == 2) & inside
         before = xp.concatenate([xp.ones_like(h[:1]), h[:-1]])
         slope = amount * h / before
-        now = xp.where(two, exact + slope, weights.now)
-        past = xp.where(two[:, None] & (np.arange(p - 1) == 0), -slope[:, None], weights.past)
-        weights = weights._replace(now=now, past=past)
+        now = xp.where(two, exact + slope, weights.c_now)
+        past = xp.where(two[:, None] & (np.arange(p - 1) == 0), -slope[:, None], weights.c_past)
+        weights = weights._replace(c_now=now, c_past=past)
     previous = np.maximum(np.arange(n) - 1, 0)
     one = (points[previous] == 1) & inside[previous] & (np.arange(n) > 0)
-    now = xp.where(one, amount[previous], change.now)
+    now = xp.where(one, amount[previous], change.c_now)
     first = (exact - amount)[previous][:, None]
-    past = xp.where(one[:, None] & (np.arange(p) == 0), first, change.past)
-    return weights._replace(correct=change._replace(now=now, past=past))
+    past = xp.where(one[:, None] & (np.arange(p) == 0), first, change.c_past)
+    return weights._replace(correct=change._replace(c_now=now, c_past=past))

@@ -1,65 +1,78 @@
-"""From a loss to a trained state: pure steps, laid out over devices, and a loop that can be cut anywhere.
+"""Training: from a loss to a trained state, by pure steps, over devices and processes, interruptible anywhere.
 
-init_state --> TrainState --+
-                            v
-loss_fn --make_train_step--> step --(jit | fsdp | tensor | pmap)_layout--> Layout --train--> TrainState
-                                                                                      |  ^
-                                                                    metrics.jsonl <---+  +--- Checkpoints
+    loss_fn, tx --> Objective --make_train_step--> step --(jit | fsdp | tensor | pmap)_layout--> Layout --+
+                                                                                                          |
+    network --init_state--> TrainState: step, params, ema, opt_state, key --------------------------------+--> train
+                                 ^                                                                        |     |
+    data: source(seed, step, size) -----------------------------------------------------------------------+     |
+                                 |                                                                              |
+                                 +-- restore -- Checkpoints <-- save, every so often -- TrainState <------------+
+                                                                                         |                      |
+                                 .safetensors <-- save_weights -- averaged_params <------+                      |
+                                                                  metrics.jsonl, bar, TensorBoard, watchers <---+
+
+Several processes: `initialize` before JAX starts; then every process calls the same functions, and process 0 writes.
+The pieces of checkpoints are in `diffjax.training.checkpoint`.
 """
 
-from diffjax.training._about import Damaged as Damaged
-from diffjax.training._checkpoint import Checkpoints as Checkpoints
-from diffjax.training._distributed import (
-    HEARTBEAT as HEARTBEAT,
-    Failed as Failed,
-    Refused as Refused,
-    Unreachable as Unreachable,
-    agree as agree,
-    agree_on_main as agree_on_main,
-    check_same as check_same,
-    fetch as fetch,
-    gather_rows as gather_rows,
-    is_bad_input as is_bad_input,
-    is_main as is_main,
-    join as join,
-    leave as leave,
-    local_copy as local_copy,
-)
-from diffjax.training._durable import write_durably as write_durably
-from diffjax.training._ema import make_ema as make_ema
-from diffjax.training._export import load_weights as load_weights, save_weights as save_weights
-from diffjax.training._finite import NotFinite as NotFinite
-from diffjax.training._loop import train as train
-from diffjax.training._mesh import data_mesh as data_mesh, make_mesh as make_mesh
-from diffjax.training._pmap import (
-    pmap_layout as pmap_layout,
-    replicate as replicate,
-    split_batch as split_batch,
-    unreplicate as unreplicate,
-)
-from diffjax.training._power_ema import (
-    combine as combine,
-    make_emas as make_emas,
+from diffjax.training._ema import (
+    make_ema as make_ema,
     make_power_ema as make_power_ema,
     power_exponent as power_exponent,
     reconstruction_weights as reconstruction_weights,
+    weighted_sum as weighted_sum,
 )
-from diffjax.training._projected import projected as projected
-from diffjax.training._rules import TENSOR_RULES as TENSOR_RULES
-from diffjax.training._saves import RESCUE as RESCUE
-from diffjax.training._sharding import (
+from diffjax.training._hosts import (
+    Failed as Failed,
+    Refused as Refused,
+    check_same as check_same,
+    gather_rows as gather_rows,
+    gather_to_host as gather_to_host,
+    is_input_error as is_input_error,
+    is_main as is_main,
+    local_copy as local_copy,
+    run_on_main as run_on_main,
+    sync_errors as sync_errors,
+)
+from diffjax.training._layouts import (
     Layout as Layout,
     fsdp_layout as fsdp_layout,
     jit_layout as jit_layout,
     shard_batch as shard_batch,
     tensor_layout as tensor_layout,
 )
-from diffjax.training._signals import Stopped as Stopped
+from diffjax.training._log import truncate_log as truncate_log
+from diffjax.training._loop import train as train
+from diffjax.training._mesh import data_mesh as data_mesh, make_mesh as make_mesh
+from diffjax.training._monitor import tensorboard as tensorboard
+from diffjax.training._objective import Context as Context, Objective as Objective, projected as projected
+from diffjax.training._pmap import (
+    pmap_layout as pmap_layout,
+    replicate as replicate,
+    split_batch as split_batch,
+    unreplicate as unreplicate,
+)
+from diffjax.training._rendezvous import (
+    HEARTBEAT as HEARTBEAT,
+    Unreachable as Unreachable,
+    abort as abort,
+    initialize as initialize,
+)
+from diffjax.training._rules import TENSOR_RULES as TENSOR_RULES
+from diffjax.training._saving import (
+    RESCUE as RESCUE,
+    NotFinite as NotFinite,
+    check_parameters as check_parameters,
+)
+from diffjax.training._signals import Stopped as Stopped, handle_signals as handle_signals
 from diffjax.training._snapshots import Snapshots as Snapshots
 from diffjax.training._state import (
     TrainState as TrainState,
+    averaged_params as averaged_params,
     init_state as init_state,
     state_from_params as state_from_params,
 )
 from diffjax.training._step import make_train_step as make_train_step
-from diffjax.training._watch import tensorboard as tensorboard
+from diffjax.training.checkpoint._export import load_weights as load_weights, save_weights as save_weights
+from diffjax.training.checkpoint._metadata import Damaged as Damaged
+from diffjax.training.checkpoint._store import Checkpoints as Checkpoints

@@ -1,6 +1,6 @@
-"""Devices in a grid with three names, and what each is for.
+"""Meshes: devices in a grid with up to three named axes.
 
-    data     the batch is split, the state is whole           \\  both split the batch [b, ...]
+    data     the batch is split, the state is replicated      \\  both split the batch [b, ...]
     fsdp     the batch is split, and so is the state          /
     tensor   the same samples; single layers are split
 
@@ -15,18 +15,26 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from diffjax._arrays import whole_numbers
+
 DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
-Devices: TypeAlias = Sequence[Any]
+Device: TypeAlias = Any
+"""A `jax.Device`, which is a variable and no type to type checkers."""
+Devices: TypeAlias = Sequence[Device]
 
 
+@whole_numbers
 def make_mesh(*, data: int | None = None, fsdp: int = 1, tensor: int = 1, devices: Devices | None = None) -> Mesh:
     """A mesh of shape [data, fsdp, tensor] with the axes "data", "fsdp" and "tensor".
 
     Args:
-      data: how many parts the batch is split into, beside fsdp; by default, what the other two leave of the devices.
-      fsdp: how many parts the state and the batch are split into.
-      tensor: how many parts single layers are split into.
-      devices: which devices; the first of them are used, all by default.
+      data: the batch is split into data x fsdp parts; by default the number of devices over the other two.
+      fsdp: number of parts that the state and the batch are split into.
+      tensor: number of parts that single layers are split into.
+      devices: the devices, of which the first are used; all by default.
+
+    Returns:
+      A mesh of data x fsdp x tensor devices.
 
     Raises:
       ValueError: a number is below 1, or the mesh is larger than the devices or, without `data`, does not divide them.
@@ -51,9 +59,11 @@ def data_mesh(devices: Devices | None = None) -> Mesh:
     return Mesh(np.asarray(devices, object), (DATA,), axis_types=(AxisType.Auto,))
 
 
-def all_devices() -> list[Any]:
-    """The devices of all processes, those of process 0 first: `jax.make_mesh` would mix them, and with them whose rows
-    of a batch are whose."""
+def all_devices() -> list[Device]:
+    """The devices of all processes, in the order of the processes, so that each has consecutive rows of a batch.
+
+    `jax.make_mesh` would order them by their interconnect.
+    """
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
 
 
@@ -63,20 +73,20 @@ def batch_axes(mesh: Mesh) -> tuple[str, ...]:
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """How many parts a batch is split into.
+    """The number of parts that a batch [b, ...] is split into.
 
     Raises:
-      ValueError: the processes of a run would not have equal parts of their own.
+      ValueError: the processes of a run would not have equally many parts each.
     """
     parts = int(np.prod([mesh.shape[name] for name in batch_axes(mesh)], dtype=int))
     processes = jax.process_count()
     if processes > 1:
-        rows: dict[int, set[Any]] = {process: set() for process in range(processes)}
-        places = NamedSharding(mesh, PartitionSpec(batch_axes(mesh))).devices_indices_map((parts,))
-        for device, (row,) in places.items():
+        rows: dict[int, set[int]] = {process: set() for process in range(processes)}
+        indices = NamedSharding(mesh, PartitionSpec(batch_axes(mesh))).devices_indices_map((parts,))
+        for device, (row,) in indices.items():
             rows[device.process_index].add(row.start or 0)
         each = parts // processes
-        if parts % processes or any(mine != set(range(i * each, (i + 1) * each)) for i, mine in rows.items()):
+        if parts % processes or any(own != set(range(i * each, (i + 1) * each)) for i, own in rows.items()):
             raise ValueError(
                 f"mesh: {dict(mesh.shape)} splits a batch into {parts} parts, of which {processes} processes cannot "
                 "have equally many each to themselves, in their order; let data x fsdp be a multiple of the processes"

@@ -1,33 +1,38 @@
-"""Which axis of which array is split over which axis of the mesh.
+"""PartitionSpecs: which axis of which array is split over which axis of the mesh.
 
-    fsdp      the longest axis that divides, of every array that is worth it: parameters, averages, optimiser alike
-    tensor    by the names of our networks' layers, in pairs, so that what lies between two layers stays split:
+    fsdp      the longest divisible axis of every array that is large enough: parameters, averages, optimiser alike
+    tensor    by the names of our networks' layers, in pairs, so that the activations between two layers stay split:
 
       x -> [ W1 | W1' ] -> f -> [ W2  ] -> + -> y         columns first, then rows; one sum over devices at the end
                                 [ W2' ]
 
 A rule is a regular expression for the end of an array's path ("params/down_0_0/conv_1/kernel") and a PartitionSpec. An
-optimiser that keeps arrays like the parameters keeps them under the same names, so the rules find those too.
+optimiser whose state has arrays like the parameters has them under the same names, so the rules apply to those too.
 
 Source: Rajbhandari et al. 2020, section 5; Shoeybi et al. 2019, section 3.
 """
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import PyTree
 
-from diffjax.training._about import path_of
+from diffjax._arrays import path_of
 from diffjax.training._mesh import FSDP, TENSOR
 
 Rules: TypeAlias = Sequence[tuple[str, PartitionSpec]]
-Places: TypeAlias = Callable[[Any], Any]
+Specs: TypeAlias = Callable[[PyTree], PyTree]
 """A tree of arrays to the tree of their PartitionSpecs."""
+Leaf: TypeAlias = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+Axis: TypeAlias = str | tuple[str, ...] | None
+"""An entry of a PartitionSpec."""
 
 TENSOR_RULES: Rules = (
-    # attention: queries, keys, values by columns, the way out by rows
+    # attention: queries, keys, values by columns, the output projection by rows
     (r"attention/qkv/kernel", PartitionSpec(None, TENSOR)),
     (r"attention/qkv/bias", PartitionSpec(TENSOR)),
     (r"attention/out/kernel", PartitionSpec(TENSOR, None)),
@@ -49,23 +54,23 @@ TENSOR_RULES: Rules = (
     (r"(net__0/proj|mlp/fc1)/bias", PartitionSpec(TENSOR)),
     (r"(net__2|mlp/fc2)/kernel", PartitionSpec(TENSOR, None)),
 )
-STACK = "__/"  # after the name of blocks that are one array each, [depth, ...]: a rule speaks of one block
+STACK = "__/"  # after the name of stacked blocks, one array [depth, ...] each: a rule is for one block
 
 
-def everywhere(tree: Any) -> Any:
+def replicated_specs(tree: PyTree) -> PyTree:
     """No array is split."""
     return jax.tree.map(lambda _: PartitionSpec(), tree)
 
 
-def fsdp_places(mesh: Mesh, min_size: int) -> Places:
+def fsdp_specs(mesh: Mesh, min_size: int) -> Specs:
     """Each array of at least `min_size` numbers is split along its longest axis that `fsdp` divides.
 
     Raises:
-      ValueError: at the tree, where no array of it can be split.
+      ValueError: when called, no array of the tree can be split.
     """
     parts = mesh.shape[FSDP]
 
-    def places(tree: Any) -> Any:
+    def specs_of(tree: PyTree) -> PyTree:
         specs = jax.tree.map(lambda leaf: _along_longest(leaf, parts, min_size, ()), tree)
         if parts > 1 and not any(jax.tree.leaves(specs, is_leaf=_is_spec)):
             raise ValueError(
@@ -74,29 +79,29 @@ def fsdp_places(mesh: Mesh, min_size: int) -> Places:
             )
         return specs
 
-    return places
+    return specs_of
 
 
-def tensor_places(mesh: Mesh, rules: Rules, min_size: int) -> Places:
-    """Arrays that a rule names are split by it; all of them over `fsdp` besides, where the mesh has it.
+def tensor_specs(mesh: Mesh, rules: Rules, min_size: int) -> Specs:
+    """Each array is split by the first rule that fits its path; and over `fsdp`, where the mesh has that axis.
 
     Raises:
-      ValueError: at the tree, where no rule fits a parameter, or one fits a parameter that it does not divide.
+      ValueError: when called, no rule fits an array, or one fits a parameter that it does not divide.
     """
     parts, shards = mesh.shape[TENSOR], mesh.shape.get(FSDP, 1)
-    found = [(re.compile(f"(?:{pattern})$"), spec) for pattern, spec in rules]
+    compiled = [(re.compile(f"(?:{pattern})$"), spec) for pattern, spec in rules]
 
-    def place(path: Any, leaf: Any) -> PartitionSpec:
+    def spec_of(path: jax.tree_util.KeyPath, leaf: Leaf) -> PartitionSpec:
         name = path_of(path)
-        spec = next((spec for pattern, spec in found if pattern.search(name)), PartitionSpec())
+        spec = next((spec for pattern, spec in compiled if pattern.search(name)), PartitionSpec())
         spec = PartitionSpec(None, *spec) if STACK in name and len(spec) else spec
-        unfit = _unfit(leaf.shape, spec, mesh)
-        if unfit and name.startswith("params/"):
-            raise ValueError(f"rules: {name} of shape {leaf.shape} cannot be split by {spec}: {unfit}")
-        return _along_longest(leaf, shards, min_size, () if unfit else tuple(spec))
+        mismatch = _mismatch(leaf.shape, spec, mesh)
+        if mismatch and name.startswith("params/"):
+            raise ValueError(f"rules: {name} of shape {leaf.shape} cannot be split by {spec}: {mismatch}")
+        return _along_longest(leaf, shards, min_size, () if mismatch else tuple(spec))
 
-    def places(tree: Any) -> Any:
-        specs = jax.tree_util.tree_map_with_path(place, tree)
+    def specs_of(tree: PyTree) -> PyTree:
+        specs = jax.tree_util.tree_map_with_path(spec_of, tree)
         named = [
             spec for spec in jax.tree.leaves(specs, is_leaf=_is_spec) if any(TENSOR in _names(axis) for axis in spec)
         ]
@@ -104,39 +109,39 @@ def tensor_places(mesh: Mesh, rules: Rules, min_size: int) -> Places:
             raise ValueError(f"rules: none of {[pattern for pattern, _ in rules]} fits an array; give rules that do")
         return specs
 
-    return places
+    return specs_of
 
 
-def without_fsdp(specs: Any) -> Any:
-    """The same places with nothing split over fsdp."""
+def without_fsdp(specs: PyTree) -> PyTree:
+    """The same PartitionSpecs without the axis fsdp."""
 
     def drop(spec: PartitionSpec) -> PartitionSpec:
-        kept = [tuple(name for name in _names(axis) if name != FSDP) for axis in spec]
-        return _trimmed([names[0] if len(names) == 1 else names or None for names in kept])
+        rest = [tuple(name for name in _names(axis) if name != FSDP) for axis in spec]
+        return _trimmed([names[0] if len(names) == 1 else names or None for names in rest])
 
     return jax.tree.map(drop, specs, is_leaf=_is_spec)
 
 
-def _along_longest(leaf: Any, parts: int, min_size: int, taken: tuple[Any, ...]) -> PartitionSpec:
-    """`taken`, with the longest free axis that `parts` divides given to fsdp, where none is; of equal ones the last."""
+def _along_longest(leaf: Leaf, parts: int, min_size: int, taken: tuple[Axis, ...]) -> PartitionSpec:
+    """`taken`, with fsdp for the longest free axis that `parts` divides, of equal ones the last; once in all."""
     if any(FSDP in _names(axis) for axis in taken):
         return _trimmed([*taken])
-    spec = [*taken, *[None] * (leaf.ndim - len(taken))]
+    spec = [*taken, *[None] * (len(leaf.shape) - len(taken))]
     free = [(n, i) for i, n in enumerate(leaf.shape) if spec[i] is None and n and n % parts == 0]
     if parts > 1 and free and leaf.size >= min_size:
         spec[max(free)[1]] = FSDP
     return _trimmed(spec)
 
 
-def _trimmed(spec: list[Any]) -> PartitionSpec:
-    """Without None at the end, as JAX writes it: a sharding that is spelt otherwise would compile the step again."""
+def _trimmed(spec: list[Axis]) -> PartitionSpec:
+    """Without None at the end, as JAX writes it: otherwise the sharding would differ, and the step compile again."""
     while spec and spec[-1] is None:
         spec.pop()
     return PartitionSpec(*spec)
 
 
-def _unfit(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> str:
-    """Why a spec does not fit a shape; nothing where it does."""
+def _mismatch(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> str:
+    """Why a spec does not fit a shape; "" where it does."""
     if len(spec) > len(shape):
         return f"it has {len(shape)} axes"
     for i, name in enumerate(spec):
@@ -148,10 +153,10 @@ def _unfit(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> str:
     return ""
 
 
-def _names(axis: Any) -> tuple[str, ...]:
+def _names(axis: Axis) -> tuple[str, ...]:
     """The axes of the mesh that one entry of a PartitionSpec names: none, one, or several."""
     return () if axis is None else (axis,) if isinstance(axis, str) else tuple(axis)
 
 
-def _is_spec(node: Any) -> bool:
+def _is_spec(node: object) -> bool:
     return isinstance(node, PartitionSpec)

@@ -2,7 +2,7 @@
 
     state.ema[width] --every so often--> folder/WIDTH-STEP.safetensors --reconstruct(width)--> parameters
 
-Unlike checkpoints all are kept. A run that was cut and goes on takes those after its checkpoint again, the same.
+Unlike checkpoints, none is deleted. A resumed run writes those after its checkpoint again, with equal contents.
 """
 
 from collections.abc import Sequence
@@ -12,19 +12,21 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from diffjax._arrays import whole_numbers
 from diffjax._typing import Params
-from diffjax.training._distributed import fetch, is_main
-from diffjax.training._export import load_weights, save_weights
-from diffjax.training._power_ema import combine, power_exponent, reconstruction_weights
+from diffjax.training._ema import power_exponent, reconstruction_weights, weighted_sum
+from diffjax.training._hosts import gather_to_host, is_main
 from diffjax.training._state import TrainState
+from diffjax.training.checkpoint._export import load_weights, save_weights
 
 
+@whole_numbers
 class Snapshots:
-    """A folder of snapshots of a state's averages of some widths; `train(..., snapshots=...)` takes them.
+    """A folder of snapshots of a state's power-function averages; `train(..., snapshots=...)` takes them.
 
     Attributes:
-      folder: made with the first snapshot.
-      every: steps from one to the next.
+      folder: created with the first snapshot.
+      every: steps from one snapshot to the next.
       widths: scalars in (0, 0.2886); `state.ema` has an average for each under its `name(width)`.
     """
 
@@ -46,9 +48,10 @@ class Snapshots:
 
     @staticmethod
     def name(width: float) -> str:
-        """What an average of this width, a scalar, is called in `state.ema` and in the folder."""
+        """The name of an average of this width, a scalar, in `state.ema` and in the folder."""
         return f"{width:g}"
 
+    @whole_numbers
     def take(self, step: int, state: TrainState) -> None:
         """Copies the averages of a state to the host, and writes them in a thread; in process 0, though all call it.
 
@@ -59,49 +62,50 @@ class Snapshots:
         Raises:
           RuntimeError: the snapshot before this one could not be written.
         """
-        averages = fetch({self.name(width): state.ema[self.name(width)] for width in self.widths})
+        averages = gather_to_host({self.name(width): state.ema[self.name(width)] for width in self.widths})
         if is_main():
-            copied = jax.tree.map(np.array, averages)  # the step will donate what they may be views of
+            copied = jax.tree.map(np.array, averages)  # they may be views of arrays that the next step donates
             self.wait()
             self._writing = self._thread.submit(self._write, step, copied)
 
     def wait(self) -> None:
-        """Returns when all is on disk; raises `RuntimeError` where it could not be written."""
+        """Returns when every snapshot is on disk; raises `RuntimeError` where it could not be written."""
         try:
             self._writing.result()
         except Exception as error:
             raise RuntimeError(f"{self.folder}: a snapshot could not be written: {error}") from error
 
-    def found(self) -> list[tuple[int, float]]:
-        """(step, width) of each snapshot in the folder, of the widths asked for, in order of step."""
+    def saved(self) -> list[tuple[int, float]]:
+        """(step, width) of each snapshot in the folder, of `widths`, in order of step."""
         steps = lambda width: (path.stem.rsplit("-", 1)[1] for path in self.folder.glob(f"{self.name(width)}-*"))
         return sorted((int(step), width) for width in self.widths for step in steps(width) if step.isdigit())
 
+    @whole_numbers
     def reconstruct(self, like: Params, width: float, step: int | None = None) -> Params:
-        """The average of a width at the last snapshot up to a step, from the snapshots up to there.
+        """The average of any width at the last snapshot up to a step, from the snapshots up to there.
 
         Args:
-          like: parameters, a tree of arrays [...] or `jax.ShapeDtypeStruct`s; values are not used.
-          width: of the average, a scalar; near or between the widths of the snapshots it is the average itself to
-            about 1e-3 with ten snapshots of each, and better with more.
-          step: the last snapshot of all by default; a scalar.
+          like: parameters, a tree of arrays [*d] or `jax.ShapeDtypeStruct`s; values are not used.
+          width: of the average, a scalar; near or between the widths of the snapshots the relative error is about
+            1e-3 with ten snapshots of each, and smaller with more.
+          step: by default that of the last snapshot; a scalar.
 
         Returns:
-          NumPy arrays [...] like `like`.
+          A tree of NumPy arrays [*d] like `like`.
 
         Raises:
           FileNotFoundError: there is no snapshot up to that step.
-          ValueError: a width or a file is no good.
+          ValueError: there is no profile of that width, or a file is damaged.
         """
         self.wait()
-        found = self.found()
-        used = [(at, of) for at, of in found if step is None or at <= step]
+        saved = self.saved()
+        used = [(at, of) for at, of in saved if step is None or at <= step]
         if not used:
             raise FileNotFoundError(
-                f"{self.folder}: no snapshot up to step {step}" if found else f"{self.folder}: empty"
+                f"{self.folder}: no snapshot up to step {step}" if saved else f"{self.folder}: empty"
             )
         weights = reconstruction_weights([at for at, _ in used], [of for _, of in used], used[-1][0], width)
-        return combine((load_weights(self._path(*snapshot), like) for snapshot in used), weights)
+        return weighted_sum((load_weights(self._path(*snapshot), like) for snapshot in used), weights)
 
     def _path(self, step: int, width: float) -> Path:
         return self.folder / f"{self.name(width)}-{step:08d}.safetensors"

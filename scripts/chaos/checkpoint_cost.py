@@ -27,7 +27,6 @@ import jax
 
 from diffjax import config, training
 from diffjax.cli._run import fresh_state
-from diffjax.training._finite import check_parameters
 
 
 def main(argv=None):
@@ -47,7 +46,7 @@ def measure(chosen, steps, saves):
     """MiB of a state; seconds of a step, and those the loop waits and that processors work for a save; medians."""
     data = config.build_data(chosen.data)
     parts = config.build(chosen, data.classes)
-    step = training.make_train_step(parts.loss, parts.tx, ema=training.make_ema(chosen.ema_decay))
+    step = training.make_train_step(training.Objective(parts.loss, parts.tx), ema=training.make_ema(chosen.ema_decay))
     layout = training.jit_layout(step, training.data_mesh(jax.devices()[:1]))
     state = layout.put_state(fresh_state(chosen, data, parts))
     batch = layout.put_batch(data.source(0, 0, chosen.batch_size))
@@ -67,7 +66,7 @@ def measure(chosen, steps, saves):
         for number in range(saves + 1):
             state, _ = run(state, 3)
             begun, begun_cpu = time.perf_counter(), time.process_time()
-            check_parameters(number, layout.get_state(state))
+            training.check_parameters(number, layout.get_state(state))
             checkpoints.save(number, layout.get_state(state), {"loss": 0.0})
             stood = time.perf_counter() - begun
             checkpoints.wait()

@@ -6,6 +6,8 @@ In each trial `prefetch` reads batches of 3 MB through worker processes; after a
 SIGKILL. Wanted: every batch before that is right, `WorkerDied` is raised within 30 s, and afterwards there is no
 process that was not there before. Nearly all of the time is workers starting.
 
+Workers need the extra `data`: `pip install ".[data]"` in diffjax's folder.
+
 Found with 8 trials, on two cores shared with other programs (load 15), in 12 min: 8 of 8 heard, after 4.2 s in the
 median and 6.3 s at most, with 7 to 205 right batches before; no process was left. The killed worker's batches on their
 way, two a trial, stay in shared memory until the program ends, when Python gives them back.

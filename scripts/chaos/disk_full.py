@@ -67,7 +67,7 @@ def attempt(folder):
         said = failure(lambda: checkpoints.save(7, state_of(7)))
         check("No space left on device" in said, "that came at the next save")
         check(checkpoints.steps() == [4, 5], "no broken step is listed")
-        check({path.name for path in (folder / "run").iterdir()} == {"4", "5"}, "what was half-written is gone")
+        check({path.name for path in (folder / "run").iterdir()} == {"4", "5", "lock"}, "what was half-written is gone")
         back = checkpoints.restore(state_of(0))
         check(np.array_equal(back["w"], state_of(5)["w"]), "the newest is restored bit for bit")
         ballast.unlink()

@@ -104,7 +104,7 @@ def spoilt(bad):
     return read
 
 
-def loss(params, key, batch, index, total):
+def loss(params, batch, context):
     hidden = jnp.tanh(batch @ params["in"])
     return jnp.mean((hidden @ params["out"] - batch) ** 2), {}
 
@@ -119,7 +119,8 @@ def fresh_state():
 
 
 def make_layout(name):
-    step = training.make_train_step(loss, TX, ema=training.make_ema(0.99), axis_name="data" if name == "pmap" else None)
+    axis, average = "data" if name == "pmap" else None, training.make_ema(0.99)
+    step = training.make_train_step(training.Objective(loss, TX), ema=average, axis_name=axis)
     return {"jit": training.jit_layout, "fsdp": training.fsdp_layout, "pmap": training.pmap_layout}[name](step)
 
 

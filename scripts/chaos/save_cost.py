@@ -20,7 +20,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 
-from diffjax.training import Checkpoints, _orbax
+from diffjax.training import Checkpoints
+from diffjax.training.checkpoint import _orbax
 
 
 def main(argv=None):

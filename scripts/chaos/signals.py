@@ -112,7 +112,7 @@ def child(folder, steps, address, processes, process):
     from diffjax import data, training
 
     if processes > 1:
-        training.join(address, processes, process)
+        training.initialize(address, processes, process, abort_on_error=True)
 
     def read(seed, step, size):
         if process == 0:
@@ -120,20 +120,26 @@ def child(folder, steps, address, processes, process):
                 file.write(f"{step}\n")
         return np.random.default_rng((seed, step)).normal(size=(size, 64)).astype(np.float32)
 
-    def loss(params, key, batch, index, total):
+    def loss(params, batch, context):
         return jnp.mean((batch @ params["w"] @ params["w"].T - batch) ** 2), {}
 
     tx = optax.adam(1e-3)
     make_state = lambda: training.state_from_params(
         jax.random.key(0), {"w": jax.random.normal(jax.random.key(1), (64, 32)) / 8}, tx
     )
-    layout = training.jit_layout(training.make_train_step(loss, tx, ema=training.make_ema(0.99)))
+    layout = training.jit_layout(training.make_train_step(training.Objective(loss, tx), ema=training.make_ema(0.99)))
     with training.Checkpoints(f"{folder}/checkpoints") as checkpoints:
         like = layout.abstract(jax.eval_shape(make_state))
         state = (
             layout.init(make_state) if checkpoints.latest() is None else layout.move_state(checkpoints.restore(like))
         )
-        options = {"log": f"{folder}/metrics.jsonl", "log_every": 5, "save_every": 25, "progress": False}
+        options = {
+            "log": f"{folder}/metrics.jsonl",
+            "log_every": 5,
+            "save_every": 25,
+            "progress": False,
+            "handle_signals": True,
+        }
         try:
             state = training.train(
                 state,
@@ -150,7 +156,7 @@ def child(folder, steps, address, processes, process):
             print("stopped", stop.step)
             return 128 + stop.signal
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(training.fetch(state._replace(key=jax.random.key_data(state.key)))):
+    for leaf in jax.tree.leaves(training.gather_to_host(state._replace(key=jax.random.key_data(state.key)))):
         digest.update(np.asarray(leaf).tobytes())
     print(digest.hexdigest())
     return 0

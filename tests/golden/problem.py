@@ -37,6 +37,8 @@ from diffjax import (
     samplers as samplers,
 )
 from diffjax.training import (
+    Context,
+    Objective,
     init_state,
     jit_layout,
     make_ema,
@@ -98,7 +100,11 @@ SMALL = {"name": "mlp", "width": 8, "depth": 1}
 
 
 def _built(classes=None, **changes):
-    return config.build(configured(**{"network": SMALL, "batch_size": len(x0)} | changes), classes)
+    """The objects of a configuration, with the defaults of its loss, and a teacher where that is needed."""
+    settings = configured(**{"network": SMALL, "batch_size": len(x0)} | changes)
+    teacher = "teacher" if config.LOSSES[settings.loss.name].needs_teacher else None
+    settings = dataclasses.replace(config.with_loss_defaults(settings, ()), teacher=teacher)
+    return config.build(settings, classes)
 
 
 def moved(params, size=0.3):
@@ -127,15 +133,27 @@ def loss(*, conditional=False, **changes):
     classes = 3 if conditional else None
     parts = _built(classes, **changes)
     batch = (x0, LABELS if conditional else None)
-    params = _params(parts.network, classes)
-    return _with_gradient(lambda p: parts.loss(p, KEY, batch, jnp.arange(len(x0)), len(x0))[0], params)
+    params = _params(parts.diffusion.network, classes)
+    if parts.learned:
+        fresh = parts.init(KEY, x0, LABELS if conditional else None)
+        params = {name: params if name == "network" else moved(part, 0.1) for name, part in fresh.items()}
+    if parts.objective.flow_map:
+        params = moved(parts.init(KEY, x0, batch[1]), 0.1)
+    context = Context(KEY, ema={"decay": moved(params, 0.1)}, index=jnp.arange(len(x0)), total=len(x0))
+    return _with_gradient(lambda p: parts.loss(p, batch, context)[0], params)
 
 
-def loss_of(function, *, features=2, data=x0, change=lambda network: network, **choices):
+def loss_of(
+    function, *, process, parameterisation=None, features=2, data=x0, change=lambda network: network, **choices
+):
     """A loss that is called by itself, of the small network and what else is given."""
-    network = _built().network
+    network = _built().diffusion.network
     params = _params(network, features=features)
-    return _with_gradient(lambda p: function(p, KEY, data, network=change(network), **choices)[0], params)
+    if parameterisation is None:  # a loss of another process than a Gaussian one
+        run = partial(function, network=change(network), process=process)
+    else:
+        run = partial(function, dj.Diffusion(change(network), process, parameterisation))
+    return _with_gradient(lambda p: run(p, KEY, data, **choices)[0], params)
 
 
 def with_variance(network):
@@ -158,16 +176,13 @@ def score_loss(function, **choices):
 
 def own_uncertainty():
     """The loss with weights that are learned beside the network, at weights that are not zero."""
-    u, prediction = losses.Uncertainty(2), dj.VPrediction()
-    network = _built().network
-    params = {"network": _params(network), "loss": moved(u.init())}
-    about: dict[str, Any] = {"process": process, "parameterisation": prediction}
+    u, diffusion = losses.Uncertainty(2), dj.Diffusion(_built().diffusion.network, process, dj.VPrediction())
+    params = {"network": _params(diffusion.network), "loss": moved(u.init())}
 
     def function(p):
         times = dj.StratifiedTimes(process)
-        choices = {"network": network, "time_sampler": times, "weighting": losses.EDMWeighting(), **about}
-        _, aux = dj.denoising_loss(p["network"], KEY, x0, **choices)
-        return losses.uncertainty_loss(p["loss"], aux, uncertainty=u, **about)[0]
+        _, aux = dj.denoising_loss(diffusion, p["network"], KEY, x0, times=times, weighting=losses.EDMWeighting())
+        return losses.uncertainty_loss(diffusion, p["loss"], aux, uncertainty=u)[0]
 
     return _with_gradient(function, params)
 
@@ -176,7 +191,7 @@ def dequantisation():
     """What trains the noise that whole numbers are dequantised by, against a density that is known."""
     data = jnp.array([[0, 7], [3, 4]])
     params = moved(likelihood.init_dequantiser(KEY, (2,), width=4))
-    choices: dict[str, Any] = {"apply": likelihood.apply_dequantiser, "quantisation": dj.Quantisation(8)}
+    choices: dict[str, Any] = {"apply": likelihood.apply_dequantiser, "quantisation": dj.likelihood.Quantisation(8)}
     choices["log_density"] = lambda key, x, index: exact.log_prob(x, 0.1)
     return _with_gradient(lambda p: likelihood.dequantisation_loss(p, KEY, data, **choices)[0], params)
 
@@ -186,8 +201,8 @@ def dequantisation():
 
 def levels(name, times=(0.1, 0.5, 0.9)):
     """alpha, sigma and logsnr of a process at three times."""
-    of, t = _built(process=name).process, jnp.array(times)
-    return [of.alpha(t), of.sigma(t), dj.logsnr(of, t)]
+    of, t = _built(process=name, loss="continuous_elbo").process, jnp.array(times)  # a bound trains any process
+    return [of.alpha(t), of.sigma(t), of.logsnr(t)]
 
 
 def grid(name, process="cosine", steps=5):
@@ -219,15 +234,13 @@ def averages(average):
 # Samples and denoisers
 
 _CLASSES = 3
-_conditional = _built(_CLASSES).network
-labelled = dj.make_denoiser(
-    _params(_conditional, _CLASSES), LABELS, network=_conditional, process=process, parameterisation=dj.VPrediction()
-)
+_conditional = dj.Diffusion(_built(_CLASSES).diffusion.network, process, dj.VPrediction())
+labelled = dj.make_denoiser(_conditional, _params(_conditional.network, _CLASSES), LABELS)
 other = dj.exact_denoiser(dj.Gaussian(jnp.array([0.2, -0.3]), jnp.array([0.6, 0.3])), process)
 operator, y = operators.Matrix(jnp.array([[1.0, 0.5]])), jnp.array([[0.6]])
 mask, known = jnp.array([True, False]), jnp.array([[0.8, 0.0]])
 fixed = {"t0": 0.05, "controller": diffrax.StepTo(jnp.linspace(0.05, 1.0, 9))}
-clipped = dj.Clipped(process, 6.0, -6.0)
+clipped = dj.process.Clipped(process, 6.0, -6.0)
 to_class = jax.tree_util.Partial(lambda xt, t: -0.5 * jnp.sum((xt - jnp.array([1.0, -0.5])) ** 2, axis=-1) / (0.3 + t))
 
 
@@ -236,8 +249,33 @@ def draw(sampler="dpmpp2m", *, process="variance_preserving", grid=None, steps=6
     before which some methods multiply rounding by a thousand.
     """
     named = {"name": sampler, "grid": grid or "uniform", "steps": steps, "eta": eta}
-    parts = _built(process=process, sampler=named)
-    return draw_by(parts.stepper, Corners(parts.process), ts=parts.ts if grid else ts, process=parts.process)
+    parts = _built(3, process=process, sampler=named)
+    denoiser = Corners(parts.process)
+    if isinstance(parts.stepper, dj.Jump):
+        denoiser = _flow_map
+    if isinstance(parts.stepper, samplers.CFGpp):
+        denoiser = guidance.extrapolate(denoiser, _half, 0.6)
+    return draw_by(parts.stepper, denoiser, ts=parts.ts if grid else ts, process=parts.process)
+
+
+def _half(xt, t):
+    return 0.5 * xt
+
+
+def _flow_map(xt, t, s):
+    return jnp.tanh((0.5 + 0.3 * t - 0.2 * s) * xt)
+
+
+def guide(name, scale=2.5, t=0.4):
+    """A guidance rule of a configuration, on two estimates of x0."""
+    return _built(3, guidance=name).rule(x0, 0.3 * xt, jnp.asarray(scale), xt, jnp.asarray(t))
+
+
+def threshold(name, bound=0.5):
+    """A threshold of a configuration, on data."""
+    settings = config.SamplerConfig(threshold=name)
+    made = config.construct("sampler", config.THRESHOLDS, settings, field="threshold")
+    return made(lambda xt, t: x0, bound=bound)(xt, 0.4)
 
 
 def draw_by(stepper, denoiser=exact, *, ts=ts, process=process, sample=dj.sample, **choices):
@@ -260,8 +298,8 @@ def first_losses(preset, steps=4, **changes):
     data = config.build_data(settings.data)
     parts = config.build(settings, data.classes)
     first, cond = data.source(0, 0, 1)
-    state = init_state(jax.random.key(settings.seed), parts.network, parts.tx, first, cond)
-    layout = jit_layout(make_train_step(parts.loss, parts.tx, ema=make_ema(settings.ema_decay)))
+    state = init_state(jax.random.key(settings.seed), parts.diffusion.network, parts.tx, first, cond)
+    layout = jit_layout(make_train_step(Objective(parts.loss, parts.tx), ema=make_ema(settings.ema_decay)))
     log = Path(f"{preset}.jsonl")
     choices: dict[str, Any] = {"batch_size": settings.batch_size, "seed": settings.seed, "log": log, "log_every": 1}
     train(state, layout, data.source, steps=steps, progress=False, **choices)

@@ -37,7 +37,10 @@ TABLES = {
     "parameterisations": ("PARAMETERISATIONS", 'loss(parameterisation="{}")'),
     "weightings": ("WEIGHTINGS", 'loss(weighting="{}", parameterisation="velocity")'),
     "times": ("TIMES", 'loss(times="{}")'),
+    "objectives": ("LOSSES", 'loss(loss="{}")'),
     "samplers": ("STEPPERS", 'draw("{}")'),
+    "guidances": ("GUIDANCES", 'guide("{}")'),
+    "thresholds": ("THRESHOLDS", 'threshold("{}")'),
     "grids": ("GRIDS", 'grid("{}")'),
     "grid_draws": ("GRIDS", 'draw("ddim", grid="{}")'),
 }

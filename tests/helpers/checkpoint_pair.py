@@ -30,9 +30,9 @@ def main():
     from jax.experimental import multihost_utils
     from jax.sharding import AxisType
 
-    from diffjax.training import Checkpoints, join
+    from diffjax.training import Checkpoints, Refused, initialize
 
-    join(f"127.0.0.1:{port}", 2, process, heartbeat=20, timeout=120)
+    initialize(f"127.0.0.1:{port}", 2, process, heartbeat=20, timeout=120, abort_on_error=True)
     assert jax.process_count() == 2
     mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(AxisType.Auto,))
     specs = {"rows": jax.P("fsdp"), "columns": jax.P(None, "fsdp"), "whole": jax.P(), "step": jax.P()}
@@ -54,6 +54,13 @@ def main():
     with Checkpoints(folder, keep=4, about={"config": "abc"}) as checkpoints:
         assert checkpoints.steps() == [10]  # of one process with eight devices
         check(checkpoints.restore(like), 10)
+        try:  # one of them holds the folder for both, and both raise
+            Checkpoints(folder)
+            message = ""
+        except Refused as error:
+            message = str(error)
+        assert f"{folder} is in use: process " in message
+        assert message.endswith("(process 0)")
         checkpoints.check_space(like)
         for step in (11, 12, 13):
             checkpoints.save(step, place(values(step)))
@@ -77,8 +84,8 @@ def main():
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             check(checkpoints.restore(like), 11)
-        said = [str(warning.message) for warning in warned if "damaged" in str(warning.message)]
-        assert len(said) == (1 if process == 0 else 0), said
+        message = [str(warning.message) for warning in warned if "damaged" in str(warning.message)]
+        assert len(message) == (1 if process == 0 else 0), message
         assert checkpoints.steps() == [10, 11]
         checkpoints.save(12, place(values(12)))
         check(checkpoints.restore(like), 12)
@@ -86,13 +93,13 @@ def main():
         if process == 0:  # what one process finds, all raise
             full = shutil.disk_usage(folder)._replace(free=0)
             shutil.disk_usage = lambda _: full
-        said = None
+        message = None
         try:
             checkpoints.check_space(like)
         except RuntimeError as error:
-            said = str(error)
-        assert said is not None
-        assert "no space for checkpoints" in said
+            message = str(error)
+        assert message is not None
+        assert "no space for checkpoints" in message
     print(f"process {process} done", flush=True)
 
 

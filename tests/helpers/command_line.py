@@ -75,10 +75,10 @@ def read_run(folder, averages=()):
     data = build_data(config.data)
     parts = build(config, data.classes)
     x0, cond = data.source(0, 0, 1)
-    like = init_state(jax.random.key(0), parts.network, parts.tx, x0, cond, averages=averages)
+    like = init_state(jax.random.key(0), parts.diffusion.network, parts.tx, x0, cond, averages=averages)
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         state = checkpoints.restore(like)
-    return Run(parts.network, jax.tree.map(np.asarray, state.ema), state)
+    return Run(parts.diffusion.network, jax.tree.map(np.asarray, state.ema), state)
 
 
 def measures(folder):
@@ -86,19 +86,33 @@ def measures(folder):
     return json.loads((folder / "results.json").read_text())
 
 
-def draw(run, n, labels=None, *, seed=0, scale=1.5, ts=None, stepper=None, interval=None):
+def draw(
+    run,
+    n,
+    labels=None,
+    *,
+    seed=0,
+    scale=1.5,
+    ts=None,
+    stepper=None,
+    interval=None,
+    threshold=lambda denoiser: denoiser,
+    rule=dj.guidance.Linear(),  # noqa: B008 - it is immutable
+    weak=None,
+):
     """n samples of a run trained as `TRAIN` does (cosine, v-prediction, DPM-Solver++ 2M in 4 steps of logsnr)."""
     process = dj.Cosine()
-    denoiser = dj.make_denoiser(
-        run.ema, labels, network=run.network, process=process, parameterisation=dj.VPrediction()
-    )
-    if labels is not None:
-        guided = dj.classifier_free(denoiser, CLASSES, scale)
-        denoiser = guided if interval is None else dj.within_interval(process, guided, denoiser, *interval)
+    diffusion = dj.Diffusion(run.network, process, dj.VPrediction())
+    denoiser = dj.make_denoiser(diffusion, run.ema, labels)
+    if weak is not None:
+        denoiser = dj.guidance.extrapolate(denoiser, dj.make_denoiser(diffusion, weak, labels), scale)
+    elif labels is not None:
+        guided = dj.classifier_free(denoiser, CLASSES, scale, rule=rule)
+        denoiser = guided if interval is None else dj.guidance.within_interval(process, guided, denoiser, *interval)
     x0 = dj.sample_n(
         jax.random.key(seed),
         process,
-        denoiser,
+        threshold(denoiser),
         (2,),
         n,
         ts=dj.logsnr_grid(process, 4) if ts is None else ts,

@@ -2,7 +2,7 @@
 
     python scripts/launch.py --processes 2 --program tests/helpers/hosts_worker.py FOLDER short|long|again|ends
 
-short: meets, disagrees, reads its share, takes two steps. long: trains in three layouts, saves, and draws samples.
+short: shared errors, shares of the data, two steps. long: trains in three layouts, saves, and draws samples.
 again: new processes go on from the middle. ends: each way in which training ends early; the last one ends the process.
 Process i writes FOLDER/PART_i.json, and process 0 arrays beside it.
 """
@@ -31,9 +31,9 @@ def main():
     parser.add_argument("--process-id", type=int)
     args = parser.parse_args()
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-    from diffjax.training import is_main, join
+    from diffjax.training import initialize, is_main
 
-    join(args.coordinator, args.num_processes, args.process_id, heartbeat=10)
+    initialize(args.coordinator, args.num_processes, args.process_id, heartbeat=10, abort_on_error=True)
     seen, arrays = globals()[args.part](args.folder)
     (args.folder / f"{args.part}_{args.process_id}.json").write_text(json.dumps(seen))
     if is_main():
@@ -44,33 +44,33 @@ def short(folder):
     import jax
 
     from diffjax import data
-    from diffjax.training import fetch, jit_layout, make_train_step
+    from diffjax.training import Objective, gather_to_host, jit_layout, make_train_step
 
     index, count = jax.process_index(), jax.process_count()
     items = data.from_arrays(np.arange(40, dtype=np.float32)[:, None] / 40)
     shares = [items(SEED, step, 8, part=(index, count))[0].ravel().tolist() for step in range(5)]
-    state, losses, tx = *telling_state(), telling_tx()
-    layout = jit_layout(make_train_step(telling_loss, tx, ema=lambda step, params, ema: ema))
+    state, losses, tx = *probe_state(), probe_tx()
+    layout = jit_layout(make_train_step(Objective(probe_loss, tx), ema=lambda step, params, ema: ema))
     state = layout.put_state(state)
     for n in range(2):
         state, metrics = layout.step(state, layout.put_batch(source(SEED, n, BATCH, part=(index, count))[0]))
         losses.append(float(metrics["loss"]))
     seen = {"devices": [jax.device_count(), jax.local_device_count()], "main": index == 0, "shares": shares}
-    return seen | disagreements(index) | {"losses": losses}, fetch(state.params)
+    return seen | synced_errors(index) | {"losses": losses}, gather_to_host(state.params)
 
 
-def telling_loss(params, key, batch, index, total):
+def probe_loss(params, batch, context):
     """mean_i |w - x_i|^2/2 + <n[index_i], eps_i>: steps of gradient descent leave the mean of x in w, each eps in n."""
     import jax.numpy as jnp
 
-    from diffjax._arrays import normal_like, sample_keys
+    from diffjax.process import normal_like, sample_keys
 
-    eps = normal_like(sample_keys(key, index), batch)
-    each = 0.5 * (params["w"] - batch) ** 2 + params["n"][index] * eps
-    return jnp.sum(each) / len(index), {}
+    eps = normal_like(sample_keys(context.key, context.index), batch)
+    each = 0.5 * (params["w"] - batch) ** 2 + params["n"][context.index] * eps
+    return jnp.sum(each) / len(batch), {}
 
 
-def telling_state():
+def probe_state():
     """The state before the first step, and no losses."""
     import jax
     import jax.numpy as jnp
@@ -78,44 +78,44 @@ def telling_state():
     from diffjax.training import state_from_params
 
     params = {"w": jnp.zeros(8), "n": jnp.zeros((BATCH, 8))}
-    return state_from_params(jax.random.key(SEED), params, telling_tx()), []
+    return state_from_params(jax.random.key(SEED), params, probe_tx()), []
 
 
-def telling_tx():
+def probe_tx():
     import optax
 
     return optax.sgd(0.5)
 
 
-def disagreements(index):
-    """What each process is told when one of them is not as the others, or fails."""
-    from diffjax.training import agree, agree_on_main, check_same
+def synced_errors(index):
+    """The error that each process raises where one of them differs from the others, or fails."""
+    from diffjax.training import check_same, run_on_main, sync_errors
 
     def fail(error):
         if index == 1:
             raise error
         return index
 
-    told = {}
+    errors = {}
     check_same({"seed": 3, "network.width": 16})
     for name, action in {
         "seed": lambda: check_same({"steps": 5, "seed": 3 + index, "network.width": 16 * (index + 1)}),
-        "missing": lambda: agree(lambda: fail(FileNotFoundError("data.path: x.npz: no such file"))),
-        "broken": lambda: agree(lambda: fail(OSError("a disk"))),
-        "main": lambda: agree_on_main(lambda: fail(OSError("not asked"))),
+        "missing": lambda: sync_errors(lambda: fail(FileNotFoundError("data.path: x.npz: no such file"))),
+        "broken": lambda: sync_errors(lambda: fail(OSError("a disk"))),
+        "main": lambda: run_on_main(lambda: fail(OSError("not run"))),
     }.items():
         try:
             action()
-            told[name] = None
+            errors[name] = None
         except Exception as error:
-            told[name] = f"{type(error).__name__}: {error}"
-    return {"told": told, "agreed": agree(lambda: index)}
+            errors[name] = f"{type(error).__name__}: {error}"
+    return {"errors": errors, "synced": sync_errors(lambda: index)}
 
 
 def long(folder):
-    from diffjax.training import Checkpoints, data_mesh, fetch
+    from diffjax.training import Checkpoints, data_mesh, gather_to_host
 
-    arrays = {"x0": fetch(draw(data_mesh()))}
+    arrays = {"x0": gather_to_host(draw(data_mesh()))}
     for name in LAYOUTS:
         layout = make_layout(name)
         with Checkpoints(folder / name) as checkpoints:
@@ -144,7 +144,7 @@ def go(layout, state, checkpoints, *, read=None, steps=STEPS, **more):
     """Trains on, from a placed state."""
     from diffjax.training import train
 
-    batches = {"batch_size": BATCH, "seed": SEED, "placed": True, "progress": False}
+    batches = {"batch_size": BATCH, "seed": SEED, "placed": True, "progress": False, "handle_signals": True}
     return train(state, layout, read or source, steps=steps, checkpoints=checkpoints, **batches, **more)
 
 
@@ -152,9 +152,10 @@ def ends(folder):
     """Rows that are not finite in both processes; two signals in process 1; and a disk of process 1 that is full."""
     import jax
 
-    from diffjax.training import Checkpoints, NotFinite, Stopped, _orbax
+    from diffjax.training import Checkpoints, NotFinite, Stopped
+    from diffjax.training.checkpoint import _orbax, quiet_orbax_logs
 
-    second, layout, heard = jax.process_index() == 1, make_layout("jit"), []
+    second, layout, received = jax.process_index() == 1, make_layout("jit"), []
 
     def spoilt(seed, step, size, part):
         x, cond = toy.source(seed, step, size)
@@ -166,13 +167,14 @@ def ends(folder):
     def interrupted(seed, step, size, part):
         if step == 3 and second:
             os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGTERM)  # the second one is for whoever heard it before
+            os.kill(os.getpid(), signal.SIGTERM)  # the second one goes to the former handler
         return source(seed, step, size, part)
 
     async def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    quiet_orbax_logs()
+    signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with Checkpoints(folder / "ends") as checkpoints:
         try:
@@ -182,8 +184,8 @@ def ends(folder):
         try:
             go(layout, layout.init(toy.fresh_state), checkpoints, read=interrupted, steps=30)
         except Stopped as stop:
-            seen |= {"stopped": stop.step, "signal": stop.signal, "saved": checkpoints.steps(), "heard": heard}
-        seen["given back"] = all(signal.getsignal(number) is handler for number, handler in before.items())
+            seen |= {"stopped": stop.step, "signal": stop.signal, "saved": checkpoints.steps(), "received": received}
+        seen["restored"] = all(signal.getsignal(number) is handler for number, handler in before.items())
         (folder / f"ends_{jax.process_index()}.json").write_text(json.dumps(seen))
         if second:
             _orbax._write = full
@@ -202,9 +204,7 @@ def make_layout(name):
     """The toy's step over all devices of all processes."""
     from diffjax import training
 
-    make_step = lambda **more: training.make_train_step(
-        toy.make_loss(toy.make_network()), toy.make_tx(), ema=training.make_ema(0.99), **more
-    )
+    make_step = lambda **more: training.make_train_step(toy.make_objective(), ema=training.make_ema(0.99), **more)
     if name == "pmap":
         return training.pmap_layout(make_step(axis_name="data"))
     return (training.fsdp_layout if name == "fsdp" else training.jit_layout)(make_step())
@@ -214,8 +214,7 @@ def draw(mesh):
     """Samples [10, 3] of a shrinking denoiser, by a stochastic method."""
     import jax
 
-    from diffjax.process import VariancePreserving
-    from diffjax.samplers import DDIM, sample_n
+    from diffjax import DDIM, VariancePreserving, sample_n
 
     ts, method = np.linspace(1, 0.01, 4), DDIM(eta=1.0)
     key, process = jax.random.key(5), VariancePreserving()
@@ -230,10 +229,10 @@ def leaves(name, state):
     """name/path -> array, whole, keys as their data."""
     import jax
 
-    from diffjax.training import fetch
+    from diffjax.training import gather_to_host
 
     state = state._replace(key=jax.jit(jax.random.key_data)(state.key))
-    paths = jax.tree_util.tree_leaves_with_path(fetch(state))
+    paths = jax.tree_util.tree_leaves_with_path(gather_to_host(state))
     return {f"{name}{jax.tree_util.keystr(path)}": leaf for path, leaf in paths}
 
 

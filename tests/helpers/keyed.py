@@ -14,9 +14,19 @@ import jax.numpy as jnp
 from registry import ALL_STEPPERS, ALL_TIMES
 
 import diffjax as dj
-from diffjax import inverse, likelihood, losses, metrics, networks, operators, parameterisation, process, samplers
-from diffjax._arrays import normal_like, sample_keys
-from diffjax._typing import Network
+from diffjax import (
+    flow_maps,
+    inverse,
+    likelihood,
+    losses,
+    metrics,
+    networks,
+    operators,
+    parameterisation,
+    process,
+    samplers,
+)
+from diffjax.process import normal_like, sample_keys
 
 
 def public():
@@ -65,6 +75,8 @@ X = jnp.zeros((B, D))
 VP = dj.VariancePreserving()
 EPS = dj.EpsPrediction()
 TS = jnp.linspace(0.9, 0.1, 4)
+EDM, LEVELS = dj.parameterisation.EDMPrediction(1.0, clock="angle"), flow_maps.GridLevels(TS.at[-1].set(0.0))
+TO_ZERO = TS.at[-1].set(0.0)
 WHOLE = jnp.zeros((B, D), jnp.int32)
 QUANTISATION = likelihood.Quantisation(4)
 IDENTITY = operators.Matrix(jnp.eye(D))
@@ -91,9 +103,10 @@ def two_answers(params, x, c_noise, cond=None, *, key=None):
     return jnp.concatenate([y, y], axis=-1)
 
 
-NETWORK = Network(init_by_one_draw, one_draw)
-TWO = Network(init_by_one_draw, two_answers)
+NETWORK = dj.Network(init_by_one_draw, one_draw)
+TWO = dj.Network(init_by_one_draw, two_answers)
 PARAMS = {"w": jnp.ones(1)}
+ANGLE = dj.Diffusion(NETWORK, VP, EDM)
 
 
 def score_apply(params, x):
@@ -136,9 +149,13 @@ def _times(name):
 TIMES = {name: _times(name) for name in ALL_TIMES}
 
 
-def _loss(function, network=NETWORK, **choices):
-    call = {"network": network, "process": VP, "parameterisation": EPS, **choices}
-    return lambda key, index: function(PARAMS, key, X, index=index, **call)
+def _loss(function, network=NETWORK, member=EPS, **choices):
+    return lambda key, index: function(dj.Diffusion(network, VP, member), PARAMS, key, X, index=index, **choices)
+
+
+def _flow_map_loss(function, **choices):
+    diffusion = dj.Diffusion(NETWORK, VP, dj.VPrediction())
+    return lambda key, index: function(diffusion, PARAMS, key, X, index=index, **choices)
 
 
 def _probes(divergence):
@@ -169,12 +186,18 @@ def _path(tolerance):
 
 def _latents(key, index):
     autoencoder = networks.AutoencoderKL(
-        in_channels=1, channels=(4,), blocks=1, groups=2, latent_channels=2, attention=False
+        in_channels=1, channels=(4,), blocks=1, groups=2, latent_channels=2, middle_attention=False
     )
     image = jnp.zeros((B, 4, 4, 1))
     params = jax.eval_shape(autoencoder.init, jax.random.key(0), image)["params"]
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
     return networks.LatentSpace(params, autoencoder).encode(key, image, index=index)
+
+
+def _second_time(key):
+    network = dj.from_linen(networks.PlainMLP(4, 1))
+    params = jax.eval_shape(network.init, jax.random.key(0), X, jnp.zeros(B))
+    return networks.with_second_time(network, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params), key, X)
 
 
 RESTART = [samplers.Restart(0.2, 0.5, 2, 2)]
@@ -189,7 +212,7 @@ BY_INDEX = (
         # samplers
         "sample": Row(_stepping(dj.DDIM(eta=1.0))),
         "sample_with_restarts": Row(
-            lambda key, index: dj.sample_with_restarts(
+            lambda key, index: dj.samplers.sample_with_restarts(
                 key, VP, half, X, TS, dj.DDIM(eta=1.0), restarts=RESTART, index=index
             )
         ),
@@ -208,29 +231,48 @@ BY_INDEX = (
         ),
         "per_sample_path": Row(_path(None)),
         "PerSamplePath.__init__": Row(_path(1e-2), again=True),
-        "PredictorCorrector.correct": STEPPING["predictor-corrector-twice"],
-        "LangevinCorrected.correct": STEPPING["langevin-corrected"],
         # processes
+        **dict.fromkeys(
+            ("sample_keys", "normal_like"),
+            Row(lambda key, index: process.normal_like(process.sample_keys(key, index), X)),
+        ),
         "prior": Row(lambda key, index: dj.prior(key, VP, (B, D), index=index)),
         "linear_prior": Row(lambda key, index: process.linear_prior(key, DAMPED, (B, 2, D), index=index)),
         "simulate": Row(lambda key, index: process.simulate(key, VP, X, TS[::-1], index=index)),
         "LevelTimes.__call__": Row(lambda key, index: losses.LevelTimes(TS)(key, B, index=index)),
         # losses
-        "denoising_loss": Row(
-            _loss(losses.denoising_loss, time_sampler=dj.UniformTimes(VP), weighting=losses.native), first=1
+        "denoising_loss": Row(_loss(dj.denoising_loss, times=dj.UniformTimes(VP), weighting=losses.native), first=1),
+        "negative_continuous_elbo": Row(
+            _loss(losses.negative_continuous_elbo, times=dj.StratifiedTimes(VP)), shared=1, first=1
         ),
-        "continuous_elbo": Row(_loss(losses.continuous_elbo, time_sampler=dj.StratifiedTimes(VP)), shared=1, first=1),
-        "discrete_elbo": Row(_loss(losses.discrete_elbo, ts=TS), shared=1, first=1),
+        "negative_discrete_elbo": Row(_loss(losses.negative_discrete_elbo, ts=TS), shared=1, first=1),
         "noise_conditional_loss": Row(_loss(losses.noise_conditional_loss, ts=TS), first=1),
         "noise_conditional_sum": Row(_loss(losses.noise_conditional_sum, ts=TS)),
-        "ddpm_bound": Row(_loss(losses.ddpm_bound, TWO, ts=TS.at[-1].set(0)), shared=1, first=1),
+        "negative_ddpm_elbo": Row(_loss(losses.negative_ddpm_elbo, TWO, ts=TS.at[-1].set(0)), shared=1, first=1),
         "learned_variance_loss": Row(_loss(losses.learned_variance_loss, TWO, ts=TS.at[-1].set(0)), shared=1, first=1),
         "hybrid_loss": Row(
             lambda key, index: losses.hybrid_loss(
-                PARAMS, key, X, network=NETWORK, process=DAMPED, time_sampler=dj.UniformTimes(DAMPED), index=index
+                PARAMS, key, X, network=NETWORK, process=DAMPED, times=dj.UniformTimes(DAMPED), index=index
             ),
             first=1,
         ),
+        # flow maps
+        "consistency_loss": Row(
+            _loss(flow_maps.consistency_loss, member=EDM, levels=LEVELS, weighting=flow_maps.unweighted),
+            first=1,
+            again=True,  # both answers have one dropout key
+        ),
+        "continuous_consistency_loss": Row(
+            _loss(flow_maps.continuous_consistency_loss, member=EDM, times=dj.UniformTimes(VP)), first=1
+        ),
+        "GridLevels.__call__": Row(lambda key, index: LEVELS(key, B, index=index)),
+        "EDMLevels.__call__": Row(lambda key, index: flow_maps.EDMLevels(VP, 4)(key, B, index=index)),
+        "ECTLevels.__call__": Row(lambda key, index: flow_maps.ECTLevels(dj.UniformTimes(VP))(key, B, index=index)),
+        "progressive_loss": Row(_flow_map_loss(flow_maps.progressive_loss, teacher=half, grid=TO_ZERO), 1, first=1),
+        "shortcut_loss": Row(
+            _flow_map_loss(flow_maps.shortcut_loss, target_params=PARAMS, finest=4, total=9), 1, first=1
+        ),
+        # conditions
         "drop_condition": Row(lambda key, index: losses.drop_condition(key, jnp.zeros(B, int), 3, 0.5, index=index)),
         "draw_steps": Row(lambda key, index: losses.draw_steps(key, 4, index, 9), shared=1),
         "implicit_score_matching": Row(
@@ -253,14 +295,27 @@ BY_INDEX = (
         for function in (losses.sliced_score_matching, losses.sliced_score_matching_vr, losses.finite_difference_sliced)
     }
     | {
+        # flow maps
+        "SortedPairs.__call__": Row(
+            lambda key, index: flow_maps.SortedPairs(dj.UniformTimes(VP))(key, B, index=index, total=9)
+        ),
+        "UniformPairs.__call__": Row(lambda key, index: flow_maps.UniformPairs(VP)(key, B, index=index, total=9)),
+        "PartlyEqual.__call__": Row(
+            lambda key, index: flow_maps.PartlyEqual(flow_maps.UniformPairs(VP), 0.5)(key, B, index=index, total=9),
+            shared=1,
+        ),
+        "mean_flow_loss": Row(
+            lambda key, index: flow_maps.mean_flow_loss(
+                ANGLE, PARAMS, key, X, pairs=flow_maps.UniformPairs(VP), index=index
+            ),
+            first=1,
+        ),
         # likelihood
         "Exact.probes": Row(_probes(likelihood.Exact()), draws=False),
-        "Hutchinson.probes": Row(_probes(likelihood.Hutchinson(2))),
+        "Hutchinson.probes": Row(_probes(dj.Hutchinson(2))),
         "HutchPlusPlus.probes": Row(_probes(likelihood.HutchPlusPlus(3))),
         "log_likelihood": Row(
-            lambda key, index: likelihood.log_likelihood(
-                key, VP, half, X, divergence=likelihood.Hutchinson(2), index=index
-            )
+            lambda key, index: dj.log_likelihood(key, VP, half, X, divergence=dj.Hutchinson(2), index=index)
         ),
         "evaluate_continuous_elbo": Row(
             lambda key, index: likelihood.evaluate_continuous_elbo(key, VP, half, X, draws=2, index=index)
@@ -330,28 +385,27 @@ WHOLE_BATCH = {
     "Assignment.__call__": lambda key: losses.Assignment()(key, X, X),
     "OptimalTransport.__call__": lambda key: losses.OptimalTransport()(key, X, X),
     "init_dequantiser": lambda key: likelihood.init_dequantiser(key, (D,), 4),
+    "with_second_time": _second_time,
     "sliced_wasserstein": lambda key: metrics.sliced_wasserstein(key, X, X, projections=4),
     "dot_product_test": lambda key: operators.dot_product_test(key, IDENTITY, (D,)),
-    "apply_network": lambda key: parameterisation.apply_network(NETWORK, PARAMS, VP, EPS, X, 0.5, key=key),
+    "apply_network": lambda key: parameterisation.apply_network(
+        dj.Diffusion(NETWORK, VP, EPS), PARAMS, X, 0.5, key=key
+    ),
     "apply_hybrid": lambda key: parameterisation.apply_hybrid(
         NETWORK, PARAMS, DAMPED, jnp.zeros((B, 2, D)), 0.5, key=key
     ),
-    "per_sample_loss": lambda key: losses.per_sample_loss(
-        PARAMS,
-        X,
-        X,
-        jnp.full(B, 0.5),
-        network=NETWORK,
-        process=VP,
-        parameterisation=EPS,
-        weighting=losses.native,
-        key=key,
+    "mean_flow_residual": lambda key: flow_maps.mean_flow_residual(
+        ANGLE, PARAMS, X, X, jnp.full(B, 0.5), jnp.full(B, 0.2), key=key
     ),
+    "per_sample_loss": lambda key: losses.per_sample_loss(
+        dj.Diffusion(NETWORK, VP, EPS), PARAMS, X, X, jnp.full(B, 0.5), weighting=losses.native, key=key
+    ),
+    "consistency_tangent": lambda key: flow_maps.consistency_tangent(ANGLE, PARAMS, X, X, jnp.full(B, 0.5), key=key),
 }
 """What is drawn for a whole batch, or for parameters."""
 
 NOT_JITTED = {"optimise_grid"}
 """What looks at numbers on its way."""
 
-NOT_ALONE = {"init_state", "state_from_params"}
-"""Tested with the steps that follow them."""
+NOT_ALONE = {"init_state", "draw_parameters", "state_from_params", "per_sample_consistency", "Parts.init"}
+"""Tested with the steps that follow them, or with the loss that draws for them."""

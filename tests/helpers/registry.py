@@ -18,7 +18,7 @@ CORE_PROCESSES = {
     "cosine": dj.Cosine,
     "cosine-shifted": lambda: dj.Cosine(shift=-1.5),
     "ve": dj.VarianceExploding,
-    "karras": dj.Karras,
+    "edm": dj.EDM,
     "rectified": dj.Rectified,
 }
 
@@ -62,10 +62,10 @@ def each_process(quick=CORE_PROCESSES):
 ALL_PARAMETERISATIONS = {
     "eps": dj.EpsPrediction,
     "x0": dj.X0Prediction,
-    "score": dj.ScorePrediction,
+    "score": dj.parameterisation.ScorePrediction,
     "v": dj.VPrediction,
     "velocity": dj.VelocityPrediction,
-    "karras": dj.KarrasPrediction,
+    "edm": dj.parameterisation.EDMPrediction,
 }
 
 ALL_WEIGHTINGS = {
@@ -87,8 +87,8 @@ ALL_WEIGHTINGS = {
 ALL_TIMES = {
     "uniform": dj.UniformTimes,
     "stratified": dj.StratifiedTimes,
-    "lognormal": dj.LognormalTimes,
-    "logit-normal": dj.LogitNormalTimes,
+    "lognormal": dj.process.LognormalTimes,
+    "logit-normal": dj.process.LogitNormalTimes,
     "low-discrepancy": process.LowDiscrepancyTimes,
     "mode": process.ModeTimes,
     "uniform-in-logsnr": process.LogsnrTimes,
@@ -99,14 +99,17 @@ ALL_GRIDS = {
     "uniform": dj.uniform_grid,
     "quadratic": process.quadratic_grid,
     "logsnr": dj.logsnr_grid,
-    "karras": dj.karras_grid,
+    "edm": dj.edm_grid,
     "snr": process.snr_grid,
     "shifted": process.shifted_grid,
+    "angle": process.angle_grid,
+    "line": process.line_grid,
 }
 
 ALL_STEPPERS = {
     "ddim": dj.DDIM,
     "ddim-ancestral": lambda: dj.DDIM(eta=1.0),
+    "euler-ancestral": samplers.EulerAncestral,
     "heun": dj.Heun,
     "euler": samplers.Euler,
     "dpm-solver-1": lambda: samplers.DPMSolver(1),
@@ -115,7 +118,7 @@ ALL_STEPPERS = {
     "dpmpp-2s": samplers.DPMpp2S,
     "churn": lambda: samplers.Churn(10.0, 0.01, 50.0),
     "dpmpp-2m": dj.DPMpp2M,
-    "ddpm": lambda: samplers.DDPM(1.0),
+    "ddpm": lambda: dj.DDPM(1.0),
     "dpm-2-ancestral": samplers.DPM2Ancestral,
     "dpmpp-2s-ancestral": samplers.DPMpp2SAncestral,
     "dpmpp-sde": samplers.DPMppSDE,
@@ -126,13 +129,13 @@ ALL_STEPPERS = {
     "predictor-corrector": lambda: samplers.PredictorCorrector(dj.DDIM(eta=1.0)),
     "dpmpp-3m": samplers.DPMpp3M,
     "dpmpp-3m-published": samplers.DPMpp3MPublished,
-    "unipc-2": lambda: samplers.UniPC(2, samplers.bh1),
-    "unipc-3": samplers.UniPC,
+    "unipc-2": lambda: dj.UniPC(2, samplers.bh1),
+    "unipc-3": dj.UniPC,
     "deis-3": lambda: samplers.DEIS(3),
     "lms-3": lambda: samplers.LMS(3),
     "ipndm-4": samplers.IPNDM,
     "adams-v-3": lambda: samplers.ExponentialAdams(dj.VPrediction(), 3),
-    "adams-f-4-corrected": lambda: samplers.ExponentialAdams(dj.KarrasPrediction(0.8), 4, corrector=True),
+    "adams-f-4-corrected": lambda: samplers.ExponentialAdams(dj.parameterisation.EDMPrediction(0.8), 4, corrector=True),
     "sa-solver": lambda: samplers.ExponentialAdams(dj.X0Prediction(), 3, corrector=True, eta=1.0),
 }
 

@@ -26,7 +26,7 @@ def make_network():
     import jax
     import jax.numpy as jnp
 
-    from diffjax._typing import Network
+    from diffjax import Network
 
     def init(key, x, c_noise, cond=None):
         a, b, c = jax.random.split(key, 3)
@@ -47,11 +47,11 @@ def make_loss(network):
     """Denoising with noise by global index: mean |network(x + eps) - x|^2."""
     import jax.numpy as jnp
 
-    from diffjax._arrays import normal_like, sample_keys
+    from diffjax.process import normal_like, sample_keys
 
-    def loss(params, key, batch, index, total):
+    def loss(params, batch, context):
         x, cond = batch
-        eps = normal_like(sample_keys(key, index), x)
+        eps = normal_like(sample_keys(context.key, context.index), x)
         error = network.apply(params, x + eps, None, cond) - x
         return jnp.mean(error**2), {"noise": jnp.mean(eps**2), "eps": eps}
 
@@ -79,6 +79,13 @@ def make_tx():
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-2, 100)))
 
 
+def make_objective(tx=None, loss=None):
+    """The loss with its optimiser, or others."""
+    from diffjax.training import Objective
+
+    return Objective(loss or make_loss(make_network()), tx or make_tx())
+
+
 def fresh_state():
     """The run at step 0."""
     import jax
@@ -94,10 +101,10 @@ def make_layout(kind, tx=None, loss=None):
     """The step under jit or pmap, over all devices; compiled once a process."""
     from diffjax.training import jit_layout, make_ema, make_train_step, pmap_layout
 
-    tx, loss = tx or make_tx(), loss or make_loss(make_network())
+    objective = make_objective(tx, loss)
     if kind == "pmap":
-        return pmap_layout(make_train_step(loss, tx, ema=make_ema(0.99), axis_name="data"))
-    return jit_layout(make_train_step(loss, tx, ema=make_ema(0.99)))
+        return pmap_layout(make_train_step(objective, ema=make_ema(0.99), axis_name="data"))
+    return jit_layout(make_train_step(objective, ema=make_ema(0.99)))
 
 
 def digest(state):
@@ -144,6 +151,7 @@ def main():
                 log=args.folder + "/metrics.jsonl",
                 log_every=7,
                 progress=False,
+                handle_signals=True,
             )
         except Stopped as stop:
             print("stopped", stop.step)

@@ -20,6 +20,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import diffjax as dj
+from diffjax.samplers import Step, step_weights
 
 CHUNK = 64
 """Steps looked at together: one compilation serves every number of steps."""
@@ -27,9 +28,9 @@ CHUNK = 64
 
 def output_variance(stepper, process, data_variance, ts):
     """The variance of the state at ts[-1], from the exact marginal at ts[0], for data N(0, data_variance) in 1-D."""
-    weights = jax.tree.map(np.asarray, stepper.prepare(process, np.asarray(ts, np.float64)))
+    weights = jax.tree.map(np.asarray, step_weights(stepper, process, np.asarray(ts, np.float64)))
     ts = np.asarray(ts, np.float64)
-    maps = _in_chunks(_stepper_maps, (stepper, process, _denoiser(process, data_variance)), (ts[:-1], ts[1:], weights))
+    maps = _in_chunks(_stepper_maps, (stepper, _denoiser(process, data_variance)), (ts[:-1], ts[1:], weights))
     return _carried(maps, marginal_variance(process, data_variance, ts[0]))
 
 
@@ -55,14 +56,14 @@ def fitted(steps, errors):
 
 @eqx.filter_jit
 def _stepper_maps(fixed, rows):
-    stepper, process, denoiser = fixed
+    stepper, denoiser = fixed
     x0 = jnp.zeros((1, 1))
-    state, unravel = ravel_pytree((x0, stepper.init(process, x0, rows[0][0])))
+    state, unravel = ravel_pytree((x0, stepper.init(x0)))
     keys = jax.random.split(jax.random.key(0), 1) if stepper.stochastic else None
 
     def step_once(state, t, s, row):
         x, remembered = unravel(state)
-        return ravel_pytree(stepper.step(keys, process, denoiser, x, t, s, row, remembered))[0]
+        return ravel_pytree(stepper.step(denoiser, x, Step(t, s, row, keys), remembered))[0]
 
     def step(both, *row):
         with _noise(both[state.size :]):
@@ -70,9 +71,7 @@ def _stepper_maps(fixed, rows):
 
     with _noise(None) as drawn:
         first = jax.tree.map(lambda row: row[0], rows[2])
-        jax.eval_shape(
-            lambda x, z: stepper.step(keys, process, denoiser, x, z, z, first, unravel(state)[1]), x0, x0[0, 0]
-        )
+        jax.eval_shape(lambda x, z: stepper.step(denoiser, x, Step(z, z, first, keys), unravel(state)[1]), x0, x0[0, 0])
     return _matrices(step, state.size + drawn[0], rows)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tools
 
-from diffjax.interop._keys import to_params, to_tensors
+from diffjax.interop import to_params, to_tensors
 
 # These programs run once: half of the time to compile them is optimising.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -1,5 +1,6 @@
 """AutoencoderKL is diffusers' AutoencoderKL: mean, logvar, decoded images, on random weights."""
 
+import json
 from functools import partial
 
 import jax
@@ -9,9 +10,7 @@ import pytest
 import torch_autoencoder as torch_side
 from tools import assert_close, load_fixture, weights
 
-from diffjax.interop._attention_names import new_attention_names
-from diffjax.interop._autoencoder import autoencoder
-from diffjax.interop._keys import to_params, to_tensors
+from diffjax.interop import load_module, module_from_config, to_params, to_tensors, write_tensors
 
 CASES = list(torch_side.CASES)
 OFTEN = ("autoencoder-flux", "autoencoder-odd")
@@ -19,7 +18,8 @@ OFTEN = ("autoencoder-flux", "autoencoder-odd")
 
 def ours(config, tensors, dtype):
     """(our answers, our parameters), in a dtype."""
-    module = autoencoder({key: value for key, value in config.items() if key != "image"}, "config").clone(dtype=dtype)
+    fields = {key: value for key, value in config.items() if key != "image"}
+    module = module_from_config({"_class_name": "AutoencoderKL", **fields}).clone(dtype=dtype)
     x = jnp.asarray(torch_side.images(config), dtype)
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), to_params(tensors, shapes))
@@ -69,13 +69,20 @@ def test_live(name):
         assert_close(found[key], value, np.float64)
 
 
-def test_old_attention_names():
-    shapes = load_fixture(OFTEN[0])[1]
+def test_old_attention_names(tmp_path):
+    config, shapes, _ = load_fixture(OFTEN[0])
     old = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
     aged = {}
-    for key, shape in shapes.items():
+    tensors = {key: np.float32(value) for key, value in weights(shapes).items()}
+    for key, value in tensors.items():
         for new, before in old.items():
             key = key.replace(new, before) if ".attentions." in key else key
-        aged[key] = shape
-    assert aged != shapes
-    assert new_attention_names(aged) == shapes
+        aged[key] = value
+    assert aged.keys() != tensors.keys()
+    fields = {key: value for key, value in config.items() if key != "image"}
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL", **fields}))
+    found = []
+    for named in (tensors, aged):
+        write_tensors(tmp_path / "diffusion_pytorch_model.safetensors", named)
+        found.append(load_module(tmp_path).params)
+    jax.tree.map(np.testing.assert_array_equal, *found)

@@ -8,7 +8,7 @@ import pytest
 import tools
 import torch_inception as theirs
 
-from diffjax.interop._keys import to_params, to_tensors
+from diffjax.interop import to_params, to_tensors
 from diffjax.networks import InceptionV3
 
 NAMES = list(theirs.CASES)

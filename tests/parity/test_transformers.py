@@ -11,12 +11,11 @@ import torch_t5
 import torch_uvit
 from tools import assert_close, load_fixture, weights
 
-from diffjax.interop._dit import dit
-from diffjax.interop._keys import to_params, to_tensors
-from diffjax.interop._t5 import encoder_tensors, t5_encoder
-from diffjax.networks import DiT, Text, UViT
-from diffjax.networks._embedding import timestep_features
+from diffjax.interop import module_from_config, to_params, to_tensors
+from diffjax.interop._t5 import encoder_tensors
+from diffjax.networks import DiT, Text, UViT, timestep_features
 
+DIT, T5 = {"_class_name": "DiTTransformer2DModel"}, {"model_type": "t5"}
 FAMILIES = {name: family for family in (torch_dit, torch_uvit, torch_t5) for name in family.CASES}
 OFTEN = ("dit-sigma", "dit-joint-rope", "uvit-text", "t5-gated")
 NAMES = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
@@ -27,10 +26,10 @@ def module(name, config):
     fields = {key: value for key, value in config.items() if key not in ("size", "cond", "length")}
     scan = list(FAMILIES).index(name) % 2 == 0
     if FAMILIES[name] is torch_t5:
-        return t5_encoder(fields, "config.json")
+        return module_from_config(T5 | fields)
     if FAMILIES[name] is torch_uvit:
         return UViT(**fields, noise_features=timestep_features, scan=scan)
-    return (dit(fields, "config.json") if "sample_size" in fields else DiT(**fields)).clone(scan=scan)
+    return (module_from_config(DIT | fields) if "sample_size" in fields else DiT(**fields)).clone(scan=scan)
 
 
 def ours(name, config, tensors, dtype):
@@ -91,7 +90,7 @@ def test_buckets_are_those_of_transformers_in_float32(buckets, distance):
     import torch
     from transformers.models.t5.modeling_t5 import T5Attention
 
-    from diffjax.networks._t5 import relative_buckets
+    from diffjax.networks import relative_buckets
 
     n = 600
     steps = torch.arange(n)[None, :] - torch.arange(n)[:, None]
@@ -110,20 +109,20 @@ def test_t5_tables_of_tokens_are_one():
 
 
 @pytest.mark.parametrize(
-    ("make", "config", "message"),
+    ("of", "config", "message"),
     [
         (
-            dit,
+            DIT,
             {"norm_type": "ada_norm_single"},
             "config.json: norm_type is 'ada_norm_single'; diffjax has 'ada_norm_zero'",
         ),
-        (dit, {"patch": 2}, "config.json: unknown key patch"),
-        (dit, {"patch_size": None}, "config.json: patch_size is None"),
-        (dit, {"caption_channels": 4096}, "config.json: caption_channels is 4096"),
-        (t5_encoder, {"feed_forward_proj": "gated-tanh"}, "config.json: feed_forward_proj is 'gated-tanh'"),
-        (t5_encoder, {"model_type": "umt5"}, "config.json: model_type is 'umt5'"),
+        (DIT, {"patch": 2}, "config.json: unknown key patch"),
+        (DIT, {"patch_size": None}, "config.json: patch_size is None"),
+        (DIT, {"caption_channels": 4096}, "config.json: caption_channels is 4096"),
+        (T5, {"feed_forward_proj": "gated-tanh"}, "config.json: feed_forward_proj is 'gated-tanh'"),
+        (T5, {"model_type": "umt5"}, "config.json: _class_name is 'umt5'"),
     ],
 )
-def test_configurations_that_we_lack_are_named(make, config, message):
+def test_configurations_that_we_lack_are_named(of, config, message):
     with pytest.raises(ValueError, match=message):
-        make(config, "config.json")
+        module_from_config(of | config)

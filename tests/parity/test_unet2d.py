@@ -7,17 +7,22 @@ import pytest
 import torch_unet2d as theirs
 from tools import assert_close, load_fixture, weights
 
-from diffjax.interop._keys import to_params, to_tensors
-from diffjax.interop._unet2d import unet2d, unet2d_inputs
-from diffjax.networks._unet2d_blocks import input_residual, output_residual
+from diffjax.interop import module_from_config, parameter_shapes, to_params, to_tensors
+from diffjax.networks import input_residual, output_residual
 
 OFTEN = "unet2d_adm"
 CASES = list(theirs.CASES)
 
 
+def of_class(config):
+    """The configuration as in a file."""
+    own = {key: value for key, value in config.items() if key not in ("size", "pyramid")}
+    return {"_class_name": "UNet2DModel", **own}
+
+
 def module(config):
     """Our network for a case; "pyramid" is the tests' own key."""
-    network = unet2d({key: value for key, value in config.items() if key not in ("size", "pyramid")})
+    network = module_from_config(of_class(config))
     if config.get("pyramid") != "residual":
         return network
     down = tuple(stage._replace(pyramid=input_residual) for stage in network.down)
@@ -27,7 +32,7 @@ def module(config):
 def ours(name, config, tensors, dtype):
     """(our y, our parameters) on the inputs of a case."""
     network = module(config).clone(dtype=dtype)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), *unet2d_inputs(config, network))["params"]
+    shapes = parameter_shapes(network, of_class(config))
     cast = lambda leaf: jnp.asarray(leaf, dtype if np.issubdtype(np.asarray(leaf).dtype, np.floating) else None)
     params = jax.tree.map(cast, to_params(tensors, shapes))
     arguments = jax.tree.map(cast, theirs.inputs(name, config))

@@ -7,15 +7,14 @@ import tools
 torch, F = tools.optional("torch"), tools.optional("torch.nn.functional")
 
 SIZE = (2, 3, 8, 8)
-SMALL = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [1], "head_channels": 8}
+SMALL = {"channels": [8, 16], "blocks": 1, "attention": [1], "head_channels": 8}
 CASES = {
     "edm2_labels": SMALL | {"num_classes": 3},
     "edm2_plain": SMALL | {"attention": []},
     "edm2_heads": SMALL | {"head_channels": 4, "attention": [0, 1]},
-    "edm2_three_levels": SMALL | {"multipliers": [1, 1, 2], "blocks": 2, "attention": [2]},
+    "edm2_three_levels": SMALL | {"channels": [8, 8, 16], "blocks": 2, "attention": [2]},
     "edm2_balances": SMALL | {"residual_balance": 0.4, "attention_balance": 0.2, "skip_balance": 0.6},
     "edm2_label_balance": SMALL | {"num_classes": 2, "label_balance": 0.3, "out_channels": 4},
-    "edm2_narrowing": SMALL | {"multipliers": [2, 1], "attention": [0]},
 }
 
 
@@ -77,7 +76,7 @@ class Net:
     def __call__(self, x, c_noise, labels=None):
         c = self.config
         told = self.told(c_noise, labels)
-        widths = [c["channels"] * m for m in c["multipliers"]]
+        widths = c["channels"]
         last = len(widths) - 1
         h = torch.cat([x, torch.ones_like(x[:, :1])], 1)
         h = self.layer("in", h, widths[0], 3)
@@ -102,9 +101,9 @@ class Net:
 
     def told(self, c_noise, labels):
         c = self.config
-        width = c["channels"] * max(c["multipliers"])
-        frequencies = self.weight("told.fourier.frequencies", c["channels"])
-        phases = self.weight("told.fourier.phases", c["channels"])
+        width = max(c["channels"])
+        frequencies = self.weight("told.fourier.frequencies", c["channels"][0])
+        phases = self.weight("told.fourier.phases", c["channels"][0])
         h = math.sqrt(2) * torch.cos(2 * math.pi * (torch.outer(c_noise, frequencies) + phases))
         h = self.layer("told.noise", h, width, 0)
         if labels is not None:

@@ -9,11 +9,10 @@ torch, F = tools.optional("torch"), tools.optional("torch.nn.functional")
 
 TOKENS, WIDTH = 5, 6
 SMALL = {
-    "channels": 8,
-    "multipliers": [1, 2],
+    "channels": [8, 16],
     "blocks": [1, 2],
     "strides": [2, 2],
-    "self_attention": [1],
+    "attention": [1],
     "text_attention": [1],
     "head_channels": 8,
 }
@@ -21,13 +20,13 @@ CASES = {
     "efficient_cascade": SMALL | {"text_width": WIDTH, "low_resolution": True, "size": [8, 8], "small": [4, 4]},
     "efficient_plain": SMALL | {"size": [8, 8]},
     "efficient_odd": SMALL | {"low_resolution": True, "size": [7, 10], "small": [3, 4]},
-    "efficient_heads": SMALL | {"head_channels": 4, "self_attention": [0, 1], "size": [8, 8]},
-    "efficient_text_alone": SMALL | {"text_width": WIDTH, "self_attention": [], "text_attention": [0], "size": [8, 8]},
+    "efficient_heads": SMALL | {"head_channels": 4, "attention": [0, 1], "size": [8, 8]},
+    "efficient_text_alone": SMALL | {"text_width": WIDTH, "attention": [], "text_attention": [0], "size": [8, 8]},
     "efficient_strides": SMALL | {"strides": [1, 2], "blocks": [2, 1], "text_width": WIDTH, "size": [6, 8]},
     "efficient_labels": SMALL | {"num_classes": 3, "size": [6, 6]},
     "efficient_labels_and_text": SMALL | {"num_classes": 2, "text_width": WIDTH, "size": [8, 8]},
     "efficient_three": SMALL
-    | {"multipliers": [1, 1, 2], "blocks": [1, 1, 3], "strides": [2, 1, 2], "out_channels": 4, "size": [8, 8]},
+    | {"channels": [8, 8, 16], "blocks": [1, 1, 3], "strides": [2, 1, 2], "out_channels": 4, "size": [8, 8]},
 }
 
 
@@ -99,7 +98,7 @@ class Net:
 
     def __call__(self, x, c_noise, embedding, mask, small, level):
         c = self.config
-        widths = [c["channels"] * m for m in c["multipliers"]]
+        widths = c["channels"]
         tokens = None
         if embedding is not None:
             null = self.weight("text.null", embedding.shape[-1]).expand(2, 1, -1)
@@ -108,7 +107,7 @@ class Net:
         h = x
         if small is not None:
             h = torch.cat([x, F.interpolate(small, x.shape[2:], mode="bilinear", align_corners=False)], 1)
-        h = self.conv("in", h, c["channels"], 3)
+        h = self.conv("in", h, widths[0], 3)
         sizes, skips = [], []
         for i, width in enumerate(widths):
             sizes.append(h.shape[2:])
@@ -124,11 +123,11 @@ class Net:
             h = self.attend(f"up.{i}.attention", h, tokens, i)
             if c["strides"][i] == 2:
                 h = h.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, : sizes[i][0], : sizes[i][1]]
-            h = self.conv(f"up.{i}.conv", h, widths[i - 1] if i else c["channels"], 3)
+            h = self.conv(f"up.{i}.conv", h, widths[max(i - 1, 0)], 3)
         return self.linear("out", h.permute(0, 2, 3, 1), c.get("out_channels", x.shape[1])).permute(0, 3, 1, 2)
 
     def told(self, c_noise, level, tokens):
-        width = 4 * self.config["channels"]
+        width = 4 * self.config["channels"][0]
         h = self.pair("told.noise", waves(c_noise, width), width)
         if level is not None:
             h = h + self.pair("told.low", waves(level, width), width)
@@ -153,7 +152,7 @@ class Net:
         return h + (x if x.shape[1] == width else self.conv(f"{key}.skip", x, width, 1))
 
     def attend(self, key, x, tokens, i):
-        own, text = i in self.config["self_attention"], i in self.config["text_attention"] and tokens is not None
+        own, text = i in self.config["attention"], i in self.config["text_attention"] and tokens is not None
         if not (own or text):
             return x
         b, c, height, width = x.shape

@@ -7,21 +7,18 @@ from torch_mlp import Net as Perceptron
 
 torch, F = tools.optional("torch"), tools.optional("torch.nn.functional")
 
-SMALL = {"kind": "UNet", "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [1], "head_channels": 8}
-IMAGES = {"kind": "Classifier", "num_classes": 3, "channels": 8, "multipliers": [1, 2]}
+SMALL = {"kind": "UNet", "channels": [8, 16], "blocks": 1, "attention": [1], "head_channels": 8}
+IMAGES = {"kind": "Classifier", "num_classes": 3, "channels": [8, 16]}
 CASES = {
     "unet_labels": SMALL | {"num_classes": 3, "size": [7, 6]},
     "unet_vector": SMALL | {"cond": 5, "attention": [], "size": [4, 4]},
-    "unet_odd": SMALL | {"multipliers": [1, 1, 2], "attention": [0, 2], "size": [7, 5]},
+    "unet_odd": SMALL | {"channels": [8, 8, 16], "attention": [0, 2], "size": [7, 5]},
     "unet_heads": SMALL | {"head_channels": 4, "attention": [0, 1], "blocks": 2, "size": [4, 6]},
-    "unet_one_level": SMALL | {"multipliers": [1], "attention": [], "out_channels": 5, "size": [3, 4]},
-    "unet_narrowing": SMALL | {"channels": 12, "multipliers": [2, 1], "head_channels": 5, "size": [6, 4]},
+    "unet_one_level": SMALL | {"channels": [8], "attention": [], "out_channels": 5, "size": [3, 4]},
     "classifier_odd": IMAGES | {"size": [7, 6]},
     "classifier_no_noise": IMAGES | {"no_noise": True, "size": [4, 4]},
-    "classifier_three": IMAGES | {"multipliers": [1, 1, 2], "blocks": 2, "size": [5, 9]},
-    "classifier_one_level": IMAGES | {"multipliers": [1], "num_classes": 1, "size": [3, 3]},
-    "classifier_narrowing": IMAGES | {"channels": 12, "multipliers": [2, 1], "size": [6, 4]},
-    "classifier_wide": IMAGES | {"channels": 36, "multipliers": [4], "num_classes": 10, "size": [2, 3]},
+    "classifier_three": IMAGES | {"channels": [8, 8, 16], "blocks": 2, "size": [5, 9]},
+    "classifier_one_level": IMAGES | {"channels": [8], "num_classes": 1, "size": [3, 3]},
 }
 
 
@@ -51,9 +48,9 @@ class Net(Perceptron):
 
     def unet(self, x, c_noise, cond):
         c = self.config
-        widths = [c["channels"] * m for m in c["multipliers"]]
-        told = self.told(c_noise, cond, 4 * c["channels"], c.get("num_classes"))
-        h = self.conv("in", x, widths[0] // c["multipliers"][0])
+        widths = c["channels"]
+        told = self.told(c_noise, cond, 4 * widths[0], c.get("num_classes"))
+        h = self.conv("in", x, widths[0])
         skips = [h]
         for level, width in enumerate(widths):
             if level:
@@ -77,10 +74,9 @@ class Net(Perceptron):
     def classifier(self, x, c_noise):
         c = self.config
         c_noise = torch.zeros(len(x), dtype=x.dtype) if c_noise is None else c_noise
-        told = self.told(c_noise, None, c["channels"], None, "body.conditioning")
-        h = self.conv("body.in", x, c["channels"])
-        for level, multiplier in enumerate(c["multipliers"]):
-            width = c["channels"] * multiplier
+        told = self.told(c_noise, None, c["channels"][0], None, "body.conditioning")
+        h = self.conv("body.in", x, c["channels"][0])
+        for level, width in enumerate(c["channels"]):
             if level:
                 h = self.conv(f"body.halve.{level}", h, width, stride=2)
             for i in range(c.get("blocks", 1)):

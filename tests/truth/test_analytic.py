@@ -13,7 +13,7 @@ from scipy import stats
 import diffjax as dj
 
 # The truth reaches a process through alpha and sigma alone: three of them every time, the others among the slow tests.
-EVERY_TIME = ("vp", "karras", "rectified")
+EVERY_TIME = ("vp", "edm", "rectified")
 
 
 def members(*whiches):
@@ -60,7 +60,7 @@ def points(distribution, process):
     return wide * rng.normal(size=(POINTS, *shape)), t, alpha, sigma
 
 
-@pytest.mark.parametrize(("which", "name"), [*members("gaussian", "mixture"), ("images", "vp"), ("images", "karras")])
+@pytest.mark.parametrize(("which", "name"), [*members("gaussian", "mixture"), ("images", "vp"), ("images", "edm")])
 def test_log_prob_score_and_denoiser_are_the_mixtures(which, name):
     """By SciPy's densities and, for E[x0 | xt], conditioning of the joint (x0, xt) of every component in NumPy."""
     distribution, process = DISTRIBUTIONS[which](), ALL_PROCESSES[name]()
@@ -161,10 +161,12 @@ def test_flow_map_follows_the_velocity_and_carries_the_density(which, name):
 
     @eqx.filter_jit
     def checks(process, xt, t, s):
-        move = lambda x, s: dj.flow_map(data, process, x, t, s)
+        move = lambda x, s: dj.exact_flow_map(data, process).move(x, t, s)
         xs, rate = jax.jvp(lambda s: move(xt, s), (s,), (jnp.ones_like(s),))
-        field = dj.velocity(process, dj.exact_denoiser(data, process), xs, s)
-        jacobian = jax.vmap(jax.jacfwd(lambda x, t, s: dj.flow_map(data, process, x[None], t, s)[0]))(xt, t, s)
+        field = dj.samplers.velocity(process, dj.exact_denoiser(data, process), xs, s)
+        jacobian = jax.vmap(jax.jacfwd(lambda x, t, s: dj.exact_flow_map(data, process).move(x[None], t, s)[0]))(
+            xt, t, s
+        )
         before, after = data.log_prob(process, xt, t), data.log_prob(process, xs, s)
         return xs, rate, field, before, after + jnp.log(jnp.linalg.det(jacobian)), move(xt, t), move(xs, s)
 
@@ -172,7 +174,7 @@ def test_flow_map_follows_the_velocity_and_carries_the_density(which, name):
     np.testing.assert_allclose(rate, field, rtol=1e-8, atol=1e-9)
     np.testing.assert_allclose(after, before, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(still, xt, rtol=1e-12, atol=1e-12)
-    back = dj.flow_map(data, process, xs, s, t)
+    back = dj.exact_flow_map(data, process).move(xs, s, t)
     np.testing.assert_allclose(back, xt, rtol=1e-10, atol=1e-10)
     assert not np.allclose(xs, xt, atol=1e-3)
 
@@ -196,7 +198,7 @@ def test_flow_map_is_the_flow_solved():
         k2 = field(x + h / 2 * k1, t + h / 2)
         k3 = field(x + h / 2 * k2, t + h / 2)
         x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + field(x + h * k3, s))
-    np.testing.assert_allclose(dj.flow_map(data, process, jnp.asarray(start), 0.8, 0.1), x, rtol=1e-7)
+    np.testing.assert_allclose(dj.exact_flow_map(data, process).move(jnp.asarray(start), 0.8, 0.1), x, rtol=1e-7)
 
 
 # --- what is refused ---

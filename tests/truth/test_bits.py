@@ -126,7 +126,7 @@ def test_bits_of_the_flow():
     """By the solver, the density at each dequantised point, to 1e-3 nats; images too."""
     process = dj.VariancePreserving()
     model = dj.Gaussian(jnp.asarray(MEAN).reshape(2, 1, 1), jnp.asarray(VARIANCE).reshape(2, 1, 1))
-    low, top = dj.interval(process)
+    low, top = process.interval()
     data = DATA.reshape(-1, 2, 1, 1)
     flow = partial(dj.log_likelihood, terminal=lambda x: model.log_prob(process, x, top))
     got = bits_per_dim(KEY(3), process, dj.exact_denoiser(model, process), data, quantisation=LEVELS, likelihood=flow)

@@ -45,7 +45,7 @@ def composed(first, second, power):
 
 
 def plane_grid(process, steps):
-    high, low = (dj.time_from_logsnr(process, jnp.asarray(level)) for level in (-6.0, 6.0))
+    high, low = (process.time_from_logsnr(jnp.asarray(level)) for level in (-6.0, 6.0))
     return np.asarray(dj.logsnr_grid(process, steps, ends=(high, low)))
 
 
@@ -135,7 +135,7 @@ def test_a_mixture_is_the_mixtures_denoiser(t):
     logs = [eqx.Partial(d.log_prob, process) for d in data]
     roof = lambda w: distribution([(w * v, *part) for v, *part in P] + [((1 - w) * v, *part) for v, *part in OTHER])
     shares, others = jnp.array([0.25, 0.5, 0.75, 0.9]), jnp.array([0.75, 0.5, 0.25, 0.1])
-    mixed = [guidance.mixture(denoisers, logs, w) for w in ([2.0, 6.0], [shares, others])]
+    mixed = [guidance.density_mixture(denoisers, logs, w) for w in ([2.0, 6.0], [shares, others])]
     truths = [dj.exact_denoiser(roof(w), process) for w in (0.25, 0.75, 0.9)]
     (one, each), (quarter, three, most) = jax.jit(lambda x, t: [[d(x, t) for d in of] for of in (mixed, truths)])(x, t)
     np.testing.assert_allclose(one, quarter, rtol=1e-9)
@@ -148,7 +148,7 @@ def test_the_corrections_law_on_a_gaussian():
     denoiser, (t, s) = dj.exact_denoiser(data, process), (0.5, 0.4)
     start = 0.5 + 1.5 * jax.random.normal(KEY(0), (n, 1))
     stepper = samplers.LangevinCorrected(dj.DDIM(eta=1.0), 3, jnp.asarray(0.2))
-    x = dj.sample(KEY(1), process, denoiser, start, np.array([t, s]), stepper, denoise=False)
+    x = dj.sample(KEY(1), process, denoiser, start, np.array([t, s]), stepper, final_denoise=False)
     (a_t, b_t), (a, b) = ((float(process.alpha(u)), float(process.sigma(u))) for u in (t, s))
     gain = a_t * 0.3 / (a_t**2 * 0.3 + b_t**2)
     added = b**2 / b_t**2 * (b_t**2 - (a_t / a) ** 2 * b**2)  # DDPM's, independent of the corrections' noise
@@ -177,7 +177,7 @@ def test_the_predictor_follows_the_normalised_product():
     denoiser = guidance.product(process, [p, p], [2.0, jnp.array([0.5, 1.0, 4.0])])
     ts, xt = np.linspace(1.0, 0.05, 60), jnp.array([[0.3], [-1.0], [2.0]])
     stepper = samplers.LangevinCorrected(dj.DDIM(), 1, 1e-14)
-    x = dj.sample(KEY(0), process, denoiser, xt, ts, stepper, denoise=False)
+    x = dj.sample(KEY(0), process, denoiser, xt, ts, stepper, final_denoise=False)
     start, end = (float(process.alpha(t) ** 2 * variance + process.sigma(t) ** 2) for t in (ts[0], ts[-1]))
     np.testing.assert_allclose(x, xt * np.sqrt(end / start), rtol=0.05)  # DDIM's own error is 3 %
 
@@ -193,7 +193,7 @@ def test_no_correction_at_zero_noise(corrected):
 
     xt, ts = jnp.ones((3, 2)), np.array([0.8, 0.4, 0.0])
     stepper = corrected(dj.DDIM(), 2, 0.1)
-    x, saved = dj.sample(KEY(0), process, denoiser, xt, ts, stepper, denoise=False, save=[1])
+    x, saved = dj.sample(KEY(0), process, denoiser, xt, ts, stepper, final_denoise=False, save=[1])
     jax.block_until_ready(x)
     jax.effects_barrier()
     np.testing.assert_allclose(x, 0.5 * saved[0], rtol=1e-12)

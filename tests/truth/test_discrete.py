@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import diffjax as dj
 from diffjax.process import (
     DiscreteChain,
     chain_times,
@@ -28,7 +27,7 @@ BETAS = {
 
 @eqx.filter_jit
 def look(chain, t, s):
-    return chain.alpha(t), chain.sigma(t), dj.conditional(chain, t, s), dj.logsnr(chain, t)
+    return chain.alpha(t), chain.sigma(t), chain.conditional(t, s), chain.logsnr(t)
 
 
 @pytest.mark.parametrize("x64", [True, False], ids=["float64", "float32"])
@@ -108,7 +107,7 @@ def test_betas_that_move_stay_one_chain():
     """Moved as leaves of the process they are the chain of the new betas, with its gradient; the sums have none."""
     betas, new, t = jnp.array([0.1, 0.5, 0.01, 0.9]), jnp.array([0.2, 0.3, 0.05, 0.8]), jnp.array([0.2, 0.5, 0.75, 0.9])
     total = lambda chain: sum(jnp.sum(jnp.cos(x)) for x in jax.tree.leaves(look(chain, t, 0.4 * t)))
-    times = lambda chain: dj.time_from_logsnr(chain, jnp.array([3.0, 1.0, -2.0]))
+    times = lambda chain: chain.time_from_logsnr(jnp.array([3.0, 1.0, -2.0]))
     evaluate = jax.jit(lambda chain: (look(chain, t, 0.4 * t), times(chain), jax.grad(total)(chain)))
     (*found, by), (*expected, _) = (
         evaluate(chain) for chain in (eqx.tree_at(lambda c: c.betas, DiscreteChain(betas), new), DiscreteChain(new))

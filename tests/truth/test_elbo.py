@@ -32,24 +32,24 @@ def information(high=HIGH, low=LOW):
 
 
 SCHEDULES = {
-    "learned-linear": lambda: dj.LearnedLogsnr(HIGH, LOW),
-    "learned-monotone": lambda: dj.MonotoneLogsnr(jax.random.key(3), HIGH, LOW),
-    "vp": lambda: dj.Clipped(dj.VariancePreserving(), HIGH, LOW),
-    "cosine": lambda: dj.Clipped(dj.Cosine(), HIGH, LOW),
-    "karras": lambda: dj.Clipped(dj.Karras(), HIGH, LOW),
-    "rectified": lambda: dj.Clipped(dj.Rectified(), HIGH, LOW),
-    "shifted": lambda: dj.Clipped(dj.Shifted(dj.SubVP(), 1.0), HIGH, LOW),
+    "learned-linear": lambda: dj.process.LearnedLogsnr(HIGH, LOW),
+    "learned-monotone": lambda: dj.process.MonotoneLogsnr(jax.random.key(3), HIGH, LOW),
+    "vp": lambda: dj.process.Clipped(dj.VariancePreserving(), HIGH, LOW),
+    "cosine": lambda: dj.process.Clipped(dj.Cosine(), HIGH, LOW),
+    "edm": lambda: dj.process.Clipped(dj.EDM(), HIGH, LOW),
+    "rectified": lambda: dj.process.Clipped(dj.Rectified(), HIGH, LOW),
+    "shifted": lambda: dj.process.Clipped(dj.process.Shifted(dj.process.SubVP(), 1.0), HIGH, LOW),
 }
 
 
-def choices(process, member=None):
-    return {"network": knowing_network(), "process": process, "parameterisation": member or dj.EpsPrediction()}
+def diffusion(process, member=None, network=None):
+    return dj.Diffusion(network or knowing_network(), process, member or dj.EpsPrediction())
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name in ("learned-linear", "karras", "shifted") else pytest.mark.slow)
+        pytest.param(name, marks=[] if name in ("learned-linear", "edm", "shifted") else pytest.mark.slow)
         for name in SCHEDULES
     ],
 )
@@ -58,8 +58,8 @@ def test_the_continuous_term_depends_on_the_end_points_alone(name):
     process = SCHEDULES[name]()
     nodes, weights = np.polynomial.legendre.leggauss(12)
     # Panels that are even in logsnr; within them the rule is in t.
-    edges = np.array(jax.jit(dj.time_from_logsnr)(process, jnp.linspace(HIGH, LOW, 60)))
-    edges[[0, -1]] = [float(end) for end in dj.interval(process)]
+    edges = np.array(eqx.filter_jit(process.time_from_logsnr)(jnp.linspace(HIGH, LOW, 60)))
+    edges[[0, -1]] = [float(end) for end in process.interval()]
     half, middle = np.diff(edges)[:, None] / 2, (edges[1:] + edges[:-1])[:, None] / 2
     t, dt = (middle + half * nodes).ravel(), (half * weights).ravel()
     z, w = np.polynomial.hermite_e.hermegauss(3)  # exact, for the error is quadratic in x0 and eps
@@ -69,8 +69,8 @@ def test_the_continuous_term_depends_on_the_end_points_alone(name):
 
     @eqx.filter_jit
     def integrand(process, x0, eps, t):
-        keywords = choices(process) | {"weighting": losses.likelihood}
-        return 0.5 * losses.per_sample_loss(jnp.asarray(0.0), x0[:, None], eps[:, None], t, **keywords)
+        given = (diffusion(process), jnp.asarray(0.0), x0[:, None], eps[:, None], t)
+        return 0.5 * losses.per_sample_loss(*given, weighting=losses.likelihood)
 
     got = np.sum(measure * np.asarray(integrand(process, jnp.asarray(x0), jnp.asarray(eps), jnp.asarray(at))))
     np.testing.assert_allclose(got, information(), atol=1e-6)
@@ -81,7 +81,7 @@ N = 20_000
 
 @eqx.filter_jit
 def _bound(which, process, params, key, x0, **keywords):
-    return which(params, key, x0, **choices(process), **keywords)
+    return which(diffusion(process), params, key, x0, **keywords)
 
 
 def data(n=N, d=2):
@@ -99,16 +99,17 @@ def test_a_network_that_answers_one_number_has_its_bounds_in_closed_form():
     Cosine: logsnr = -2 log tan(pi t/2), with slope -2 pi/sin(pi t). Of K steps each is drawn as often as the others."""
     process, x0, c = dj.Cosine(), data(8), 0.4
     network = dj.Network(lambda *_: None, lambda params, x, c_noise, cond=None, *, key=None: params + 0 * x)
-    keywords = choices(process, dj.X0Prediction()) | {"network": network}
-    keywords["reconstruction"] = lambda x0, eps, std: std * jnp.arange(8.0)
-    low, high = map(float, dj.interval(process))
+    model = diffusion(process, dj.X0Prediction(), network)
+    reconstruction = lambda x0, eps, std: std * jnp.arange(8.0)
+    low, high = map(float, process.interval())
     ts = np.array([high, 0.8, 0.5, 0.3, low])
 
     @jax.jit
     def bounds(key):
         times = dj.StratifiedTimes(process)
-        continuous = losses.continuous_elbo(jnp.asarray(c), key, x0, time_sampler=times, **keywords)
-        return continuous, losses.discrete_elbo(jnp.asarray(c), key, x0, ts=ts, **keywords)
+        given = (model, jnp.asarray(c), key, x0)
+        continuous = losses.negative_continuous_elbo(*given, times=times, reconstruction=reconstruction)
+        return continuous, losses.negative_discrete_elbo(*given, ts=ts, reconstruction=reconstruction)
 
     snr = lambda t: np.tan(np.pi * t / 2) ** -2.0
     square = np.sum((c - np.asarray(x0)) ** 2, axis=1)
@@ -135,15 +136,15 @@ def test_a_network_that_answers_one_number_has_its_bounds_in_closed_form():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vp", "karras"])
+@pytest.mark.parametrize("name", ["vp", "edm"])
 def test_parts_of_the_continuous_bound(name):
     """Two features: diffusion is the information, prior the quadratic, reconstruction the decoder's entropy; with
     importance-sampled times the same, and closer."""
     process, x0 = SCHEDULES[name](), data()
     spread = []
-    for times in (dj.StratifiedTimes(process), dj.ImportanceTimes(dj.LogsnrTimes(process))):
+    for times in (dj.StratifiedTimes(process), dj.process.ImportanceTimes(dj.process.LogsnrTimes(process))):
         nats, parts = _bound(
-            losses.continuous_elbo, process, jnp.asarray(0.0), jax.random.key(1), x0, time_sampler=times
+            losses.negative_continuous_elbo, process, jnp.asarray(0.0), jax.random.key(1), x0, times=times
         )
         assert near(parts["diffusion"], 2 * information())
         np.testing.assert_allclose(parts["prior"], 0.5 * np.exp(LOW) * np.sum(x0**2, 1), rtol=1e-9)
@@ -155,7 +156,7 @@ def test_parts_of_the_continuous_bound(name):
         entropy = 0.5 * 2 * np.log(2 * np.pi * np.e * VARIANCE)
         assert abs(nats - entropy) < 1e-3 + 4.5 * expected, "at the truth the bound is 8e-4 above the entropy"
     assert spread[1] < spread[0] * 1.001
-    wrong = _bound(losses.continuous_elbo, process, jnp.asarray(0.3), jax.random.key(1), x0, time_sampler=times)[0]
+    wrong = _bound(losses.negative_continuous_elbo, process, jnp.asarray(0.3), jax.random.key(1), x0, times=times)[0]
     assert wrong > nats + 0.1
 
 
@@ -167,14 +168,14 @@ def test_the_bound_of_k_steps_falls_to_the_continuous_one():
     gaps = []
     for steps in (1, 2, 8, 32, 1024, 8192):
         ts = np.linspace(1.0, 0.0, steps + 1)
-        levels = np.asarray(jax.jit(dj.logsnr)(process, jnp.asarray(ts)))
+        levels = np.asarray(eqx.filter_jit(process.logsnr)(jnp.asarray(ts)))
         mmse = VARIANCE * np.exp(levels[:-1]) / (1 + VARIANCE * np.exp(levels[:-1]))
         exact = np.sum(0.5 * np.expm1(levels[1:] - levels[:-1]) * mmse)
         assert information() < exact < before
         before = exact
         gaps.append(exact - information())
         if steps in (1, 8, 32):
-            nats, parts = _bound(losses.discrete_elbo, process, jnp.asarray(0.0), jax.random.key(2), x0, ts=ts)
+            nats, parts = _bound(losses.negative_discrete_elbo, process, jnp.asarray(0.0), jax.random.key(2), x0, ts=ts)
             assert near(parts["diffusion"], 2 * exact)
             assert set(np.unique(parts["t"])) == set(ts[:-1]), "each step is drawn"
             np.testing.assert_allclose(nats, np.mean(parts["per_sample"]))
@@ -198,13 +199,15 @@ def test_level_decoder_is_a_distribution_over_levels(levels):
 
 def test_a_learned_schedule_trains_through_the_bound():
     """Its end points have the gradient of the closed form; a network that errs has one as well."""
-    process, x0 = dj.LearnedLogsnr(4.0, -2.0), data()
+    process, x0 = dj.process.LearnedLogsnr(4.0, -2.0), data()
 
     @eqx.filter_jit
     @eqx.filter_grad
     def slope(process):
-        keywords = choices(process) | {"time_sampler": dj.StratifiedTimes(process)}
-        return losses.continuous_elbo(jnp.asarray(0.0), jax.random.key(4), x0, **keywords)[0]
+        times = dj.StratifiedTimes(process)
+        return losses.negative_continuous_elbo(
+            diffusion(process), jnp.asarray(0.0), jax.random.key(4), x0, times=times
+        )[0]
 
     got = slope(process)
     for end, sign, reconstruction, prior in (("logsnr_max", 1, -1.0, 0.0), ("logsnr_min", -1, 0.0, 1.0)):
@@ -255,20 +258,23 @@ def two_halves(seen=None):
 
 @eqx.filter_jit
 def _chain(params, chain, x0, ts):
-    key, keywords = jax.random.key(5), choices(chain) | {"ts": ts, "reconstruction": losses.BinDecoder(17)}
+    key, keywords = jax.random.key(5), {"ts": ts, "reconstruction": losses.BinDecoder(17)}
     out = {}
     for name, (variance, _) in VARIANCES.items():
         seen = []
-        bound = losses.ddpm_bound(params, key, x0, variance=variance, **keywords | {"network": two_halves(seen)})
+        model = diffusion(chain, network=two_halves(seen))
+        bound = losses.negative_ddpm_elbo(model, params, key, x0, variance=variance, **keywords)
         out[name] = bound, seen[0]
-    hybrid = lambda params: losses.learned_variance_loss(params, key, x0, **keywords | {"network": two_halves()})
+    model = diffusion(chain, network=two_halves())
+    hybrid = lambda params: losses.learned_variance_loss(model, params, key, x0, **keywords)
     return out, jax.grad(hybrid, has_aux=True)(params)
 
 
+@pytest.mark.slow
 def test_every_step_of_the_chain_is_ddpms():
     """And the hybrid loss moves the prediction by the simple loss alone, the variance by a thousandth of the bound."""
     betas = np.linspace(0.02, 0.3, 7)
-    chain, ts = dj.DiscreteChain(jnp.asarray(betas)), np.arange(7, -1, -1) / 7
+    chain, ts = dj.process.DiscreteChain(jnp.asarray(betas)), np.arange(7, -1, -1) / 7
     x0 = np.random.default_rng(2).choice(np.linspace(-1, 1, 17), (210, 3))
     alpha_bar, params = np.cumprod(1 - betas), np.array([1.1, 0.9])
     found, (slope, simple) = _chain(jnp.asarray(params), chain, jnp.asarray(x0), ts)
@@ -300,11 +306,11 @@ def test_every_step_of_the_chain_is_ddpms():
 @pytest.mark.slow
 def test_small_variance_is_the_k_step_bound():
     """With the posterior's variance a step's divergence is 1/2 expm1(lambda_s - lambda_t) ||eps - eps_hat||^2."""
-    chain, ts = dj.DiscreteChain(jnp.linspace(0.02, 0.3, 6)), np.arange(6, -1, -1) / 6
+    chain, ts = dj.process.DiscreteChain(jnp.linspace(0.02, 0.3, 6)), np.arange(6, -1, -1) / 6
     x0 = data(300)
     keywords = {"ts": ts, "variance": losses.small_variance}
-    parts = _bound(losses.ddpm_bound, chain, jnp.asarray(0.2), jax.random.key(7), x0, **keywords)[1]
-    other = _bound(losses.discrete_elbo, chain, jnp.asarray(0.2), jax.random.key(8), x0, ts=ts[:-1])[1]
+    parts = _bound(losses.negative_ddpm_elbo, chain, jnp.asarray(0.2), jax.random.key(7), x0, **keywords)[1]
+    other = _bound(losses.negative_discrete_elbo, chain, jnp.asarray(0.2), jax.random.key(8), x0, ts=ts[:-1])[1]
     for step in ts[:-2]:
         mine, theirs = (np.asarray(p["diffusion"])[np.asarray(p["t"]) == step] for p in (parts, other))
         error = np.hypot(mine.std() / len(mine) ** 0.5, theirs.std() / len(theirs) ** 0.5 * 6 / 5)
@@ -327,18 +333,18 @@ def test_bins_are_a_distribution_and_keep_their_digits():
 def test_finite_in_float32_with_a_gradient_in_everything():
     """Both bounds, images; the gradient also with respect to the schedule's end points."""
     with jax.enable_x64(False):
-        process = dj.LearnedLogsnr(13.3, -5.0)
-        members = [ALL_PARAMETERISATIONS[name]() for name in ("eps", "v", "karras")]
+        process = dj.process.LearnedLogsnr(13.3, -5.0)
+        members = [ALL_PARAMETERISATIONS[name]() for name in ("eps", "v", "edm")]
         x0 = jnp.linspace(-1, 1, 32, dtype=jnp.float32).reshape(8, 2, 2, 1)
         network = dj.Network(lambda *_: None, lambda params, x, c_noise, cond=None, *, key=None: params * x)
 
         def value(everything):
             params, process, member = everything
-            keywords = {"process": process, "parameterisation": member, "network": network}
-            keywords |= {"reconstruction": losses.LevelDecoder(32)}
+            given = (dj.Diffusion(network, process, member), params, jax.random.key(9), x0)
+            decoder = losses.LevelDecoder(32)
             times, ts = dj.StratifiedTimes(process), jnp.linspace(1.0, 0.0, 5)
-            one = losses.continuous_elbo(params, jax.random.key(9), x0, time_sampler=times, **keywords)[0]
-            return one + losses.discrete_elbo(params, jax.random.key(9), x0, ts=ts, **keywords)[0]
+            one = losses.negative_continuous_elbo(*given, times=times, reconstruction=decoder)[0]
+            return one + losses.negative_discrete_elbo(*given, ts=ts, reconstruction=decoder)[0]
 
         @eqx.filter_jit
         def values(params, process, members):
@@ -357,13 +363,13 @@ def test_the_chains_bound_has_a_gradient_in_its_betas_and_in_any_schedule():
 
     @jax.jit
     def of_betas(betas):
-        chain = dj.DiscreteChain(betas)
-        return losses.ddpm_bound(jnp.asarray(0.2), jax.random.key(7), x0, **choices(chain), **keywords)[0]
+        chain = dj.process.DiscreteChain(betas)
+        return losses.negative_ddpm_elbo(diffusion(chain), jnp.asarray(0.2), jax.random.key(7), x0, **keywords)[0]
 
     @eqx.filter_jit
     @eqx.filter_grad
     def of_process(process):
-        return losses.ddpm_bound(jnp.asarray(0.2), jax.random.key(7), x0, **choices(process), **keywords)[0]
+        return losses.negative_ddpm_elbo(diffusion(process), jnp.asarray(0.2), jax.random.key(7), x0, **keywords)[0]
 
     slope = jax.grad(of_betas)(betas)
     for i, move in enumerate(1e-6 * np.eye(4)):
@@ -373,21 +379,21 @@ def test_the_chains_bound_has_a_gradient_in_its_betas_and_in_any_schedule():
 
 
 def test_bad_input_is_refused_by_name_and_value():
-    chain, x0 = dj.DiscreteChain(jnp.full(3, 0.1)), data(4)
-    key, params = jax.random.key(0), jnp.asarray(0.0)
+    chain, x0 = dj.process.DiscreteChain(jnp.full(3, 0.1)), data(4)
+    given = (diffusion(chain), jnp.asarray(0.0), jax.random.key(0), x0)
     with pytest.raises(ValueError, match=r"ts: must descend"):
-        losses.discrete_elbo(params, key, x0, ts=np.array([0.2, 0.5]), **choices(chain))
+        losses.negative_discrete_elbo(*given, ts=np.array([0.2, 0.5]))
     with pytest.raises(ValueError, match=r"ts: the last time must be one without noise, got sigma = 0\.\d"):
-        losses.ddpm_bound(params, key, x0, ts=np.array([1.0, 1 / 3]), **choices(chain))
+        losses.negative_ddpm_elbo(*given, ts=np.array([1.0, 1 / 3]))
     with pytest.raises(ValueError, match=r"network: a learned variance needs twice"):
-        losses.ddpm_bound(params, key, x0, ts=np.array([1.0, 1 / 3, 0.0]), **choices(chain))
+        losses.negative_ddpm_elbo(*given, ts=np.array([1.0, 1 / 3, 0.0]))
     with pytest.raises(ValueError, match=r"ts: at least two steps are needed.* got 2 times"):
-        losses.ddpm_bound(params, key, x0, ts=np.array([1.0, 0.0]), variance=losses.small_variance, **choices(chain))
+        losses.negative_ddpm_elbo(*given, ts=np.array([1.0, 0.0]), variance=losses.small_variance)
     with pytest.raises(ValueError, match=r"ts: logsnr must be finite on the grid, got inf at t = 0\.0"):
-        losses.discrete_elbo(params, key, x0, ts=np.array([1.0, 0.5, 0.0]), **choices(chain))
-    for times in (dj.LognormalTimes(chain), dj.LogsnrTimes(chain)):
-        with pytest.raises(ValueError, match=rf"time_sampler: .*uniform times, got {type(times).__name__}"):
-            losses.continuous_elbo(params, key, x0, time_sampler=times, **choices(chain))
+        losses.negative_discrete_elbo(*given, ts=np.array([1.0, 0.5, 0.0]))
+    for times in (dj.process.LognormalTimes(chain), dj.process.LogsnrTimes(chain)):
+        with pytest.raises(ValueError, match=rf"times: .*uniform times, got {type(times).__name__}"):
+            losses.negative_continuous_elbo(*given, times=times)
     off = jnp.array([[-1.0, 0.03]])
     with pytest.raises(ValueError, match=r"x0: must lie on 17 levels spread evenly from -1 to 1, got 0\.03"):
         losses.LevelDecoder(17)(off, off, jnp.asarray(0.1))

@@ -25,7 +25,7 @@ class Wrong(eqx.Module):
 
 def test_at_the_exact_denoiser_the_bound_is_the_density():
     """Item by item; a denoiser that errs falls below. Ends at logsnr 8 and -8 leave 6e-3 nats open."""
-    process, data = dj.Clipped(dj.Cosine(), 8.0, -8.0), gaussian()
+    process, data = dj.process.Clipped(dj.Cosine(), 8.0, -8.0), gaussian()
     x0 = data.sample(KEY(0), 32)
     truth = data.log_prob(dj.Cosine(), x0, 0.0)
     evaluate = lambda more: evaluate_continuous_elbo(
@@ -41,7 +41,7 @@ def test_at_the_exact_denoiser_the_bound_is_the_density():
 
 def test_the_standard_error_is_that_of_so_many_draws():
     """Of D = 0, whose draw at a logsnr costs (logsnr_max - logsnr_min) e^logsnr ||x0||^2/2, from the times it is at."""
-    process, x0, seen = dj.Clipped(dj.Cosine(), 2.0, -6.0), np.array([[0.7, -0.4], [1.5, 0.1], [0.0, 0.3]]), []
+    process, x0, seen = dj.process.Clipped(dj.Cosine(), 2.0, -6.0), np.array([[0.7, -0.4], [1.5, 0.1], [0.0, 0.3]]), []
 
     def denoiser(xt, t):
         jax.debug.callback(lambda t: seen.append(np.asarray(t)), t)
@@ -51,7 +51,7 @@ def test_the_standard_error_is_that_of_so_many_draws():
     found = evaluate_continuous_elbo(KEY(3), process, denoiser, jnp.asarray(x0), draws=5, reconstruction=none)
     jax.block_until_ready(found)
     jax.effects_barrier()
-    levels = jax.jit(dj.logsnr)(process, jnp.asarray(np.concatenate(seen))).reshape(5, 3)
+    levels = eqx.filter_jit(process.logsnr)(jnp.asarray(np.concatenate(seen))).reshape(5, 3)
     levels = np.sort(levels, axis=0)
     np.testing.assert_allclose(np.diff(levels, axis=0), 8 / 5, rtol=1e-9, err_msg="spread evenly over the interval")
     square = 0.5 * np.sum(x0**2, axis=1)
@@ -63,11 +63,11 @@ def test_the_standard_error_is_that_of_so_many_draws():
 
 @pytest.mark.slow
 def test_at_the_exact_denoiser_the_bound_is_the_flows_likelihood():
-    process, data = dj.Clipped(dj.Cosine(), 8.0, -8.0), mixture()
+    process, data = dj.process.Clipped(dj.Cosine(), 8.0, -8.0), mixture()
     x0, denoiser = data.sample(KEY(0), 24), dj.exact_denoiser(data, process)
     flow = dj.log_likelihood(KEY(1), process, denoiser, x0).nats
     np.testing.assert_allclose(flow, data.log_prob(process, x0, 0.0), atol=1e-2)  # the prior's part of it
-    times = dj.ModeTimes(process)  # any density of times gives the same
+    times = dj.process.ModeTimes(process)  # any density of times gives the same
     for choices in ({}, {"times": times}):
         compare(evaluate_continuous_elbo(KEY(2), process, denoiser, x0, draws=1000, **choices), flow)
 
@@ -86,11 +86,11 @@ def compare(found, truth):
 @pytest.mark.slow
 def test_k_steps_of_gaussian_data():
     """Closed form, in the mean over data: sum over eigenvalues v of 1/2 sum_k expm1(dlambda) v snr/(1 + v snr)."""
-    process, data, n = dj.Clipped(dj.Cosine(), 8.0, -6.0), gaussian(), 2000
+    process, data, n = dj.process.Clipped(dj.Cosine(), 8.0, -6.0), gaussian(), 2000
     x0, denoiser = data.sample(KEY(0), n), dj.exact_denoiser(data, process)
     ts = np.linspace(1.0, 0.0, 9)
     found = evaluate_discrete_elbo(KEY(1), process, denoiser, x0, ts)
-    levels = np.asarray(jax.jit(dj.logsnr)(process, jnp.asarray(ts)))
+    levels = np.asarray(eqx.filter_jit(process.logsnr)(jnp.asarray(ts)))
     v = np.linalg.eigvalsh([[0.5, 0.2], [0.2, 0.3]])
     gain = v[:, None] * np.exp(levels[:-1])
     exact = np.sum(0.5 * np.expm1(levels[1:] - levels[:-1]) * gain / (1 + gain))

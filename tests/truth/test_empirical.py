@@ -54,7 +54,7 @@ def noisy(rng, data, alpha, sigma):
     [
         (1, 256, "vp", (3,), False),
         (2, 1, "vp", (3,), True),
-        (1000, 64, "karras", (2, 2, 1), False),
+        (1000, 64, "edm", (2, 2, 1), False),
         (1000, 1000, "vp", (3,), True),
     ],
 )

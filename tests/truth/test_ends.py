@@ -24,9 +24,9 @@ def at_the_ends(made, start, stop):
     """alpha, sigma and the kernel to and from the middle at t = 0 and t = 1, and a sample at the end of a grid to 0."""
     middle = jnp.asarray(0.51)
     xt, ts = jnp.ones((1, 1)), jnp.stack([0.9 * stop, middle, start])
-    xs = dj.sample(jax.random.key(0), made, half, xt, ts, dj.DDIM(), denoise=False)
+    xs = dj.sample(jax.random.key(0), made, half, xt, ts, dj.DDIM(), final_denoise=False)
     ends = [f(t) for t in (start, stop) for f in (made.alpha, made.sigma)]
-    kernels = (*dj.conditional(made, middle, start), *dj.conditional(made, stop, middle))
+    kernels = (*made.conditional(middle, start), *made.conditional(stop, middle))
     return jnp.stack([*ends, *kernels, xs[0, 0]])
 
 

@@ -14,6 +14,7 @@ from registry import gaussian
 
 import diffjax as dj
 from diffjax import samplers
+from diffjax._arrays import nan_unless
 from diffjax.samplers._batch import over_devices, split_batch
 
 KEY = jax.random.key
@@ -55,8 +56,7 @@ def by_network(cond, gain=0.8):
         lambda key, x, c_noise, cond=None: {},
         lambda params, x, c_noise, cond=None, *, key=None: params * x * jnp.tanh(cond[:, :1]) + cond[:, 1:],
     )
-    parts = {"network": network, "process": dj.Cosine(), "parameterisation": dj.X0Prediction()}
-    return dj.make_denoiser(jnp.asarray(gain), cond, **parts)
+    return dj.make_denoiser(dj.Diffusion(network, dj.Cosine(), dj.X0Prediction()), jnp.asarray(gain), cond)
 
 
 # --- dense output ---
@@ -71,12 +71,12 @@ def test_between_steps_the_state_is_alpha_d_plus_sigma_e(make):
     ts, save = np.array([1.0, 0.7, 0.6, 0.2, 0.0]), np.array([1.0, 0.95, 0.6, 0.45, 0.1, 0.0])
     terms = dj.probability_flow(process, KnownData(x0))
     truth = np.stack([(1 - t) * x0 + t * eps for t in save])
-    solution = dj.integrate(terms, eps, ts, solver=dj.as_diffrax_solver(stepper), save=save)
+    solution = dj.integrate(terms, eps, ts, solver=dj.samplers.as_diffrax_solver(stepper), save=save)
     np.testing.assert_allclose(solution.saved, truth, atol=1e-14)
     np.testing.assert_allclose(solution.x0, x0, atol=1e-14)
     dense = diffrax.diffeqsolve(
         terms,
-        dj.as_diffrax_solver(stepper, process=process, ts=ts),
+        dj.samplers.as_diffrax_solver(stepper, process=process, ts=ts),
         t0=-1.0,
         t1=0.0,
         dt0=None,
@@ -93,15 +93,15 @@ def test_between_steps_the_state_is_alpha_d_plus_sigma_e(make):
 @SLOW
 def test_dense_output_is_better_than_a_line():
     """EDM's Heun at 24 steps, halfway between: nearer to the exact flow than the chord by five times."""
-    process, data = dj.Karras(), gaussian()
+    process, data = dj.EDM(), gaussian()
     ts = np.asarray(dj.uniform_grid(process, 24))
     xt = dj.prior(KEY(0), process, (16, 2))
     middle = 0.5 * (ts[1:] + ts[:-1])
-    solver = dj.as_diffrax_solver(dj.Heun())
+    solver = dj.samplers.as_diffrax_solver(dj.Heun())
     flow = dj.probability_flow(process, dj.exact_denoiser(data, process))
     states = dj.integrate(flow, xt, ts, solver=solver, save=np.sort(np.concatenate([ts, middle]))[::-1]).saved
     chord = 0.5 * (states[:-2:2] + states[2::2])
-    truth = jnp.stack([dj.flow_map(data, process, xt, ts[0], t) for t in middle])
+    truth = jnp.stack([dj.exact_flow_map(data, process).move(xt, ts[0], t) for t in middle])
     error, linear = (float(jnp.sqrt(jnp.mean((x - truth) ** 2))) for x in (states[1::2], chord))
     print("halfway: ours", error, "a line", linear)
     assert error < linear / 5
@@ -116,9 +116,9 @@ def test_a_traced_grid_and_schedule():
     @jax.jit
     def solve(beta, ts):
         flow = dj.probability_flow(dj.VariancePreserving(0.1, beta), layer)
-        return dj.integrate(flow, xt, ts, solver=dj.as_diffrax_solver(dj.DPMpp2M()), save=[0.5])
+        return dj.integrate(flow, xt, ts, solver=dj.samplers.as_diffrax_solver(dj.DPMpp2M()), save=[0.5])
 
-    x0, saved = dj.sample(KEY(0), dj.VariancePreserving(), layer, xt, ts, dj.DPMpp2M(), denoise=False, save=[2])
+    x0, saved = dj.sample(KEY(0), dj.VariancePreserving(), layer, xt, ts, dj.DPMpp2M(), final_denoise=False, save=[2])
     solution = solve(jnp.asarray(20.0), jnp.asarray(ts))
     np.testing.assert_allclose(solution.x0, x0, rtol=1e-9)
     np.testing.assert_allclose(solution.saved, saved, rtol=1e-9)
@@ -133,8 +133,8 @@ def test_an_embedded_stepper_meets_its_tolerance(make):
     process, data = dj.Cosine(), gaussian()
     flow = dj.probability_flow(process, dj.exact_denoiser(data, process))
     xt, ts = dj.prior(KEY(0), process, (16, 2)), np.array([0.98, 0.02])
-    truth = dj.flow_map(data, process, xt, *ts)
-    solver, errors, costs = dj.as_diffrax_solver(make()), [], []
+    truth = dj.exact_flow_map(data, process).move(xt, *ts)
+    solver, errors, costs = dj.samplers.as_diffrax_solver(make()), [], []
     for tolerance in (1e-2, 1e-3, 1e-4, 1e-5):
         solution = dj.integrate(flow, xt, ts, solver=solver, controller=tight(tolerance))
         assert solution.ok
@@ -151,9 +151,9 @@ def test_step_doubling_controls_any_one_step_method():
     process, data = dj.Cosine(), gaussian()
     flow = dj.probability_flow(process, dj.exact_denoiser(data, process))
     xt, ts = dj.prior(KEY(0), process, (4, 2)), np.array([0.98, 0.02])
-    solver = diffrax.HalfSolver(dj.as_diffrax_solver(dj.DDIM()))
+    solver = diffrax.HalfSolver(dj.samplers.as_diffrax_solver(dj.DDIM()))
     solution = dj.integrate(flow, xt, ts, solver=solver, controller=tight(1e-4))
-    np.testing.assert_allclose(solution.x0, dj.flow_map(data, process, xt, *ts), atol=2e-2)
+    np.testing.assert_allclose(solution.x0, dj.exact_flow_map(data, process).move(xt, *ts), atol=2e-2)
 
 
 # --- what a call costs ---
@@ -183,13 +183,13 @@ def test_memory_does_not_grow_with_steps(engine):
 def test_remembered_weights_follow_values():
     """A grid changed in place, and another process of the same class: never the weights of the values before."""
     xt, grid = jnp.ones((2, 3)), np.linspace(0.9, 0.1, 6)
-    step = dj.as_diffrax_solver(dj.DDIM())
+    step = dj.samplers.as_diffrax_solver(dj.DDIM())
 
     def both(beta_max):
         process = dj.VariancePreserving(0.1, beta_max)
         denoiser = dj.exact_denoiser(dj.Gaussian(jnp.zeros(3), 0.25), process)
         x0 = dj.integrate(dj.probability_flow(process, denoiser), xt, grid, solver=step).x0
-        np.testing.assert_allclose(x0, dj.sample(KEY(0), process, denoiser, xt, grid, dj.DDIM(), denoise=False))
+        np.testing.assert_allclose(x0, dj.sample(KEY(0), process, denoiser, xt, grid, dj.DDIM(), final_denoise=False))
         alpha, sigma = (np.asarray(f(jnp.asarray(grid))) for f in (process.alpha, process.sigma))
         x = np.ones((2, 3))
         for k in range(5):
@@ -216,11 +216,11 @@ def test_gradient_of_fifty_steps_in_constant_memory(make):
     xt = jax.random.normal(KEY(1), (64, 32))
 
     def direct(matrix, ts):
-        return jnp.mean(dj.sample(KEY(0), process, Layer(matrix), xt, ts, stepper, denoise=False) ** 2)
+        return jnp.mean(dj.sample(KEY(0), process, Layer(matrix), xt, ts, stepper, final_denoise=False) ** 2)
 
     def checkpointed(matrix, ts):
         flow = dj.probability_flow(process, Layer(matrix))
-        return jnp.mean(dj.integrate(flow, xt, ts, solver=dj.as_diffrax_solver(stepper)).x0 ** 2)
+        return jnp.mean(dj.integrate(flow, xt, ts, solver=dj.samplers.as_diffrax_solver(stepper)).x0 ** 2)
 
     def compiled(loss, n):
         ts = np.linspace(0.9, 0.1, n + 1)
@@ -247,8 +247,8 @@ def test_each_sample_takes_its_own_steps():
     solution, mates = solve(xt), jnp.array([1, 0, 0, 0, 0, 0])
     assert np.all(solution.ok)
     assert len(set(np.asarray(solution.nfe))) > 1
-    np.testing.assert_allclose(solution.x0, dj.flow_map(data, process, xt, *ts), atol=1e-4)
-    np.testing.assert_allclose(solution.saved[0], dj.flow_map(data, process, xt, ts[0], 0.5), atol=1e-4)
+    np.testing.assert_allclose(solution.x0, dj.exact_flow_map(data, process).move(xt, *ts), atol=1e-4)
+    np.testing.assert_allclose(solution.saved[0], dj.exact_flow_map(data, process).move(xt, ts[0], 0.5), atol=1e-4)
     others = solve(xt[mates])
     np.testing.assert_array_equal(others.nfe, solution.nfe[mates])
     np.testing.assert_allclose(others.x0, solution.x0[mates], rtol=1e-10)
@@ -263,7 +263,9 @@ def test_each_sample_has_its_own_condition():
     def solve(cond, scale, xt):
         guided = dj.classifier_free(by_network(cond), jnp.zeros(3), scale)
         flow = dj.probability_flow(dj.Cosine(), guided)
-        return samplers.integrate_each(flow, xt, ts, solver=dj.as_diffrax_solver(dj.Heun()), controller=tight(1e-3))
+        return samplers.integrate_each(
+            flow, xt, ts, solver=dj.samplers.as_diffrax_solver(dj.Heun()), controller=tight(1e-3)
+        )
 
     together = solve(cond, scale, xt)
     mates = jnp.array([3, 3, 3, 3])
@@ -396,7 +398,7 @@ def test_gradient_over_devices():
     def loss(matrix, mesh):
         terms = dj.probability_flow(dj.Cosine(), Layer(matrix))
         adjoint = None if mesh is None else diffrax.DirectAdjoint()
-        solver = dj.as_diffrax_solver(dj.DDIM())
+        solver = dj.samplers.as_diffrax_solver(dj.DDIM())
         return jnp.sum(dj.integrate(terms, xt, ts, solver=solver, adjoint=adjoint, mesh=mesh).x0 ** 2)
 
     np.testing.assert_allclose(jax.grad(loss)(matrix, mesh_of(8)), jax.grad(loss)(matrix, None), rtol=1e-10)
@@ -416,9 +418,28 @@ def test_sample_n_is_the_same_for_any_chunk_and_devices(cases):
     truth = dj.sample(key, process, denoiser, dj.prior(prior_key, process, (n, 2)), ts, stepper)
     for chunk, devices in cases:
         mesh = None if devices is None else mesh_of(devices)
-        x0 = samplers.sample_n(KEY(7), process, denoiser, (2,), n, ts=ts, stepper=stepper, chunk=chunk, mesh=mesh)
+        x0 = dj.sample_n(KEY(7), process, denoiser, (2,), n, ts=ts, stepper=stepper, chunk=chunk, mesh=mesh)
         assert x0.shape == (n, 2)
         np.testing.assert_allclose(x0, truth, rtol=1e-9, atol=1e-12)
+
+
+def test_sample_n_takes_the_mesh_of_its_docstring():
+    """JAX makes its axes explicit; within `jax.set_mesh` they must be automatic, and the error says how."""
+    shown = re.search(r"`(jax\.make_mesh\(.*?\))`", dj.sample_n.__doc__)
+    run = lambda mesh: dj.sample_n(
+        KEY(7), dj.Cosine(), lambda x, t: 0.5 * x, (2,), 9, ts=[0.9, 0.5, 0.1], stepper=dj.DDIM(eta=1.0), mesh=mesh
+    )
+    truth, explicit, automatic = run(None), eval(shown[1], {"jax": jax}), mesh_of(8)
+    assert [mesh.axis_types[0].name for mesh in (explicit, automatic)] == ["Explicit", "Auto"]
+    for mesh in (explicit, automatic):
+        np.testing.assert_allclose(run(mesh), truth, rtol=1e-9)
+        with jax.set_mesh(automatic):
+            np.testing.assert_allclose(run(mesh), truth, rtol=1e-9)
+        with (
+            jax.set_mesh(explicit),
+            pytest.raises(ValueError, match=r"mesh: `jax.set_mesh` .* outside .* jax.make_mesh\(\(8,\), \('data',\)"),
+        ):
+            run(mesh)
 
 
 def test_sample_n_compiles_once_for_all_chunks():
@@ -429,10 +450,10 @@ def test_sample_n_compiles_once_for_all_chunks():
         return 0.3 * xt
 
     ts = np.linspace(0.9, 0.1, 4)
-    x0 = samplers.sample_n(KEY(0), dj.Cosine(), denoiser, (2, 2, 1), 10, ts=ts, stepper=dj.DDIM(), chunk=4)
+    x0 = dj.sample_n(KEY(0), dj.Cosine(), denoiser, (2, 2, 1), 10, ts=ts, stepper=dj.DDIM(), chunk=4)
     assert x0.shape == (10, 2, 2, 1)
     first = len(calls)
-    samplers.sample_n(KEY(1), dj.Cosine(), denoiser, (2, 2, 1), 7, ts=ts**2, stepper=dj.DDIM(), chunk=4)
+    dj.sample_n(KEY(1), dj.Cosine(), denoiser, (2, 2, 1), 7, ts=ts**2, stepper=dj.DDIM(), chunk=4)
     assert len(calls) == first
 
 
@@ -452,7 +473,7 @@ def test_steppers_that_cannot_choose_their_steps():
     flow, process = flow_of(dj.Cosine()), dj.Cosine()
     refused = lambda message: pytest.raises(ValueError, match=message)
     solve = lambda stepper, terms=flow: dj.integrate(
-        terms, xt, ts, solver=dj.as_diffrax_solver(stepper), controller=tight(1e-3)
+        terms, xt, ts, solver=dj.samplers.as_diffrax_solver(stepper), controller=tight(1e-3)
     )
     with refused(r"controller: DDIM does not estimate its error; use .* Heun\(\), or diffrax.HalfSolver"):
         solve(dj.DDIM())
@@ -461,13 +482,13 @@ def test_steppers_that_cannot_choose_their_steps():
     with refused("controller: DDIM draws noise anew"):
         solve(dj.DDIM(eta=1.0), sde_of(process, tolerance=1e-3))
     with refused("terms: DDIM is stochastic: `reverse_sde` is needed"):
-        dj.integrate(flow, xt, ts, solver=dj.as_diffrax_solver(dj.DDIM(eta=1.0)))
+        dj.integrate(flow, xt, ts, solver=dj.samplers.as_diffrax_solver(dj.DDIM(eta=1.0)))
     with refused("terms: DDIM needs those of `probability_flow`, got MultiTerm"):
-        dj.integrate(sde_of(process), xt, ts, solver=dj.as_diffrax_solver(dj.DDIM()))
+        dj.integrate(sde_of(process), xt, ts, solver=dj.samplers.as_diffrax_solver(dj.DDIM()))
     with refused("DPMpp2M looks back on earlier steps, so it must know its grid"):
-        diffrax.diffeqsolve(flow, dj.as_diffrax_solver(dj.DPMpp2M()), t0=-0.9, t1=-0.1, dt0=0.1, y0=xt)
+        diffrax.diffeqsolve(flow, dj.samplers.as_diffrax_solver(dj.DPMpp2M()), t0=-0.9, t1=-0.1, dt0=0.1, y0=xt)
     with refused("process: binding to a grid needs process and ts"):
-        dj.as_diffrax_solver(dj.DPMpp2M(), ts=ts)
+        dj.samplers.as_diffrax_solver(dj.DPMpp2M(), ts=ts)
 
 
 @pytest.mark.parametrize(
@@ -518,7 +539,7 @@ def test_other_bad_arguments():
     tree = diffrax.VirtualBrownianTree(-1.0, 0.0, 1e-2, (4, 2), KEY(0))
     by_tree = dj.reverse_sde(dj.Cosine(), dj.exact_denoiser(gaussian(), dj.Cosine()), tree)
     with refused("path: DDIM draws its own noise, .* got VirtualBrownianTree"):
-        dj.integrate(by_tree, xt, ts, solver=dj.as_diffrax_solver(dj.DDIM(eta=1.0)))
+        dj.integrate(by_tree, xt, ts, solver=dj.samplers.as_diffrax_solver(dj.DDIM(eta=1.0)))
     with refused("mesh: with a controller devices would wait"):
         dj.integrate(flow, xt, ts, solver=diffrax.Heun(), controller=tight(1e-3), mesh=mesh_of(8))
     with refused("mesh: 4 samples cannot be split evenly over 8 devices"):
@@ -526,9 +547,18 @@ def test_other_bad_arguments():
     conditional = dj.probability_flow(dj.Cosine(), by_network(jnp.ones((3, 3))))
     with refused(r"cond: one row for each of 4 samples is needed, got shape \(3, 3\)"):
         samplers.integrate_each(conditional, xt, ts, solver=diffrax.Heun(), controller=tight(1e-3))
-    run = lambda n, chunk: samplers.sample_n(
+    run = lambda n, chunk: dj.sample_n(
         KEY(0), dj.Cosine(), by_network(jnp.ones((3, 3))), (2,), n, ts=ts, stepper=dj.DDIM(), chunk=chunk
     )
     for n, chunk, message in ((0, 4, "n: a positive"), (4, 0, "chunk: a positive"), (4, 4, "one row for each of 4")):
         with refused(message):
             run(n, chunk)
+
+
+def test_the_derivative_of_a_failed_solve_is_no_answer():
+    """NaN where the value is, not the 0 of `where`; otherwise that of the value."""
+    for ok, value, slope in ((True, 6.0, 2.0), (False, np.nan, np.nan)):
+        found = jax.value_and_grad(lambda x, ok=ok: nan_unless(jnp.asarray(ok), 2 * x))(3.0)
+        np.testing.assert_array_equal(found, (value, slope))
+        tangent = jax.jvp(lambda x, ok=ok: nan_unless(jnp.asarray(ok), 2 * x), (3.0,), (1.0,))[1]
+        np.testing.assert_array_equal(tangent, slope)

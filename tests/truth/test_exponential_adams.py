@@ -19,9 +19,9 @@ ADAMS = samplers.ExponentialAdams
 
 
 def variance_exploding(n=11):
-    """A Karras process, uneven times on it, the noise levels there, a denoiser and where to start."""
-    process = dj.Karras()
-    ts = np.asarray(dj.karras_grid(process, n, rho=4.0))
+    """An EDM process, uneven times on it, the noise levels there, a denoiser and where to start."""
+    process = dj.EDM()
+    ts = np.asarray(dj.edm_grid(process, n, rho=4.0))
     low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
     sigmas = (low + ts * (high - low)) ** 7
     return process, ts, sigmas, dj.exact_denoiser(mixture(), process), dj.prior(KEY(0), process, (5, 2))
@@ -113,13 +113,13 @@ def test_multistep_methods_take_the_published_steps():
     """DPM++ 2M and 3M (both ways), UniPC 1 to 3 with both scales, LMS, DEIS, iPNDM: equal to their formulas."""
     process, ts, sigmas, denoiser, x = variance_exploding()
     D, start = denoisers(process, denoiser, ts), np.asarray(x)
-    time = lambda s: s ** (1 / 7)  # linear in Karras's clock
-    cases = [(samplers.DPMpp2M(), by_hand_2m(D, sigmas, start))]
+    time = lambda s: s ** (1 / 7)  # linear in EDM's clock
+    cases = [(dj.DPMpp2M(), by_hand_2m(D, sigmas, start))]
     cases += [(samplers.DPMpp3MPublished(), by_hand_3m(D, sigmas, start, factor=1))]
     for p, (scale, ours) in itertools.product((1, 2, 3), ((lambda h: h, samplers.bh1), (bh2_by_hand, samplers.bh2))):
-        cases.append((samplers.UniPC(p, ours), by_hand_unipc(D, sigmas, start, p, scale)))
+        cases.append((dj.UniPC(p, ours), by_hand_unipc(D, sigmas, start, p, scale)))
     varying = by_hand_unipc(D, sigmas, start, 3, bh2_by_hand, halves=False)
-    cases.append((samplers.UniPC(3, None), varying))
+    cases.append((dj.UniPC(3, None), varying))
     for order in (2, 4):
         cases.append((samplers.LMS(order), by_hand_adams(D, sigmas, start, order, lambda s: s)))
         cases.append((samplers.DEIS(order), by_hand_adams(D, sigmas, start, order, time)))
@@ -141,8 +141,8 @@ def test_named_methods_are_settings_of_one():
     for prediction in (data, eps):
         np.testing.assert_allclose(run(ADAMS(prediction, 1)), run(dj.DDIM()), rtol=1e-10)
     varying = ADAMS(data, 4, corrector=True)
-    np.testing.assert_allclose(run(samplers.UniPC(3, None)), run(varying), rtol=1e-12)
-    assert np.abs(run(samplers.UniPC(3)) - run(varying)).max() > 1e-7  # their halves in the first two steps
+    np.testing.assert_allclose(run(dj.UniPC(3, None)), run(varying), rtol=1e-12)
+    assert np.abs(run(dj.UniPC(3)) - run(varying)).max() > 1e-7  # their halves in the first two steps
     # 3M as corrected: the third step is the published one with 2 phi3, from the same states.
     D = denoisers(process, denoiser, ts)
     by_hand = by_hand_3m(D, sigmas, np.asarray(x), factor=2)
@@ -150,7 +150,7 @@ def test_named_methods_are_settings_of_one():
     assert np.abs(by_hand - by_hand_3m(D, sigmas, np.asarray(x), factor=1)).max() > 1e-2
 
 
-@pytest.mark.parametrize("name", ["rectified", *(pytest.param(p, marks=pytest.mark.slow) for p in ("vp", "karras"))])
+@pytest.mark.parametrize("name", ["rectified", *(pytest.param(p, marks=pytest.mark.slow) for p in ("vp", "edm"))])
 def test_what_each_prediction_is_exact_on(name):
     """One long step is exact where N is constant: data and eps on a point, F of its data_std on Gaussian data."""
     process, ts = ALL_PROCESSES[name](), np.array([0.8, 0.1])
@@ -165,8 +165,10 @@ def test_what_each_prediction_is_exact_on(name):
         np.testing.assert_allclose(walk(KEY(0), process, known, xt, ts, ADAMS(prediction, 1)), truth, rtol=1e-10)
     std = 0.4
     data = dj.Gaussian(jnp.zeros(2), jnp.asarray(std**2))
-    got = walk(KEY(0), process, dj.exact_denoiser(data, process), xt, ts, ADAMS(dj.KarrasPrediction(std), 1))
-    np.testing.assert_allclose(got, dj.flow_map(data, process, xt, t, s), rtol=1e-9)
+    got = walk(
+        KEY(0), process, dj.exact_denoiser(data, process), xt, ts, ADAMS(dj.parameterisation.EDMPrediction(std), 1)
+    )
+    np.testing.assert_allclose(got, dj.exact_flow_map(data, process).move(xt, t, s), rtol=1e-9)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -190,11 +192,11 @@ PREDICTIONS = {
     "data": dj.X0Prediction,
     "eps": dj.EpsPrediction,
     "v": dj.VPrediction,
-    "F": lambda: dj.KarrasPrediction(0.8),
+    "F": lambda: dj.parameterisation.EDMPrediction(0.8),
     "velocity": dj.VelocityPrediction,
 }
 ORDERS = {
-    "2M": samplers.DPMpp2M,
+    "2M": dj.DPMpp2M,
     "3M": samplers.DPMpp3M,
     "3M published": samplers.DPMpp3MPublished,
 }
@@ -204,7 +206,7 @@ for _name, _of in PREDICTIONS.items():
     for _order in (2, 3, 4):
         ORDERS[f"{_name} {_order} corrected"] = lambda of=_of, order=_order: ADAMS(of(), order, corrector=True)
 for _p, _scale in itertools.product((1, 2, 3), (samplers.bh1, samplers.bh2)):
-    ORDERS[f"UniPC-{_p} {_scale.__name__}"] = lambda p=_p, scale=_scale: samplers.UniPC(p, scale)
+    ORDERS[f"UniPC-{_p} {_scale.__name__}"] = lambda p=_p, scale=_scale: dj.UniPC(p, scale)
 for _method, _order in itertools.product((samplers.DEIS, samplers.LMS, samplers.IPNDM), (2, 3, 4)):
     ORDERS[f"{_method.__name__} {_order}"] = lambda method=_method, order=_order: method(order)
 QUICK = ("v 3 corrected", "DEIS 3")
@@ -226,9 +228,9 @@ def test_gradient_by_eta(make):
 
 def eased_grid(process, n):
     """Equal steps in logsnr, the first divided by 4, five times over: the low order of a start weighs nothing then."""
-    values = np.asarray(dj.logsnr(process, dj.logsnr_grid(process, n)))
+    values = np.asarray(process.logsnr(dj.logsnr_grid(process, n)))
     first = values[0] + (values[1] - values[0]) / 4.0 ** np.arange(5, 0, -1)
-    between = np.asarray(dj.time_from_logsnr(process, jnp.asarray(first)))
+    between = np.asarray(process.time_from_logsnr(jnp.asarray(first)))
     ts = np.asarray(dj.logsnr_grid(process, n))
     return np.concatenate([ts[:1], between, ts[1:]])
 
@@ -243,7 +245,7 @@ def test_declared_order_is_the_fitted_one(name):
     denoiser = dj.exact_denoiser(mixture(), process)
     xt = dj.prior(KEY(1), process, (64, 2))
     run = lambda n, stepper: walk(KEY(0), process, denoiser, xt, eased_grid(process, n), stepper)
-    truth = run(4000, ADAMS(dj.KarrasPrediction(0.8), 5, corrector=True))
+    truth = run(4000, ADAMS(dj.parameterisation.EDMPrediction(0.8), 5, corrector=True))
     errors = [float(jnp.exp(jnp.mean(jnp.log(jnp.linalg.norm(run(n, stepper) - truth, axis=1))))) for n in steps]
     slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
     print(name, stepper.order, f"{slope:.2f}", errors)
@@ -254,7 +256,7 @@ def test_declared_order_is_the_fitted_one(name):
 @pytest.mark.parametrize(("order", "corrector"), [(1, False), (2, False), (3, False), (3, True)])
 def test_declared_weak_order_is_the_fitted_one(order, corrector):
     """With noise, the error of the output's variance amid the noise (see `weak`) falls as n^-order, at most 2."""
-    process, stepper = dj.Karras(0.1, 3.0), ADAMS(dj.X0Prediction(), order, corrector, eta=1.0)
+    process, stepper = dj.EDM(0.1, 3.0), ADAMS(dj.X0Prediction(), order, corrector, eta=1.0)
     steps = [128, 256, 512]
     truth = marginal_variance(process, 0.25, 0.0)
     errors = [

@@ -39,7 +39,7 @@ def distances(box, found, exact):
 
 def solved(process, data, box, ts=TS):
     """The distances to the exact densities of a Gaussian process."""
-    low, _ = dj.interval(process)
+    low, _ = process.interval()
     exact = jax.jit(lambda t: cell_averages(box, lambda x: data.log_prob(process, x, t)))
     truth = jnp.stack([exact(jnp.maximum(t, low)) for t in jnp.asarray(ts)])
     found = fokker_planck(process, box, truth[0], ts)

@@ -29,7 +29,7 @@ def network_denoiser(cond, calls=None):
         return params * (mean + gain * (x - jnp.sqrt(alpha2) * mean))
 
     network = dj.Network(init=lambda *args: jnp.ones(()), apply=apply)
-    return dj.make_denoiser(jnp.ones(()), cond, network=network, process=PROCESS(), parameterisation=dj.X0Prediction())
+    return dj.make_denoiser(dj.Diffusion(network, PROCESS(), dj.X0Prediction()), jnp.ones(()), cond)
 
 
 def component(k):
@@ -94,13 +94,13 @@ def test_scale_one_is_the_conditional_denoiser_bit_for_bit(name):
 def test_other_guidance_that_does_nothing_is_the_denoiser_bit_for_bit():
     plain, other, (xt, t) = exact(component(0)), exact(component(1)), points()
     process = PROCESS()
-    level = float(dj.logsnr(process, t))
+    level = float(process.logsnr(t))
     log_prob = lambda x, t: -jnp.sum(x**2, axis=1)
     cases = {
         "classifier": guidance.classifier_guidance(process, plain, log_prob, jnp.asarray(0.0)),
         "negation": guidance.negation(process, plain, other, 0.0),
         "product": guidance.product(process, [plain], [1.0]),
-        "mixture": guidance.mixture([plain], [log_prob]),
+        "mixture": guidance.density_mixture([plain], [log_prob]),
         "static": guidance.static_threshold(plain, -50.0, 50.0),
         "dynamic": guidance.dynamic_threshold(plain, 0.9, 50.0),
         "interval": guidance.within_interval(process, other, plain, level + 0.1, level + 2.0),
@@ -187,8 +187,8 @@ def test_guided_samples_of_gaussians():
     guided, truth = guidance.extrapolate(p, q, w), dj.Gaussian(w * m, 0.3)
     xt = dj.prior(KEY(1), process, (n, 2))
     ts = np.asarray(dj.logsnr_grid(process, 30))
-    x0 = dj.sample(KEY(2), process, guided, xt, ts, dj.DPMpp2M(), denoise=False)
-    np.testing.assert_allclose(x0, dj.flow_map(truth, process, xt, ts[0], ts[-1]), atol=5e-2)
+    x0 = dj.sample(KEY(2), process, guided, xt, ts, dj.DPMpp2M(), final_denoise=False)
+    np.testing.assert_allclose(x0, dj.exact_flow_map(truth, process).move(xt, ts[0], ts[-1]), atol=5e-2)
 
 
 @pytest.mark.slow
@@ -197,7 +197,7 @@ def test_likelihood_of_a_guided_gaussian():
     process, w, m = PROCESS(), jnp.asarray(2.5), jnp.array([0.6, -0.4])
     p, q = (dj.exact_denoiser(dj.Gaussian(mean, 0.3), process) for mean in (m, 0 * m))
     guided, truth = guidance.extrapolate(p, q, w), dj.Gaussian(w * m, 0.3)
-    x, (t0, end) = truth.sample(KEY(3), 8), dj.process.interval(process)
+    x, (t0, end) = truth.sample(KEY(3), 8), process.interval()
     terminal = lambda x1: truth.log_prob(process, x1, end)
     nats = dj.log_likelihood(KEY(0), process, guided, x, t0=t0, terminal=terminal).nats
     np.testing.assert_allclose(nats, truth.log_prob(process, x, t0), atol=1e-3)
@@ -211,7 +211,7 @@ def test_an_interval_holds_its_edges_and_skips_the_work_outside():
     process, (xt, t) = PROCESS(), points()
     calls, ts = [], jnp.array([0.2, 0.3, 0.4, 0.5, 0.6])
     counted = lambda name, gain: lambda xt, t: (jax.debug.callback(lambda: calls.append(name)), gain * xt)[1]
-    levels, far = np.asarray(dj.logsnr(process, ts)), 1e-9
+    levels, far = np.asarray(process.logsnr(ts)), 1e-9
     for move, inside in ((far, [1, 2, 3]), (-far, [2])):
         interval = guidance.within_interval(
             process, counted("in", 2.0), counted("out", 3.0), levels[3] - move, levels[1] + move
@@ -224,7 +224,7 @@ def test_an_interval_holds_its_edges_and_skips_the_work_outside():
             np.testing.assert_allclose(call(interval, xt, t), factors[i] * xt, rtol=1e-12)
             jax.effects_barrier()
         assert calls == ["in" if i in inside else "out" for i in range(5)]
-    level = dj.logsnr(process, t)
+    level = process.logsnr(t)
     for low, high in ((level, jnp.inf), (-jnp.inf, level)):  # the ends belong to it
         closed = guidance.within_interval(process, lambda x, t: 2 * x, lambda x, t: 3 * x, low, high)
         np.testing.assert_array_equal(closed(xt, t), 2 * xt)
@@ -233,24 +233,26 @@ def test_an_interval_holds_its_edges_and_skips_the_work_outside():
 def test_an_interval_may_differ_by_sample_and_be_open():
     process, (xt, t) = PROCESS(), points()
     guided, plain = (lambda xt, t: 2 * xt), (lambda xt, t: 3 * xt)
-    level = float(dj.logsnr(process, t))
+    level = float(process.logsnr(t))
     low = level + jnp.array([-1.0, 1.0, -1.0, 1.0, -jnp.inf])
     got = guidance.within_interval(process, guided, plain, low, jnp.inf)(xt, t)
     inside = np.array([True, False, True, False, True])[:, None]
     np.testing.assert_allclose(got, np.where(inside, guided(xt, t), plain(xt, t)), rtol=1e-12)
 
 
-@pytest.mark.parametrize("process", [dj.Rectified, pytest.param(dj.Karras, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("process", [dj.Rectified, pytest.param(dj.EDM, marks=pytest.mark.slow)])
 def test_zero_init_stands_still(process):
     """Above the level's noise DDIM does not move where alpha' x0 + sigma' eps = 0; below it is the denoiser's step."""
     process = process()
     denoiser, xt = dj.exact_denoiser(component(0), process), points()[0]
     ts = np.asarray(dj.uniform_grid(process, 10))
-    start = 0.5 * float(sum(dj.logsnr(process, jnp.asarray(t)) for t in ts[3:5]))
+    start = 0.5 * float(sum(process.logsnr(jnp.asarray(t)) for t in ts[3:5]))
     waiting = guidance.zero_init(process, denoiser, start)
     x0, saved = dj.sample(KEY(0), process, waiting, xt, ts, dj.DDIM(), save=[0, 4, 5])
     np.testing.assert_allclose(saved[1], xt, rtol=1e-10)
-    np.testing.assert_allclose(saved[2], dj.sample(KEY(0), process, denoiser, xt, ts[4:6], dj.DDIM(), denoise=False))
+    np.testing.assert_allclose(
+        saved[2], dj.sample(KEY(0), process, denoiser, xt, ts[4:6], dj.DDIM(), final_denoise=False)
+    )
     np.testing.assert_allclose(x0, dj.sample(KEY(0), process, denoiser, xt, ts[4:], dj.DDIM()), rtol=1e-9)
     velocity = samplers.velocity(process, waiting, xt, jnp.asarray(0.9))
     np.testing.assert_allclose(velocity, 0, atol=1e-9)
@@ -365,7 +367,7 @@ def test_cfgpp_is_algorithm_2():
     process, scale = PROCESS(), jnp.array([0.2, 0.6, 1.0])
     guided = dj.classifier_free(network_denoiser(jnp.array([[0.5], [-1.0], [2.0]])), jnp.nan, scale)
     ts, xt = np.array([0.9, 0.6, 0.3, 0.1]), np.asarray(jax.random.normal(KEY(0), (3, 2)))
-    got = dj.sample(KEY(0), process, guided, jnp.asarray(xt), ts, samplers.CFGpp(), denoise=False)
+    got = dj.sample(KEY(0), process, guided, jnp.asarray(xt), ts, samplers.CFGpp(), final_denoise=False)
     x = xt
     for t, s in itertools.pairwise(ts):
         (a, b), (a_s, b_s) = ((float(process.alpha(u)), float(process.sigma(u))) for u in (t, s))
@@ -380,7 +382,7 @@ def test_cfgpp_is_algorithm_2():
     np.testing.assert_allclose(*both, rtol=1e-9)
     ratio = float(process.sigma(0.6) * process.alpha(0.9) / process.sigma(0.9) / process.alpha(0.6))
     as_ddim = eqx.tree_at(lambda d: d.scale, guided, scale / (1 - ratio))
-    step = lambda d, by: dj.sample(KEY(0), process, d, jnp.asarray(xt), ts[:2], by, denoise=False)
+    step = lambda d, by: dj.sample(KEY(0), process, d, jnp.asarray(xt), ts[:2], by, final_denoise=False)
     np.testing.assert_allclose(step(guided, samplers.CFGpp()), step(as_ddim, dj.DDIM()), rtol=1e-9)
     with pytest.raises(ValueError, match=r"needs a guidance\.Guided"):
         step(exact(component(0)), samplers.CFGpp())
@@ -418,7 +420,7 @@ def test_guidance_composes_and_new_numbers_compile_nothing():
     for t, s in zip(ts, [*ts[1:], None], strict=True):
         good, bad = (np.asarray(d) for d in call(free.pair, jnp.asarray(x), jnp.asarray(t)))
         d = good
-        if -3 <= float(dj.logsnr(process, t)) <= 3:
+        if -3 <= float(process.logsnr(t)) <= 3:
             w = np.linspace(1.5, 4.0, n)
             d = np.stack([papers_rescale(good[i], bad[i], w[i], 0.5) for i in range(n)])
         q = np.maximum(np.quantile(np.abs(d), 0.9, axis=1, keepdims=True), 3.0)
@@ -436,7 +438,7 @@ def test_composed_guidance_in_chunks():
     ts = np.asarray(dj.logsnr_grid(process, 5))
     denoiser = nested(jnp.linspace(1.5, 4.0, n), jnp.linspace(-1.0, 2.0, n)[:, None])
     prior_key, key = jax.random.split(KEY(7))
-    rows = samplers.sample_n(KEY(7), process, denoiser, (4,), n, ts=ts, stepper=dj.DDIM(), chunk=4)
+    rows = dj.sample_n(KEY(7), process, denoiser, (4,), n, ts=ts, stepper=dj.DDIM(), chunk=4)
     whole = dj.sample(key, process, denoiser, dj.prior(prior_key, process, (n, 4)), ts, dj.DDIM())
     np.testing.assert_allclose(rows, whole, rtol=1e-9, atol=1e-12)
 
@@ -446,20 +448,18 @@ def test_negative_conditions_in_chunks():
     process, n = PROCESS(), 6
     cond = jnp.linspace(-1.0, 2.0, n)[:, None]
     denoiser, ts = dj.classifier_free(network_denoiser(cond), 0.5 - cond, 2.0), np.array([0.9, 0.5, 0.2])
-    rows = [
-        samplers.sample_n(KEY(7), process, denoiser, (4,), n, ts=ts, stepper=dj.DDIM(), chunk=chunk) for chunk in (6, 4)
-    ]
+    rows = [dj.sample_n(KEY(7), process, denoiser, (4,), n, ts=ts, stepper=dj.DDIM(), chunk=chunk) for chunk in (6, 4)]
     np.testing.assert_allclose(*rows, rtol=1e-9)
 
 
 def test_which_numbers_are_one_a_sample():
     both = guidance.Guided(None, jnp.ones(3), guidance.Projected(jnp.ones(3), 2.0))
-    assert both.per_sample() == ("scale",)
-    assert both.rule.per_sample() == ("parallel",)
+    assert both.per_sample_fields() == ("scale",)
+    assert both.rule.per_sample_fields() == ("parallel",)
     for null, names in ((jnp.nan, ()), (jnp.zeros((1, 1)), ()), (jnp.zeros((3, 1)), ("null",))):
-        assert guidance.OnePass(network_denoiser(jnp.ones((3, 1))), null).per_sample() == names
+        assert guidance.OnePass(network_denoiser(jnp.ones((3, 1))), null).per_sample_fields() == names
     weights = guidance.product(PROCESS(), [exact(whole())] * 2, [jnp.ones(3), 2.0])
-    assert weights.per_sample() == ("weights",)
+    assert weights.per_sample_fields() == ("weights",)
     assert [w.shape for w in weights.weights] == [(3,), (3,)]
 
 
@@ -475,7 +475,7 @@ def test_lower_precision_answers_leave_the_state_alone():
     cases += [guidance.within_interval(process, low, low, scale, scale + 1.0)]
     cases += [guidance.zero_init(process, low, 0.0), guidance.classifier_guidance(process, low, log_prob, scale)]
     cases += [guidance.static_threshold(low), guidance.dynamic_threshold(low)]
-    cases += [guidance.product(process, [low, low]), guidance.mixture([low, low], [log_prob, log_prob])]
+    cases += [guidance.product(process, [low, low]), guidance.density_mixture([low, low], [log_prob, log_prob])]
     for case in cases:
         assert eqx.filter_eval_shape(case, xt, t).dtype == jnp.float32
 
@@ -510,8 +510,8 @@ BAD = {
     r"weights: one for each .* got 1 for 2": lambda: guidance.product(PROCESS(), [PLAIN, PLAIN], [2.0]),
     r"weights: one for each .* got 0 for 0": lambda: guidance.product(PROCESS(), []),
     r"weight: must lie in \[0, 1\), got 1.0": lambda: guidance.negation(PROCESS(), PLAIN, PLAIN, 1.0),
-    r"weights: must be positive, got 0.0": lambda: guidance.mixture([PLAIN], [PLAIN], [0.0]),
-    r"as many of each, one or more, got \(2, 1, 2\)": lambda: guidance.mixture([PLAIN, PLAIN], [PLAIN]),
+    r"weights: must be positive, got 0.0": lambda: guidance.density_mixture([PLAIN], [PLAIN], [0.0]),
+    r"as many of each, one or more, got \(2, 1, 2\)": lambda: guidance.density_mixture([PLAIN, PLAIN], [PLAIN]),
     r"denoiser: a NetworkDenoiser with a condition": lambda: dj.classifier_free(network_denoiser(None), jnp.nan, 2.0),
     r"null: the condition's tree": lambda: dj.classifier_free(network_denoiser(jnp.zeros((2, 1))), {"a": 0}, 2.0),
     r"log_prob: must answer shape \(2,\) .* got \(2, 3\)": lambda: guidance.classifier_guidance(

@@ -65,7 +65,7 @@ def test_loss_by_hand():
         jnp.asarray(x0),
         network=linear_network(seen),
         process=it,
-        time_sampler=dj.UniformTimes(it),
+        times=dj.UniformTimes(it),
         weighting=lambda process, t: 1 + t,
         data_std=1.3,
     )
@@ -109,7 +109,7 @@ def test_it_is_explicit_score_matching_up_to_a_constant(monkeypatch):
         minima.append(left**2)
 
     def loss(params, t):
-        keywords = {"network": network, "process": it, "time_sampler": at(t)}
+        keywords = {"network": network, "process": it, "times": at(t)}
         return measure @ losses.hybrid_loss(params, jax.random.key(2), x0, **keywords)[1]["per_sample"]
 
     @jax.jit
@@ -163,7 +163,7 @@ def test_the_network_becomes_a_score_that_samples():
     matrix = np.asarray(solution.x0)[:, :, 0].T
     np.testing.assert_allclose(matrix @ marginal(1.0) @ matrix.T, marginal(0.01), atol=1e-5)
     with jax.enable_x64(False):
-        low, high = (float(end) for end in dp.interval(process()))
+        low, high = (float(end) for end in process().interval())
         t = jnp.asarray(np.geomspace(low, high, 50), jnp.float32)
         score = make(jnp.asarray(0.5))(jnp.ones((50, 2, 1), jnp.float32), t)
     assert score.dtype == jnp.float32
@@ -179,7 +179,7 @@ def test_bad_data_std():
             jnp.ones((2, 1)),
             network=linear_network(),
             process=process(),
-            time_sampler=at(0.5),
+            times=at(0.5),
             data_std=0.0,
         ),
     ):
@@ -192,7 +192,7 @@ def test_a_samples_loss_does_not_depend_on_its_batch():
 
     @jax.jit
     def parts(x0, index):
-        keywords = {"network": linear_network(), "process": it, "time_sampler": dj.StratifiedTimes(it)}
+        keywords = {"network": linear_network(), "process": it, "times": dj.StratifiedTimes(it)}
         return losses.hybrid_loss(jnp.ones(2), jax.random.key(5), x0, index=index, total=8, **keywords)[1]
 
     split = [parts(x0[index], index) for index in np.arange(8).reshape(2, 4)]

@@ -10,6 +10,7 @@ import pytest
 
 import diffjax as dj
 from diffjax import inverse
+from diffjax.samplers import Step, step_weights
 
 KEY = jax.random.key
 MEAN = np.array([0.3, -0.2])
@@ -99,6 +100,7 @@ def runs_of(k, runs):
     return *(np.asarray(a) for a in found), mean, covariance
 
 
+@pytest.mark.slow
 def test_smc_weighs_particles_by_the_posterior():
     """p(y) without bias, mean and covariance to the 1/k of a ratio's bias, over 400 runs of 64 particles."""
     k, runs = 64, 400
@@ -165,9 +167,9 @@ def test_a_step_of_repaint_is_the_papers(monkeypatch):
     for module in ("inverse._inpaint", "samplers._ddim"):
         monkeypatch.setattr(f"diffjax.{module}.normal_like", lambda keys, x: jnp.asarray(next(draws)))
     method = inverse.RePaint(jnp.array([True, False]), jnp.array([[Y, np.nan]]), 2)
-    weights = jax.tree.map(lambda w: jnp.asarray(w[0]), method.prepare(process, ts))
+    weights = jax.tree.map(lambda w: jnp.asarray(w[0]), step_weights(method, process, ts))
     keys, denoiser = jax.random.split(KEY(0), 3), dj.exact_denoiser(prior(), process)
-    found, _ = method.step(keys, process, denoiser, jnp.asarray(xt), *map(jnp.asarray, ts), weights, None)
+    found, _ = method.step(denoiser, jnp.asarray(xt), Step(*map(jnp.asarray, ts), weights, keys), None)
 
     alpha, sigma = schedule(process, ts)
     (keep, data, noise), (G, c), a = ancestral(alpha, sigma), affine(alpha[0], sigma[0]), alpha[0] / alpha[1]
@@ -284,7 +286,7 @@ def test_sdedit_noises_the_guide_and_follows_the_flow():
     ts = np.linspace(0.4, 0.01, 61)
     alpha, sigma = schedule(process, ts)
     growth = np.sqrt(c * alpha[-1] ** 2 + sigma[-1] ** 2) / np.sqrt(c * alpha[0] ** 2 + sigma[0] ** 2)
-    run = lambda guide, **kw: inverse.sdedit(KEY(1), process, denoiser, guide, ts, dj.Heun(), denoise=False, **kw)
+    run = lambda guide, **kw: inverse.sdedit(KEY(1), process, denoiser, guide, ts, dj.Heun(), final_denoise=False, **kw)
     x = run(jnp.full((n, 1), 1.5))
     spread = sigma[0] * growth
     assert abs(float(x.mean()) - 1.5 * alpha[0] * growth) < 4.5 * spread / n**0.5 + 1e-3
@@ -326,11 +328,19 @@ def test_known_rows_are_split_with_the_samples():
     denoiser = dj.exact_denoiser(dj.Gaussian(jnp.zeros(2), 0.5), process)
     y = jnp.stack([jnp.arange(1.0, n + 1), jnp.zeros(n)], axis=1)
     stepper = inverse.RePaint(jnp.array([True, False]), y, 2)
-    run = lambda chunk: dj.samplers.sample_n(
-        KEY(0), process, denoiser, (2,), n, ts=np.linspace(1, 0.01, 5), stepper=stepper, chunk=chunk, denoise=False
+    run = lambda chunk: dj.sample_n(
+        KEY(0),
+        process,
+        denoiser,
+        (2,),
+        n,
+        ts=np.linspace(1, 0.01, 5),
+        stepper=stepper,
+        chunk=chunk,
+        final_denoise=False,
     )
     whole = run(n)
     np.testing.assert_allclose(run(2), whole, rtol=1e-10)
     np.testing.assert_allclose(whole[:, 0], y[:, 0], atol=0.4)
     with pytest.raises(ValueError, match=r"y: one row for each of 12 samples is needed, got shape \(6, 2\)"):
-        dj.samplers.sample_n(KEY(0), process, denoiser, (2,), 12, ts=[1.0, 0.01], stepper=stepper, chunk=6)
+        dj.sample_n(KEY(0), process, denoiser, (2,), 12, ts=[1.0, 0.01], stepper=stepper, chunk=6)

@@ -179,7 +179,7 @@ def test_annealed_langevin_follows_its_recursion_on_a_gaussian():
             v = (1 - tau / spread) ** 2 * v + 2 * tau
     run = {"steps_per_level": T, "step_size": r}
     key, xt = jax.random.key(KEY), start(d=50)
-    x = samplers.annealed_langevin(key, process, denoiser, xt, ts, denoise=False, **run)
+    x = samplers.annealed_langevin(key, process, denoiser, xt, ts, final_denoise=False, **run)
     assert_variance(x - m, v)
     x0 = samplers.annealed_langevin(key, process, denoiser, xt, ts, **run)
     np.testing.assert_allclose(x0, denoiser(x, jnp.asarray(ts[-1])), rtol=1e-12, atol=1e-13)
@@ -281,13 +281,13 @@ def test_logistic_regression_posterior_with_the_bias_that_each_method_is_known_f
         (
             "step_size: from 2 on",
             lambda key, x: samplers.annealed_langevin(
-                key, dj.Karras(), lambda x, t: x, x, [1.0, 0.5], steps_per_level=1, step_size=2.0
+                key, dj.EDM(), lambda x, t: x, x, [1.0, 0.5], steps_per_level=1, step_size=2.0
             ),
         ),
         (
             "steps_per_level",
             lambda key, x: samplers.annealed_langevin(
-                key, dj.Karras(), lambda x, t: x, x, [1.0, 0.5], steps_per_level=0, step_size=0.1
+                key, dj.EDM(), lambda x, t: x, x, [1.0, 0.5], steps_per_level=0, step_size=0.1
             ),
         ),
     ],

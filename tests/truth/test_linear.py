@@ -64,7 +64,7 @@ def truth(t, s=0.0):
 
 @functools.cache
 def computed(way):
-    return tuple(np.asarray(x) for x in eqx.filter_jit(dp.moments)(WAYS[way](), jnp.asarray(T), jnp.asarray(S)))
+    return tuple(np.asarray(x) for x in eqx.filter_jit(WAYS[way]().moments)(jnp.asarray(T), jnp.asarray(S)))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -86,7 +86,7 @@ def test_moments_are_the_exponential_and_the_lyapunov_solution(way):
 def test_times_may_be_one_number_or_a_python_float():
     for way in ("closed form", "van loan"):
         for t in (0.3, jnp.asarray(0.3)):
-            phi, sigma = dp.moments(WAYS[way](), t)
+            phi, sigma = WAYS[way]().moments(t)
             np.testing.assert_allclose(phi, truth(0.3)[0], atol=1e-12)
             np.testing.assert_allclose(sigma, truth(0.3)[1], atol=1e-12)
 
@@ -106,8 +106,7 @@ def test_moments_of_matrices_that_move():
         integrate.solve_ivp(field, (0, t), start, method="DOP853", rtol=1e-12, atol=1e-13).y[:, -1].reshape(2, 2, 2)
     )
     ends, starts = jnp.array([t, t, 0.4]), jnp.array([0.0, 0.4, 0.0])
-    moments = eqx.filter_jit(dp.moments)
-    phis, sigmas = (np.asarray(m) for m in moments(process, ends, starts))
+    phis, sigmas = (np.asarray(m) for m in eqx.filter_jit(process.moments)(ends, starts))
     np.testing.assert_allclose(phis[0], phi, atol=1e-9)
     np.testing.assert_allclose(sigmas[0], sigma, atol=1e-9)
     np.testing.assert_allclose(phis[1] @ phis[2], phi, atol=1e-9)
@@ -116,7 +115,7 @@ def test_moments_of_matrices_that_move():
 
 @pytest.mark.slow
 def test_the_moment_equation_is_differentiable_in_both_modes():
-    total = lambda speed: jnp.sum(jnp.stack(dp.moments(Moving(speed), 0.9)) * jnp.arange(8.0).reshape(2, 2, 2))
+    total = lambda speed: jnp.sum(jnp.stack(Moving(speed).moments(0.9)) * jnp.arange(8.0).reshape(2, 2, 2))
     reverse, forward = jax.jit(lambda speed: (jax.grad(total)(speed), jax.jvp(total, (speed,), (1.0,))[1]))(1.5)
     difference = jax.jit(jax.vmap(total))(jnp.array([1.5 + 1e-4, 1.5 - 1e-4]))
     np.testing.assert_allclose([reverse, forward], (difference[0] - difference[1]) / 2e-4, rtol=1e-6)
@@ -128,8 +127,8 @@ def test_moments_compose_and_are_differentiable(way):
 
     @jax.jit
     def run(process):
-        out = dp.moments(process, jnp.asarray(one), jnp.asarray(two))
-        total = lambda p: jnp.sum(jnp.stack(dp.moments(p, 0.7)) * jnp.arange(8.0).reshape(2, 2, 2))
+        out = process.moments(jnp.asarray(one), jnp.asarray(two))
+        total = lambda p: jnp.sum(jnp.stack(p.moments(0.7)) * jnp.arange(8.0).reshape(2, 2, 2))
         return out, total(process), jax.grad(total)(process).beta_max
 
     (phi, sigma), here, slope = run(process)
@@ -145,7 +144,7 @@ def test_van_loan_keeps_its_digits_in_float32(clock):
     or, close to zero, beside their own leading order."""
     with jax.enable_x64(False):
         process = dp.LinearSDE(jnp.asarray(F, jnp.float32), jnp.asarray(L, jnp.float32), clock, clock)
-        phi, sigma = (np.asarray(moment, np.float64) for moment in dp.moments(process, 1.0))
+        phi, sigma = (np.asarray(moment, np.float64) for moment in process.moments(1.0))
     phi_64, sigma_64 = linalg.expm(F * clock), np.diag([1.0, MASS])
     sigma_64 = sigma_64 - phi_64 @ sigma_64 @ phi_64.T
     np.testing.assert_allclose(phi, phi_64, atol=2e-6)
@@ -158,13 +157,13 @@ def test_van_loan_keeps_its_digits_in_float32(clock):
 
 def test_kernel_given_the_data_alone():
     """C C' = Sigma + gamma M Phi_v Phi_v', C lower triangular: velocities start from N(0, gamma M)."""
-    phi, chol = eqx.filter_jit(dp.linear_kernel)(critically_damped(), jnp.asarray(T[:3]))
+    phi, chol = eqx.filter_jit(critically_damped().kernel)(jnp.asarray(T[:3]))
     for t, p, c in zip(T[1:3], phi[1:], chol[1:], strict=True):
         expected_phi, sigma = truth(t)
         np.testing.assert_allclose(p, expected_phi, atol=1e-12)
         covariance = sigma + expected_phi @ np.diag([0, GAMMA * MASS]) @ expected_phi.T
         np.testing.assert_allclose(c, linalg.cholesky(covariance, lower=True), rtol=1e-9, atol=1e-12)
-    generic = dp.linear_kernel(linear(), 0.3)[1]
+    generic = linear().kernel(0.3)[1]
     np.testing.assert_allclose(generic @ generic.T, truth(0.3)[1], atol=1e-10)
     assert float(generic[0, 1]) == 0
 
@@ -174,12 +173,12 @@ def test_kernel_in_float32_over_the_interval(beta):
     """Each entry within 2e-6 relative of float64, the incomplete gamma function by SciPy; gradients finite."""
     with jax.enable_x64(False):
         process = dp.CriticallyDamped(*beta)
-        low, high = (float(end) for end in dp.interval(process))
+        low, high = (float(end) for end in process.interval())
         t = np.geomspace(low, high, 400).astype(np.float32)
-        got = np.asarray(dp.linear_kernel(process, jnp.asarray(t))[1], np.float64)
+        got = np.asarray(process.kernel(jnp.asarray(t))[1], np.float64)
 
         def total(process, t):
-            return jnp.sum(jnp.stack(dp.linear_kernel(process, t)))
+            return jnp.sum(jnp.stack(process.kernel(t)))
 
         slopes = jax.jit(jax.vmap(jax.grad(total, (0, 1)), (None, 0)))(process, jnp.asarray(t))
     assert high == 1
@@ -205,7 +204,7 @@ def test_perturb_and_prior_act_on_the_channels_of_images():
     x0, eps = np.random.default_rng(0).normal(size=(2, *shape))
     t = jnp.linspace(0.1, 0.9, len(x0))
     xt = np.asarray(dp.linear_perturb(process, jnp.asarray(x0), jnp.asarray(eps), t))
-    phi, chol = (np.asarray(m) for m in dp.linear_kernel(process, t))
+    phi, chol = (np.asarray(m) for m in process.kernel(t))
     by_hand = np.einsum("bij,bjhw->bihw", phi, x0) + np.einsum("bij,bjhw->bihw", chol, eps)
     np.testing.assert_allclose(xt, by_hand, atol=1e-12)
     phi, sigma = truth(1.0)
@@ -308,10 +307,10 @@ def test_new_numbers_compile_nothing():
     @eqx.filter_jit
     def run(process, t):
         traced.append(1)
-        return dp.linear_kernel(process, t)
+        return process.kernel(t)
 
     for mass in (0.2, 0.3, 0.4):
         run(dp.CriticallyDamped(mass=mass), jnp.asarray(T[:3]))
     assert len(traced) == 1
-    across = jax.vmap(lambda mass: dp.moments(dp.CriticallyDamped(mass=mass), 0.5)[1])(jnp.array([0.2, 0.3]))
-    np.testing.assert_allclose(across[1], dp.moments(dp.CriticallyDamped(mass=0.3), 0.5)[1], rtol=1e-12)
+    across = jax.vmap(lambda mass: dp.CriticallyDamped(mass=mass).moments(0.5)[1])(jnp.array([0.2, 0.3]))
+    np.testing.assert_allclose(across[1], dp.CriticallyDamped(mass=0.3).moments(0.5)[1], rtol=1e-12)

@@ -21,17 +21,16 @@ def test_noise_conditional_sum_in_closed_form():
     n, d, gain, variance = 20000, 3, 0.8, 0.4
     process, ts = dj.VarianceExploding(0.1, 5.0), np.linspace(1, 0, 4)
     apply = lambda params, x, c_noise, cond=None, *, key=None: -params * x / jnp.exp(4 * c_noise)[:, None]
-    keywords = {"network": dj.Network(lambda *_: None, apply), "process": process}
-    keywords |= {"parameterisation": dj.ScorePrediction()}
+    diffusion = dj.Diffusion(dj.Network(lambda *_: None, apply), process, dj.parameterisation.ScorePrediction())
     x0 = jnp.asarray(np.sqrt(variance) * np.random.default_rng(0).normal(size=(n, d)))
 
     @jax.jit
     def everything(key, gain):
         times = losses.LevelTimes(jnp.asarray(ts))
-        plain = dj.denoising_loss(gain, key, x0, time_sampler=times, weighting=losses.constant, **keywords)
+        plain = dj.denoising_loss(diffusion, gain, key, x0, times=times, weighting=losses.constant)
         return (
-            losses.noise_conditional_sum(gain, key, x0, ts=ts, **keywords),
-            losses.noise_conditional_loss(gain, key, x0, ts=ts, **keywords),
+            losses.noise_conditional_sum(diffusion, gain, key, x0, ts=ts),
+            losses.noise_conditional_loss(diffusion, gain, key, x0, ts=ts),
             plain,
         )
 
@@ -70,13 +69,11 @@ def test_levels_are_drawn_alike_and_by_index():
 def test_over_logsnr_integrates_alike_on_every_schedule(name):
     """int -lambda' sigmoid(b - lambda) dt = softplus(b - lambda_min) - softplus(b - lambda_max)."""
     process, bias = CORE_PROCESSES[name](), 1.5
-    low, high = (float(end) for end in dj.interval(process))
+    low, high = (float(end) for end in process.interval())
     u = np.linspace(-14, 14, 4001)
     t = low + (high - low) / (1 + np.exp(-u))
     weighting = losses.OverLogsnr(losses.Sigmoid(bias))
-    w, ends = eqx.filter_jit(lambda t: (weighting(process, dj.EpsPrediction(), t), dj.logsnr(process, t)))(
-        jnp.asarray(t)
-    )
+    w, ends = eqx.filter_jit(lambda t: (weighting(process, dj.EpsPrediction(), t), process.logsnr(t)))(jnp.asarray(t))
     integral = np.trapezoid(np.asarray(w) * (t - low) * (high - t) / (high - low), u)
     exact = np.logaddexp(0, bias - float(ends[-1])) - np.logaddexp(0, bias - float(ends[0]))
     np.testing.assert_allclose(integral, exact, rtol=1e-5)
@@ -93,14 +90,14 @@ def test_soft_min_snr_is_a_sigmoid():
 def test_learned_uncertainty_is_the_log_of_the_expected_loss():
     """Each level is seen twice, at L(1 +- 0.6): the unique minimum is at u = log L, where the loss is E[1 + log L]."""
     process, member, u = dj.VariancePreserving(), dj.VPrediction(), losses.Uncertainty()
-    low, high = (float(end) for end in dj.interval(process))
+    low, high = (float(end) for end in process.interval())
     t = np.repeat(np.linspace(low, high, 400), 2)
-    logsnr = np.asarray(dj.logsnr(process, jnp.asarray(t)))
+    logsnr = np.asarray(process.logsnr(jnp.asarray(t)))
     level = np.exp(-3 + 2 * np.tanh(logsnr / 6) + 0.5 * np.cos(logsnr / 5))
     aux = {"t": jnp.asarray(t), "per_sample": jnp.asarray(level * np.tile([1.6, 0.4], 400))}
-    start = u.init()
+    start, diffusion = u.init(), dj.Diffusion(dj.Network(None, None), process, member)  # no network is called
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(start))
-    first, after = losses.uncertainty_loss(start, aux, uncertainty=u, process=process, parameterisation=member)
+    first, after = losses.uncertainty_loss(diffusion, start, aux, uncertainty=u)
     np.testing.assert_allclose(first, level.mean(), rtol=1e-6)
     np.testing.assert_array_equal(after["t"], t)
 
@@ -108,8 +105,7 @@ def test_learned_uncertainty_is_the_log_of_the_expected_loss():
 
     @jax.jit
     def loss(theta):
-        keywords = {"uncertainty": u, "process": process, "parameterisation": member}
-        value, out = losses.uncertainty_loss(unravel(theta), aux, **keywords)
+        value, out = losses.uncertainty_loss(diffusion, unravel(theta), aux, uncertainty=u)
         return value, out["uncertainty"]
 
     gradient = jax.jit(jax.value_and_grad(lambda theta: loss(theta)[0]))
@@ -250,16 +246,15 @@ def test_a_loss_pairs_as_its_coupling_says():
     """The loss of the exact permutation is that of the permuted noise; the coupling sees data, noise and condition."""
     process, member = dj.Rectified(), dj.VelocityPrediction()
     apply = lambda params, x, c_noise, cond=None, *, key=None: params * x + cond[:, None]
-    keywords = {"network": dj.Network(lambda *_: None, apply), "process": process, "parameterisation": member}
-    keywords |= {"weighting": losses.native}
+    diffusion = dj.Diffusion(dj.Network(lambda *_: None, apply), process, member)
     x0, cond, seen = jnp.asarray(np.random.default_rng(5).normal(size=(6, 2))), jnp.array([0.0, 1, 0, 1, 0, 1]), []
 
     def reverse(key, x0, eps, cond):
         seen.append((x0, eps, cond))
         return eps[::-1]
 
-    run = functools.partial(dj.denoising_loss, jnp.asarray(0.3), jax.random.key(6), x0, cond, **keywords)
-    _, aux = run(time_sampler=dj.UniformTimes(process), coupling=reverse)
+    given = {"times": dj.UniformTimes(process), "weighting": losses.native, "coupling": reverse}
+    _, aux = dj.denoising_loss(diffusion, jnp.asarray(0.3), jax.random.key(6), x0, cond, **given)
     ((saw_x0, eps, saw_cond),) = seen
     np.testing.assert_array_equal(saw_x0, x0)
     np.testing.assert_array_equal(saw_cond, cond)

@@ -35,8 +35,8 @@ def _all_losses(process, key, x0, cond):
     times, drawn, weighed = dj.UniformTimes(process), {}, {}
     for which, make in ALL_PARAMETERISATIONS.items():
         seen, member = [], make()
-        keywords = {"network": make_network(seen), "process": process, "parameterisation": member}
-        loss, aux = dj.denoising_loss(params, key, x0, cond, time_sampler=times, weighting=losses.native, **keywords)
+        diffusion = dj.Diffusion(make_network(seen), process, member)
+        loss, aux = dj.denoising_loss(diffusion, params, key, x0, cond, times=times, weighting=losses.native)
         (x, _, dropout_key), *more = seen
         assert not more
         assert dropout_key is not None
@@ -44,19 +44,19 @@ def _all_losses(process, key, x0, cond):
         xt = x / member.input_scale(process, t)[:, None]
         drawn[which] = loss, aux["per_sample"], xt, params["gain"] * x + params["slope"] * seen[0][1][:, None] + cond
         eps = (xt - process.alpha(t)[:, None] * x0) / process.sigma(t)[:, None]
-        evaluate = functools.partial(losses.per_sample_loss, params, x0, eps, t, cond, **keywords)
+        evaluate = functools.partial(losses.per_sample_loss, diffusion, params, x0, eps, t, cond)
         if which == "eps":
             said = {weight: make()(process, member, t) for weight, make in ALL_WEIGHTINGS.items()}
         rows = jnp.stack(list((said | {"native": losses.native(process, member, t)}).values()))
         every = jax.vmap(lambda row, evaluate=evaluate: evaluate(weighting=lambda *_: row))(rows)
         weighed |= {(which, weight): (every[i], rows[i]) for i, weight in enumerate(said)}
         assert seen.pop()[2] is None
-    rates = dj.rates(process, t)
+    rates = dj.process.schedule_derivatives(process, t)
     schedule = {"alpha": process.alpha(t), "sigma": process.sigma(t), "alpha_dot": rates[0], "sigma_dot": rates[1]}
-    return schedule, dj.logsnr(process, t), dj.logsnr_rate(process, t), process.diffusion(x0, t), drawn, weighed
+    return schedule, process.logsnr(t), dj.process.logsnr_rate(process, t), process.diffusion(x0, t), drawn, weighed
 
 
-@pytest.mark.parametrize("name", ["vp", pytest.param("karras", marks=pytest.mark.slow), "rectified"])
+@pytest.mark.parametrize("name", ["vp", pytest.param("edm", marks=pytest.mark.slow), "rectified"])
 def test_loss_is_the_weighted_noise_loss_by_hand(name):
     process = ALL_PROCESSES[name]()
     x0, cond = np.random.default_rng(0).normal(size=(2, B, D))
@@ -72,7 +72,7 @@ def test_loss_is_the_weighted_noise_loss_by_hand(name):
         "score": lambda xt, y: -sigma * y,
         "v": lambda xt, y: (sigma * xt + alpha * y) / total,
         "velocity": lambda xt, y: (alpha * y - alpha_dot * xt) / (alpha * sigma_dot - sigma * alpha_dot),
-        "karras": lambda xt, y: (xt - alpha * (alpha / 4 / q2 * xt + sigma / 2 / np.sqrt(q2) * y)) / sigma,
+        "edm": lambda xt, y: (xt - alpha * (alpha / 4 / q2 * xt + sigma / 2 / np.sqrt(q2) * y)) / sigma,
     }
     noise = np.exp(-logsnr)
     native = {
@@ -81,7 +81,7 @@ def test_loss_is_the_weighted_noise_loss_by_hand(name):
         "score": 1 / sigma[:, 0] ** 2,
         "v": (total / alpha)[:, 0] ** 2,
         "velocity": (sigma[:, 0] * logsnr_rate / 2) ** 2,
-        "karras": (noise + 0.25) / 0.25,
+        "edm": (noise + 0.25) / 0.25,
     }
     if name == "vp":  # the forms in the literature
         np.testing.assert_allclose(native["v"], 1 + noise, rtol=1e-10)
@@ -128,7 +128,7 @@ def knowing_network(process):
     """E[eps | xt] for data N(0, 0.3 I), read off logsnr alone, then scaled by 1 + gain and shifted: exact at 0."""
 
     def apply(params, x, c_noise, cond=None, *, key=None):
-        t = dj.time_from_logsnr(process, -8 * c_noise)
+        t = process.time_from_logsnr(-8 * c_noise)
         alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
         xt = x * jnp.sqrt(alpha**2 + sigma**2)
         return (1 + params[0]) * sigma / (alpha**2 * VARIANCE + sigma**2) * xt + params[1]
@@ -144,8 +144,8 @@ def test_minimum_is_at_the_exact_denoiser():
     others = jnp.array([[0.1, 0.0], [-0.1, 0.0], [0.0, 0.1], [0.0, -0.1]])
 
     def per_sample(params, weighting):
-        keywords = {"process": process, "parameterisation": member, "time_sampler": times, "weighting": weighting}
-        aux = dj.denoising_loss(params, jax.random.key(1), x0, network=network, **keywords)[1]
+        given = (dj.Diffusion(network, process, member), params, jax.random.key(1), x0)
+        aux = dj.denoising_loss(*given, times=times, weighting=weighting)[1]
         return aux["per_sample"], aux
 
     def around_zero(weighting):
@@ -183,9 +183,9 @@ def test_a_samples_loss_does_not_depend_on_its_batch(name):
 
     @jax.jit
     def parts(x0, cond, index):
-        keywords = {"process": process, "parameterisation": dj.VPrediction(), "weighting": losses.constant}
-        keywords |= {"network": network, "time_sampler": times, "index": index, "total": 8}
-        return dj.denoising_loss(params, jax.random.key(2), x0, cond, **keywords)[1]
+        diffusion = dj.Diffusion(network, process, dj.VPrediction())
+        keywords = {"times": times, "weighting": losses.constant, "index": index, "total": 8}
+        return dj.denoising_loss(diffusion, params, jax.random.key(2), x0, cond, **keywords)[1]
 
     split = [parts(x0[index], cond[index], index) for index in np.arange(8).reshape(2, 4)]
     mixed = np.array([7, 2, 5, 0])
@@ -200,7 +200,7 @@ def test_drop_condition():
     n, key = 4000, jax.random.key(5)
     cond = {"label": jnp.arange(n) % 10, "text": jnp.ones((n, 3))}
     null = {"label": -1, "text": jnp.array([7.0, 8.0, 9.0])}
-    dropped = jax.jit(lambda key, cond, p: dj.drop_condition(key, cond, null, p))
+    dropped = jax.jit(lambda key, cond, p: dj.losses.drop_condition(key, cond, null, p))
     for probability in (0.0, 0.2, 1.0):
         out = jax.tree.map(np.asarray, dropped(key, cond, probability))
         gone = out["label"] == -1
@@ -208,9 +208,9 @@ def test_drop_condition():
         np.testing.assert_array_equal(out["text"], np.where(gone[:, None], [7.0, 8.0, 9.0], 1.0))
         assert abs(gone.mean() - probability) <= 4.5 * np.sqrt(probability * (1 - probability) / n)
         assert out["label"].dtype == cond["label"].dtype
-    whole = dj.drop_condition(key, jnp.arange(12.0), 99.0, 0.5)
+    whole = dj.losses.drop_condition(key, jnp.arange(12.0), 99.0, 0.5)
     index = jnp.array([3, 11, 0, 6])
-    part = dj.drop_condition(key, jnp.arange(12.0)[index], 99.0, 0.5, index=index)
+    part = dj.losses.drop_condition(key, jnp.arange(12.0)[index], 99.0, 0.5, index=index)
     np.testing.assert_array_equal(part, whole[index])
     assert 0 < np.sum(whole == 99) < 12
 

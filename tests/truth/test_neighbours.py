@@ -90,8 +90,8 @@ class Given(eqx.Module):
     def __call__(self, xt, t):
         return bent(xt + self.y, t)
 
-
-samplers.per_sample_fields.register(Given)(lambda denoiser: ("y",))
+    def per_sample_fields(self):
+        return ("y",)
 
 
 def _step_names():
@@ -120,11 +120,11 @@ def _adaptive(tolerance):
 
 def _rough(of):
     path = dj.per_sample_path(key(), of.index, (2,))
-    return samplers.reverse_sde(vp(), Given(of.y), path)
+    return dj.reverse_sde(vp(), Given(of.y), path)
 
 
 def _each(of):
-    terms = samplers.probability_flow(vp(), Given(of.y))
+    terms = dj.probability_flow(vp(), Given(of.y))
     found = samplers.integrate_each(terms, of.x, TS, solver=diffrax.Heun(), controller=_adaptive(1e-3))
     return found.x0, found.nfe.astype(float)
 
@@ -150,7 +150,7 @@ _score = samplers.density_score(_log_density)
 
 def _nats(divergence):
     def call(of):
-        flow = likelihood.log_likelihood(
+        flow = dj.log_likelihood(
             key(), vp(), Given(of.y), of.x, t0=0.1, divergence=divergence, controller=_fixed(0.1, 1.0), index=of.index
         )
         return flow.nats, flow.standard_error
@@ -189,7 +189,7 @@ def _elbo(found):
 
 
 FUNCTIONS = {
-    "sample_with_restarts": lambda of: dj.sample_with_restarts(
+    "sample_with_restarts": lambda of: dj.samplers.sample_with_restarts(
         key(), vp(), Given(of.y), of.x, TS, dj.Heun(), restarts=[samplers.Restart(0.2, 0.5, 2, 2)], index=of.index
     ),
     "annealed_langevin": lambda of: samplers.annealed_langevin(
@@ -200,10 +200,8 @@ FUNCTIONS = {
     "mala": lambda of: _chains(samplers.mala, _log_density, of.x, index=of.index),
     "hmc": lambda of: _chains(samplers.hmc, _log_density, of.x, integration_steps=2, index=of.index),
     "simulate": lambda of: jnp.moveaxis(process.simulate(key(), vp(), of.x, TS[::-1], index=of.index), 1, 0),
-    "per_sample_path": lambda of: samplers.integrate(_rough(of), of.x, TS, solver=diffrax.Euler()).x0,
-    "integrate": lambda of: (
-        samplers.integrate(samplers.probability_flow(vp(), Given(of.y)), of.x, TS, solver=diffrax.Heun()).x0
-    ),
+    "per_sample_path": lambda of: dj.integrate(_rough(of), of.x, TS, solver=diffrax.Euler()).x0,
+    "integrate": lambda of: dj.integrate(dj.probability_flow(vp(), Given(of.y)), of.x, TS, solver=diffrax.Heun()).x0,
     "integrate_each": _each,
     "inpaint": lambda of: inverse.inpaint(
         key(), vp(), Given(of.y), of.x, TS, jnp.array([True, False]), of.y, times=2, index=of.index
@@ -213,7 +211,7 @@ FUNCTIONS = {
     ),
     "sdedit": lambda of: inverse.sdedit(key(), vp(), Given(of.y), of.x, TS, dj.DDIM(eta=1.0), index=of.index),
     "log_likelihood": _nats(likelihood.Exact()),
-    "log_likelihood, Hutchinson": _nats(likelihood.Hutchinson(2)),
+    "log_likelihood, Hutchinson": _nats(dj.Hutchinson(2)),
     "log_likelihood, Hutch++": _nats(likelihood.HutchPlusPlus(6)),
     "bits_per_dim": _bits,
     "evaluate_continuous_elbo": lambda of: _elbo(
@@ -225,8 +223,10 @@ FUNCTIONS = {
     "dequantise": lambda of: likelihood.dequantise(
         key(), likelihood.UniformDequantisation(), likelihood.Quantisation(8), _whole(of), of.index
     ),
-    "encode": lambda of: likelihood.encode(vp(), Given(of.y), of.x, t0=0.1, controller=_fixed(0.1, 1.0)).latent,
-    "decode": lambda of: likelihood.decode(vp(), Given(of.y), of.x, t0=0.1, controller=_fixed(-1.0, -0.1)).x0,
+    "flow_encode": lambda of: (
+        likelihood.flow_encode(vp(), Given(of.y), of.x, t0=0.1, controller=_fixed(0.1, 1.0)).latent
+    ),
+    "flow_decode": lambda of: likelihood.flow_decode(vp(), Given(of.y), of.x, t0=0.1, controller=_fixed(-1.0, -0.1)).x0,
     "invert": lambda of: likelihood.invert(vp(), Given(of.y), of.x, TS),
     "slerp": lambda of: likelihood.slerp(of.x, of.y, of.scale / 40),
 }
@@ -259,8 +259,8 @@ def test_samples_that_share_the_steps_of_an_adaptive_solver_agree_to_its_toleran
     """Steps are as small as the worst sample of the batch needs: to 100 times the tolerance, which they accumulate."""
 
     def solve(of):
-        terms = samplers.probability_flow(vp(), Given(of.y))
-        return samplers.integrate(terms, of.x, TS, solver=diffrax.Heun(), controller=_adaptive(1e-5)).x0
+        terms = dj.probability_flow(vp(), Given(of.y))
+        return dj.integrate(terms, of.x, TS, solver=diffrax.Heun(), controller=_adaptive(1e-5)).x0
 
     check(solve, accuracy=1e-3)
 
@@ -286,7 +286,7 @@ GUIDES = {
     "dynamic threshold": lambda of: guidance.dynamic_threshold(_wide(of), 0.8, of.scale / 3),
     "product": lambda of: guidance.product(vp(), [bent, Given(of.y)], [of.scale, 0.5]),
     "negation": lambda of: guidance.negation(vp(), bent, Given(of.y), 0.1 * of.scale),
-    "mixture": lambda of: guidance.mixture(
+    "mixture": lambda of: guidance.density_mixture(
         [bent, Given(of.y)], [lambda x, t: -jnp.sum(x**2, axis=-1), lambda x, t: -jnp.sum((x - of.y) ** 2, axis=-1)]
     ),
     "dps": lambda of: guidance.dps(vp(), bent, _bilinear, of.y, of.scale, scale=of.scale),
@@ -317,8 +317,8 @@ def _classifier_free(of):
         return jnp.where(jnp.isnan(cond), jnp.tanh(x), jnp.tanh(x + params * cond))
 
     network = dj.Network(init=lambda *args: jnp.ones(()), apply=apply)
-    choices = {"network": network, "process": vp(), "parameterisation": dj.X0Prediction()}
-    return guidance.classifier_free(dj.make_denoiser(jnp.ones(()), of.y, **choices), jnp.full(2, jnp.nan), of.scale)
+    denoiser = dj.make_denoiser(dj.Diffusion(network, vp(), dj.X0Prediction()), jnp.ones(()), of.y)
+    return dj.classifier_free(denoiser, jnp.full(2, jnp.nan), of.scale)
 
 
 GUIDES["classifier free"] = _classifier_free

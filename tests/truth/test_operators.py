@@ -50,8 +50,8 @@ def test_adjoints_are_transposes(name):
     def run(x, y):
         columns = operator(jnp.eye(size).reshape(size, *shape))
         near = operators.linearise(operator, x)
-        back = operators.adjoint(operator, y, shape)
-        each = jax.vmap(lambda y: operators.adjoint(operator, y[None], shape)[0])(y)
+        back = operator.adjoint(y, shape)
+        each = jax.vmap(lambda y: operator.adjoint(y[None], shape)[0])(y)
         return columns, near.value, near.push(x), back, near.pull(y), each
 
     x = jax.random.normal(KEY(0), (3, *shape))
@@ -123,9 +123,9 @@ def test_bad_operators():
     with pytest.raises(ValueError, match=r"matrix: 72 columns are needed .*, got shape \(2, 5\)"):
         operators.Matrix(jnp.ones((2, 5)))(x)
     with pytest.raises(ValueError, match=r"y: shape \(2, 4, 6, 1\) is needed.* got \(2, 4, 6, 3\)"):
-        operators.adjoint(operators.Grey(), x, IMAGE)
+        operators.Grey().adjoint(x, IMAGE)
     with pytest.raises(ValueError, match=r"operator: .* is not linear"):
-        operators.adjoint(lambda x: x**2, x, IMAGE)
+        operators.transpose(lambda x: x**2, x, IMAGE)
 
 
 def test_a_wrong_adjoint_is_refused_with_both_products():

@@ -10,7 +10,6 @@ from registry import ALL_PROCESSES
 
 import diffjax as dj
 from diffjax import guidance, operators
-from diffjax.guidance._posterior import whiten
 
 KEY = jax.random.key
 MEAN = np.array([0.3, -0.5, 0.2])
@@ -50,7 +49,7 @@ def slope(function, x, h=1e-5):
     return np.stack([(function(x + h * e) - function(x - h * e)) / (2 * h) for e in np.eye(len(x))], axis=-1)
 
 
-@pytest.mark.parametrize("name", ["vp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("karras", "rectified"))])
+@pytest.mark.parametrize("name", ["vp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("edm", "rectified"))])
 def test_tmpd_is_exact_for_gaussian_data(name):
     """The posterior's score, and so E[x0 | xt, y], to 1e-9 of the latter, for times and noise levels of each sample."""
     process = ALL_PROCESSES[name]()
@@ -114,7 +113,7 @@ def bent(x):
 
 def test_dps_is_the_gradient_of_the_likelihood():
     """Against NumPy for a mixture: the observation bent, the gradient by differences, as in the paper's eq. 16."""
-    process, t = dj.Karras(), jnp.array([0.1, 0.35, 0.5])
+    process, t = dj.EDM(), jnp.array([0.1, 0.35, 0.5])
     xt = jax.random.normal(KEY(0), (3, 2))
     y = np.array([0.4, 0.1])
     known = [process, mixture(process), bent, jnp.asarray(y)[None]]
@@ -230,7 +229,7 @@ def test_conditions_are_split_with_the_samples():
 def test_which_observations_are_one_a_sample():
     """Also where y is one number a sample, and one number for all."""
     process = dj.VariancePreserving()
-    of = lambda y: guidance.tmpd(process, gaussian(process), lambda x: x[:, 0], y, 0.01).per_sample()
+    of = lambda y: guidance.tmpd(process, gaussian(process), lambda x: x[:, 0], y, 0.01).per_sample_fields()
     assert of(jnp.ones((3, 1))) == of(jnp.ones(3)) == ("y",)
     assert of(jnp.ones((1, 1))) == of(jnp.ones(1)) == ()
 
@@ -258,9 +257,10 @@ def test_bad_observations():
 
 
 def truncated(matrix, rhs, **choices):
-    """w for (I + K) w = rhs, by `whiten` with std = 1; K is a matrix."""
-    solver = guidance.TruncatedCG(**choices)
-    return np.asarray(whiten(lambda w: w @ jnp.asarray(matrix).T, jnp.asarray(rhs), jnp.asarray(1.0), solver))
+    """w for (I + K) w = rhs; K is a matrix."""
+    operator = lx.MatrixLinearOperator(jnp.eye(len(matrix)) + jnp.asarray(matrix), lx.positive_semidefinite_tag)
+    solve = lambda one: lx.linear_solve(operator, one, guidance.TruncatedCG(**choices)).value
+    return np.asarray(jax.vmap(solve)(jnp.asarray(rhs)))
 
 
 def test_truncated_conjugate_gradients_solve_for_a_covariance():

@@ -39,7 +39,7 @@ def ve(t, low, high):
     return np.ones_like(t), sigma, np.zeros_like(t), 2 * sigma**2 * np.log(high / low)
 
 
-def karras(t, low, high, rho):
+def edm(t, low, high, rho):
     root = (1 - t) * low ** (1 / rho) + t * high ** (1 / rho)
     rate = rho * root ** (rho - 1) * (high ** (1 / rho) - low ** (1 / rho))
     return np.ones_like(t), root**rho, np.zeros_like(t), 2 * root**rho * rate
@@ -146,8 +146,8 @@ CLOSED_FORMS = {
     "cosine-other": (lambda: dj.Cosine(shift=0.7), lambda t: shifted_cosine(t, 0.7)),
     "ve": (dj.VarianceExploding, lambda t: ve(t, 0.01, 50.0)),
     "ve-other": (lambda: dj.VarianceExploding(sigma_min=0.2, sigma_max=9.0), lambda t: ve(t, 0.2, 9.0)),
-    "karras": (dj.Karras, lambda t: karras(t, 0.002, 80.0, 7.0)),
-    "karras-other": (lambda: dj.Karras(sigma_min=0.1, sigma_max=5.0, rho=3.0), lambda t: karras(t, 0.1, 5.0, 3.0)),
+    "edm": (dj.EDM, lambda t: edm(t, 0.002, 80.0, 7.0)),
+    "edm-other": (lambda: dj.EDM(sigma_min=0.1, sigma_max=5.0, rho=3.0), lambda t: edm(t, 0.1, 5.0, 3.0)),
     "rectified": (dj.Rectified, rectified),
     "sub-vp": (ALL_PROCESSES["sub-vp"], sub_vp),
     "ve-from-zero": (ALL_PROCESSES["ve-from-zero"], lambda t: ve_from_zero(t, 0.01, 50.0)),
@@ -174,18 +174,18 @@ BISECTED = ("own", "learned-monotone")
 @eqx.filter_jit
 def everything(process, t):
     """All that a Gaussian process says about the times t, as a dict of arrays of the shape of t."""
-    alpha_dot, sigma_dot = dj.rates(process, t)
-    value = dj.logsnr(process, t)
+    alpha_dot, sigma_dot = dj.process.schedule_derivatives(process, t)
+    value = process.logsnr(t)
     return {
         "alpha": process.alpha(t),
         "sigma": process.sigma(t),
         "alpha_dot": alpha_dot,
         "sigma_dot": sigma_dot,
         "logsnr": value,
-        "logsnr_rate": dj.logsnr_rate(process, t),
+        "logsnr_rate": dj.process.logsnr_rate(process, t),
         "f": process.drift(jnp.ones_like(t)[:, None], t)[:, 0],
         "g": process.diffusion(jnp.ones_like(t)[:, None], t),
-        "inverse": dj.time_from_logsnr(process, value),
+        "inverse": process.time_from_logsnr(value),
     }
 
 
@@ -197,7 +197,7 @@ def evaluate(process, t, size=1024):
 
 def times(process, n=41):
     """Times over the whole interval, both ends included, dense near the ends."""
-    low, high = (float(end) for end in dj.interval(process))
+    low, high = (float(end) for end in process.interval())
     near = np.array([1e-6, 1e-4, 1e-3])
     return low + (high - low) * np.unique(np.concatenate([np.linspace(0, 1, n), near, 1 - near]))
 
@@ -223,7 +223,7 @@ def test_schedule_is_the_closed_form(name):
 def test_sde_moves_the_moments_as_the_schedule_says(name):
     """f = alpha'/alpha and g^2 = (sigma^2)' - 2 f sigma^2 = -sigma^2 lambda', by differences of alpha and sigma."""
     process = ALL_PROCESSES[name]()
-    low, high = (float(end) for end in dj.interval(process))
+    low, high = (float(end) for end in process.interval())
     t = np.linspace(low, high, 23)[1:-1]
     h = 1e-5
     here, before, after = evaluate(process, t), evaluate(process, t - h), evaluate(process, t + h)
@@ -249,12 +249,12 @@ def test_logsnr_is_its_definition_falls_and_inverts(name):
     np.testing.assert_allclose(back["logsnr"], got["logsnr"], atol=1e-9)
 
 
-@pytest.mark.parametrize("name", [p for p in each_process(("vp", "karras")) if p.id not in BISECTED])
+@pytest.mark.parametrize("name", [p for p in each_process(("vp", "edm")) if p.id not in BISECTED])
 def test_bisection_agrees_with_the_closed_form_and_so_does_its_gradient(name):
     process = ALL_PROCESSES[name]()
-    generic = dj.time_from_logsnr.dispatch(dj.AbstractGaussianProcess)
-    assert generic is not dj.time_from_logsnr.dispatch(type(process))
-    ends = [float(dj.logsnr(process, end)) for end in dj.interval(process)]
+    generic, own = dj.process.AbstractGaussianProcess.time_from_logsnr, type(process).time_from_logsnr
+    assert own is not generic
+    ends = [float(process.logsnr(end)) for end in process.interval()]
     values = jnp.linspace(0.95 * ends[0] + 0.05 * ends[1], 0.05 * ends[0] + 0.95 * ends[1], 9)
 
     @eqx.filter_jit
@@ -262,10 +262,7 @@ def test_bisection_agrees_with_the_closed_form_and_so_does_its_gradient(name):
         def total(arguments, invert):
             return jnp.sum(jnp.cos(jnp.arange(9.0)) * invert(*arguments))
 
-        return [
-            (invert(process, values), jax.grad(total)((process, values), invert))
-            for invert in (generic, dj.time_from_logsnr)
-        ]
+        return [(invert(process, values), jax.grad(total)((process, values), invert)) for invert in (generic, own)]
 
     (mine, mine_by), (closed, closed_by) = both(process, values.at[0].set(1e4).at[-1].set(-1e4))
     np.testing.assert_allclose(np.asarray(mine)[[0, -1]], [0, 1], atol=1e-9)
@@ -276,10 +273,10 @@ def test_bisection_agrees_with_the_closed_form_and_so_does_its_gradient(name):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
 
 
-class Bare(dj.AbstractGaussianProcess):
+class Bare(dj.process.AbstractGaussianProcess):
     """Another process's alpha and sigma, and none of its closed forms."""
 
-    process: dj.AbstractGaussianProcess
+    process: dj.process.AbstractGaussianProcess
 
     def alpha(self, t):
         return self.process.alpha(t)
@@ -288,13 +285,11 @@ class Bare(dj.AbstractGaussianProcess):
         return self.process.sigma(t)
 
 
-@pytest.mark.parametrize(
-    "name", ["vp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("karras", "cosine-shifted"))]
-)
+@pytest.mark.parametrize("name", ["vp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("edm", "cosine-shifted"))])
 def test_interval_without_a_closed_form_and_its_gradient(name):
     """An end that is 0 or 1 because logsnr stops short of 20 does not move with the process's numbers."""
     process = ALL_PROCESSES[name]()
-    ends = eqx.filter_jit(lambda p: (dj.interval(p), jax.jacfwd(dj.interval)(p)))
+    ends = eqx.filter_jit(lambda p: (p.interval(), jax.jacfwd(lambda p: p.interval())(p)))
     mine, closed = ends(Bare(process)), ends(process)
     for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(closed), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-12)
@@ -302,8 +297,7 @@ def test_interval_without_a_closed_form_and_its_gradient(name):
 
 @eqx.filter_jit
 def _kernels(process, t, s):
-    generic = dj.conditional.dispatch(dj.AbstractGaussianProcess)
-    return dj.conditional(process, t, s), generic(process, t, s)
+    return process.conditional(t, s), dj.process.AbstractGaussianProcess.conditional(process, t, s)
 
 
 def kernels(process, t, s, size=40):
@@ -315,7 +309,7 @@ def kernels(process, t, s, size=40):
 @processes
 def test_conditional_is_its_definition_and_composes(name):
     process = ALL_PROCESSES[name]()
-    low, high = (float(end) for end in dj.interval(process))
+    low, high = (float(end) for end in process.interval())
     cuts = np.sort(low + (high - low) * np.random.default_rng(0).uniform(0.01, 0.99, (40, 3)), axis=1)
     r, s, t = cuts.T
     (a_sr, v_sr), _ = kernels(process, s, r)
@@ -334,7 +328,7 @@ def test_conditional_is_its_definition_and_composes(name):
 def test_conditional_keeps_its_digits_over_a_small_gap(name):
     """sigma_{t|s}^2 = g^2 (t - s) at the midpoint, up to the square of the gap: differences of sigma would show."""
     process = ALL_PROCESSES[name]()
-    low, high = (float(end) for end in dj.interval(process))
+    low, high = (float(end) for end in process.interval())
     s = np.linspace(low + 0.05, high - 0.05, 9)
     t = s + 1e-6
     spread = kernels(process, t, s)[0][1]
@@ -379,7 +373,7 @@ def test_posterior_is_gaussian_conditioning(name):
 @processes
 def test_interval_is_where_logsnr_is_within_twenty(name):
     process = ALL_PROCESSES[name]()
-    low, high = (float(end) for end in dj.interval(process))
+    low, high = (float(end) for end in process.interval())
     ends = evaluate(process, np.array([low, high]))["logsnr"]
     assert 0 <= low < high <= 1
     assert np.all(np.abs(ends) <= 20 + 1e-9)
@@ -397,13 +391,13 @@ def test_values_and_gradients_are_finite_on_the_interval(name):
             [
                 process.alpha(t),
                 process.sigma(t),
-                dj.logsnr(process, t),
-                dj.logsnr_rate(process, t),
-                *dj.rates(process, t),
+                process.logsnr(t),
+                dj.process.logsnr_rate(process, t),
+                *dj.process.schedule_derivatives(process, t),
                 process.drift(x, t)[0, 0],
                 process.diffusion(x, t),
-                *dj.conditional(process, t, s),
-                *dj.interval(process),
+                *process.conditional(t, s),
+                *process.interval(),
             ]
         )
 
@@ -431,7 +425,7 @@ def test_ends_are_exact_and_finite(name):
     vp_end = np.exp(-10.05 / 2), np.sqrt(1 - np.exp(-10.05))
     expected = {
         "ve": ((1, 1), (0.01, 50.0)),
-        "karras": ((1, 1), (0.002, 80.0)),
+        "edm": ((1, 1), (0.002, 80.0)),
         "ve-from-zero": ((1, 1), (0, np.sqrt(2500 - 1e-4))),
         "sub-vp": ((1, vp_end[0]), (0, vp_end[1] ** 2)),
         "learned-linear": learned,
@@ -456,8 +450,8 @@ def test_a_time_for_the_batch_and_a_time_a_sample_agree(name):
     x = jnp.arange(6.0).reshape(2, 3) - 2
 
     def answers(process, t):
-        each = (dj.logsnr(process, t), dj.logsnr_rate(process, t), process.diffusion(x, t), process.sigma(t))
-        return each, (process.drift(x, t), dj.perturb(process, x, x**2, t), dj.prior_log_prob(process, x, t))
+        each = (process.logsnr(t), dj.process.logsnr_rate(process, t), process.diffusion(x, t), process.sigma(t))
+        return each, (process.drift(x, t), dj.perturb(process, x, x**2, t), dj.process.prior_log_prob(process, x, t))
 
     @eqx.filter_jit
     def all_three(process):
@@ -485,11 +479,11 @@ def test_prior_is_normal_noise_of_the_last_sigma(name):
     correlation = np.corrcoef(np.asarray(x).reshape(1000, 4).T) - np.eye(4)
     assert np.abs(correlation).max() < 4.5 / np.sqrt(1000)
     expected = stats.norm(scale=float(process.sigma(1.0))).logpdf(np.asarray(x)).sum(axis=(1, 2, 3))
-    np.testing.assert_allclose(dj.prior_log_prob(process, x), expected, rtol=1e-12)
+    np.testing.assert_allclose(dj.process.prior_log_prob(process, x), expected, rtol=1e-12)
 
 
 def test_prior_noise_depends_on_the_global_index_alone():
-    process, key = dj.Karras(), jax.random.key(3)
+    process, key = dj.EDM(), jax.random.key(3)
     whole = dj.prior(key, process, (12, 3))
     assert len(np.unique(whole)) == whole.size
     for index in ([7, 8, 9], [11, 0, 5]):
@@ -516,7 +510,7 @@ def assert_moments(x, mean, variance, bias=0.0):
     assert abs(x.var(ddof=1) - variance) < 4.5 * np.sqrt((fourth - variance**2) / n) + bias * variance
 
 
-class Geometric(dj.AbstractProcess):
+class Geometric(dj.process.AbstractProcess):
     """dx = rate x dt + volatility x dw: log-normal, with noise that depends on the state."""
 
     rate: float = 0.5
@@ -529,7 +523,7 @@ class Geometric(dj.AbstractProcess):
         return self.volatility * x
 
 
-class SideBySide(dj.AbstractProcess):
+class SideBySide(dj.process.AbstractProcess):
     """Each feature under a process of its own, so that one solve simulates all of them."""
 
     processes: tuple
@@ -555,7 +549,7 @@ def test_simulated_marginals_are_the_schedule(names):
     start = [a["alpha"][0] * x0 + a["sigma"][0] * eps for a in at]
     start = np.stack([*start, np.ones(PATHS)], axis=1)
     together, key = SideBySide((*members, Geometric())), jax.random.key(1)
-    paths = np.asarray(dj.simulate(key, together, jnp.asarray(start), ts))
+    paths = np.asarray(dj.process.simulate(key, together, jnp.asarray(start), ts))
     assert paths.shape == (STEPS + 1, PATHS, len(members) + 1)
     np.testing.assert_array_equal(paths[0], start)
     for i, a in enumerate(at):
@@ -566,7 +560,7 @@ def test_simulated_marginals_are_the_schedule(names):
     assert_moments(geometric, np.exp(0.5 * gap), np.exp(gap) * np.expm1(0.16 * gap), bias=2e-3)
     assert stats.kstest((np.log(geometric) - (0.5 - 0.08) * gap) / (0.4 * np.sqrt(gap)), "norm").pvalue > 1e-3
     shuffled = np.random.default_rng(3).permutation(PATHS)
-    again = dj.simulate(key, together, jnp.asarray(start[shuffled]), ts, index=jnp.asarray(shuffled))
+    again = dj.process.simulate(key, together, jnp.asarray(start[shuffled]), ts, index=jnp.asarray(shuffled))
     np.testing.assert_allclose(again, paths[:, shuffled], rtol=1e-9, atol=1e-12)
 
 
@@ -585,8 +579,8 @@ def test_simulated_noise_depends_on_the_global_index_alone():
     """Here g is one number for the batch; sample i of a batch is sample index_i of another."""
     process, ts, key = dj.VariancePreserving(), np.linspace(0, 1, 11), jax.random.key(6)
     x0, index = jnp.linspace(-1.0, 1.0, 4)[:, None], np.array([2, 9, 0, 5])
-    whole = np.asarray(dj.simulate(key, process, x0, ts))
-    part = np.asarray(dj.simulate(key, process, x0[np.array([2, 0, 0, 1])], ts, index=jnp.asarray(index)))
+    whole = np.asarray(dj.process.simulate(key, process, x0, ts))
+    part = np.asarray(dj.process.simulate(key, process, x0[np.array([2, 0, 0, 1])], ts, index=jnp.asarray(index)))
     np.testing.assert_allclose(part[:, [0, 2]], whole[:, [2, 0]], rtol=1e-12)
     assert len(np.unique(part[-1])) == 4
 
@@ -595,13 +589,13 @@ def test_simulate_refuses_times_that_do_not_ascend():
     x0 = jnp.zeros((1, 1))
     for ts in ([0.0, 0.5, 0.5], [1.0, 0.0], [0.3]):
         with pytest.raises(ValueError, match="ts: "):
-            dj.simulate(jax.random.key(0), dj.VariancePreserving(), x0, np.array(ts))
+            dj.process.simulate(jax.random.key(0), dj.VariancePreserving(), x0, np.array(ts))
 
 
 # --- one's own process, and bad numbers ---
 
 
-class Quadratic(dj.AbstractGaussianProcess):
+class Quadratic(dj.process.AbstractGaussianProcess):
     """alpha = (1 - t^2)^power, variance preserving: two methods are all there is to a process."""
 
     power: jax.Array
@@ -624,8 +618,8 @@ def test_a_process_of_ones_own_needs_alpha_and_sigma_alone():
     np.testing.assert_allclose(got["f"], -beta / 2, rtol=1e-10)
     np.testing.assert_allclose(got["g"] ** 2, beta, rtol=1e-10)
     np.testing.assert_allclose(got["inverse"], t, atol=1e-12)
-    low, high = dj.interval(process)
-    np.testing.assert_allclose([dj.logsnr(process, low), dj.logsnr(process, high)], [20, -20], rtol=1e-6)
+    low, high = process.interval()
+    np.testing.assert_allclose([process.logsnr(low), process.logsnr(high)], [20, -20], rtol=1e-6)
     (a, spread), _ = kernels(process, t[1:], t[:-1])
     gap = (1 - t[1:] ** 2) / (1 - t[:-1] ** 2)
     np.testing.assert_allclose(a, gap**1.5, rtol=1e-10)
@@ -642,11 +636,11 @@ BAD = {
     "ve sigma_min zero": (lambda: dj.VarianceExploding(0.0, 1.0), "sigma_min", "0.0"),
     "ve sigmas equal": (lambda: dj.VarianceExploding(1.5, 1.5), "sigma_max", "1.5"),
     "ve sigma_max infinite": (lambda: dj.VarianceExploding(1.5, float("inf")), "sigma_max", "inf"),
-    "karras sigma_min": (lambda: dj.Karras(-1.0, 1.0), "sigma_min", "-1.0"),
-    "karras sigma_max": (lambda: dj.Karras(3.0, 2.5), "sigma_max", "2.5"),
-    "karras sigma_max infinite": (lambda: dj.Karras(3.0, float("inf")), "sigma_max", "inf"),
-    "karras rho": (lambda: dj.Karras(rho=0.0), "rho", "0.0"),
-    "karras rho infinite": (lambda: dj.Karras(rho=float("inf")), "rho", "inf"),
+    "edm sigma_min": (lambda: dj.EDM(-1.0, 1.0), "sigma_min", "-1.0"),
+    "edm sigma_max": (lambda: dj.EDM(3.0, 2.5), "sigma_max", "2.5"),
+    "edm sigma_max infinite": (lambda: dj.EDM(3.0, float("inf")), "sigma_max", "inf"),
+    "edm rho": (lambda: dj.EDM(rho=0.0), "rho", "0.0"),
+    "edm rho infinite": (lambda: dj.EDM(rho=float("inf")), "rho", "inf"),
 }
 
 
@@ -659,5 +653,5 @@ def test_bad_numbers_are_refused_by_name_and_value(case):
 
 def test_whole_numbers_are_numbers():
     """`VariancePreserving(1, 20)` has float leaves, so that gradients reach them."""
-    for process in (dj.VariancePreserving(1, 20), dj.VarianceExploding(1, 50), dj.Karras(1, 80, 7), dj.Cosine(1)):
+    for process in (dj.VariancePreserving(1, 20), dj.VarianceExploding(1, 50), dj.EDM(1, 80, 7), dj.Cosine(1)):
         assert all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(process))

@@ -32,7 +32,7 @@ def test_a_round_shrinks_an_error_and_carries_the_variance():
 
     def run(x, times=times, **keywords):
         restarts = [Restart(lower + 0.003, upper, 20, times)]  # `lower` is the nearest point
-        keywords |= {"restarts": restarts, "denoise": False}
+        keywords |= {"restarts": restarts, "final_denoise": False}
         return sample_with_restarts(KEY(1), process, denoiser, x, ts, dj.Heun(), **keywords)
 
     b = lambda t: 0.1 * t + 19.9 * t**2 / 2
@@ -62,7 +62,7 @@ def test_rounds_and_restarts_draw_noise_of_their_own():
     x = sample_with_restarts(
         *(KEY(1), process, lambda x, t: 0 * x, jnp.zeros((n, 1)), np.array([0.7, lower]), dj.DDIM()),
         restarts=[Restart(lower, upper, 1, 2)] * 2,
-        denoise=False,
+        final_denoise=False,
     )
     again = (1 - upper) / (1 - lower)
     c, r = again * lower / upper, np.sqrt(upper**2 - again**2 * lower**2) * lower / upper
@@ -82,7 +82,7 @@ def test_restarts_nest_and_end_the_path():
         exact(process),
     )
     restarts = [Restart(0.0, 0.7, 20, 2), Restart(0.5, 0.6, 20, 2)]
-    x = sample_with_restarts(KEY(1), process, denoiser, xt, ts, stepper, restarts=restarts, denoise=False)
+    x = sample_with_restarts(KEY(1), process, denoiser, xt, ts, stepper, restarts=restarts, final_denoise=False)
     x0 = sample_with_restarts(KEY(1), process, denoiser, xt, ts, stepper, restarts=restarts[::-1])
     np.testing.assert_allclose(x0, denoiser(x, jnp.asarray(0.0)), rtol=1e-10)
     # Monte Carlo at 4.5 standard errors, and the bias of 20 steps of DDPM.

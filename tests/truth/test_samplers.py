@@ -20,7 +20,7 @@ from registry import (
 from walk import walk
 
 import diffjax as dj
-from diffjax._arrays import default_index
+from diffjax.samplers import Step, step_weights
 
 KEY = jax.random.key
 SLOW = pytest.mark.slow
@@ -46,7 +46,7 @@ def test_the_exact_flow_of_a_gaussian(name):
     denoiser = dj.exact_denoiser(data, process)
     xt = dj.prior(KEY(0), process, (16, 2))
     ts = dj.logsnr_grid(process, 200)
-    truth = dj.flow_map(data, process, xt, ts[0], ts[-1])
+    truth = dj.exact_flow_map(data, process).move(xt, ts[0], ts[-1])
     tolerance = 1e-10 if name.startswith("ddpm") else 1e-8  # a chain's rate jumps at its knots
     controller = diffrax.PIDController(tolerance, tolerance)
     solution = dj.integrate(
@@ -54,22 +54,22 @@ def test_the_exact_flow_of_a_gaussian(name):
     )
     assert solution.ok
     np.testing.assert_allclose(solution.x0, truth, atol=1e-6)
-    stepped = dj.sample(KEY(0), process, denoiser, xt, ts, dj.DPMpp2M(), denoise=False)
+    stepped = dj.sample(KEY(0), process, denoiser, xt, ts, dj.DPMpp2M(), final_denoise=False)
     np.testing.assert_allclose(stepped, truth, atol=2e-3)
 
 
 @pytest.mark.parametrize("name", each_stepper(stochastic=False))
 @pytest.mark.parametrize(
-    "process_name", ["vp", *(pytest.param(p, marks=[SLOW, pytest.mark.relative]) for p in ("karras", "rectified"))]
+    "process_name", ["vp", *(pytest.param(p, marks=[SLOW, pytest.mark.relative]) for p in ("edm", "rectified"))]
 )
 def test_declared_order_is_the_fitted_one(name, process_name):
     """The error to the flow of a mixture, its geometric mean over samples, falls as n^-order within 0.15.
 
-    Of v on Karras's process it is the first step's that is seen, n^-2, from 2000 steps on (`ExponentialAdams`).
+    Of v on EDM's process it is the first step's that is seen, n^-2, from 2000 steps on (`ExponentialAdams`).
     """
     process, stepper, steps = ALL_PROCESSES[process_name](), ALL_STEPPERS[name](), [256, 512, 1024]
     order = stepper.order
-    if (process_name, name) == ("karras", "adams-v-3"):
+    if (process_name, name) == ("edm", "adams-v-3"):
         order, steps = 2, [2000, 4000]
     denoiser = dj.exact_denoiser(mixture(), process)
     xt = dj.prior(KEY(1), process, (64, 2))
@@ -88,7 +88,7 @@ def test_declared_order_is_the_fitted_one(name, process_name):
 @pytest.mark.parametrize("name", each_stepper())
 def test_declared_evaluations_are_counted(name):
     """A spy in the denoiser counts what runs: evaluations_per_step n, and one more for the final denoise."""
-    process, stepper, calls = dj.Karras(), ALL_STEPPERS[name](), []
+    process, stepper, calls = dj.EDM(), ALL_STEPPERS[name](), []
     exact = dj.exact_denoiser(gaussian(), process)
 
     def spy(xt, t):
@@ -108,23 +108,23 @@ def test_as_diffrax_solver_takes_the_same_steps(name):
     process, stepper = dj.Cosine(), ALL_STEPPERS[name]()
     denoiser = dj.exact_denoiser(mixture(), process)
     xt = dj.prior(KEY(0), process, (5, 2))
-    ts = dj.karras_grid(process, 9)
+    ts = dj.edm_grid(process, 9)
     path = dj.per_sample_path(KEY(0), 5, (2,))
     if stepper.stochastic:
         terms = dj.reverse_sde(process, denoiser, path)
     else:
         terms = dj.probability_flow(process, denoiser)
-    solution = dj.integrate(terms, xt, ts, solver=dj.as_diffrax_solver(stepper))
-    ours = dj.sample(KEY(0), process, denoiser, xt, ts, stepper, denoise=False)
+    solution = dj.integrate(terms, xt, ts, solver=dj.samplers.as_diffrax_solver(stepper))
+    ours = dj.sample(KEY(0), process, denoiser, xt, ts, stepper, final_denoise=False)
     np.testing.assert_allclose(walk(KEY(0), process, denoiser, xt, ts, stepper), ours, rtol=1e-9, atol=1e-9)
     assert solution.ok
     assert int(solution.nfe) == 9 * stepper.evaluations_per_step
     if stepper.stochastic:
-        ours, state, weights = xt, stepper.init(process, xt, ts[0]), stepper.prepare(process, np.asarray(ts))
+        ours, state, weights = xt, stepper.init(xt), step_weights(stepper, process, np.asarray(ts))
         for k in range(9):
             row = jax.tree.map(lambda w, k=k: jnp.asarray(w[k]), weights)
             keys = path.step_keys(-ts[k])
-            ours, state = stepper.step(keys, process, denoiser, ours, ts[k], ts[k + 1], row, state)
+            ours, state = stepper.step(denoiser, ours, Step(ts[k], ts[k + 1], row, keys), state)
     np.testing.assert_allclose(solution.x0, ours, rtol=1e-8, atol=1e-8)
 
 
@@ -139,7 +139,7 @@ def test_ddim_is_euler_in_noise_to_signal():
         eps = (x - process.alpha(t) * denoiser(x, jnp.asarray(t))) / process.sigma(t)
         step = process.sigma(s) / process.alpha(s) - process.sigma(t) / process.alpha(t)
         x = process.alpha(s) * (x / process.alpha(t) + step * eps)
-    ours = dj.sample(KEY(0), process, denoiser, xt, ts, dj.DDIM(), denoise=False)
+    ours = dj.sample(KEY(0), process, denoiser, xt, ts, dj.DDIM(), final_denoise=False)
     np.testing.assert_allclose(ours, x, rtol=1e-10)
 
 
@@ -148,7 +148,7 @@ def test_ddim_eta_one_is_the_posterior_step(name):
     """One ancestral step has the mean and standard deviation of q(xs | xt, x0_hat), for every process."""
     n, process = 20_000, ALL_PROCESSES[name]()
     ts, xt, constant = np.array([0.6, 0.4]), jnp.full((n, 1), 0.7), jnp.full((n, 1), -0.2)
-    xs = dj.sample(KEY(2), process, lambda x, t: constant, xt, ts, dj.DDIM(eta=1.0), denoise=False)
+    xs = dj.sample(KEY(2), process, lambda x, t: constant, xt, ts, dj.DDIM(eta=1.0), final_denoise=False)
     mean, std = dj.posterior_mean_std(process, constant[:1], xt[:1], 0.4, 0.6)
     assert abs(float(xs.mean() - mean[0, 0])) < 4 * float(std) / n**0.5
     assert abs(float(xs.std() / std) - 1) < 4 / (2 * n) ** 0.5
@@ -163,8 +163,8 @@ def test_ddim_carries_the_marginal_for_any_eta(eta):
     denoiser, stepper = KnownData(x0), dj.DDIM(eta=eta)
     terms = dj.reverse_sde(process, denoiser, dj.per_sample_path(KEY(2), n, (1,)))
     for xs in (
-        dj.sample(KEY(2), process, denoiser, xt, ts, stepper, denoise=False),
-        dj.integrate(terms, xt, ts, solver=dj.as_diffrax_solver(stepper)).x0,
+        dj.sample(KEY(2), process, denoiser, xt, ts, stepper, final_denoise=False),
+        dj.integrate(terms, xt, ts, solver=dj.samplers.as_diffrax_solver(stepper)).x0,
     ):
         z = (xs - process.alpha(0.2) * x0) / process.sigma(0.2)
         assert abs(float(z.mean())) < 4 / n**0.5
@@ -178,13 +178,13 @@ class KnownData(eqx.Module):
         return self.x0
 
 
-@pytest.mark.parametrize("name", ["vp", *(pytest.param(p, marks=pytest.mark.slow) for p in ("karras", "rectified"))])
+@pytest.mark.parametrize("name", ["vp", *(pytest.param(p, marks=pytest.mark.slow) for p in ("edm", "rectified"))])
 @pytest.mark.slow
 def test_marginals_of_the_eta_family(name):
     """From the exact p_1, the eta family carries the exact marginal: mean and variance at t = 0.3, eta = 0.5, 1."""
     process, data, n = ALL_PROCESSES[name](), gaussian(), 20_000
     denoiser = dj.exact_denoiser(data, process)
-    t_max = float(dj.interval(process)[1])
+    t_max = float(process.interval()[1])
     top = min(0.9, t_max)
     ts = np.linspace(top, 0.3, 151)
     eps_key, x_key = jax.random.split(KEY(3))
@@ -255,7 +255,7 @@ def test_adaptive_sde_wants_a_tree():
 def test_any_number_of_steps(name):
     """One step, two, a thousand, on images: finite everywhere, and at a thousand close to the exact flow, or for those
     with noise as far from the mean as the data are."""
-    process, data, stepper = dj.Karras(), images(), ALL_STEPPERS[name]()
+    process, data, stepper = dj.EDM(), images(), ALL_STEPPERS[name]()
     denoiser = dj.exact_denoiser(data, process)
     xt = dj.prior(KEY(0), process, (4, 2, 2, 1))
     for n in (1, 2, 1000):
@@ -264,7 +264,7 @@ def test_any_number_of_steps(name):
         assert x.shape == xt.shape
         assert np.all(np.isfinite(x))
     if not stepper.stochastic:
-        truth = dj.flow_map(data, process, xt, ts[0], ts[-1])
+        truth = dj.exact_flow_map(data, process).move(xt, ts[0], ts[-1])
         np.testing.assert_allclose(x, truth, atol=0.05 if stepper.order == 1 else 1e-3)
     assert 0.4 < np.std((x - 0.1) / np.sqrt([[[0.2], [0.4]], [[0.6], [0.8]]])) < 1.8  # of 16 numbers 1 +- 0.18
 
@@ -285,7 +285,7 @@ def test_grids_may_touch_both_ends(name):
         assert np.all(np.abs(x - mean) < 4)
     if not ALL_STEPPERS[name]().stochastic:
         atol = 0.1 if ALL_STEPPERS[name]().order == 1 else 0.02
-        np.testing.assert_allclose(many, dj.flow_map(gaussian(), process, xt, 1.0, 0.0), atol=atol)
+        np.testing.assert_allclose(many, dj.exact_flow_map(gaussian(), process).move(xt, 1.0, 0.0), atol=atol)
 
 
 @pytest.mark.parametrize("name", each_stepper())
@@ -303,14 +303,14 @@ def test_a_network_in_bfloat16_and_a_state_in_float32(name):
         np.testing.assert_allclose(x, fine, atol=2.0 if name == "predictor-corrector" else 0.1)
 
 
-@pytest.mark.parametrize("make", [dj.Heun, pytest.param(lambda: dj.Churn(5.0), marks=SLOW)])
+@pytest.mark.parametrize("make", [dj.Heun, pytest.param(lambda: dj.samplers.Churn(5.0), marks=SLOW)])
 def test_nothing_is_asked_at_zero_noise(make):
     """A denoiser that is singular at sigma = 0, as that of finite data, is not evaluated there: the last one's answer,
     which lies between the data, is x0."""
     process = dj.Rectified()
-    denoiser = dj.exact_denoiser(dj.Empirical(jnp.array([[1.0, 0.0], [-1.0, 0.5]])), process)
+    denoiser = dj.exact_denoiser(dj.analytic.Empirical(jnp.array([[1.0, 0.0], [-1.0, 0.5]])), process)
     xt, ts = dj.prior(KEY(0), process, (3, 2)), np.array([0.9, 0.5, 0.2, 0.0])
-    run = lambda xt: dj.sample(KEY(0), process, denoiser, xt, ts, make(), denoise=False)
+    run = lambda xt: dj.sample(KEY(0), process, denoiser, xt, ts, make(), final_denoise=False)
     x0 = np.asarray(run(xt))
     np.testing.assert_allclose(x0[:, 1], 0.25 * (1 - x0[:, 0]), atol=1e-12)
     assert np.all(np.abs(x0[:, 0]) <= 1)
@@ -321,7 +321,7 @@ def test_a_heun_step_to_zero_noise_is_euler():
     process = dj.Rectified()
     denoiser = dj.exact_denoiser(gaussian(), process)
     xt, ts = dj.prior(KEY(0), process, (6, 2)), np.array([0.4, 0.0])
-    heun, ddim = (dj.sample(KEY(0), process, denoiser, xt, ts, s, denoise=False) for s in (dj.Heun(), dj.DDIM()))
+    heun, ddim = (dj.sample(KEY(0), process, denoiser, xt, ts, s, final_denoise=False) for s in (dj.Heun(), dj.DDIM()))
     np.testing.assert_allclose(heun, ddim, rtol=1e-12)
     np.testing.assert_allclose(ddim, denoiser(xt, jnp.asarray(0.4)), rtol=1e-12)
 
@@ -331,7 +331,7 @@ def test_denoise_and_save():
     process = dj.VariancePreserving()
     denoiser = dj.exact_denoiser(mixture(), process)
     xt, ts = dj.prior(KEY(0), process, (4, 2)), dj.logsnr_grid(process, 6)
-    half = lambda x, ts: dj.sample(KEY(0), process, denoiser, x, ts, dj.DDIM(), denoise=False)
+    half = lambda x, ts: dj.sample(KEY(0), process, denoiser, x, ts, dj.DDIM(), final_denoise=False)
     x0, saved = dj.sample(KEY(0), process, denoiser, xt, ts, dj.DDIM(), save=[6, 0, 3])
     np.testing.assert_array_equal(saved[1], xt)
     np.testing.assert_allclose(saved[2], half(xt, ts[:4]), rtol=1e-10)
@@ -418,4 +418,4 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match=r"save: the grid has points 0 .. 1, got 2"):
         dj.sample(KEY(0), process, denoiser, xt, ts, dj.DDIM(), save=[2])
     with pytest.raises(ValueError, match="index: one global index a sample"):
-        default_index(2, jnp.arange(3))
+        dj.prior(KEY(0), process, (2, 2), index=jnp.arange(3))

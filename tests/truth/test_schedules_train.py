@@ -24,9 +24,9 @@ def test_three_values_compile_once_and_gradients_are_differences(name):
     @eqx.filter_value_and_grad
     def total(process, t, x0, eps):
         traces.append(1)
-        spread = dj.conditional(process, t, 0.7 * t)[1]
+        spread = process.conditional(t, 0.7 * t)[1]
         xt = dj.perturb(process, x0, eps, t)
-        return jnp.sum(jnp.cos(xt)) + jnp.sum(spread / process.sigma(t)) + 0.1 * jnp.sum(dj.logsnr(process, t))
+        return jnp.sum(jnp.cos(xt)) + jnp.sum(spread / process.sigma(t)) + 0.1 * jnp.sum(process.logsnr(t))
 
     def at(leaves):
         process = jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in leaves])
@@ -35,7 +35,7 @@ def test_three_values_compile_once_and_gradients_are_differences(name):
     value, slope = at(leaves)
     assert np.isfinite(value)
     for i, (leaf, by_leaf) in enumerate(zip(leaves, jax.tree.leaves(slope), strict=True)):
-        if isinstance(process, dj.DiscreteChain) and leaf is not process.betas:
+        if isinstance(process, dj.process.DiscreteChain) and leaf is not process.betas:
             continue  # sums, which are not to be learned
         size = 1e-6 * np.maximum(np.abs(leaf), 1e-3) * np.where(np.asarray(leaf) == 1, 0, 1)  # a last beta of 1 stays
         size = size if np.any(size) else np.full_like(leaf, 1e-6)

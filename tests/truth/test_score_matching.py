@@ -174,8 +174,8 @@ def test_every_loss_has_the_closed_form_gradient_of_a_linear_score():
         """Per sample, [n, d, d + 1]: a copy of the parameters for each sample makes the mean's gradient theirs."""
         x, key = dj.perturb(process, x0, eps, jnp.asarray(time)), jax.random.key(6)
         each = lambda params, x: jnp.einsum("bij,bj->bi", params[0], x) + params[1]
-        keywords = {"network": network._replace(apply=lambda p, x, c_noise, cond=None, *, key=None: each(p, x))}
-        keywords |= {"process": process, "parameterisation": dj.ScorePrediction()}
+        own = network._replace(apply=lambda p, x, c_noise, cond=None, *, key=None: each(p, x))
+        diffusion = dj.Diffusion(own, process, dj.parameterisation.ScorePrediction())
         one = jnp.array([time])
         of = {
             "implicit": lambda p: losses.implicit_score_matching(p, key, x, score_apply=each),
@@ -183,10 +183,10 @@ def test_every_loss_has_the_closed_form_gradient_of_a_linear_score():
             "sliced-vr": lambda p: losses.sliced_score_matching_vr(p, key, x, score_apply=each, draw=jax.random.normal),
             "finite": lambda p: losses.finite_difference_sliced(p, key, x, score_apply=each),
             "denoising": lambda p: dj.denoising_loss(
-                p, key, x0, time_sampler=losses.LevelTimes(one), weighting=losses.on_score, **keywords
+                diffusion, p, key, x0, times=losses.LevelTimes(one), weighting=losses.on_score
             ),
-            "ncsn": lambda p: losses.noise_conditional_loss(p, key, x0, ts=one, **keywords),
-            "ncsn-sum": lambda p: losses.noise_conditional_sum(p, key, x0, ts=one, **keywords),
+            "ncsn": lambda p: losses.noise_conditional_loss(diffusion, p, key, x0, ts=one),
+            "ncsn-sum": lambda p: losses.noise_conditional_sum(diffusion, p, key, x0, ts=one),
         }
         copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (n, *leaf.shape)), params)
         grads = {name: jax.grad(lambda p, f=f: n * f(p)[0])(copies) for name, f in of.items()}
@@ -237,7 +237,11 @@ def exact_network(which, process, member, t):
 
     def apply(params, x, c_noise, cond=None, *, key=None):
         xt = x[:, 0] / member.input_scale(process, t)
-        alpha, sigma, (alpha_dot, sigma_dot) = process.alpha(t), process.sigma(t), dj.rates(process, t)
+        alpha, sigma, (alpha_dot, sigma_dot) = (
+            process.alpha(t),
+            process.sigma(t),
+            dj.process.schedule_derivatives(process, t),
+        )
         x0, eps = exact_means(alpha, sigma, xt)
         y = {
             "eps": eps,
@@ -245,7 +249,7 @@ def exact_network(which, process, member, t):
             "score": -eps / sigma,
             "v": alpha * eps - sigma * x0,
             "velocity": alpha_dot * x0 + sigma_dot * eps,
-            "karras": (sigma / 0.5 * x0 - 0.5 * alpha * eps) / jnp.sqrt(alpha**2 / 4 + sigma**2),
+            "edm": (sigma / 0.5 * x0 - 0.5 * alpha * eps) / jnp.sqrt(alpha**2 / 4 + sigma**2),
         }[which]
         wave = jnp.stack([jnp.ones_like(xt), xt, jnp.sin(2 * xt)])
         return (y + params @ wave)[:, None]
@@ -270,9 +274,8 @@ def test_gradient_vanishes_at_the_exact_denoiser(name):
         out = {}
         for which, make in ALL_PARAMETERISATIONS.items():
             member = make()
-            keywords = {"process": process, "parameterisation": member}
-            keywords |= {"network": exact_network(which, process, member, t)}
-            slope = jax.jacfwd(functools.partial(losses.per_sample_loss, **keywords))
+            diffusion = dj.Diffusion(exact_network(which, process, member, t), process, member)
+            slope = jax.jacfwd(functools.partial(losses.per_sample_loss, diffusion))
             given = jnp.stack([w(process, member, t) for name, w in weightings.items() if name != "native"])
             each = jax.vmap(lambda row, slope=slope: slope(params, x0, eps, t, weighting=lambda *_: row))(given)
             each = jnp.concatenate([slope(params, x0, eps, t, weighting=losses.native)[None], each])
@@ -290,7 +293,7 @@ def test_gradient_vanishes_at_the_exact_denoiser(name):
 
 def test_denoising_gradient_is_the_implicit_one_at_p_t():
     """By quadrature on either side, for a score network that is far from the truth; the factor is 2/d = 2."""
-    process, member = dj.VariancePreserving(), dj.ScorePrediction()
+    process, member = dj.VariancePreserving(), dj.parameterisation.ScorePrediction()
     params = jnp.array([0.3, -0.7, 0.4])
     net = lambda params, x: params @ jnp.stack([jnp.ones_like(x), x, jnp.sin(2 * x)])
     network = dj.Network(
@@ -303,9 +306,9 @@ def test_denoising_gradient_is_the_implicit_one_at_p_t():
     @jax.jit
     def both(params):
         t = jnp.full(len(x0), TIMES[1])
-        keywords = {"network": network, "process": process, "parameterisation": member}
+        diffusion = dj.Diffusion(network, process, member)
         denoising = lambda p: losses.per_sample_loss(
-            p, jnp.asarray(x0)[:, None], jnp.asarray(eps)[:, None], t, weighting=losses.on_score, **keywords
+            diffusion, p, jnp.asarray(x0)[:, None], jnp.asarray(eps)[:, None], t, weighting=losses.on_score
         )
         apply = lambda p, x: net(p, x[:, 0])[:, None]
         implicit = lambda p: losses.implicit_score_matching(

@@ -12,8 +12,8 @@ from scipy import integrate
 from walk import walk
 
 import diffjax as dj
-from diffjax._arrays import normal_like, sample_keys
-from diffjax.samplers import Churn, DPMpp2S, DPMSolver, Euler
+from diffjax.process import normal_like, sample_keys
+from diffjax.samplers import Churn, DPMpp2S, DPMSolver, Euler, Step, step_weights
 
 KEY = jax.random.key
 
@@ -165,7 +165,7 @@ def test_churn_counts_a_step_to_sigma_zero_once_and_churns_it():
     )
     assert churned == 5
     denoiser = lambda x, t: jnp.tanh(x) * (1 - t / 2)
-    ours = dj.sample(KEY(4), dj.Rectified(), denoiser, jnp.asarray(XT), ts, Churn(*numbers), denoise=False)
+    ours = dj.sample(KEY(4), dj.Rectified(), denoiser, jnp.asarray(XT), ts, Churn(*numbers), final_denoise=False)
     np.testing.assert_allclose(ours, x0, rtol=1e-9, atol=1e-9)
 
 
@@ -181,8 +181,8 @@ STEPPERS = {
 
 
 @eqx.filter_jit
-def _embedded(process, denoiser, xt, t, s, stepper, weights):
-    return stepper.step_with_error(None, process, denoiser, xt, t, s, weights, None)[:2]
+def _embedded(denoiser, xt, t, s, stepper, weights):
+    return stepper.step_with_error(denoiser, xt, Step(t, s, weights), None)[:2]
 
 
 def slope(lengths, errors):
@@ -204,10 +204,8 @@ def test_a_steps_error_and_its_estimate_fall_as_declared():
         stepper, errors, estimates = make(), [], []
         for s, truth in zip(ends, truths, strict=True):
             if isinstance(stepper, dj.samplers.AbstractEmbeddedStepper):
-                weights = jax.tree.map(lambda w: jnp.asarray(w[0]), stepper.prepare(process, np.array([t, s])))
-                xs, estimate = _embedded(
-                    process, bent, jnp.asarray(XT), jnp.asarray(t), jnp.asarray(s), stepper, weights
-                )
+                weights = jax.tree.map(lambda w: jnp.asarray(w[0]), step_weights(stepper, process, np.array([t, s])))
+                xs, estimate = _embedded(bent, jnp.asarray(XT), jnp.asarray(t), jnp.asarray(s), stepper, weights)
                 estimates.append(np.sqrt(np.mean(np.asarray(estimate) ** 2)))
             else:
                 xs = walk(KEY(0), process, bent, XT, np.array([t, s]), stepper)
@@ -228,8 +226,8 @@ def test_error_estimates_are_differences_from_the_order_below():
         (DPMSolver(3), DPMSolver(2, 1 / 3)),
     ]
     for stepper, below in pairs:
-        weights = jax.tree.map(lambda w: jnp.asarray(w[0]), stepper.prepare(process, ts))
-        xs, error = _embedded(process, bent, jnp.asarray(XT), jnp.asarray(0.7), jnp.asarray(0.5), stepper, weights)
+        weights = jax.tree.map(lambda w: jnp.asarray(w[0]), step_weights(stepper, process, ts))
+        xs, error = _embedded(bent, jnp.asarray(XT), jnp.asarray(0.7), jnp.asarray(0.5), stepper, weights)
         lower = walk(KEY(0), process, bent, XT, ts, below)
         assert float(jnp.abs(error).max()) > 1e-4
         np.testing.assert_allclose(xs - error, lower, rtol=1e-11)
@@ -249,14 +247,14 @@ def test_steps_from_alpha_zero_and_to_sigma_zero_are_ddims(name):
 
 
 def test_churn_without_churn_is_heun_and_stops_at_the_top():
-    process = dj.Karras()
-    xt, ts = jnp.asarray(80 * XT), dj.karras_grid(process, 8)
+    process = dj.EDM()
+    xt, ts = jnp.asarray(80 * XT), dj.edm_grid(process, 8)
     heun, still, noisy = (walk(KEY(0), process, bent, xt, ts, s) for s in (dj.Heun(), Churn(0.0), Churn(1.0)))
     np.testing.assert_allclose(still, heun, rtol=1e-12)
     assert float(jnp.abs(noisy - heun).min()) > 1e-4
     # From sigma = 75 no noise leads beyond 80: sqrt(80^2 - 75^2) of it is added, for gamma = sqrt(2) - 1.
-    start = dj.time_from_logsnr(process, -2 * jnp.log(75.0))
-    t_hat, grow, noise, _ = Churn(10.0).prepare(process, np.array([start, 0.5]))
+    start = process.time_from_logsnr(-2 * jnp.log(75.0))
+    t_hat, grow, noise, _ = step_weights(Churn(10.0), process, np.array([start, 0.5]))
     np.testing.assert_allclose([t_hat[0], grow[0], noise[0]], [1, 1, np.sqrt(80**2 - 75**2)], rtol=1e-10)
 
 
@@ -272,10 +270,10 @@ def variance_errors(stepper, process, grids, variance):
     @jax.jit
     @jax.vmap
     def affine(t, s, row):
-        xs = stepper.step(keys, process, denoiser, jnp.array([[1.0], [0.0]]), t, s, row, None)[0][:, 0]
+        xs = stepper.step(denoiser, jnp.array([[1.0], [0.0]]), Step(t, s, row, keys), None)[0][:, 0]
         return xs[0] - xs[1], xs[1] / z
 
-    weights = jax.tree.map(lambda *w: jnp.concatenate(w), *[stepper.prepare(process, ts) for ts in grids])
+    weights = jax.tree.map(lambda *w: jnp.concatenate(w), *[step_weights(stepper, process, ts) for ts in grids])
     t, s = (jnp.concatenate([ts[part] for ts in grids]) for part in (slice(-1), slice(1, None)))
     steps, errors = iter(np.stack(affine(t, s, weights), 1)), []
     for ts in grids:
@@ -290,7 +288,7 @@ def variance_errors(stepper, process, grids, variance):
 def test_weak_order_of_churn():
     """Data of variance 0.25, EDM's grid from sigma 80 to 0.002: the variance's error falls as n^-2."""
     grids = [np.linspace(1, 0, n + 1) for n in (64, 128)]
-    errors = variance_errors(Churn(4.0), dj.Karras(), grids, 0.25)
+    errors = variance_errors(Churn(4.0), dj.EDM(), grids, 0.25)
     assert abs(np.log2(errors[0] / errors[1]) - 2) < 0.15
 
 
@@ -315,7 +313,7 @@ def test_bad_settings():
 
 
 def test_euler_names_the_time_where_the_flow_is_singular():
-    class Root(dj.AbstractGaussianProcess):
+    class Root(dj.process.AbstractGaussianProcess):
         """alpha' is infinite at t = 1."""
 
         def alpha(self, t):
@@ -325,9 +323,11 @@ def test_euler_names_the_time_where_the_flow_is_singular():
             return jnp.sqrt(t)
 
     process, ts = Root(), np.array([1.0, 0.5, 0.0])
-    with pytest.raises(ValueError, match=r"ts: the velocity of Root is singular at t = 1; .*interval\(process\).*DDIM"):
+    with pytest.raises(
+        ValueError, match=r"ts: the velocity of Root is singular at t = 1; .*process\.interval\(\).*DDIM"
+    ):
         dj.sample(KEY(0), process, bent, jnp.asarray(XT), ts, Euler())
-    x = dj.sample(KEY(0), process, bent, jnp.asarray(XT), ts[1:], Euler(), denoise=False)
+    x = dj.sample(KEY(0), process, bent, jnp.asarray(XT), ts[1:], Euler(), final_denoise=False)
     x0, root = bent_numpy(XT, 0.5), np.sqrt(0.5)  # alpha = sigma = sigma' = -alpha' there
     np.testing.assert_allclose(x, XT - 0.5 * (-root * x0 + root * (XT - root * x0) / root), rtol=1e-9)
 

@@ -1,6 +1,7 @@
 """Stochastic samplers: published algorithms transcribed, the SDE by quadrature, weak orders without Monte Carlo."""
 
 import itertools
+from typing import Any, NamedTuple
 from unittest import mock
 
 import diffrax
@@ -15,9 +16,7 @@ from weak import fitted, marginal_variance, output_variance, output_variance_by_
 
 import diffjax as dj
 from diffjax import process as dp, samplers
-from diffjax.samplers import _predictor_corrector
-from diffjax.samplers._exponential_sde import Stage
-from diffjax.samplers._multistep import Weights
+from diffjax.samplers import MultistepWeights, Step, step_weights
 
 KEY = jax.random.key
 SLOW = pytest.mark.slow
@@ -31,7 +30,7 @@ FAMILY = {
     "seeds-3": samplers.SEEDS3,
 }
 ANCESTRAL = {"dpm-2-ancestral": samplers.DPM2Ancestral, "dpmpp-2s-ancestral": samplers.DPMpp2SAncestral}
-CARRIES_THE_MARGINAL = {**FAMILY, **ANCESTRAL, "ddpm": samplers.DDPM}
+CARRIES_THE_MARGINAL = {**FAMILY, **ANCESTRAL, "ddpm": dj.DDPM}
 
 
 # Published algorithms, in sigma alone. x is a vector: what multiplies x_T and each normal that has been drawn, which is
@@ -191,7 +190,7 @@ def published_variance(algorithm, sigmas):
 @pytest.mark.parametrize("name", EACH)
 def test_variance_error_of_the_output(name):
     """The figures of `scripts/weak_order.py`, and equal to the published algorithm's to rounding."""
-    process = dj.Karras()
+    process = dj.EDM()
     for n, figure in zip((16, 128), FIGURES[name], strict=True):
         ts = dj.uniform_grid(process, n)
         found = output_variance(ALL_STEPPERS[name](), process, V, ts)
@@ -202,7 +201,7 @@ def test_variance_error_of_the_output(name):
 
 def weak_order(variance, process=None, end=0.0, steps=(64, 128, 256)):
     """Fitted on a grid uniform in t, by default of sigma from 3 to 0.1: it ends amid the noise (see weak.py)."""
-    process = dj.Karras(0.1, 3.0) if process is None else process
+    process = dj.EDM(0.1, 3.0) if process is None else process
     errors = []
     for n in steps:
         ts = np.linspace(1, end, n + 1)
@@ -228,17 +227,17 @@ def test_without_noise_the_stages_have_their_deterministic_order():
 
 def test_without_noise_2m_and_2s_are_their_namesakes():
     process, ts = dj.Cosine(), np.linspace(1, 0, 7)
-    found, wanted = (stepper.prepare(process, ts) for stepper in (samplers.SDEDPMpp2M(eta=0.0), dj.DPMpp2M()))
-    for field in ("keep", "now", "past"):
+    found, wanted = (step_weights(stepper, process, ts) for stepper in (samplers.SDEDPMpp2M(eta=0.0), dj.DPMpp2M()))
+    for field in ("c_x", "c_x0", "c_change"):
         np.testing.assert_allclose(getattr(found, field), getattr(wanted, field), rtol=1e-9, atol=1e-12)
-    assert not np.any(found.noise)
-    middle, end = samplers.DPMpp2SAncestral(eta=0.0).prepare(process, ts)
-    (time, keep_1, data_1), (keep, data, _) = samplers.DPMpp2S().prepare(process, ts)
-    for a, b in ((middle.time, time), (middle.keep, keep_1), (middle.data[0], data_1), (end.keep, keep)):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(end.data[1], data, rtol=1e-9, atol=1e-12)
-    assert not np.any(end.noise[0])
-    assert not np.any(end.data[0])
+    assert not np.any(found.c_z)
+    found = step_weights(samplers.DPMpp2SAncestral(eta=0.0), process, ts)
+    wanted = step_weights(samplers.DPMpp2S(), process, ts)
+    for field in ("middle_t", "middle_c_x", "middle_c_x0", "c_x"):
+        np.testing.assert_allclose(getattr(found, field), getattr(wanted, field), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.c_x0_middle, wanted.c_x0, rtol=1e-9, atol=1e-12)
+    assert not np.any(found.c_z)
+    assert not np.any(found.c_x0)
 
 
 @pytest.mark.parametrize(
@@ -255,17 +254,17 @@ def test_weak_order_by_diffrax(solver, order):
     """The whole family through diffrax: Euler and SEA are of weak order 1; Heun (noise is additive), ShARK, SRA1 of 2.
 
     Sigma from 80 to 0.5."""
-    end = float(dj.time_from_logsnr(dj.Karras(), -2 * np.log(0.5)))
+    end = float(dj.EDM().time_from_logsnr(-2 * np.log(0.5)))
     for eta in (1.0, 0.6):
         variance = lambda *given, eta=eta: output_variance_by_diffrax(solver(), *given, eta)
-        found = weak_order(variance, dj.Karras(), end, (128, 256, 512))
+        found = weak_order(variance, dj.EDM(), end, (128, 256, 512))
         print(solver.__name__, eta, "fitted weak order", found)
         assert abs(found - order) < 0.2
 
 
 def test_euler_maruyama_is_superconvergent_at_the_data():
     """Its leading error of a Gaussian's variance is a difference between the ends, v'/v^2, and v' = g^2 = 0 there."""
-    order = weak_order(lambda *given: output_variance_by_diffrax(diffrax.Euler(), *given), dj.Karras())
+    order = weak_order(lambda *given: output_variance_by_diffrax(diffrax.Euler(), *given), dj.EDM())
     assert abs(order - 2) < 0.15
 
 
@@ -273,7 +272,7 @@ def test_euler_maruyama_is_superconvergent_at_the_data():
 @pytest.mark.parametrize(("name", "order"), [("ddim-ancestral", 1), ("sde-dpmpp-2m", 2), ("dpm-2-ancestral", 2)])
 def test_weak_order_where_the_denoiser_is_not_linear(name, order):
     """A mixture of two, 400,000 samples: the error of E[x^2] falls 2^order times, within 2^0.5, from 6 to 12 steps."""
-    process, n = dj.Karras(0.1, 3.0), 400_000
+    process, n = dj.EDM(0.1, 3.0), 400_000
     means, variances, shares = np.array([-1.0, 0.8]), np.array([0.04, 0.09]), np.array([0.35, 0.65])
     data = dj.GaussianMixture(jnp.asarray(means)[:, None], jnp.asarray(variances), jnp.asarray(shares))
     denoiser = dj.exact_denoiser(data, process)
@@ -286,18 +285,32 @@ def test_weak_order_where_the_denoiser_is_not_linear(name, order):
     assert abs(fitted([6, 12], errors) - order) < 0.5
 
 
+class Stage(NamedTuple):
+    """A stage's time and its weights of x, of the answers and of the draws, each [n]."""
+
+    t: Any
+    c_x: Any
+    c_x0: tuple
+    c_z: tuple
+
+
 def totals(process, ts, weights):
     """(alpha, sigma^2) that a step from alpha_t x0 + sigma_t eps reaches where the denoiser knows x0, and ought to."""
     ts = jnp.asarray(ts)
     alpha, sigma = np.asarray(process.alpha(ts[:-1])), np.asarray(process.sigma(ts[:-1]))
-    if isinstance(weights, Weights):
-        weights = (Stage(ts[1:], weights.keep, (weights.now, *np.moveaxis(weights.past, 1, 0)), (weights.noise,)),)
-    elif not isinstance(weights[0], Stage):
-        weights = (Stage(ts[1:], weights[0], weights[1:2], weights[2:]),)
-    for stage in weights:
-        mean = stage.keep * alpha + sum(stage.data)
-        variance = (stage.keep * sigma) ** 2 + sum((w**2 for w in stage.noise), start=0.0)
-        time = jnp.asarray(stage.time)
+    stages = [] if hasattr(weights, "stages") else [Stage(ts[1:], weights.c_x, (weights.c_x0,), (weights.c_z,))]
+    if hasattr(weights, "stages"):
+        stages = weights.stages
+    elif isinstance(weights, MultistepWeights):
+        stages = [stages[0]._replace(c_x0=(weights.c_now, *np.moveaxis(weights.c_past, 1, 0)))]
+    elif hasattr(weights, "middle_t"):
+        w = weights
+        stages = [Stage(w.middle_t, w.middle_c_x, (w.middle_c_x0,), ())]
+        stages += [Stage(ts[1:], w.c_x, (w.c_x0, w.c_x0_middle), (w.c_z,))]
+    for stage in stages:
+        mean = stage.c_x * alpha + sum(stage.c_x0)
+        variance = (stage.c_x * sigma) ** 2 + sum((w**2 for w in stage.c_z), start=0.0)
+        time = jnp.asarray(stage.t)
         yield mean, process.alpha(time)
         yield variance, np.asarray(process.sigma(time)) ** 2
 
@@ -308,7 +321,7 @@ def test_every_step_and_stage_carries_the_marginal(name):
     process = ALL_PROCESSES[name]()
     grid = np.linspace(1, 0, 8)
     for make in CARRIES_THE_MARGINAL.values():
-        for found, wanted in totals(process, grid, make().prepare(process, grid)):
+        for found, wanted in totals(process, grid, step_weights(make(), process, grid)):
             np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-9)
 
 
@@ -318,7 +331,7 @@ def test_the_family_is_the_sde(eta):
     with n(l) = sigma_l sqrt(2) eta int e^(-eta^2 (l - u)) dW_u, E[n(l) n(l')] by the Ito isometry."""
     process, ts = dj.VariancePreserving(), np.array([0.7, 0.45])
     t, s = (jnp.asarray(time) for time in ts)
-    l_t, l_s = (float(dj.logsnr(process, time)) / 2 for time in (t, s))
+    l_t, l_s = (float(process.logsnr(time)) / 2 for time in (t, s))
     sigma_t, sigma_s = float(process.sigma(t)), float(process.sigma(s))
     keep = sigma_s / sigma_t * np.exp(-(eta**2) * (l_s - l_t))
     data = (1 + eta**2) * sigma_s * quad(lambda l: np.exp(-(eta**2) * (l_s - l) + l), l_t, l_s)[0]
@@ -328,16 +341,14 @@ def test_the_family_is_the_sde(eta):
         return a[1] * b[1] * quad(kernel, l_t, min(a[0], b[0]))[0]
 
     end = l_s, sigma_s
-    one = samplers.SDEDPMpp2M(eta=eta).prepare(process, ts)
-    np.testing.assert_allclose([one.keep[0], one.now[0]], [keep, data], rtol=1e-10)
-    np.testing.assert_allclose(one.noise[0] ** 2, covariance(end, end), rtol=1e-9, atol=1e-12)
+    one = step_weights(samplers.SDEDPMpp2M(eta=eta), process, ts)
+    np.testing.assert_allclose([one.c_x[0], one.c_x0[0]], [keep, data], rtol=1e-10)
+    np.testing.assert_allclose(one.c_z[0] ** 2, covariance(end, end), rtol=1e-9, atol=1e-12)
     for stepper in (samplers.SEEDS2(r=0.3, eta=eta), samplers.SEEDS3(eta=eta)):
-        stages = stepper.prepare(process, ts)
-        places = [
-            (float(dj.logsnr(process, jnp.asarray(x.time[0]))) / 2, float(process.sigma(x.time[0]))) for x in stages
-        ]
+        stages = step_weights(stepper, process, ts).stages
+        places = [(float(process.logsnr(jnp.asarray(x.t[0]))) / 2, float(process.sigma(x.t[0]))) for x in stages]
         for (a, p), (b, q) in itertools.product(zip(stages, places, strict=True), repeat=2):
-            found = sum(v[0] * w[0] for v, w in zip(a.noise, b.noise, strict=False))
+            found = sum(v[0] * w[0] for v, w in zip(a.c_z, b.c_z, strict=False))
             np.testing.assert_allclose(found, covariance(p, q), rtol=1e-6, atol=1e-12)
 
 
@@ -350,7 +361,7 @@ def test_ddpm_has_the_variances_of_its_chain():
     small, large = (betas * (1 - before) / (1 - bars))[::-1], betas[::-1].copy()
     large[-1] = 0.0  # the last step adds none
     for v in (0.0, 0.4, 1.0):
-        keep, data, noise = samplers.DDPM(v).prepare(process, ts)
+        keep, data, noise = step_weights(dj.DDPM(v), process, ts)
         np.testing.assert_allclose(noise**2, small ** (1 - v) * large**v, rtol=1e-6, atol=1e-12)
         np.testing.assert_allclose(keep, (np.sqrt(1 - betas) * (1 - before) / (1 - bars))[::-1], rtol=1e-6, atol=1e-9)
         np.testing.assert_allclose(data, (np.sqrt(before) * betas / (1 - bars))[::-1], rtol=1e-6)
@@ -380,10 +391,8 @@ def test_a_step_to_zero_noise_is_the_denoiser(name):
     xt = jax.random.normal(KEY(1), (3, 2))
     for ts in (np.array([0.4, 0.0]), np.array([1.0, 0.0])):
         t, s = jnp.asarray(ts)
-        row = jax.tree.map(lambda w: jnp.asarray(w[0]), stepper.prepare(process, ts))
-        xs, _ = stepper.step(
-            jax.random.split(KEY(0), 3), process, denoiser, xt, t, s, row, stepper.init(process, xt, t)
-        )
+        row = jax.tree.map(lambda w: jnp.asarray(w[0]), step_weights(stepper, process, ts))
+        xs, _ = stepper.step(denoiser, xt, Step(t, s, row, jax.random.split(KEY(0), 3)), stepper.init(xt))
         np.testing.assert_allclose(xs, denoiser(xt, t), rtol=1e-10)
 
 
@@ -396,10 +405,12 @@ def test_a_correction_by_hand():
     ts = np.array([0.5, 0.4])
     drawn = [np.random.default_rng(k).normal(size=(2, 6)) for k in (1, 2)]
     t, s = jnp.asarray(ts)
-    row = jax.tree.map(lambda w: jnp.asarray(w[0]), stepper.prepare(process, ts))
-    numbers = mock.patch.object(_predictor_corrector, "normal_like", side_effect=[jnp.asarray(z) for z in drawn])
+    row = jax.tree.map(lambda w: jnp.asarray(w[0]), step_weights(stepper, process, ts))
+    numbers = mock.patch(
+        "diffjax.samplers._predictor_corrector.normal_like", side_effect=[jnp.asarray(z) for z in drawn]
+    )
     with numbers, jax.disable_jit():
-        found, _ = stepper.step(jax.random.split(KEY(0), 2), process, denoiser, jnp.asarray(x), t, s, row, None)
+        found, _ = stepper.step(denoiser, jnp.asarray(x), Step(t, s, row, jax.random.split(KEY(0), 2)), None)
     (a, b), (sd, sd_s) = process.alpha(jnp.asarray(ts)), process.sigma(jnp.asarray(ts))
     x0 = np.asarray(denoiser(jnp.asarray(x), t))
     x = b * x0 + sd_s / sd * (x - a * x0)
@@ -422,7 +433,7 @@ def test_the_bias_of_corrections():
     denoiser = dj.exact_denoiser(dj.Gaussian(jnp.zeros(1024), V), process)
     xt = np.sqrt(marginal_variance(process, V, 0.31)) * jax.random.normal(KEY(0), (64, 1024))
     stepper = samplers.PredictorCorrector(dj.DDIM(), 3, r)
-    x = dj.sample(KEY(1), process, denoiser, xt, ts, stepper, denoise=False)
+    x = dj.sample(KEY(1), process, denoiser, xt, ts, stepper, final_denoise=False)
     ratio = 1.0
     for _ in range(3):
         ratio = ratio * (1 - 2 * r**2 / ratio) ** 2 + 4 * r**2 / ratio
@@ -437,14 +448,14 @@ def test_traced_weights_are_those_of_the_host():
     ts = np.linspace(0.9, 0.1, 6)
     steppers = [make() for make in (*CARRIES_THE_MARGINAL.values(), ALL_STEPPERS["predictor-corrector"])]
     process = dj.VariancePreserving()
-    traced = jax.jit(lambda steppers, process, ts: [stepper.prepare(process, ts) for stepper in steppers])
+    traced = jax.jit(lambda steppers, process, ts: [step_weights(stepper, process, ts) for stepper in steppers])
     for found, stepper in zip(traced(steppers, process, ts), steppers, strict=True):
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(stepper.prepare(process, ts)), strict=True):
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(step_weights(stepper, process, ts)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
     @jax.jit
     def slope(eta):
-        total = lambda eta, make: sum(jnp.sum(w**3) for w in jax.tree.leaves(make(eta=eta).prepare(process, ts)))
+        total = lambda eta, make: sum(jnp.sum(w**3) for w in jax.tree.leaves(step_weights(make(eta=eta), process, ts)))
         return [jax.value_and_grad(lambda eta, make=make: total(eta, make))(eta) for make in FAMILY.values()]
 
     for (_, found), (above, _), (below, _) in zip(
@@ -478,7 +489,7 @@ def test_gradients_from_alpha_0_to_sigma_0(name):
     @jax.value_and_grad
     def loss(at):
         stepper, ts, xt = at
-        return jnp.sum(how * dj.sample(KEY(0), process, denoiser, xt, ts, stepper, denoise=False))
+        return jnp.sum(how * dj.sample(KEY(0), process, denoiser, xt, ts, stepper, final_denoise=False))
 
     value = lambda ts, xt=xt: loss((stepper, jnp.asarray(ts), xt))[0]
     stepper, e = ALL_STEPPERS[name](), 1e-5
@@ -495,8 +506,8 @@ def test_gradients_from_alpha_0_to_sigma_0(name):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: samplers.DDPM(1.5), r"interpolation: must lie in \[0, 1\], got 1.5"),
-        (lambda: samplers.euler_ancestral(1.5), r"eta: must lie in \[0, 1\], got 1.5"),
+        (lambda: dj.DDPM(1.5), r"interpolation: must lie in \[0, 1\], got 1.5"),
+        (lambda: samplers.EulerAncestral(1.5), r"eta: must lie in \[0, 1\], got 1.5"),
         (lambda: samplers.DPM2Ancestral(-0.5), "eta: must not be negative, got -0.5"),
         (lambda: samplers.SDEDPMpp2M(np.nan), "eta: must not be negative, got nan"),
         (lambda: samplers.DPMppSDE(r=1.0), r"r: must lie in \(0, 1\), got 1.0"),

@@ -20,7 +20,7 @@ from diffjax.process import (
     snr_grid,
 )
 
-PAIRS = [(times, process) for times in ALL_TIMES for process in ("vp", "rectified")] + [("lognormal", "karras")]
+PAIRS = [(times, process) for times in ALL_TIMES for process in ("vp", "rectified")] + [("lognormal", "edm")]
 TOGETHER = ("stratified", "low-discrepancy")
 INDEPENDENT = [times for times in ALL_TIMES if times not in TOGETHER]
 
@@ -56,7 +56,7 @@ def test_quantile_inverts_the_integral_of_the_density(name, process):
     """Between quantiles u and u' lies the mass u' - u, by Gauss-Legendre; so the whole density holds 1."""
     process = ALL_PROCESSES[process]()
     times = ALL_TIMES[name](process)
-    low, high = (float(end) for end in dj.interval(process))
+    low, high = (float(end) for end in process.interval())
     u = np.linspace(0, 1, 201)
     cuts = np.asarray(quantile(times, jnp.asarray(u)))
     assert np.all(np.diff(cuts) > 0)
@@ -77,19 +77,19 @@ def test_quantile_inverts_the_integral_of_the_density(name, process):
 
 
 @pytest.mark.parametrize(
-    "process", ["vp", "rectified", *(pytest.param(n, marks=pytest.mark.slow) for n in ("karras", "cosine-shifted"))]
+    "process", ["vp", "rectified", *(pytest.param(n, marks=pytest.mark.slow) for n in ("edm", "cosine-shifted"))]
 )
 def test_densities_are_the_named_ones(process):
     process = ALL_PROCESSES[process]()
-    low, high = (float(end) for end in dj.interval(process))
+    low, high = (float(end) for end in process.interval())
     u = np.linspace(0.01, 0.99, 50)
     uniform = quantile(dj.UniformTimes(process), jnp.asarray(u))
     np.testing.assert_allclose(uniform, low + u * (high - low), rtol=1e-12)
-    noise = lambda t: -0.5 * np.asarray(dj.logsnr(process, jnp.asarray(t)))  # log(sigma/alpha)
+    noise = lambda t: -0.5 * np.asarray(process.logsnr(jnp.asarray(t)))  # log(sigma/alpha)
     a, b = ((noise(np.full(50, end))[0] + 1.0) / 0.8 for end in (low, high))
-    lognormal = np.asarray(quantile(dj.LognormalTimes(process, -1.0, 0.8), jnp.asarray(u)))
+    lognormal = np.asarray(quantile(dj.process.LognormalTimes(process, -1.0, 0.8), jnp.asarray(u)))
     np.testing.assert_allclose(noise(lognormal), stats.truncnorm(a, b, -1.0, 0.8).ppf(u), rtol=1e-6, atol=1e-8)
-    t = np.asarray(quantile(dj.LogitNormalTimes(process, 0.3, 1.2), jnp.asarray(u)))
+    t = np.asarray(quantile(dj.process.LogitNormalTimes(process, 0.3, 1.2), jnp.asarray(u)))
     with np.errstate(divide="ignore"):
         a, b = ((np.log(end) - np.log1p(-end) - 0.3) / 1.2 for end in (low, high))
     np.testing.assert_allclose(np.log(t / (1 - t)), stats.truncnorm(a, b, 0.3, 1.2).ppf(u), rtol=1e-6, atol=1e-8)
@@ -98,7 +98,7 @@ def test_densities_are_the_named_ones(process):
 @pytest.mark.parametrize("scale", [-1.0, -0.6, 0.0, 0.8, 1.29, 1.75])
 def test_mode_times_are_the_papers(scale):
     """t = 1 - u' - s (cos^2(pi u'/2) - 1 + u') of Esser et al. 2024, eq. 20, at u' = 1 - u; slope by differences."""
-    times, u = ModeTimes(dj.Karras(), scale), np.linspace(0.05, 0.95, 19)  # whose interval is all of [0, 1]
+    times, u = ModeTimes(dj.EDM(), scale), np.linspace(0.05, 0.95, 19)  # whose interval is all of [0, 1]
     paper = lambda v: 1 - v - scale * (np.cos(np.pi * v / 2) ** 2 - 1 + v)
     t = np.asarray(quantile(times, jnp.asarray(u)))
     np.testing.assert_allclose(t, paper(1 - u), atol=1e-14)
@@ -108,7 +108,7 @@ def test_mode_times_are_the_papers(scale):
 
 def test_uniform_in_logsnr_is():
     process, u = dj.VariancePreserving(), np.linspace(0, 1, 9)
-    found = dj.logsnr(process, quantile(LogsnrTimes(process), jnp.asarray(u)))
+    found = process.logsnr(quantile(LogsnrTimes(process), jnp.asarray(u)))
     np.testing.assert_allclose(np.diff(found, 2), 0, atol=1e-8)
     np.testing.assert_allclose(found[0], 20, rtol=1e-8)
 
@@ -116,7 +116,7 @@ def test_uniform_in_logsnr_is():
 @pytest.mark.parametrize("name", ALL_TIMES)
 def test_density_is_zero_outside_the_interval(name):
     process = dj.Rectified()
-    low, high = (float(end) for end in dj.interval(process))
+    low, high = (float(end) for end in process.interval())
     outside = density(ALL_TIMES[name](process), jnp.array([low / 2, (1 + high) / 2]))
     np.testing.assert_array_equal(outside, 0)
 
@@ -126,7 +126,7 @@ def test_draws_follow_the_density():
 
     @jax.jit
     def drawn(key):
-        members = {name: ALL_TIMES[name](dj.Karras()) for name in INDEPENDENT}
+        members = {name: ALL_TIMES[name](dj.EDM()) for name in INDEPENDENT}
         middles = jnp.asarray((grid[1:] + grid[:-1]) / 2)
         return {name: (times(key, 4000)[0], times.density(middles)) for name, times in members.items()}
 
@@ -149,7 +149,7 @@ UNIFORM = {
 def test_a_mean_over_draws_is_the_integral(name):
     """E[correction f(t)] is the mean of f over the interval; evenly spread draws are far closer."""
     times, n = UNIFORM[name](dj.Rectified()), 4000
-    low, high = (float(end) for end in dj.interval(dj.Rectified()))
+    low, high = (float(end) for end in dj.Rectified().interval())
     exact = (np.exp(high) - np.exp(low)) / (high - low)
     t, correction = map(np.asarray, _draw(times, jax.random.key(2), None, n, None))
     values = correction * np.exp(t)
@@ -165,7 +165,7 @@ def test_a_mean_over_draws_is_the_integral(name):
 def test_importance_takes_the_variance_out_of_the_likelihood_weighting():
     """-lambda' h(t), h the loss (1 - t)^2, under rectified flow: int_a^b 2 (1 - t)/t dt/(b - a) in closed form."""
     process, n = dj.Rectified(), 20_000
-    low, high = (float(end) for end in dj.interval(process))
+    low, high = (float(end) for end in process.interval())
     exact = 2 * (np.log(high / low) - (high - low)) / (high - low)
     weighted = {}
     for name, times in {
@@ -182,7 +182,7 @@ def test_importance_takes_the_variance_out_of_the_likelihood_weighting():
 
 @pytest.mark.parametrize("name", TOGETHER)
 def test_each_time_of_those_drawn_together_is_uniform_over_keys(name):
-    times = ALL_TIMES[name](dj.Karras())
+    times = ALL_TIMES[name](dj.EDM())
     keys = jax.random.split(jax.random.key(4), 2000)
     t = np.asarray(jax.jit(jax.vmap(lambda key: times(key, 3, index=jnp.array([0, 4, 7]), total=8)[0]))(keys))
     for column in t.T:
@@ -200,7 +200,7 @@ def in_eights(times, key, index):
 def test_stratified_has_one_draw_a_stratum_however_the_batch_is_split():
     process = dj.VariancePreserving()
     times, total = dj.StratifiedTimes(process), 24
-    low, high = (float(end) for end in dj.interval(process))
+    low, high = (float(end) for end in process.interval())
     rng = np.random.default_rng(0)
     for seed in range(3):
         key = jax.random.key(seed)
@@ -214,7 +214,7 @@ def test_stratified_has_one_draw_a_stratum_however_the_batch_is_split():
 
 def test_any_run_of_low_discrepancy_times_is_evenly_spread():
     """Gaps of at most (1 + golden ratio)/m for any m indices in a row, wherever they start; i/golden mod 1."""
-    times, golden = LowDiscrepancyTimes(dj.Karras()), (np.sqrt(5) - 1) / 2
+    times, golden = LowDiscrepancyTimes(dj.EDM()), (np.sqrt(5) - 1) / 2
     for first in (0, 100_003, 2_000_000_000):
         t = draw(times, jax.random.key(1), 64, first + np.arange(64), 7)
         steps = np.arange(64) * golden
@@ -231,7 +231,7 @@ def test_a_time_depends_on_its_global_index_alone(name):
     times, key = ALL_TIMES[name](dj.VariancePreserving()), jax.random.key(9)
     whole = in_eights(times, key, np.arange(24))
     assert len(np.unique(whole)) == 24
-    low, high = dj.interval(dj.VariancePreserving())
+    low, high = dj.VariancePreserving().interval()
     assert np.all((whole >= low) & (whole <= high))
     index = np.array([17, 3, 4, 5, 23, 0, 9, 11])
     np.testing.assert_allclose(draw(times, key, 8, index, 24), whole[index], rtol=1e-12)
@@ -239,35 +239,35 @@ def test_a_time_depends_on_its_global_index_alone(name):
 
 
 def test_times_refuse_a_spread_that_is_not_positive():
-    for make in (dj.LognormalTimes, dj.LogitNormalTimes):
+    for make in (dj.process.LognormalTimes, dj.process.LogitNormalTimes):
         for std in (0.0, -1.0, float("nan")):
             with pytest.raises(ValueError, match=rf"std: .*got {std}"):
-                make(dj.Karras(), 0.0, std)
+                make(dj.EDM(), 0.0, std)
 
 
 def test_mode_and_importance_refuse_what_has_no_density_or_no_variance():
     for scale in (-1.01, 1.76, float("nan")):
         with pytest.raises(ValueError, match=rf"scale: must lie in \[-1, 1\.751938\].*got {scale}"):
-            ModeTimes(dj.Karras(), scale)
-    for thin in (dj.LogitNormalTimes, dj.LognormalTimes):
+            ModeTimes(dj.EDM(), scale)
+    for thin in (dj.process.LogitNormalTimes, dj.process.LognormalTimes):
         with pytest.raises(ValueError, match=rf"q: under {thin.__name__} the correction"):
-            ImportanceTimes(thin(dj.Karras()))
+            ImportanceTimes(thin(dj.EDM()))
 
     with pytest.raises(ValueError, match=r"q: ImportanceTimes are corrected already"):
-        ImportanceTimes(ImportanceTimes(LogsnrTimes(dj.Karras())))
+        ImportanceTimes(ImportanceTimes(LogsnrTimes(dj.EDM())))
 
     class Steep(LogsnrTimes):
         def density(self, t):
             return 20 * jnp.exp(-20 * t)
 
     with pytest.raises(ValueError, match=r"q: uniform over q must be at most 1000, got .* at t = 1"):
-        ImportanceTimes(Steep(dj.Karras()))
+        ImportanceTimes(Steep(dj.EDM()))
 
 
 def test_logit_normal_is_zero_and_differentiable_at_the_ends_of_the_clock():
-    """Karras's interval is all of [0, 1]; the slope in between is the closed form's."""
+    """EDM's interval is all of [0, 1]; the slope in between is the closed form's."""
     t = jnp.array([0.0, 0.3, 1.0])
-    evaluate = jax.jit(lambda t, mean, std: dj.LogitNormalTimes(dj.Karras(), mean, std).density(t))
+    evaluate = jax.jit(lambda t, mean, std: dj.process.LogitNormalTimes(dj.EDM(), mean, std).density(t))
     values, numbers = evaluate(t, 0.2, 1.5), jax.jacrev(evaluate, (1, 2))(t, 0.2, 1.5)
     exact = lambda t, mean, std: stats.norm.pdf(np.log(t / (1 - t)), mean, std) / (t * (1 - t))
     np.testing.assert_allclose(values, [0, exact(0.3, 0.2, 1.5), 0], rtol=1e-12)
@@ -286,12 +286,12 @@ def test_logit_normal_is_zero_and_differentiable_at_the_ends_of_the_clock():
 def test_times_of_a_process_without_a_logsnr():
     """Uniform on all of [0, 1]; times that need a logsnr say so. A class may register another interval."""
     process = SDE(lambda x, t: -x, lambda x, t: 0.3)
-    assert dj.interval(process) == (0.0, 1.0)
+    assert process.interval() == (0.0, 1.0)
     for times in (dj.UniformTimes(process), dj.StratifiedTimes(process), LowDiscrepancyTimes(process)):
         t = draw(times, jax.random.key(0), 2000)
         assert stats.kstest(t, "uniform").pvalue > 1e-3
         np.testing.assert_array_equal(density(times, jnp.array([-0.1, 0.4, 1.1])), [0, 1, 0])
-    for make in (dj.LognormalTimes, LogsnrTimes):
+    for make in (dj.process.LognormalTimes, LogsnrTimes):
         with pytest.raises(ValueError, match=r"process: these times need a logsnr.* got SDE"):
             make(process)
     low, high = dj.UniformTimes(CriticallyDamped()).quantile(jnp.array([0.0, 1.0]))
@@ -304,9 +304,11 @@ def test_times_of_a_process_without_a_logsnr():
 CLOCKS = {
     "uniform": lambda t, logsnr: t,
     "logsnr": lambda t, logsnr: logsnr,
-    "karras": lambda t, logsnr: np.exp(-0.5 * logsnr / 7),
+    "edm": lambda t, logsnr: np.exp(-0.5 * logsnr / 7),
     "quadratic": lambda t, logsnr: np.sqrt(t),
     "snr": lambda t, logsnr: np.arcsinh((-0.5 * logsnr - np.log(0.5)) / 1.2),
+    "angle": lambda t, logsnr: np.arctan(np.exp(-0.5 * logsnr)),
+    "line": lambda t, logsnr: 1 / (1 + np.exp(0.5 * logsnr)),
 }
 
 
@@ -314,14 +316,15 @@ CLOCKS = {
 def _grids(process):
     """Each grid of n steps, and logsnr on it, under one jit."""
     grids = {(name, n): make(process, n) for name, make in ALL_GRIDS.items() for n in (1, 2, 1000)}
-    return {which: (ts, dj.logsnr(process, ts)) for which, ts in grids.items()}
+    return {which: (ts, process.logsnr(ts)) for which, ts in grids.items()}
 
 
 @pytest.mark.parametrize("process", each_process(("vp", "ve", "rectified")))
 def test_grids_descend_from_end_to_end_in_equal_steps(process):
     process = ALL_PROCESSES[process]()
-    low, high = (float(end) for end in dj.interval(process))
+    ends = [float(end) for end in process.interval()]
     for (name, n), (ts, logsnr) in jax.tree.map(np.asarray, _grids(process)).items():
+        low, high = (0.0, 1.0) if name in ("angle", "line") else ends  # of flow maps, which end at the data
         assert ts.shape == (n + 1,)
         np.testing.assert_allclose(ts[[0, -1]], [high, low], rtol=1e-14)
         assert np.all(np.diff(ts) < 0)
@@ -331,14 +334,14 @@ def test_grids_descend_from_end_to_end_in_equal_steps(process):
 
 
 def test_edm_grid_is_the_papers():
-    """sigma_i of Karras et al. 2022, eq. 5, for i < N; on this clock it is both uniform and `karras_grid`."""
-    process, n, rho = dj.Karras(), 18, 7.0
+    """sigma_i of Karras et al. 2022, eq. 5, for i < N; on this clock it is both uniform and `edm_grid`."""
+    process, n, rho = dj.EDM(), 18, 7.0
     i = np.arange(n)
     low, high = 0.002 ** (1 / rho), 80.0 ** (1 / rho)
     sigma = (high + i / (n - 1) * (low - high)) ** rho
-    for grid in (dj.uniform_grid(process, n - 1), dj.karras_grid(process, n - 1)):
+    for grid in (dj.uniform_grid(process, n - 1), dj.edm_grid(process, n - 1)):
         np.testing.assert_allclose(process.sigma(grid), sigma, rtol=1e-9)
-    coarse = process.sigma(dj.karras_grid(process, 10, rho=3.0)) ** (1 / 3)
+    coarse = process.sigma(dj.edm_grid(process, 10, rho=3.0)) ** (1 / 3)
     np.testing.assert_allclose(np.diff(coarse, 2), 0, atol=1e-9)
 
 
@@ -359,8 +362,8 @@ def test_shifted_grid_is_stable_diffusion_threes(shift):
 @pytest.mark.parametrize("name", ALL_GRIDS)
 def test_grids_have_the_ends_they_are_given(name):
     """sigma from 40 to 0.01 on EDM's clock, where nothing else changes; and ends that have no logsnr are refused."""
-    process = dj.Karras()
-    ends = tuple(dj.time_from_logsnr(process, -2 * jnp.log(sigma)) for sigma in (40.0, 0.01))
+    process = dj.EDM()
+    ends = tuple(process.time_from_logsnr(-2 * jnp.log(sigma)) for sigma in (40.0, 0.01))
     ts = ALL_GRIDS[name](process, 12, ends=ends)
     np.testing.assert_allclose(process.sigma(ts[jnp.array([0, -1])]), [40.0, 0.01], rtol=1e-12)
     assert np.all(np.diff(ts) < 0)
@@ -368,8 +371,8 @@ def test_grids_have_the_ends_they_are_given(name):
         with pytest.raises(ValueError, match=r"ends: must be 1 >= t_max > t_min >= 0"):
             ALL_GRIDS[name](process, 4, ends=bad)
     for bad in ((1.0, 0.1), (0.9, 0.0)):
-        if name in ("logsnr", "snr") or (name == "karras" and bad[0] == 1):
-            with pytest.raises(ValueError, match=r"ends: logsnr is infinite at t = .*inside interval"):
+        if name in ("logsnr", "snr") or (name == "edm" and bad[0] == 1):
+            with pytest.raises(ValueError, match=r"ends: logsnr is infinite at t = .*inside process.interval"):
                 ALL_GRIDS[name](dj.Rectified(), 4, ends=bad)
         else:
             ts = ALL_GRIDS[name](dj.Rectified(), 4, ends=bad)
@@ -384,7 +387,7 @@ def test_grids_refuse_bad_numbers(name):
             ALL_GRIDS[name](dj.Rectified(), n)
     for rho in (0.0, -1.0):
         with pytest.raises(ValueError, match=rf"rho: .*got {rho}"):
-            dj.karras_grid(dj.Rectified(), 5, rho)
+            dj.edm_grid(dj.Rectified(), 5, rho)
     for bad in (0.0, -1.0):
         for what, make in (("shift", shifted_grid), ("data_std", snr_grid)):
             with pytest.raises(ValueError, match=rf"{what}: .*got {bad}"):

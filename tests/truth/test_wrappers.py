@@ -10,14 +10,23 @@ from registry import ALL_PROCESSES, each_process, mixture
 
 import diffjax as dj
 from diffjax.parameterisation import retime
-from diffjax.process import Clipped, LearnedLogsnr, MonotoneLogsnr, Retimed, Schedule, Shifted, scales_from_logsnr
+from diffjax.process import (
+    Clipped,
+    LearnedLogsnr,
+    MonotoneLogsnr,
+    OrnsteinUhlenbeck,
+    Retimed,
+    Schedule,
+    Shifted,
+    scales_from_logsnr,
+)
 
 T = np.linspace(0.03, 0.97, 25)
 
 
 @eqx.filter_jit
 def look(process, t, s):
-    return process.alpha(t), process.sigma(t), dj.logsnr(process, t), dj.conditional(process, t, s)
+    return process.alpha(t), process.sigma(t), process.logsnr(t), process.conditional(t, s)
 
 
 def assert_equal(mine, other):
@@ -33,11 +42,11 @@ def test_shifted_cosine_is_cosine_shifted():
 
 def test_shifted_ve_has_more_noise_by_one_factor():
     assert_equal(Shifted(dj.VarianceExploding(0.01, 50.0), -2 * np.log(3)), dj.VarianceExploding(0.03, 150.0))
-    assert_equal(Shifted(dj.Karras(0.002, 80.0), 2 * np.log(2)), dj.Karras(0.001, 40.0))
+    assert_equal(Shifted(dj.EDM(0.002, 80.0), 2 * np.log(2)), dj.EDM(0.001, 40.0))
 
 
 def test_a_process_on_its_own_clock_is_itself():
-    for name in ("sub-vp", "karras", "polynomial"):
+    for name in ("sub-vp", "edm", "polynomial"):
         process = ALL_PROCESSES[name]()
         assert_equal(Retimed(process, process), process)
 
@@ -51,12 +60,12 @@ def test_clipped_is_the_part_between_two_logsnrs():
 @pytest.mark.parametrize("name", each_process(("vp", "rectified")))
 def test_scales_are_the_point_of_the_path_with_that_logsnr(name):
     process = ALL_PROCESSES[name]()
-    low, high = (float(end) for end in dj.interval(process))
+    low, high = (float(end) for end in process.interval())
     t = jnp.linspace(low, high, 25)
 
     @eqx.filter_jit
     def both(process, t):
-        return scales_from_logsnr(process, dj.logsnr(process, t)), (process.alpha(t), process.sigma(t))
+        return scales_from_logsnr(process, process.logsnr(t)), (process.alpha(t), process.sigma(t))
 
     mine, expected = both(process, t)
     np.testing.assert_allclose(mine, expected, rtol=1e-8)
@@ -72,7 +81,7 @@ def test_a_monotone_logsnr_falls_strictly_between_its_exact_ends():
         ends, weights = jax.tree.leaves(process)[:2], jax.tree.leaves(process)[2:]
         moved = [leaf + scale * jnp.asarray(rng.normal(size=leaf.shape)) for leaf in weights]
         process = jax.tree.unflatten(jax.tree.structure(process), [*ends, *moved])
-        value = np.asarray(jax.jit(dj.logsnr)(process, jnp.linspace(0, 1, 101)))
+        value = np.asarray(eqx.filter_jit(process.logsnr)(jnp.linspace(0, 1, 101)))
         assert (value[0], value[-1]) == (11.0, -7.0)
         assert np.all(np.diff(value) < 0)
 
@@ -80,7 +89,7 @@ def test_a_monotone_logsnr_falls_strictly_between_its_exact_ends():
 def test_a_monotone_logsnr_begins_near_a_line():
     process = MonotoneLogsnr(jax.random.key(0))
     t = np.linspace(0, 1, 21)
-    np.testing.assert_allclose(dj.logsnr(process, jnp.asarray(t)), 13.3 - 18.3 * t, atol=1.0)
+    np.testing.assert_allclose(process.logsnr(jnp.asarray(t)), 13.3 - 18.3 * t, atol=1.0)
 
 
 def test_every_number_of_a_learned_schedule_has_a_gradient():
@@ -90,7 +99,7 @@ def test_every_number_of_a_learned_schedule_has_a_gradient():
     def slope(process):
         t, x = jnp.linspace(0.1, 0.9, 5), jnp.ones((5, 2))
         xt = dj.perturb(process, x, 0.3 * x, t)
-        return jnp.sum(xt**2) + jnp.sum(dj.logsnr(process, t) ** 2) + jnp.sum(dj.logsnr_rate(process, t) ** 2)
+        return jnp.sum(xt**2) + jnp.sum(process.logsnr(t) ** 2) + jnp.sum(dj.process.logsnr_rate(process, t) ** 2)
 
     for process in (LearnedLogsnr(), MonotoneLogsnr(jax.random.key(0), width=4)):
         for leaf in jax.tree.leaves(jax.jit(slope)(process)):
@@ -102,12 +111,12 @@ def test_every_number_of_a_learned_schedule_has_a_gradient():
 
 
 @pytest.mark.parametrize(
-    ("trained", "sampled"), [("vp", "karras"), pytest.param("sub-vp", "ddpm", marks=pytest.mark.slow)]
+    ("trained", "sampled"), [("vp", "edm"), pytest.param("sub-vp", "ddpm", marks=pytest.mark.slow)]
 )
 def test_a_retimed_exact_denoiser_is_exact(trained, sampled):
     """E[x0 | xt] of a mixture under either process, at one time for all and one a sample."""
     trained, sampled, data = ALL_PROCESSES[trained](), ALL_PROCESSES[sampled](), mixture()
-    bounds = [float(dj.logsnr(trained, end)) for end in (0.0, 1.0)]
+    bounds = [float(trained.logsnr(end)) for end in (0.0, 1.0)]
 
     @eqx.filter_jit
     def answers(trained, sampled, data, xt, t):
@@ -115,7 +124,7 @@ def test_a_retimed_exact_denoiser_is_exact(trained, sampled):
         return mine(xt, t), mine(xt, t[2]), exact(xt, t), exact(xt, t[2])
 
     t = np.linspace(0.1, 0.9, 7)
-    value = np.asarray(dj.logsnr(sampled, jnp.asarray(t)))
+    value = np.asarray(sampled.logsnr(jnp.asarray(t)))
     assert np.all((value < bounds[0]) & (value > bounds[1]))
     xt = np.random.default_rng(0).normal(size=(7, 2)) * np.asarray(sampled.sigma(jnp.asarray(t)))[:, None]
     each, single, exact, exact_single = answers(trained, sampled, data, jnp.asarray(xt), jnp.asarray(t))
@@ -136,8 +145,8 @@ def test_a_velocity_network_of_rectified_flow_samples_on_the_cosine_clock():
         return (sigma - alpha * params) * gain * xt  # E[eps - x0 | xt]
 
     network = dj.Network(lambda *_: None, apply)
-    keywords = {"network": network, "process": trained, "parameterisation": dj.VelocityPrediction()}
-    denoiser = retime(dj.make_denoiser(jnp.asarray(variance), **keywords), trained, sampled)
+    diffusion = dj.Diffusion(network, trained, dj.VelocityPrediction())
+    denoiser = retime(dj.make_denoiser(diffusion, jnp.asarray(variance)), trained, sampled)
     t = jnp.asarray([0.0, 0.01, 0.3, 0.5, 0.9, 0.999, 1.0])
     xt = jnp.asarray(np.random.default_rng(1).normal(size=(7, 2)))
     alpha, sigma = np.asarray(sampled.alpha(t))[:, None], np.asarray(sampled.sigma(t))[:, None]
@@ -151,7 +160,7 @@ def test_a_velocity_network_of_rectified_flow_samples_on_the_cosine_clock():
 BAD = {
     "shift": (lambda: Shifted(dj.Cosine(), float("inf")), r"shift: .*got inf"),
     "ends": (lambda: Clipped(dj.Cosine(), -3.0, 2.5), r"logsnr_min: .*less than logsnr_max = -3\.0, got 2\.5"),
-    "beyond data": (lambda: Clipped(dj.Karras(), 15.0, -3.0), r"logsnr_max: .*begins at 12\.4.*got 15\.0"),
+    "beyond data": (lambda: Clipped(dj.EDM(), 15.0, -3.0), r"logsnr_max: .*begins at 12\.4.*got 15\.0"),
     "beyond noise": (lambda: Clipped(dj.VariancePreserving(), 9.0, -15.0), r"logsnr_min: .*ends at -10\.0.*got -15\.0"),
     "no end": (lambda: Retimed(dj.VarianceExploding(), dj.Cosine()), r"sigma: must be finite at t = 0 and 1.*inf"),
     "learned": (lambda: LearnedLogsnr(-5.0, 13.0), r"logsnr_min: .*got 13\.0"),
@@ -203,7 +212,7 @@ def test_bad_processes_are_refused_with_the_number_that_is_wrong(case):
 
 
 def test_a_class_of_ones_own_is_looked_at_too_but_not_where_it_is_traced():
-    class Rising(dj.AbstractGaussianProcess):
+    class Rising(dj.process.AbstractGaussianProcess):
         size: jax.Array
 
         def alpha(self, t):
@@ -223,3 +232,28 @@ def test_a_flat_schedule_is_looked_at_in_float64():
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         process = Schedule(Partial(lambda flat, t: 1 - flat * t, jnp.asarray(1e-6)), lambda t: 1 + 0 * t)
         assert process.alpha(jnp.asarray(0.5)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("shift", [np.log(0.5), np.float32(-0.5), np.int64(-1), -1], ids=lambda x: type(x).__name__)
+def test_a_number_of_numpy_widens_no_sample(shift):
+    with jax.numpy_dtype_promotion("standard"):
+        process = Shifted(dj.Rectified(), shift)
+        assert process.alpha(jnp.asarray(0.5, jnp.float32)).dtype == jnp.float32
+        assert jax.jit(lambda p: p.sigma(jnp.asarray(0.5, jnp.float32)))(process).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("make", "slope"),
+    [
+        (lambda: Shifted(dj.VariancePreserving(), -1.0), -0.05 * np.e),
+        (lambda: Shifted(Shifted(dj.VariancePreserving(), -1.0), 0.5), -0.05 * np.exp(0.5)),
+        (lambda: Retimed(dj.VariancePreserving(), OrnsteinUhlenbeck(5.0)), -5.0),
+    ],
+    ids=["shifted", "twice", "ornstein-uhlenbeck"],
+)
+def test_alpha_has_its_slope_at_the_data(make, slope):
+    """alpha^2 + sigma^2 = 1 and sigma^2 = beta e^-shift t near 0, though sigma' is infinite there."""
+    process = make()
+    found = jax.grad(process.alpha)(0.0)
+    assert process.alpha(0.0) == process.alpha(jnp.zeros(2))[1]
+    np.testing.assert_allclose(found, slope, rtol=1e-6)

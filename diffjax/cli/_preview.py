@@ -1,0 +1,92 @@
+"""What a run looks like while it is trained, and how it went: pictures of the run, whose lack ends nothing.
+
+state.ema --every so often--> the same noise, the same labels --> RUN/samples/STEP.png, TensorBoard
+metrics.jsonl --at the end--> RUN/loss.png
+"""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from diffjax.cli._draw import Draw
+from diffjax.cli._picture import has_picture, save_arrays, save_measured
+from diffjax.config import Config, Data, Parts
+from diffjax.config._averages import averaged
+from diffjax.training import TrainState, is_main
+
+_IMAGES, _POINTS = 100, 1000
+
+
+class Preview:
+    """Draws samples of a state by its averaged parameters, every time from the same noise and for the same labels.
+
+    So pictures of different steps show the same samples getting better. All processes draw, process 0 writes. What
+    fails is reported once, and training goes on without; but not where one of several processes cannot draw, which the
+    others would wait for.
+    """
+
+    def __init__(self, folder: Path, config: Config, data: Data, parts: Parts, mesh: Mesh, board: Any = None):
+        """Takes the folder of pictures, made with the first, and a `TensorBoard` to show them in, too."""
+        self._folder, self._config, self._data, self._parts = folder, config, data, parts
+        self._mesh, self._board, self._warned = mesh, board, False
+
+    def __call__(self, step: int, state: TrainState) -> None:
+        x = None
+        try:
+            n = _POINTS if len(self._data.shape) == 1 else _IMAGES
+            classes = self._data.classes
+            labels = None if classes is None else (np.arange(n) * classes // n).astype(np.int32)
+            draw = Draw(self._config, self._data, self._parts, averaged(self._config, state.ema), mesh=self._mesh)
+            x = draw(n, labels, self._config.seed, silent=True)
+            if is_main():
+                self._write(step, x, labels)
+        except Exception as error:
+            if x is None and jax.process_count() > 1:
+                raise
+            if not self._warned:
+                self._warned = True
+                _warn(f"sample-every: {error or type(error).__name__}; training goes on without these samples")
+
+    def _write(self, step: int, x: np.ndarray, labels: np.ndarray | None) -> None:
+        self._folder.mkdir(exist_ok=True)
+        path = save_samples(self._folder / f"{step:07}", x, labels, self._data)
+        if self._board is not None and has_picture(self._data):
+            from diffjax import viz
+
+            self._board.picture("samples", viz.read_picture(path), step)
+
+
+def save_samples(stem: Path, x: np.ndarray, labels: np.ndarray | None, data: Data) -> Path:
+    """STEM.png of samples that make a picture, else STEM.npz; returns which."""
+    picture = has_picture(data)
+    path = stem.with_name(f"{stem.name}.{'png' if picture else 'npz'}")
+    (save_measured if picture else lambda path, x, labels, data: save_arrays(path, x, labels))(path, x, labels, data)
+    return path
+
+
+def save_loss(path: Path, log: Path) -> bool:
+    """Draws the losses of a run's log, where there are any; returns whether it did. What fails is reported."""
+    try:
+        if not log.is_file():  # a pipe
+            return False
+        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        steps, losses = (np.array([line[name] for line in lines], float) for name in ("step", "loss"))
+        if not np.any(np.isfinite(losses)):
+            return False
+        from diffjax import viz
+
+        figure: Any = viz.loss_curve(steps, losses).figure
+        figure.savefig(path, dpi=150)
+    except Exception as error:
+        _warn(f"{path}: {error or type(error).__name__}; there is no curve of the loss")
+        return False
+    return True
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
