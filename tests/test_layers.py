@@ -103,6 +103,15 @@ def test_a_name_is_exported_once():
 
 
 def test_importing_starts_no_backend():
-    code = "import diffjax, jax; from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
+    """So that `jax.distributed.initialize` may follow: of the package, the command line, and each module."""
+    code = """
+import importlib, pkgutil
+import diffjax, diffjax.cli
+from jax._src import xla_bridge
+for module in pkgutil.walk_packages(diffjax.__path__, "diffjax."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+        assert not xla_bridge.backends_are_initialized(), module.name
+"""
     environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=120)

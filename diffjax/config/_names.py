@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from diffjax import data, guidance, losses, networks, parameterisation, process, samplers
 from diffjax._typing import Denoiser
 from diffjax.config import _bounds, _denoising, _maps, _processes, _score_matching
-from diffjax.config._registry import Names, made, preset
+from diffjax.config._registry import Names, made, part, preset
 from diffjax.data import _parts as parts
 from diffjax.networks._adapters import LinenModule
 from diffjax.parameterisation._linear import EpsPrediction, VelocityPrediction, VPrediction, X0Prediction
@@ -140,7 +140,7 @@ STEPPERS = Names(
         "sa_solver": preset(
             "SA-Solver: weak order 2, one evaluation a step, corrected.",
             samplers.ExponentialAdams,
-            X0Prediction(),
+            part(X0Prediction),
             order=3,
             corrector=True,
             eta=1.0,
@@ -153,12 +153,12 @@ STEPPERS = Names(
         "predictor_corrector": preset(
             "DDPM's step, then Langevin corrections: one evaluation and one for each of these.",
             samplers.PredictorCorrector,
-            DDIM(eta=1.0),
+            part(DDIM, eta=1.0),
         ),
         "langevin_corrected": preset(
             "DDIM's step, then Langevin steps of a given size: one evaluation and one for each of these.",
             samplers.LangevinCorrected,
-            DDIM(),
+            part(DDIM),
         ),
     }
 )
@@ -202,8 +202,8 @@ GUIDANCES = Names(
         "cfg_zero": preset(
             "CFG-Zero*: the unconditional velocity is first scaled to fit the conditional one.",
             guidance.OnPrediction,
-            parameterisation=VelocityPrediction(),
-            rule=guidance.OptimalScale(),
+            parameterisation=part(VelocityPrediction),
+            rule=part(guidance.OptimalScale),
         ),
     }
 )

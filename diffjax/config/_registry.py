@@ -46,6 +46,11 @@ def preset(words: str | None, cls: Row, *fixed: Any, **defaults: Any) -> functoo
     return row
 
 
+def part(cls: Row, **numbers: Any) -> functools.partial[Any]:
+    """An argument of a preset that is made when the preset is: made at import, an array starts JAX's backend."""
+    return functools.partial(cls, **numbers)
+
+
 def made(make: Row) -> functools.partial[Any]:
     """A function that makes what a name stands for, from numbers; its words and numbers are those of its docstring."""
     return preset(make.__doc__, make)
@@ -93,7 +98,7 @@ def construct(
     given = {name: value for name, value in values.items() if value is not None and name not in config.tables} | context
     given = {name: value for name, value in given.items() if name in taken}
     if _is_made(row):
-        return row(*first, **given)
+        return _with_parts(row)(*first, **given)
     return functools.partial(row, **given) if given else row
 
 
@@ -123,6 +128,15 @@ def takes(row: Row, name: str) -> bool:
 
 def _is_made(row: Row) -> bool:
     return isinstance(row, type | functools.partial)
+
+
+def _with_parts(row: Row) -> Row:
+    """A row with its parts made."""
+    if not isinstance(row, functools.partial):
+        return row
+    args = [arg() if isinstance(arg, functools.partial) else arg for arg in row.args]
+    keywords = {name: arg() if isinstance(arg, functools.partial) else arg for name, arg in row.keywords.items()}
+    return functools.partial(row.func, *args, **keywords)
 
 
 def _source_of(row: Row) -> Row:
