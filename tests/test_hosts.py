@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -182,8 +183,8 @@ def test_dry_run_and_evaluation_by_two_are_those_by_one(tmp_path, capfd):
     assert not run.exists()
     assert main(peer.command(run, 5, 2, 2)[3:]) == 0
     evaluate = ["evaluate", str(run), "--n", "50", "--likelihood", "3"]
-    lines = lambda text: (line.rsplit(maxsplit=1) for line in text.splitlines() if "distance" in line or "nats" in line)
-    numbers = lambda text: {name.strip(): float(value) for name, value in lines(text)}
+    figure = re.compile(r"(.*(?:distance|nats).*?) +(\S*\d)$", re.MULTILINE)  # not the line that says what is measured
+    numbers = lambda text: {name: float(value) for name, value in figure.findall(text)}
     there = numbers(launched(*evaluate)[0])
     capfd.readouterr()
     assert main(evaluate) == 0

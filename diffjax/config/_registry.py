@@ -7,10 +7,11 @@
 
     {name: "edm", sigma_max: 20} --construct--> EDM(sigma_max=20)
 
-A row is a class; a `preset` of one, whose positional arguments are fixed and whose keywords are other defaults; a
-function that makes what the name stands for, in `made`; or a function, to which numbers are bound and which is not
-called. Numbers, their meanings and their defaults are read from the signature and the docstring of the row. A field
-that the dataclass declares itself is shared: rows that have a parameter of this name get its value.
+A row is a class; a `preset` of one, whose positional arguments are fixed and whose keywords are other defaults, a
+`part` among them made when the row is; a function that makes what the name stands for, in `made`; or a function, to
+which numbers are bound and which is not called. Numbers, their meanings and their defaults are read from the signature
+and the docstring of the row. A field that the dataclass declares itself is shared: rows that have a parameter of this
+name get its value.
 """
 
 import dataclasses
