@@ -67,9 +67,10 @@ def _continuous(d, p, key, cond, teacher):
 
 
 def _progressive(d, p, key, cond, teacher):
-    """The first stage, from four steps of the guided denoiser to two."""
-    grid, fine = np.linspace(1.0, 0.0, 3), np.linspace(1.0, 0.0, 5)
-    return flow_maps.progressive_loss(d, p, key, X0, cond, grid=grid, teacher=teacher, teacher_grid=fine, **ROWS)
+    """The first stage, from eight steps of the guided denoiser to two."""
+    grid, fine = np.linspace(1.0, 0.0, 3), np.linspace(1.0, 0.0, 9)
+    given = {"grid": grid, "teacher": teacher, "teacher_grid": fine, "teacher_steps": 4}
+    return flow_maps.progressive_loss(d, p, key, X0, cond, **given, **ROWS)
 
 
 STEP, STEPS = 9, 40
@@ -82,7 +83,7 @@ CASES = {
     "shortcut": ({"finest": 8, "share": 0.5}, _shortcut),
     "consistency": ({"fewest": 5, "most": 40, "c": 0.3}, _consistency),
     "continuous_consistency": ({"mean": -0.5, "std": 1.1, "warm_up": 0.5, "c": 0.2}, _continuous),
-    "progressive": ({"least": 1, "first": 4}, _progressive),
+    "progressive": ({"least": 1, "first": 8, "teacher_steps": 4}, _progressive),
 }
 GUIDED = ("mean_flow", "improved_mean_flow")
 """Those whose target has the guidance when they are trained from data."""
@@ -467,6 +468,8 @@ def test_a_map_has_its_guidance_built_in(student, toy_run, capfd):
         (["--steps", "0"], ["steps: at least 1, got 0"]),
         (["--updates", "0"], ["updates: at least 1, got 0"]),
         (["--loss.first", "6"], ["loss.first: 1 times 2, 4, 8, ... is needed, got 6"]),
+        (["--loss.teacher-steps", "3"], ["loss.teacher_steps: 2, 4, 8, ... up to 16 is needed, got 3"]),
+        (["--loss.first", "4", "--loss.teacher-steps", "8"], ["loss.teacher_steps: 2, 4, 8, ... up to 4", "got 8"]),
         (["--loss.least", "2"], ["--loss.least"]),
         (["--guidance", "-1"], ["guidance.scale", "-1"]),
     ],
@@ -550,6 +553,29 @@ def test_the_default_number_of_first_steps_is_the_last_times_a_power_of_two(toy_
         assert main(["distill", str(toy_run), "--steps", str(steps)]) == 0
         config = parsed.pop().config
         assert (config.loss.least, config.loss.first, config.sampler.steps) == (steps, first, steps)
+
+
+@pytest.mark.parametrize(
+    ("least", "first", "teacher_steps", "students"),
+    [(1, 16, 2, [8, 4, 2, 1]), (1, 64, 8, [8, 4, 2, 1]), (4, 64, 8, [8, 4]), (3, 12, 4, [3]), (2, 8, 2, [4, 2])],
+)
+def test_the_first_student_replaces_the_teachers_steps_and_each_other_halves(
+    least, first, teacher_steps, students, monkeypatch
+):
+    grids = []
+    record = lambda *_, grid, teacher_grid, **__: grids.append((teacher_grid, grid))  # whose ratio the loss checks
+    monkeypatch.setattr(flow_maps, "progressive_loss", record)
+    config = configured("progressive", teacher="t", least=least, first=first, teacher_steps=teacher_steps)
+    sampler = dataclasses.replace(config.sampler, steps=least)
+    config = dataclasses.replace(config, steps=STEPS * len(students), sampler=sampler)
+    for stage, steps in enumerate(students):
+        parts = c.build(config, CLASSES, stage)
+        assert (parts.objective.stages, parts.objective.steps_of(stage)) == (len(students), steps)
+        params = parts.init(jax.random.key(1), X0[:1], LABELS[:1])
+        parts.loss(params, (X0, LABELS), Context(KEY, step=jnp.asarray(STEP), **ROWS))
+    for (teacher_grid, grid), before, steps in zip(grids, [first, *students[:-1]], students, strict=True):
+        np.testing.assert_allclose(teacher_grid, np.linspace(1, 0, before + 1), atol=1e-6)
+        np.testing.assert_allclose(grid, np.linspace(1, 0, steps + 1), atol=1e-6)
 
 
 # --- several numbers of steps, and other samplers ---

@@ -79,7 +79,20 @@ DEFAULTS = {
     "loss": {
         "name": "denoising",
         **dict.fromkeys(
-            ("mean", "std", "equal", "power", "offset", "finest", "fewest", "most", "warm_up", "least", "first")
+            (
+                "mean",
+                "std",
+                "equal",
+                "power",
+                "offset",
+                "finest",
+                "fewest",
+                "most",
+                "warm_up",
+                "least",
+                "first",
+                "teacher_steps",
+            )
         ),
         "c": None,
         "epsilon": None,
@@ -279,6 +292,7 @@ ODD = c.Config(
         warm_up=0.25,
         least=2,
         first=32,
+        teacher_steps=4,
     ),
     c.NetworkConfig(
         "dit",

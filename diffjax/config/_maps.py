@@ -252,6 +252,8 @@ class Progressive(AbstractMapLoss):
     Attributes:
       least: number of steps of the last student.
       first: number of DDIM steps of the teacher in the first stage: that of the last student times a power of two.
+      teacher_steps: how many of them a step of the first student replaces: a power of two. More cost more evaluations,
+        and save stages, of which each adds its errors.
     """
 
     defaults: ClassVar[Defaults] = {**AbstractMapLoss.defaults, "sampler.steps": 1}
@@ -260,19 +262,22 @@ class Progressive(AbstractMapLoss):
 
     least: int = 1
     first: int = 16
+    teacher_steps: int = 2
 
     def __post_init__(self):
         self._least(least=1)
-        halvings, rest = divmod(self.first, self.least)
-        if rest or halvings < 2 or halvings & (halvings - 1):
+        ratio, rest = divmod(self.first, self.least)
+        if rest or not _is_power_of_two(ratio):
             raise ValueError(f"loss.first: {self.least} times 2, 4, 8, ... is needed, got {self.first}")
+        if not _is_power_of_two(self.teacher_steps) or self.teacher_steps > ratio:
+            raise ValueError(f"loss.teacher_steps: 2, 4, 8, ... up to {ratio} is needed, got {self.teacher_steps}")
 
     @property
     def stages(self) -> int:
-        return (self.first // self.least).bit_length() - 1
+        return (self.first // (self.least * self.teacher_steps)).bit_length()
 
     def steps_of(self, stage: int) -> int:
-        return self.first >> (stage % self.stages + 1)  # a negative stage counts from the end
+        return self.first // self.teacher_steps >> stage % self.stages  # a negative stage counts from the end
 
     def grid(self, process: AbstractGaussianProcess, stage: int) -> np.ndarray:
         """The student's times in a stage."""
@@ -286,8 +291,14 @@ class Progressive(AbstractMapLoss):
 
     def __call__(self, diffusion, params, x0, cond, context, choices):
         grid, teacher = self.grid(diffusion.process, choices.stage), choices.teacher
-        fine = np.asarray(angle_grid(diffusion.process, 2 * (grid.size - 1)))
+        together = 2 if choices.stage else self.teacher_steps
+        fine = np.asarray(angle_grid(diffusion.process, together * (grid.size - 1)))
         if choices.stage:
             teacher = make_flow_map(diffusion, choices.learned["teacher"], cond, knows=fine)
-        given = {"grid": grid, "teacher": teacher, "teacher_grid": fine}
+        given = {"grid": grid, "teacher": teacher, "teacher_grid": fine, "teacher_steps": together}
         return flow_maps.progressive_loss(diffusion, params, context.key, x0, cond, **given, **rows(context))
+
+
+def _is_power_of_two(n: int) -> bool:
+    """True of 2, 4, 8, ..."""
+    return n >= 2 and n & (n - 1) == 0
