@@ -397,7 +397,7 @@ def sample_keys(key: PRNGKeyArray | Array, index: Int[Array, " b"]) -> Shaped[Ar
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
-def normal_like(keys: Shaped[Array, "b *k"], like: Float[Array, "b *d"]) -> Float[Array, "b *d"]:
+def normal_like(keys: Shaped[Array, "b *k"] | None, like: Float[Array, "b *d"]) -> Float[Array, "b *d"]:
     """Standard normal noise in the shape and dtype of `like` [b, *d], each sample from a key of its own.
 
     Args:

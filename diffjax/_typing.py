@@ -5,26 +5,58 @@ height, width and channels). Time is a number in [0, 1] (0 data, 1 noise), one f
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+from typing_extensions import TypeAliasType
 
-Key: TypeAlias = PRNGKeyArray | Shaped[Array, "2"]
-Scalar: TypeAlias = float | Float[Array, ""] | Float[np.ndarray, ""]
-Time: TypeAlias = Scalar | Float[Array, " b"] | Float[np.ndarray, " b"]
-Sample: TypeAlias = Float[Array, "b *d"]
+# Each alias knows its name, so that `help` shows it and not what it stands for.
+
+Key = TypeAliasType("Key", PRNGKeyArray | Shaped[Array, "2"])
+Scalar = TypeAliasType("Scalar", float | Float[Array, ""] | Float[np.ndarray, ""])
+Time = TypeAliasType("Time", Scalar | Float[Array, " b"] | Float[np.ndarray, " b"])
+PerSample = TypeAliasType("PerSample", Scalar | Float[Array, " b"] | Float[np.ndarray, " b"])
+"""A number for all samples, [], or one for each, [b]."""
+Sample = TypeAliasType("Sample", Float[Array, "b *d"])
 """A batch of at least one sample, of any floating-point dtype; NumPy's arrays will do. Public functions refuse others,
 and answers of the user's functions of another shape or dtype, by a ValueError that names the argument: nothing
 broadcasts."""
-Index: TypeAlias = Int[Array, " b"]
-Params: TypeAlias = PyTree
-Cond: TypeAlias = PyTree
-Grid: TypeAlias = Float[Array, " points"] | Float[np.ndarray, " points"]
+Index = TypeAliasType("Index", Int[Array, " b"])
+Params = TypeAliasType("Params", PyTree)
+Cond = TypeAliasType("Cond", PyTree)
+Grid = TypeAliasType("Grid", Float[Array, " points"] | Float[np.ndarray, " points"])
 
-Denoiser: TypeAlias = Callable[[Any, Any], Any]
+Numbers = TypeAliasType("Numbers", float | Float[Array, "..."] | Float[np.ndarray, "..."])
+"""Numbers of any shape that a formula broadcasts, such as a weight of a method: [n] for n steps, [] inside a step."""
+OnGrid = TypeAliasType("OnGrid", Array | np.ndarray)
+"""What is computed once for a grid, [n + 1] for its points or [n] for its steps: NumPy's in float64 where all is known,
+JAX's where something is traced."""
+Weights = TypeAliasType("Weights", PyTree)
+"""A stepper's weights: what its `prepare` gives, a NamedTuple (of NamedTuples) of `Numbers`, or one row of it."""
+State = TypeAliasType("State", PyTree)
+"""What a method remembers between steps, a pytree, or None."""
+
+Denoiser = TypeAliasType("Denoiser", Callable[[Sample, Time], Sample])
 """`D(xt [b, *d], t [] or [b]) -> x0_hat [b, *d]`, the estimate of E[x0 | xt]. Any callable will do; one that is a
 pytree (an `equinox.Module`) is an argument of jit, so that new weights compile nothing."""
+LogProb = TypeAliasType("LogProb", Callable[[Sample, Time], Float[Array, " b"]])
+"""`(xt [b, *d], t) -> [b]`, a log probability or log density of each sample."""
+LogDensity = TypeAliasType("LogDensity", Callable[[Sample], Float[Array, " b"]])
+"""`x [b, *d] -> log p(x) [b]`."""
+Score = TypeAliasType("Score", Callable[[Sample], Sample])
+"""`x [b, *d] -> grad log p(x) [b, *d]`."""
+Statistic = TypeAliasType("Statistic", Callable[[Sample], PyTree])
+"""`x [b, *d] -> pytree of [b, ...]`, what is averaged along chains."""
+
+Keys = TypeAliasType("Keys", Shaped[Array, "b *k"])
+"""A key for each sample, [b]."""
+DrawTimes = TypeAliasType("DrawTimes", Callable[..., tuple[Time, Time]])
+"""`(key, n, *, index, total) -> (t [n], correction [n])`, such as `UniformTimes(process)`."""
+Penalty = TypeAliasType("Penalty", Callable[[Sample], Float[Array, " b"]])
+"""`error [b, *d] -> [b]`, such as `PseudoHuber(c)`."""
+Reconstruction = TypeAliasType("Reconstruction", Callable[..., Float[Array, " b"]])
+"""The decoder of a bound: `(x0 [b, *d], ...) -> nats [b]`; the bound says of what else."""
 
 
 @runtime_checkable
@@ -32,20 +64,22 @@ class FlowMap(Protocol):
     """A denoiser with a second time: `F(xt [b, *d], t, s) -> [b, *d]`, the average denoiser A of the step from t to
     s <= t, each [] or [b]; `F(xt, t) -> x0_hat`, as a denoiser. A plain function of (xt, t, s) will do for `Jump`."""
 
-    def __call__(self, xt: Any, t: Any, s: Any = None) -> Any: ...
+    def __call__(self, xt: Sample, t: Time, s: Time | None = None) -> Sample: ...
 
 
 class Init(Protocol):
     """`init(key, x [b, *d], c_noise [b] or [b, 2], cond) -> params`."""
 
-    def __call__(self, key: Any, x: Any, c_noise: Any, cond: Any = None) -> Any: ...
+    def __call__(self, key: Key, x: Sample, c_noise: Array, cond: Cond = None) -> Params: ...
 
 
 class Apply(Protocol):
     """`apply(params, x [b, *d], c_noise [b] or [b, 2], cond, *, key=None) -> y [b, *d]`; a key means training
     (dropout)."""
 
-    def __call__(self, params: Any, x: Any, c_noise: Any, cond: Any = None, *, key: Any = None) -> Any: ...
+    def __call__(
+        self, params: Params, x: Sample, c_noise: Array, cond: Cond = None, *, key: Key | None = None
+    ) -> Sample: ...
 
 
 class Network(NamedTuple):

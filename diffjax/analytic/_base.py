@@ -4,7 +4,6 @@ data distribution, process --> log p_t(x), score, E[x0 | xt] --> exact_denoiser:
 """
 
 import abc
-from typing import Any
 
 import equinox as eqx
 from jaxtyping import Array, Float
@@ -34,7 +33,7 @@ class AbstractDistribution(eqx.Module):
         """E[x0 | xt], [b, *d], for xt [b, *d] and t [] or [b]."""
 
 
-def of_features(name: str, x: Any, features: tuple[int, ...]) -> Any:
+def of_features(name: str, x: Sample, features: tuple[int, ...]) -> Sample:
     """Samples x [b, *d] as an array, checked to have the features [*d] of the data.
 
     Raises:

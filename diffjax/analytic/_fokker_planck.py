@@ -38,6 +38,7 @@ from diffjax._arrays import (
     time_dtype,
     whole_numbers,
 )
+from diffjax._typing import Grid, LogDensity
 from diffjax.process import AbstractGaussianProcess, AbstractProcess
 
 MAX_ROUGHNESS = 0.25
@@ -97,7 +98,7 @@ def _points(box, *places):
 
 
 @whole_numbers
-def cell_averages(box: Box, log_density: Any, nodes: int = 4) -> Float[Array, "*cells"]:
+def cell_averages(box: Box, log_density: LogDensity, nodes: int = 4) -> Float[Array, "*cells"]:
     """The mean of a density over each cell, shape [*cells], by Gauss-Legendre quadrature.
 
     Args:
@@ -119,7 +120,7 @@ def cell_averages(box: Box, log_density: Any, nodes: int = 4) -> Float[Array, "*
 
 @whole_numbers
 def fokker_planck(
-    process: AbstractProcess, box: Box, density0: Float[Array, "*cells"], ts: Any, *, max_steps: int = 1_000_000
+    process: AbstractProcess, box: Box, density0: Float[Array, "*cells"], ts: Grid, *, max_steps: int = 1_000_000
 ) -> Float[Array, "points *cells"]:
     """The density of the forward SDE through the times ts, from density0 at ts[0], as cell averages.
 

@@ -26,6 +26,8 @@ from typing import Annotated, Any, Literal, NoReturn, TypeAlias, TypeVar
 
 from typing_extensions import Doc
 
+from diffjax._typing import Scalar
+
 T = TypeVar("T")
 Row: TypeAlias = Callable[..., Any]
 """What a name stands for: a class, a preset of one, or a function."""
@@ -156,10 +158,15 @@ def _kind(row: Row, parameter: inspect.Parameter) -> type | None:
     """int, float, or None for what is no number; of a class by its fields, whose types Equinox hides in `__init__`."""
     cls = _source_of(row)
     fields = {item.name: item.type for item in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
-    hint: Any = fields.get(parameter.name, parameter.annotation)
+    kinds = _kinds(fields.get(parameter.name, parameter.annotation)) - {type(None)}
+    return int if kinds == {int} else float if float in kinds else None
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The types that a hint is a union of, those of `Scalar` too; `PerSample` and `Time` are no single numbers."""
+    hint = Scalar.__value__ if hint is Scalar else hint
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] if union else [hint]
-    return int if kinds == [int] else float if float in kinds else None
+    return {kind for part in typing.get_args(hint) for kind in _kinds(part)} if union else {hint}
 
 
 def options(*, hidden: Iterable[str] = (), **tables: Mapping[str, Row]) -> Callable[[type], Any]:

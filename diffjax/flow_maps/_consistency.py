@@ -18,7 +18,6 @@ techniques, arXiv 2310.14189); Geng et al. 2024 (ECT, arXiv 2406.14548).
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -39,7 +38,7 @@ from diffjax._arrays import (
     time_dtype,
     whole_numbers,
 )
-from diffjax._typing import Cond, Denoiser, Index, Key, Params, Sample, Scalar, Time
+from diffjax._typing import Cond, Denoiser, Index, Key, Params, Penalty, Sample, Scalar, Time
 from diffjax.losses import mean_square
 from diffjax.losses._denoising import draw_noise
 from diffjax.parameterisation import AbstractParameterisation, ScorePrediction, apply_network, recover
@@ -66,7 +65,7 @@ def consistency_loss(
     teacher: Denoiser | None = None,
     solver: str = "euler",
     target_params: Params | None = None,
-    penalty: Callable[..., Any] = mean_square,
+    penalty: Penalty = mean_square,
     weighting: Callable[..., Time],
     index: Index | None = None,
     total: int | None = None,
@@ -157,9 +156,9 @@ def per_sample_consistency(
     teacher: Denoiser | None = None,
     solver: str = "euler",
     target_params: Params | None = None,
-    penalty: Callable[..., Any] = mean_square,
+    penalty: Penalty = mean_square,
     weighting: Callable[..., Time],
-    key: Any = None,
+    key: Key | None = None,
 ) -> Float[Array, " b"]:
     """The consistency loss of given noise eps [b, *d] and times t > s, each [b]: w(t, s) penalty(difference), [b].
 
@@ -214,7 +213,7 @@ def _teacher_step(process, teacher, solver, xt, t, s):
     return heun_step(teacher, xt, Step(t, s, jax.tree.map(lambda weight: expand(weight, xt), weights)))[0]
 
 
-def check_teacher(teacher: Any, process: AbstractGaussianProcess) -> None:
+def check_teacher(teacher: object, process: AbstractGaussianProcess) -> None:
     """Raises `ValueError` where a teacher is no denoiser, or is known to be one of another process."""
     if not callable(teacher):
         raise ValueError(f"teacher: a denoiser D(xt, t) is needed, got {type(teacher).__name__}")

@@ -17,7 +17,6 @@ sections 4 and 5, algorithm 1.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +33,7 @@ from diffjax._arrays import (
     time_dtype,
     whole_numbers,
 )
-from diffjax._typing import Cond, Denoiser, Index, Key, Params, Sample, Scalar, Time
+from diffjax._typing import Cond, Denoiser, DrawTimes, Index, Key, Params, Sample, Scalar, Time
 from diffjax.flow_maps._consistency import check_teacher, unweighted
 from diffjax.flow_maps._eulerian import check_eulerian, eulerian_target, velocity_and_derivative
 from diffjax.losses._denoising import draw_noise
@@ -52,7 +51,7 @@ def continuous_consistency_loss(
     x0: Sample,
     cond: Cond = None,
     *,
-    times: Callable[..., Any],
+    times: DrawTimes,
     teacher: Denoiser | None = None,
     warm_up: Scalar = 1.0,
     c: Scalar | None = 0.1,
@@ -139,7 +138,7 @@ def consistency_tangent(
     *,
     teacher: Denoiser | None = None,
     warm_up: Scalar = 1.0,
-    key: Any = None,
+    key: Key | None = None,
 ) -> tuple[Sample, Sample]:
     """(u, g), both [b, *d]: the network's velocity on the circle and the stopped tangent, for given eps and t [b].
 

@@ -17,13 +17,11 @@ one has a velocity that grows as 1/sigma near the data, so that `X0Prediction` w
 Source: Geng et al. 2025 (MeanFlow, arXiv 2505.13447), eq. 6; Lu & Song 2024 (sCM, arXiv 2410.11081), eq. 6.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from diffjax._arrays import answered, as_samples, check_time, expand, is_concrete
-from diffjax._typing import Cond, Params, Sample, Time
+from diffjax._typing import Cond, Key, Params, Sample, Time
 from diffjax.parameterisation import ScorePrediction, apply_network, recover
 from diffjax.parameterisation._diffusion import Diffusion
 from diffjax.parameterisation._linear import EpsPrediction, VelocityPrediction, VPrediction
@@ -43,7 +41,7 @@ def average_velocity(
     s: Time | None,
     cond: Cond = None,
     *,
-    key: Any = None,
+    key: Key | None = None,
 ) -> Sample:
     """u(z, c_t, c_s), [b, *d]: the network's average velocity in the coordinates, for z [b, *d] and t, s [] or [b].
 
@@ -65,7 +63,7 @@ def velocity_and_derivative(
     tangent: Sample,
     cond: Cond = None,
     *,
-    key: Any = None,
+    key: Key | None = None,
 ) -> tuple[Sample, Sample]:
     """(u, du/dc), both [b, *d]: the average velocity, and its derivative along (tangent, 1) in (z, c_t), s held.
 
@@ -91,7 +89,7 @@ def velocity_and_derivative(
 
 
 def eulerian_target(
-    coordinates: Coordinates, gap: Any, z: Sample, data: Sample, u: Sample, derivative: Sample
+    coordinates: Coordinates, gap: Time, z: Sample, data: Sample, u: Sample, derivative: Sample
 ) -> Sample:
     """The average velocity [b, *d] that the identity asks for; at the exact map it is u itself.
 

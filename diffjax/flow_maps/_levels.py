@@ -66,7 +66,7 @@ class GridLevels(eqx.Module):
         return self.ts[i], self.ts[i + 1]
 
 
-def _as_pair(pair: Any) -> tuple[Scalar, Scalar] | None:
+def _as_pair(pair: object) -> tuple[Scalar, Scalar] | None:
     if pair is None:
         return None
     if not isinstance(pair, tuple) or len(pair) != 2:
@@ -116,7 +116,7 @@ class EDMLevels(eqx.Module):
         if self.lognormal is not None:
             check(self.lognormal[1] > 0, f"lognormal: the standard deviation must be positive, got {self.lognormal[1]}")
 
-    def time(self, i: Any) -> Time:
+    def time(self, i: Int[Array, "..."]) -> Time:
         """t of level i = 0 .. N - 1, of the shape of i: 0 for the lowest, 1 for the highest."""
         low, high = self._ends()
         i, last = jnp.asarray(i).astype(low.dtype), jnp.asarray(self.n).astype(low.dtype) - 1
@@ -214,7 +214,7 @@ def _still(process):
 
 
 @whole_numbers
-def ct_levels(step: Any, steps: int, *, s0: int = 2, s1: int = 150) -> Int[Array, ""]:
+def ct_levels(step: int | Int[Array, ""], steps: int, *, s0: int = 2, s1: int = 150) -> Int[Array, ""]:
     """N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1: consistency training's number of levels, a scalar.
 
     Args:
@@ -237,7 +237,7 @@ def ct_levels(step: Any, steps: int, *, s0: int = 2, s1: int = 150) -> Int[Array
     return jnp.ceil(jnp.sqrt(share * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1).astype(jnp.int32) + 1
 
 
-def ct_decay(levels: Any, *, s0: Scalar = 2.0, mu0: Scalar = 0.9) -> Float[Array, ""]:
+def ct_decay(levels: int | Int[Array, ""], *, s0: Scalar = 2.0, mu0: Scalar = 0.9) -> Float[Array, ""]:
     """mu(k) = exp(s0 log(mu0)/N(k)): the decay of consistency training's target average, a scalar.
 
     As an average of a training run: `lambda step, params, ema: make_ema(ct_decay(ct_levels(step, steps)),
@@ -262,7 +262,7 @@ def ct_decay(levels: Any, *, s0: Scalar = 2.0, mu0: Scalar = 0.9) -> Float[Array
 
 
 @whole_numbers
-def ict_levels(step: Any, steps: int, *, s0: int = 10, s1: int = 1280) -> Int[Array, ""]:
+def ict_levels(step: int | Int[Array, ""], steps: int, *, s0: int = 10, s1: int = 1280) -> Int[Array, ""]:
     """N(k) = min(s0 2^floor(k/K'), s1) + 1, K' = floor(K/(log2(s1/s0) + 1)): iCT's number of levels, a scalar.
 
     Args:

@@ -26,7 +26,6 @@ Source: Geng et al. 2025 (Mean flows for one-step generative modeling, arXiv 250
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -80,7 +79,7 @@ class GuidedVelocity(eqx.Module):
     Source: Geng et al. 2025 (arXiv 2505.13447), eq. 21.
     """
 
-    null: Any
+    null: Cond
     omega: Scalar = eqx.field(converter=as_scalar)
     kappa: Scalar | None = eqx.field(converter=lambda k: None if k is None else as_scalar(k), default=None)
     low: Scalar = eqx.field(converter=as_scalar, default=0.0)
@@ -99,11 +98,11 @@ def mean_flow_loss(
     x0: Sample,
     cond: Cond = None,
     *,
-    pairs: Callable[..., Any],
+    pairs: Callable[..., tuple[Time, Time, Time]],
     teacher: Denoiser | None = None,
     improved: bool = False,
-    power: Any = 0.0,
-    offset: Any = 1e-3,
+    power: Scalar = 0.0,
+    offset: Scalar = 1e-3,
     guidance: GuidedVelocity | None = None,
     index: Index | None = None,
     total: int | None = None,
@@ -192,7 +191,7 @@ def mean_flow_residual(
     teacher: Denoiser | None = None,
     improved: bool = False,
     guidance: GuidedVelocity | None = None,
-    key: Any = None,
+    key: Key | None = None,
 ) -> Sample:
     """u - sg(target), [b, *d], of given noise eps [b, *d] and times t, s [b]; see `mean_flow_loss`.
 

@@ -24,7 +24,7 @@ steps at once by the mean above.
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ def progressive_loss(
     x0: Sample,
     cond: Cond = None,
     *,
-    teacher: Any,
+    teacher: Callable[..., Sample],
     grid: Grid,
     teacher_steps: int = 2,
     teacher_grid: FineGrid | None = None,
@@ -145,9 +145,9 @@ def progressive_loss(
 @whole_numbers
 def progressive_target(
     process: AbstractGaussianProcess,
-    teacher: Any,
+    teacher: Callable[..., Sample],
     xt: Sample,
-    k: Any,
+    k: Index,
     *,
     grid: Grid,
     teacher_steps: int = 2,
@@ -237,11 +237,11 @@ def check_predicts_x0(diffusion: Diffusion) -> None:
 class _TeacherSteps(NamedTuple):
     """The teacher's n steps in each of the student's K, [K, n] each."""
 
-    t: Any
-    s: Any
-    c_x: Any
-    c_x0: Any
-    share: Any
+    t: Array
+    s: Array
+    c_x: Array
+    c_x0: Array
+    share: Array
 
 
 def _teacher_steps(process, teacher, grid, n, teacher_grid):

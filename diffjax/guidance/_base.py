@@ -10,15 +10,20 @@ Scale 1 is none, bit for bit, whatever the rule. All numbers are [] or one a sam
 
 import abc
 import dataclasses
-from typing import Any
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
+from typing_extensions import TypeAliasType
 
 from diffjax._arrays import answered, as_samples, as_scalar, check, check_time, expand, is_concrete
-from diffjax._typing import Sample, Time
+from diffjax._typing import Denoiser, PerSample, Sample, Time
+
+Pair = TypeAliasType("Pair", Callable[[Sample, Time], tuple[Sample, Sample]])
+"""`(xt [b, *d], t) -> (cond, uncond)`, both [b, *d]."""
 
 
 class AbstractGuide(eqx.Module):
@@ -35,12 +40,12 @@ def _is_rows(value):
     return bool(parts) and all(isinstance(part, jax.Array | np.ndarray) and part.ndim == 1 for part in parts)
 
 
-def aligned(value: Any, xt: Any) -> Any:
+def aligned(value: PerSample, xt: Sample) -> Array:
     """A number [] or [b] in the dtype of xt [b, *d], aligned with it."""
     return expand(jnp.asarray(value, xt.dtype), xt)
 
 
-def number(name: str, value: Any) -> Any:
+def number(name: str, value: PerSample) -> Array:
     """A number as a float leaf.
 
     Raises:
@@ -53,7 +58,7 @@ def number(name: str, value: Any) -> Any:
     return value
 
 
-def check_sign(name: str, value: Any, negative: bool) -> None:
+def check_sign(name: str, value: Array, negative: bool) -> None:
     """Raises `ValueError` where a number is below 0 and that was not requested."""
     check(
         jnp.logical_or(negative, value >= 0),
@@ -61,7 +66,7 @@ def check_sign(name: str, value: Any, negative: bool) -> None:
     )
 
 
-def both(cond: Any, uncond: Any, xt: Any) -> tuple[Any, Any]:
+def both(cond: Sample, uncond: Sample, xt: Sample) -> tuple[Sample, Sample]:
     """Two answers [b, *d] to xt [b, *d], checked, for a rule to put together.
 
     Raises:
@@ -75,7 +80,7 @@ class AbstractRule(AbstractGuide):
     """How two answers become one. At scale 1 it gives `cond`, bit for bit."""
 
     @abc.abstractmethod
-    def __call__(self, cond: Sample, uncond: Sample, scale: Any, xt: Sample, t: Time) -> Sample:
+    def __call__(self, cond: Sample, uncond: Sample, scale: Array, xt: Sample, t: Time) -> Sample:
         """The guided x0_hat [b, *d] from two, [b, *d], and a scale that broadcasts with them."""
 
 
@@ -85,7 +90,7 @@ class Linear(AbstractRule):
     Source: Ho & Salimans 2022 (Classifier-free diffusion guidance), eq. 6, with w = scale - 1.
     """
 
-    def __call__(self, cond: Sample, uncond: Sample, scale: Any, xt: Sample, t: Time) -> Sample:
+    def __call__(self, cond: Sample, uncond: Sample, scale: Array, xt: Sample, t: Time) -> Sample:
         cond, uncond = both(cond, uncond, xt)
         return cond + (scale - 1) * (cond - uncond)
 
@@ -99,8 +104,8 @@ class Guided(AbstractGuide):
       rule: how the two become one.
     """
 
-    pair: Any
-    scale: Any
+    pair: Pair
+    scale: PerSample
     rule: AbstractRule
 
     def __call__(self, xt: Sample, t: Time) -> Sample:
@@ -114,7 +119,7 @@ class Guided(AbstractGuide):
         return self.rule(cond, uncond, aligned(self.scale, xt), xt, t), uncond
 
 
-def guided(pair: Any, plain: Any, scale: Any, rule: AbstractRule, negative: bool) -> Any:
+def guided(pair: Pair, plain: Denoiser, scale: PerSample, rule: AbstractRule, negative: bool) -> Denoiser:
     """`Guided`; or `plain`, the first denoiser itself, where the scale, [] or [b], can be seen to be 1.
 
     Raises:

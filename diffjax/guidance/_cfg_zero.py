@@ -8,10 +8,9 @@ Both are stated on the velocity: `OnPrediction(process, VelocityPrediction(), Op
 Source: Fan et al. 2025 (CFG-Zero*: improved classifier-free guidance for flow matching models), algorithm 1.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from diffjax._arrays import expand
 from diffjax._typing import Denoiser, Sample, Scalar, Time
@@ -27,7 +26,7 @@ class OptimalScale(AbstractRule):
     Source: Fan et al. 2025 (CFG-Zero*), algorithm 1 (its w is this scale).
     """
 
-    def __call__(self, cond: Sample, uncond: Sample, scale: Any, xt: Sample, t: Time) -> Sample:
+    def __call__(self, cond: Sample, uncond: Sample, scale: Array, xt: Sample, t: Time) -> Sample:
         cond, uncond = both(cond, uncond, xt)
         return cond + (scale - 1) * (cond - projection(cond, uncond))
 

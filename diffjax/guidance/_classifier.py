@@ -8,14 +8,11 @@ scale w is classifier-free guidance of scale w; with the conditional denoiser, w
 Source: Dhariwal & Nichol 2021 (Diffusion models beat GANs), algorithms 1 and 2.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from diffjax._arrays import answered, as_samples, check_time
-from diffjax._typing import Denoiser, Sample, Time
+from diffjax._typing import Denoiser, LogProb, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractGuide, aligned, check_sign, number
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
@@ -25,9 +22,9 @@ class ClassifierGuided(AbstractGuide):
     """The guided denoiser; made by `classifier_guidance`."""
 
     process: AbstractGaussianProcess
-    denoiser: Any
-    log_prob: Any
-    scale: Any
+    denoiser: Denoiser
+    log_prob: LogProb
+    scale: PerSample
 
     def __call__(self, xt: Sample, t: Time) -> Sample:
         xt = as_samples("xt", xt)
@@ -43,8 +40,8 @@ class ClassifierGuided(AbstractGuide):
 def classifier_guidance(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
-    log_prob: Callable[[Any, Any], Any],
-    scale: Any,
+    log_prob: LogProb,
+    scale: PerSample,
     *,
     negative: bool = False,
 ) -> Denoiser:

@@ -8,14 +8,12 @@ Stable Diffusion's "guidance scale" is this scale.
     xt, cond, null --> one batch of 2b --> the network once --> D(. | c), D(. | null) --> rule
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from diffjax._arrays import as_samples, check_time
-from diffjax._typing import Cond, Denoiser, Sample, Time
+from diffjax._typing import Cond, Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractGuide, AbstractRule, Linear, guided
 from diffjax.parameterisation import NetworkDenoiser
 
@@ -29,7 +27,7 @@ class OnePass(AbstractGuide):
     """
 
     denoiser: NetworkDenoiser
-    null: Any
+    null: Cond
 
     def __check_init__(self):
         cond = getattr(self.denoiser, "cond", None)
@@ -60,7 +58,7 @@ class OnePass(AbstractGuide):
 def classifier_free(
     denoiser: NetworkDenoiser,
     null: Cond,
-    scale: Any,
+    scale: PerSample,
     *,
     rule: AbstractRule = Linear(),  # noqa: B008 - it is immutable
     negative: bool = False,

@@ -9,22 +9,21 @@ Source: Chung et al. 2023 (Diffusion posterior sampling for general noisy invers
 algorithm 1.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from diffjax._arrays import check, expand, sum_features
-from diffjax._typing import Denoiser, Sample, Time
+from diffjax._typing import Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import number
-from diffjax.guidance._posterior import AbstractPosterior, observation, observe, positive
+from diffjax.guidance._posterior import AbstractPosterior, ObservationLike, observation, observe, positive
+from diffjax.operators._base import Operator
 from diffjax.process import AbstractGaussianProcess
 
 
 class DPS(AbstractPosterior):
     """A guided denoiser; made by `dps`. It evaluates the denoiser once, and its vjp."""
 
-    std: Any
-    scale: Any
+    std: PerSample
+    scale: PerSample
 
     def __call__(self, xt: Sample, t: Time) -> Sample:
         at = observe(self.process, self.denoiser, self.operator, self.y, xt, t)
@@ -35,7 +34,7 @@ class DPS(AbstractPosterior):
 class DPSNormalised(AbstractPosterior):
     """A guided denoiser; made by `dps_normalised`."""
 
-    scale: Any
+    scale: PerSample
 
     def __call__(self, xt: Sample, t: Time) -> Sample:
         at = observe(self.process, self.denoiser, self.operator, self.y, xt, t)
@@ -46,7 +45,13 @@ class DPSNormalised(AbstractPosterior):
 
 
 def dps(
-    process: AbstractGaussianProcess, denoiser: Denoiser, operator: Any, y: Any, std: Any, *, scale: Any = 1.0
+    process: AbstractGaussianProcess,
+    denoiser: Denoiser,
+    operator: Operator,
+    y: ObservationLike,
+    std: PerSample,
+    *,
+    scale: PerSample = 1.0,
 ) -> Denoiser:
     """DPS as a denoiser: xt [b, *d], t [] or [b] -> an estimate of E[x0 | xt, y], [b, *d].
 
@@ -73,7 +78,7 @@ def _not_negative(scale):
 
 
 def dps_normalised(
-    process: AbstractGaussianProcess, denoiser: Denoiser, operator: Any, y: Any, *, scale: Any
+    process: AbstractGaussianProcess, denoiser: Denoiser, operator: Operator, y: ObservationLike, *, scale: PerSample
 ) -> Denoiser:
     """DPS with a step in units of the residual, for noise of unknown size: shapes as in `dps`.
 

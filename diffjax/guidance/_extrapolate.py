@@ -9,11 +9,9 @@ level.
 Source: Karras et al. 2024 (Guiding a diffusion model with a bad version of itself).
 """
 
-from typing import Any
-
 import equinox as eqx
 
-from diffjax._typing import Denoiser, Sample, Time
+from diffjax._typing import Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractRule, Linear, guided
 from diffjax.parameterisation._denoiser import predict
 
@@ -21,8 +19,8 @@ from diffjax.parameterisation._denoiser import predict
 class TwoPasses(eqx.Module):
     """`(xt [b, *d], t) -> (cond, uncond)`, one evaluation of each denoiser."""
 
-    cond: Any
-    uncond: Any
+    cond: Denoiser
+    uncond: Denoiser
 
     def __call__(self, xt: Sample, t: Time) -> tuple[Sample, Sample]:
         return predict(self.cond, xt, t), predict(self.uncond, xt, t)
@@ -31,7 +29,7 @@ class TwoPasses(eqx.Module):
 def extrapolate(
     cond: Denoiser,
     uncond: Denoiser,
-    scale: Any,
+    scale: PerSample,
     *,
     rule: AbstractRule = Linear(),  # noqa: B008 - it is immutable
     negative: bool = False,

@@ -6,13 +6,12 @@ exp(-logsnr/2): the interval (sigma_low, sigma_high] of the paper has low = -2 l
 Source: Kynkaanniemi et al. 2024 (Applying guidance in a limited interval).
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from diffjax._arrays import as_samples, as_scalar, check, expand
-from diffjax._typing import Denoiser, Sample, Time
+from diffjax._typing import Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractGuide
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
@@ -25,10 +24,10 @@ class Interval(AbstractGuide):
     """
 
     process: AbstractGaussianProcess
-    inside: Any
-    outside: Any
-    low: Any
-    high: Any
+    inside: Denoiser
+    outside: Denoiser
+    low: Array
+    high: Array
 
     def __call__(self, xt: Sample, t: Time) -> Sample:
         xt = as_samples("xt", xt)
@@ -41,7 +40,7 @@ class Interval(AbstractGuide):
 
 
 def within_interval(
-    process: AbstractGaussianProcess, guided: Denoiser, plain: Denoiser, low: Any, high: Any
+    process: AbstractGaussianProcess, guided: Denoiser, plain: Denoiser, low: PerSample, high: PerSample
 ) -> Denoiser:
     """`guided` where low <= logsnr <= high, `plain` elsewhere: a denoiser `(xt [b, *d], t) -> [b, *d]`.
 

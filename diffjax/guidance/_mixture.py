@@ -10,14 +10,13 @@ network that is the gradient of an energy (then up to its unknown constant, whic
 Source: Du et al. 2023 (Reduce, reuse, recycle), section 3.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from diffjax._arrays import answered, as_samples, check, expand
-from diffjax._typing import Denoiser, Sample, Time
+from diffjax._typing import Denoiser, LogProb, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractGuide, number
 from diffjax.guidance._product import same_shape
 from diffjax.parameterisation._denoiser import predict
@@ -26,9 +25,9 @@ from diffjax.parameterisation._denoiser import predict
 class Mixture(AbstractGuide):
     """The mixed denoiser; made by `density_mixture`."""
 
-    denoisers: tuple[Any, ...]
-    log_densities: tuple[Any, ...]
-    weights: tuple[Any, ...]
+    denoisers: tuple[Denoiser, ...]
+    log_densities: tuple[LogProb, ...]
+    weights: tuple[PerSample, ...]
 
     def __call__(self, xt: Sample, t: Time) -> Sample:
         xt = as_samples("xt", xt)
@@ -41,8 +40,8 @@ class Mixture(AbstractGuide):
 
 def density_mixture(
     denoisers: Sequence[Denoiser],
-    log_densities: Sequence[Callable[[Any, Any], Any]],
-    weights: Sequence[Any] | None = None,
+    log_densities: Sequence[LogProb],
+    weights: Sequence[PerSample] | None = None,
 ) -> Denoiser:
     """The mixture sum_i w_i p_i as a denoiser `(xt [b, *d], t) -> [b, *d]`.
 

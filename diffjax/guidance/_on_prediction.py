@@ -8,7 +8,7 @@ The last form keeps every digit of `cond` at scale 1. `Linear` is the same on al
 lengths are not.
 """
 
-from typing import Any
+from jaxtyping import Array
 
 from diffjax._typing import Sample, Time
 from diffjax.guidance._base import AbstractRule, aligned, both
@@ -29,7 +29,7 @@ class OnPrediction(AbstractRule):
     parameterisation: AbstractParameterisation
     rule: AbstractRule
 
-    def __call__(self, cond: Sample, uncond: Sample, scale: Any, xt: Sample, t: Time) -> Sample:
+    def __call__(self, cond: Sample, uncond: Sample, scale: Array, xt: Sample, t: Time) -> Sample:
         cond, uncond = both(cond, uncond, xt)
         a, b = (aligned(c, xt) for c in self.parameterisation.coefficients(self.process, t))
         alpha, sigma = aligned(self.process.alpha(t), xt), aligned(self.process.sigma(t), xt)

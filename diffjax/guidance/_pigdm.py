@@ -10,17 +10,16 @@ Source: Song et al. 2023 (Pseudoinverse-guided diffusion models), eqs. 7-8; Zhu 
 diffusion models for plug-and-play image restoration), eq. 12b.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 import lineax as lx
 
 from diffjax._arrays import expand
-from diffjax._typing import Denoiser, Sample, Scalar, Time
+from diffjax._typing import Denoiser, PerSample, Sample, Scalar, Time
 from diffjax.guidance._posterior import (
     CONJUGATE_GRADIENTS,
     AbstractPosterior,
+    ObservationLike,
     compare,
     isotropic,
     observation,
@@ -28,6 +27,7 @@ from diffjax.guidance._posterior import (
     positive,
     whiten,
 )
+from diffjax.operators._base import Operator
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
 
@@ -38,8 +38,8 @@ LEAST_SNR = 1e-9
 class PiGDM(AbstractPosterior):
     """A guided denoiser; made by `pigdm`. It evaluates the denoiser once, and its vjp."""
 
-    std: Any
-    data_std: Any
+    std: PerSample
+    data_std: PerSample
     solver: lx.AbstractLinearSolver = eqx.field(static=True)
 
     def __call__(self, xt: Sample, t: Time) -> Sample:
@@ -52,8 +52,8 @@ class PiGDM(AbstractPosterior):
 class Proximal(AbstractPosterior):
     """A guided denoiser; made by `proximal`. It evaluates the denoiser once."""
 
-    std: Any
-    strength: Any
+    std: PerSample
+    strength: PerSample
     solver: lx.AbstractLinearSolver = eqx.field(static=True)
 
     def __call__(self, xt: Sample, t: Time) -> Sample:
@@ -69,9 +69,9 @@ class Proximal(AbstractPosterior):
 def pigdm(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
-    operator: Any,
-    y: Any,
-    std: Any,
+    operator: Operator,
+    y: ObservationLike,
+    std: PerSample,
     *,
     data_std: Scalar = 1.0,
     solver: lx.AbstractLinearSolver = CONJUGATE_GRADIENTS,
@@ -99,9 +99,9 @@ def pigdm(
 def proximal(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
-    operator: Any,
-    y: Any,
-    std: Any,
+    operator: Operator,
+    y: ObservationLike,
+    std: PerSample,
     *,
     strength: Scalar = 1.0,
     solver: lx.AbstractLinearSolver = CONJUGATE_GRADIENTS,

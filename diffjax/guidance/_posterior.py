@@ -16,30 +16,37 @@ conjugate gradients, each sample's its own. For an A that is not linear, A' is i
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
+from jaxtyping import Array
+from typing_extensions import TypeAliasType
 
 from diffjax._arrays import as_numbers, as_samples, as_scalar, check, expand
-from diffjax._typing import Denoiser, Sample, Time
+from diffjax._typing import Denoiser, PerSample, Sample, Scalar, Time
 from diffjax.guidance._base import AbstractGuide
 from diffjax.operators import Linearised, linearise
+from diffjax.operators._base import Observation, Operator
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
 
 CONJUGATE_GRADIENTS = lx.CG(rtol=1e-5, atol=1e-5, max_steps=50)
 """The default solver of methods whose covariance is assumed. Where max_steps stops it, its last iterate is used."""
 
+ObservationLike = TypeAliasType("ObservationLike", Array | np.ndarray | list | tuple)
+"""What was observed, as an array or in lists, [b, *m] or [1, *m]; `observation` reads it."""
+
 
 class AbstractPosterior(AbstractGuide):
     """A denoiser that knows of y: [b, *m], of which each sample has its row, or [1, *m] for all."""
 
     process: AbstractGaussianProcess
-    denoiser: Any
-    operator: Any
-    y: Any
+    denoiser: Denoiser
+    operator: Operator
+    y: Array
 
     def per_sample_fields(self) -> tuple[str, ...]:
         """The names of its fields that have one row a sample, [b, ...]."""
@@ -51,14 +58,14 @@ class Observed(NamedTuple):
     """A denoiser and an operator near xt [b, *d]; observations are [b, *m]."""
 
     x0_hat: Sample
-    covariance: Callable[[Any], Any]
+    covariance: Callable[[Sample], Sample]
     """u [b, *d] -> C u, [b, *d], by the denoiser's vjp."""
     operator: Linearised
-    residual: Any
+    residual: Observation
     """y - A(x0_hat), [b, *m]."""
 
 
-def observation(y: Any) -> Any:
+def observation(y: ObservationLike) -> Array:
     """y as an array [b, *m], or [1, *m] for all samples.
 
     Raises:
@@ -68,7 +75,7 @@ def observation(y: Any) -> Any:
 
 
 def observe(
-    process: AbstractGaussianProcess, denoiser: Denoiser, operator: Any, y: Any, xt: Sample, t: Time
+    process: AbstractGaussianProcess, denoiser: Denoiser, operator: Operator, y: Array, xt: Sample, t: Time
 ) -> Observed:
     """The denoiser at xt [b, *d] and t [] or [b], with what it leaves of y [b, *m] or [1, *m] unexplained."""
     xt = as_samples("xt", xt)
@@ -80,7 +87,7 @@ def observe(
     return Observed(x0_hat, lambda u: gain * pull(u)[0], *compare(operator, y, x0_hat))
 
 
-def compare(operator: Any, y: Any, x0_hat: Sample) -> tuple[Linearised, Any]:
+def compare(operator: Operator, y: Array, x0_hat: Sample) -> tuple[Linearised, Array]:
     """The operator near x0_hat [b, *d], and the residual y - A(x0_hat), [b, *m], for y [b, *m] or [1, *m].
 
     Raises:
@@ -93,15 +100,20 @@ def compare(operator: Any, y: Any, x0_hat: Sample) -> tuple[Linearised, Any]:
     return near, y.astype(x0_hat.dtype) - near.value
 
 
-def whiten(spread: Callable[[Any], Any], residual: Any, std: Any, solver: lx.AbstractLinearSolver) -> Any:
-    """(spread + std^2 I)^-1 residual, all [b, *m]; spread is positive, of each sample alone, and acts on [b, *m]."""
+def whiten(
+    covariance: Callable[[Observation], Observation],
+    residual: Observation,
+    std: PerSample,
+    solver: lx.AbstractLinearSolver,
+) -> Observation:
+    """(covariance + std^2 I)^-1 residual, all [b, *m]; covariance, on [b, *m], is positive and of each sample alone."""
     std = expand(std, residual).astype(residual.dtype)
 
     def solve(matrix, rhs):
         return jax.vmap(lambda one: _solve_one(matrix, one, solver), axis_name="samples")(rhs)
 
     # Implicit derivatives, forwards and backwards, whatever loop the solver runs.
-    apply = lambda w: w + spread(w) / std**2
+    apply = lambda w: w + covariance(w) / std**2
     return jax.lax.custom_linear_solve(apply, residual / std, solve, symmetric=True) / std
 
 
@@ -117,7 +129,7 @@ def _solve_one(matrix, rhs, solver):
     return solver.compute(solver.init(operator, {}), rhs, {})[0]
 
 
-def isotropic(process: AbstractGaussianProcess, data_std: Any, x: Sample, t: Time) -> Any:
+def isotropic(process: AbstractGaussianProcess, data_std: Scalar, x: Sample, t: Time) -> Array:
     """r^2 = c sigma^2/(c alpha^2 + sigma^2), [] or [b, 1, ...]: the variance of x0 given xt for N(0, c I) data.
 
     x [b, *d] gives axes and dtype; c = data_std^2, a scalar.
@@ -126,7 +138,7 @@ def isotropic(process: AbstractGaussianProcess, data_std: Any, x: Sample, t: Tim
     return expand(c * sigma**2 / (c * alpha**2 + sigma**2), x).astype(x.dtype)
 
 
-def positive(name: str, value: Any) -> Any:
+def positive(name: str, value: PerSample) -> Array:
     """A number as a leaf, scalar or [b]; ValueError where it has another shape or is not positive."""
     value = as_scalar(value)
     if jnp.ndim(value) > 1:

@@ -14,12 +14,12 @@ p_0 prod_i (p_i/p_0)^w_i: weights w_i, and 1 - sum_i w_i for p_0; Du et al. 2023
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
-from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from diffjax._arrays import as_samples, check
-from diffjax._typing import Denoiser, Sample, Time
+from diffjax._typing import Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractGuide, aligned, check_sign, number
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
@@ -29,8 +29,8 @@ class Product(AbstractGuide):
     """The composed denoiser; made by `product` and `negation`."""
 
     process: AbstractGaussianProcess
-    denoisers: tuple[Any, ...]
-    weights: tuple[Any, ...]
+    denoisers: tuple[Denoiser, ...]
+    weights: tuple[Array, ...]
 
     def __call__(self, xt: Sample, t: Time) -> Sample:
         xt = as_samples("xt", xt)
@@ -53,7 +53,7 @@ class Product(AbstractGuide):
 def product(
     process: AbstractGaussianProcess,
     denoisers: Sequence[Denoiser],
-    weights: Sequence[Any] | None = None,
+    weights: Sequence[PerSample] | None = None,
     *,
     negative: bool = False,
 ) -> Denoiser:
@@ -86,7 +86,7 @@ def product(
     return Product(process, denoisers, same_shape(values))
 
 
-def negation(process: AbstractGaussianProcess, denoiser: Denoiser, unwanted: Denoiser, weight: Any) -> Denoiser:
+def negation(process: AbstractGaussianProcess, denoiser: Denoiser, unwanted: Denoiser, weight: PerSample) -> Denoiser:
     """p/q^weight at each level, "p but not q", as a denoiser `(xt [b, *d], t) -> [b, *d]`.
 
     Args:
@@ -110,7 +110,7 @@ def negation(process: AbstractGaussianProcess, denoiser: Denoiser, unwanted: Den
     return Product(process, (denoiser, unwanted), same_shape((jnp.ones_like(weight), -weight)))
 
 
-def same_shape(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def same_shape(values: tuple[Array, ...]) -> tuple[Array, ...]:
     """Numbers as they are, or all [b] where one is."""
     rows = [value.shape for value in values if value.ndim == 1]
     return tuple(jnp.broadcast_to(value, rows[0]) for value in values) if rows else values

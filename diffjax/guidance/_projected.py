@@ -9,10 +9,9 @@ out: it is memory between steps, and a denoiser has none.
 Source: Sadat et al. 2024 (Eliminating oversaturation and artifacts of high guidance scales), algorithm 1.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from diffjax._arrays import as_accumulators, as_scalar, check
 from diffjax._typing import Sample, Scalar, Time
@@ -42,7 +41,7 @@ class Projected(AbstractRule):
     def __check_init__(self):
         check(self.norm > 0, f"norm: must be positive, got {self.norm}")
 
-    def __call__(self, cond: Sample, uncond: Sample, scale: Any, xt: Sample, t: Time) -> Sample:
+    def __call__(self, cond: Sample, uncond: Sample, scale: Array, xt: Sample, t: Time) -> Sample:
         cond, uncond = both(cond, uncond, xt)
         update = cond - uncond
         square, limit = inner(update, update), aligned(self.norm, xt)
@@ -52,13 +51,13 @@ class Projected(AbstractRule):
         return cond + (scale - 1) * (update + (aligned(self.parallel, xt) - 1) * along)
 
 
-def inner(x: Any, y: Any) -> Any:
+def inner(x: Sample, y: Sample) -> Array:
     """<x, y> over the features of each sample, [b, 1, ..., 1], for x and y [b, *d], in float32 at least."""
     x, y = as_accumulators((x, y))
     return jnp.sum(x * y, axis=tuple(range(1, x.ndim)), keepdims=True)
 
 
-def projection(x: Any, on: Any) -> Any:
+def projection(x: Sample, on: Sample) -> Sample:
     """(<x, on>/||on||^2) on for each sample, [b, *d]; 0 where `on` is 0."""
     square = inner(on, on)
     return (inner(x, on) / jnp.where(square > 0, square, 1.0)).astype(on.dtype) * on

@@ -8,10 +8,9 @@ overexposure shows; `OnPrediction(process, VPrediction(), Rescaled())` is the pa
 Source: Lin et al. 2023 (Common diffusion noise schedules and sample steps are flawed), section 3.4.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from diffjax._arrays import as_accumulators, check
 from diffjax._typing import Sample, Scalar, Time
@@ -37,7 +36,7 @@ class Rescaled(AbstractRule):
     def __check_init__(self):
         check((self.phi >= 0) & (self.phi <= 1), f"phi: must lie in [0, 1], got {self.phi}")
 
-    def __call__(self, cond: Sample, uncond: Sample, scale: Any, xt: Sample, t: Time) -> Sample:
+    def __call__(self, cond: Sample, uncond: Sample, scale: Array, xt: Sample, t: Time) -> Sample:
         cond, uncond = both(cond, uncond, xt)
         x0 = self.rule(cond, uncond, scale, xt, t)
         before, after = _variance(cond), _variance(x0)

@@ -8,13 +8,11 @@ The average denoiser of a flow map is a mean of denoisers, in the range of the d
 Source: Saharia et al. 2022 (Imagen), section 2.3, for data in [-1, 1].
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 
 from diffjax._arrays import as_scalar, check
-from diffjax._typing import Denoiser, Sample, Time
+from diffjax._typing import Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractGuide, aligned, number
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process._flow_map import Known, known_pairs
@@ -23,7 +21,7 @@ from diffjax.process._flow_map import Known, known_pairs
 class _Threshold(AbstractGuide):
     """`(xt [b, *d], t) -> [b, *d]`, and with s the average denoiser of a flow map, as the denoiser inside."""
 
-    denoiser: eqx.AbstractVar[Any]
+    denoiser: eqx.AbstractVar[Denoiser]
 
     @property
     def knows(self) -> Known | None:
@@ -34,9 +32,9 @@ class _Threshold(AbstractGuide):
 class StaticThreshold(_Threshold):
     """Made by `static_threshold`."""
 
-    denoiser: Any
-    low: Any
-    high: Any
+    denoiser: Denoiser
+    low: PerSample
+    high: PerSample
 
     def __call__(self, xt: Sample, t: Time, s: Time | None = None) -> Sample:
         x0 = predict(self.denoiser, xt, t, s).astype(xt.dtype)
@@ -46,9 +44,9 @@ class StaticThreshold(_Threshold):
 class DynamicThreshold(_Threshold):
     """Made by `dynamic_threshold`."""
 
-    denoiser: Any
-    bound: Any
-    largest: Any
+    denoiser: Denoiser
+    bound: PerSample
+    largest: PerSample
     quantile: float = eqx.field(static=True)
 
     def __call__(self, xt: Sample, t: Time, s: Time | None = None) -> Sample:
@@ -59,7 +57,7 @@ class DynamicThreshold(_Threshold):
         return jnp.clip(x0, -reach, reach) * (bound / reach)
 
 
-def static_threshold(denoiser: Denoiser, low: Any = -1.0, high: Any = 1.0) -> Denoiser:
+def static_threshold(denoiser: Denoiser, low: PerSample = -1.0, high: PerSample = 1.0) -> Denoiser:
     """The denoiser's x0_hat [b, *d] clipped to the range of the data: what other libraries call `clip_denoised`.
 
     For data of known range, such as pictures in [-1, 1]. It leaves an exact denoiser as it is, for E[x0 | xt] lies
@@ -89,7 +87,7 @@ def static_threshold(denoiser: Denoiser, low: Any = -1.0, high: Any = 1.0) -> De
 
 
 def dynamic_threshold(
-    denoiser: Denoiser, quantile: float = 0.995, bound: Any = 1.0, *, largest: float | Any = float("inf")
+    denoiser: Denoiser, quantile: float = 0.995, bound: PerSample = 1.0, *, largest: float | PerSample = float("inf")
 ) -> Denoiser:
     """Dynamic thresholding: each x0_hat [*d] beyond [-bound, bound] is clipped to a quantile s, then scaled by bound/s.
 

@@ -10,36 +10,35 @@ Source: Boys et al. 2023 (Tweedie moment projected diffusions for inverse proble
 diffusion priors from observations by expectation maximization), section 4.2: moment matching posterior sampling (MMPS).
 """
 
-from typing import Any
-
 import equinox as eqx
 import lineax as lx
 
-from diffjax._typing import Denoiser, Sample, Time
-from diffjax.guidance._posterior import AbstractPosterior, observation, observe, positive, whiten
+from diffjax._typing import Denoiser, PerSample, Sample, Time
+from diffjax.guidance._posterior import AbstractPosterior, ObservationLike, observation, observe, positive, whiten
 from diffjax.guidance._truncated_cg import TruncatedCG
+from diffjax.operators._base import Operator
 from diffjax.process import AbstractGaussianProcess
 
 
 class TMPD(AbstractPosterior):
     """A guided denoiser; made by `tmpd`. It evaluates the denoiser once, and a vjp an iteration."""
 
-    std: Any
+    std: PerSample
     solver: lx.AbstractLinearSolver = eqx.field(static=True)
 
     def __call__(self, xt: Sample, t: Time) -> Sample:
         at = observe(self.process, self.denoiser, self.operator, self.y, xt, t)
-        spread = lambda v: at.operator.push(at.covariance(at.operator.pull(v)))
-        weighted = whiten(spread, at.residual, self.std, self.solver)
+        covariance = lambda v: at.operator.push(at.covariance(at.operator.pull(v)))
+        weighted = whiten(covariance, at.residual, self.std, self.solver)
         return at.x0_hat + at.covariance(at.operator.pull(weighted))
 
 
 def tmpd(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
-    operator: Any,
-    y: Any,
-    std: Any,
+    operator: Operator,
+    y: ObservationLike,
+    std: PerSample,
     *,
     solver: lx.AbstractLinearSolver = TruncatedCG(),
 ) -> Denoiser:

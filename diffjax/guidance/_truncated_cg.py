@@ -13,11 +13,10 @@ Source: Steihaug 1983 (The conjugate gradient method and trust regions in large 
 test of the curvature; that of symmetry is ours.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import lineax as lx
+from jaxtyping import Array, Float
 
 from diffjax._arrays import whole_numbers
 
@@ -35,10 +34,12 @@ class TruncatedCG(lx.AbstractLinearSolver):
     atol: float = 1e-5
     max_steps: int = 50
 
-    def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> Any:
+    def init(self, operator: lx.AbstractLinearOperator, options: dict) -> lx.AbstractLinearOperator:
         return operator
 
-    def compute(self, state: Any, vector: Any, options: dict[str, Any]) -> tuple[Any, lx.RESULTS, dict[str, Any]]:
+    def compute(
+        self, state: lx.AbstractLinearOperator, vector: Float[Array, "*m"], options: dict
+    ) -> tuple[Float[Array, "*m"], lx.RESULTS, dict]:
         tolerance = self.atol + self.rtol * jnp.abs(vector)
 
         def unfinished(carry):
@@ -61,10 +62,10 @@ class TruncatedCG(lx.AbstractLinearSolver):
         x, *_, n = jax.lax.while_loop(unfinished, iterate, start)
         return x, lx.RESULTS.successful, {"num_steps": n, "max_steps": self.max_steps}
 
-    def transpose(self, state: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def transpose(self, state: lx.AbstractLinearOperator, options: dict) -> tuple[lx.AbstractLinearOperator, dict]:
         return state.transpose(), {}
 
-    def conj(self, state: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def conj(self, state: lx.AbstractLinearOperator, options: dict) -> tuple[lx.AbstractLinearOperator, dict]:
         return lx.conj(state), {}
 
     def assume_full_rank(self) -> bool:

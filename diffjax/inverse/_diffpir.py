@@ -12,9 +12,10 @@ import equinox as eqx
 import lineax as lx
 
 from diffjax._arrays import as_samples, as_scalar, check, check_key
-from diffjax._typing import Denoiser, Index, Key, Sample, Scalar
+from diffjax._typing import Denoiser, Grid, Index, Key, PerSample, Sample, Scalar
 from diffjax.guidance import proximal
-from diffjax.guidance._posterior import CONJUGATE_GRADIENTS
+from diffjax.guidance._posterior import CONJUGATE_GRADIENTS, ObservationLike
+from diffjax.operators._base import Operator
 from diffjax.process import AbstractGaussianProcess, ddim_coefficients
 from diffjax.samplers import AbstractStepper, Coefficients, ScheduleOnGrid, Step
 from diffjax.samplers._base import sample
@@ -54,10 +55,10 @@ def diffpir(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
     xt: Sample,
-    ts: Any,
-    operator: Any,
-    y: Any,
-    std: Any,
+    ts: Grid,
+    operator: Operator,
+    y: ObservationLike,
+    std: PerSample,
     *,
     strength: Scalar = 1.0,
     zeta: Scalar = 0.5,

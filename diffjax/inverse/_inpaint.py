@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool
 
 from diffjax._arrays import as_samples, check_key, normal_like, whole_numbers
-from diffjax._typing import Denoiser, FlowMap, Index, Key, Sample
-from diffjax.guidance._posterior import observation
+from diffjax._typing import Denoiser, FlowMap, Grid, Index, Key, Numbers, Sample, Weights
+from diffjax.guidance._posterior import ObservationLike, observation
 from diffjax.operators._linear import as_mask, check_mask
 from diffjax.process import AbstractGaussianProcess
 from diffjax.samplers import AbstractStepper, ScheduleOnGrid, Step
@@ -29,11 +30,11 @@ from diffjax.samplers._ddim import DDIM
 class RePaintWeights(NamedTuple):
     """The stepper's weights; alpha_s and sigma_s; and alpha_{t|s} and sigma_{t|s}, the way up again; each [n]."""
 
-    stepper: Any
-    alpha_s: Any
-    sigma_s: Any
-    up: Any
-    up_std: Any
+    stepper: Weights
+    alpha_s: Numbers
+    sigma_s: Numbers
+    up: Numbers
+    up_std: Numbers
 
 
 @whole_numbers
@@ -55,7 +56,7 @@ class RePaint(AbstractStepper):
     """
 
     mask: Bool[Array, "..."] = eqx.field(converter=as_mask)
-    y: Any = eqx.field(converter=observation)
+    y: Array = eqx.field(converter=observation)
     times: int = eqx.field(static=True, default=10)
     stepper: AbstractStepper = eqx.field(default_factory=lambda: DDIM(eta=1.0))
 
@@ -93,7 +94,7 @@ class RePaint(AbstractStepper):
         return RePaintWeights(self.stepper.prepare(grid), grid.alpha[1:], grid.sigma[1:], up, grid.cond_std)
 
     def check_denoiser(
-        self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: Any, weights: Any
+        self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: Grid, weights: Weights
     ) -> None:
         """As the stepper's."""
         self.stepper.check_denoiser(denoiser, process, ts, weights.stepper)
@@ -119,7 +120,7 @@ class RePaint(AbstractStepper):
         return (xs if self.times == 1 else jax.lax.scan(up_and_down, xs, jnp.arange(1, self.times))[0]), None
 
 
-def check_known(y: Any, x: Sample) -> None:
+def check_known(y: Array, x: Sample) -> None:
     """Raises `ValueError` where a known x0 has neither the shape of x [b, *d] nor [1, *d]."""
     if y.shape[1:] != x.shape[1:] or y.shape[0] not in (1, x.shape[0]):
         raise ValueError(f"y: shape {x.shape}, that of the samples, is needed (the first may be 1), got {y.shape}")
@@ -131,9 +132,9 @@ def inpaint(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
     xt: Sample,
-    ts: Any,
-    mask: Any,
-    y: Any,
+    ts: Grid,
+    mask: Array | np.ndarray,
+    y: ObservationLike,
     *,
     times: int = 1,
     stepper: AbstractStepper | None = None,

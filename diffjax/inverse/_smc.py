@@ -13,7 +13,7 @@ Source: Wu et al. 2023 (Practical and asymptotically exact conditional sampling 
 twist is the one here with r = 0. Resampling: Kitagawa 1996.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -32,8 +32,17 @@ from diffjax._arrays import (
     sum_features,
     time_dtype,
 )
-from diffjax._typing import Denoiser, Index, Key, Sample, Scalar
-from diffjax.guidance._posterior import CONJUGATE_GRADIENTS, isotropic, observation, observe, positive, whiten
+from diffjax._typing import Denoiser, Grid, Index, Key, Sample, Scalar
+from diffjax.guidance._posterior import (
+    CONJUGATE_GRADIENTS,
+    ObservationLike,
+    isotropic,
+    observation,
+    observe,
+    positive,
+    whiten,
+)
+from diffjax.operators._base import Operator
 from diffjax.process import AbstractGaussianProcess
 from diffjax.samplers._base import plan
 from diffjax.samplers._ddim import DDIM
@@ -76,9 +85,9 @@ def twisted_smc(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
     xt: Sample,
-    ts: Any,
-    operator: Any,
-    y: Any,
+    ts: Grid,
+    operator: Operator,
+    y: ObservationLike,
     std: Scalar,
     *,
     data_std: Scalar = 1.0,

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from diffjax._arrays import answered, as_samples, check_key, default_index, whole_numbers
 from diffjax._typing import Denoiser, Index, Key
-from diffjax.likelihood._dequantisation import Quantisation, UniformDequantisation, dequantise
+from diffjax.likelihood._dequantisation import Dequantisation, Quantisation, UniformDequantisation, dequantise
 from diffjax.likelihood._flow import log_likelihood
 from diffjax.process import AbstractGaussianProcess
 
@@ -63,12 +63,12 @@ def bits_per_dim(
     key: Key,
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
-    data: Any,
+    data: Int[Array, "b *d"] | Int[np.ndarray, "b *d"],
     *,
     quantisation: Quantisation,
-    dequantisation: Callable[..., Any] = UniformDequantisation(),
+    dequantisation: Dequantisation = UniformDequantisation(),
     draws: int = 1,
-    bound: Callable[..., Any] = average_bound,
+    bound: Callable[[Float[Array, "k b"]], tuple[Array, Array]] = average_bound,
     likelihood: Callable[..., Any] = log_likelihood,
     index: Index | None = None,
 ) -> BitsPerDim:

@@ -11,13 +11,13 @@ Source: Theis et al. 2016, section 3.1; Ho et al. 2019 (Flow++), eqs. 9-12.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
+from typing_extensions import TypeAliasType
 
 from diffjax._arrays import (
     answered,
@@ -89,6 +89,10 @@ class Quantisation(eqx.Module):
         return jnp.round((x - self.low) / self.width).astype(jnp.int32)
 
 
+Dequantisation = TypeAliasType("Dequantisation", Callable[[Key, Sample, Index], tuple[Sample, Float[Array, " b"]]])
+"""`(key, x [b, *d], index [b]) -> (u [b, *d], log q [b])`."""
+
+
 class UniformDequantisation(eqx.Module):
     """u uniform in [0, 1), independent of the data."""
 
@@ -111,8 +115,8 @@ class VariationalDequantisation(eqx.Module):
     Source: Ho et al. 2019 (Flow++), section 3.1, with a logit-normal in place of their flow.
     """
 
-    params: Any
-    apply: Callable[..., Any] = eqx.field(static=True)
+    params: Params
+    apply: Callable[[Params, Sample], tuple[Sample, Sample]] = eqx.field(static=True)
 
     def __call__(self, key: Key, x: Sample, index: Index) -> tuple[Sample, Float[Array, " b"]]:
         """(u [b, *d], log q(u | x) [b]) for the values x [b, *d]; sample i draws from `fold_in(key, index_i)`."""
@@ -151,7 +155,11 @@ def apply_dequantiser(params: Params, x: Sample) -> tuple[Sample, Sample]:
 
 
 def dequantise(
-    key: Key, dequantisation: Any, quantisation: Quantisation, data: Any, index: Index | None = None
+    key: Key,
+    dequantisation: Dequantisation,
+    quantisation: Quantisation,
+    data: Int[Array, "b *d"] | Int[np.ndarray, "b *d"],
+    index: Index | None = None,
 ) -> tuple[Sample, Float[Array, " b"]]:
     """(x, correction): a point in each datum's bin, [b, *d], and what log p(x) lacks to bound log P(data), [b].
 
@@ -177,11 +185,11 @@ def dequantise(
 def dequantisation_loss(
     params: Params,
     key: Key,
-    data: Any,
+    data: Int[Array, "b *d"] | Int[np.ndarray, "b *d"],
     *,
-    apply: Callable[..., Any],
+    apply: Callable[[Params, Sample], tuple[Sample, Sample]],
     quantisation: Quantisation,
-    log_density: Callable[..., Any],
+    log_density: Callable[[Key, Sample, Index], Float[Array, " b"]],
     index: Index | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The bound -E[log p(x) + d log w - log q(u | data)] on the mean of -log P(data), which trains q(u | data).

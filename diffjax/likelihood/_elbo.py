@@ -11,8 +11,7 @@ by item, up to the decoder's and the prior's misfit at the ends of the interval,
 Source: Kingma et al. 2021 (Variational Diffusion Models), eqs. 11-18; Song et al. 2021b, theorem 3.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -32,7 +31,7 @@ from diffjax._arrays import (
     time_dtype,
     whole_numbers,
 )
-from diffjax._typing import Denoiser, Index, Key, Sample
+from diffjax._typing import Denoiser, Grid, Index, Key, Reconstruction, Sample
 from diffjax.losses import bound_parts, gaussian_decoder, snr_differences
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess, AbstractTimes, LogsnrTimes, logsnr_rate
@@ -62,7 +61,7 @@ def evaluate_continuous_elbo(
     *,
     draws: int = 64,
     times: AbstractTimes | None = None,
-    reconstruction: Callable[..., Any] = gaussian_decoder,
+    reconstruction: Reconstruction = gaussian_decoder,
     index: Index | None = None,
 ) -> Elbo:
     """The continuous bound on log p(x0), on `process.interval()`. A jitted entry point.
@@ -101,10 +100,10 @@ def evaluate_discrete_elbo(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
     x0: Sample,
-    ts: Any,
+    ts: Grid,
     *,
     draws: int | None = None,
-    reconstruction: Callable[..., Any] = gaussian_decoder,
+    reconstruction: Reconstruction = gaussian_decoder,
     index: Index | None = None,
 ) -> Elbo:
     """The bound of the K-step ancestral sampler on the grid ts. A jitted entry point.

@@ -8,12 +8,13 @@ Source: Song et al. 2021, appendix D.2; Chen et al. 2018; Grathwohl et al. 2019 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from diffjax._arrays import (
@@ -109,7 +110,7 @@ def log_likelihood(
     )
 
 
-def flow_ends(process: AbstractGaussianProcess, t0: Scalar | None, dtype: Any) -> tuple[Scalar, Scalar]:
+def flow_ends(process: AbstractGaussianProcess, t0: Scalar | None, dtype: DTypeLike) -> tuple[Scalar, Scalar]:
     """(t0, the interval's upper end), scalars; t0 None: the lower end, or in float32 logsnr 14 where that is later.
 
     Raises:
@@ -127,7 +128,7 @@ def flow_ends(process: AbstractGaussianProcess, t0: Scalar | None, dtype: Any) -
 
 class _Prior(eqx.Module):
     process: AbstractGaussianProcess
-    t: Any
+    t: Scalar
 
     def __call__(self, x):
         return prior_log_prob(self.process, x, self.t)

@@ -14,7 +14,7 @@ Source: Ho et al. 2020, eqs. 5-7 and 13; Nichol & Dhariwal 2021, eqs. 15-16.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -38,7 +38,7 @@ from diffjax._arrays import (
     time_dtype,
     whole_numbers,
 )
-from diffjax._typing import Cond, Index, Key, Network, Params, Sample
+from diffjax._typing import Cond, Grid, Index, Key, Network, Params, Reconstruction, Sample, Scalar
 from diffjax.losses._denoising import mean_square
 from diffjax.losses._elbo import check_levels, draw_steps, prior_divergence, summarise
 from diffjax.parameterisation import apply_network, recover, target
@@ -46,17 +46,17 @@ from diffjax.parameterisation._diffusion import Diffusion, check_diffusion
 from diffjax.process._gaussian import perturb, posterior_mean_std
 
 
-def large_variance(log_large: Any, log_small: Any, answer: Any) -> Any:
+def large_variance(log_large: Array, log_small: Array, answer: Sample | None) -> Array:
     """log v = log sigma_{t|s}^2, shape of `log_large`: right where the data is a standard normal."""
     return log_large
 
 
-def small_variance(log_large: Any, log_small: Any, answer: Any) -> Any:
+def small_variance(log_large: Array, log_small: Array, answer: Sample | None) -> Array:
     """log v = log of the posterior's variance, shape of `log_small`: right where the data is one point."""
     return log_small
 
 
-def learned_variance(log_large: Any, log_small: Any, answer: Any) -> Any:
+def learned_variance(log_large: Array, log_small: Array, answer: Sample | None) -> Array:
     """log v between the two, [b, *d], by the network's own answer [b, *d] in [-1, 1] (which may go beyond).
 
     Raises:
@@ -88,7 +88,7 @@ class BinDecoder(eqx.Module):
     def __check_init__(self):
         check(self.levels >= 2, f"levels: at least two are needed, got {self.levels}")
 
-    def __call__(self, x0: Sample, mean: Sample, log_variance: Any) -> Float[Array, " b"]:
+    def __call__(self, x0: Sample, mean: Sample, log_variance: Array) -> Float[Array, " b"]:
         """Nats [b] for x0 on the levels and mean [b, *d], log_variance broadcasting with them.
 
         Raises:
@@ -106,7 +106,7 @@ class BinDecoder(eqx.Module):
         return -sum_features(mass)
 
 
-def density_decoder(x0: Sample, mean: Sample, log_variance: Any) -> Float[Array, " b"]:
+def density_decoder(x0: Sample, mean: Sample, log_variance: Array) -> Float[Array, " b"]:
     """-log N(x0; mean, variance) in nats, [b], for continuous data: x0, mean [b, *d]."""
     x0 = as_samples("x0", x0)
     mean = as_samples("mean", mean, x0.shape)
@@ -122,9 +122,9 @@ def negative_ddpm_elbo(
     x0: Sample,
     cond: Cond = None,
     *,
-    ts: Any,
-    variance: Callable[..., Any] = learned_variance,
-    reconstruction: Callable[..., Any] = density_decoder,
+    ts: Grid,
+    variance: Callable[[Array, Array, Sample | None], Array] = learned_variance,
+    reconstruction: Reconstruction = density_decoder,
     index: Index | None = None,
     total: int | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
@@ -166,9 +166,9 @@ def learned_variance_loss(
     x0: Sample,
     cond: Cond = None,
     *,
-    ts: Any,
+    ts: Grid,
     share: float = 1e-3,
-    reconstruction: Callable[..., Any] = density_decoder,
+    reconstruction: Reconstruction = density_decoder,
     index: Index | None = None,
     total: int | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
@@ -207,7 +207,9 @@ def prediction_only(network: Network) -> Network:
 class _Prediction:
     network: Network
 
-    def __call__(self, params: Any, x: Any, c_noise: Any, cond: Any = None, *, key: Any = None) -> Any:
+    def __call__(
+        self, params: Params, x: Sample, c_noise: Array, cond: Cond = None, *, key: Key | None = None
+    ) -> Sample:
         return self.network.apply(params, x, c_noise, cond, key=key)[..., : x.shape[-1]]
 
 
@@ -233,17 +235,17 @@ def _draw(key, x0, process, ts, index, total):
 
 
 class _Drawn(NamedTuple):
-    start: Any
+    start: Scalar
     steps: int
-    last: Any
+    last: Array
     """Whether the drawn step is the last one, [b]."""
-    t: Any
+    t: Array
     """Where the drawn step begins, [b]."""
-    inner_t: Any
-    inner_s: Any
+    inner_t: Array
+    inner_s: Array
     """The drawn step t -> s, or the one before where it is the last, [b]."""
-    eps: Any
-    key: Any
+    eps: Sample
+    key: Key
 
 
 def _ask(diffusion, params, x0, cond, drawn):

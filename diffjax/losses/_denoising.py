@@ -14,7 +14,6 @@ params, cond ---------------------+------------------> network.apply > y_hat    
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +32,7 @@ from diffjax._arrays import (
     time_dtype,
     whole_numbers,
 )
-from diffjax._typing import Cond, Index, Key, Params, Sample, Time
+from diffjax._typing import Cond, DrawTimes, Index, Key, Params, Penalty, Sample, Scalar, Time
 from diffjax.losses._weighting import native
 from diffjax.parameterisation import apply_network, eps_error_scale, target
 from diffjax.parameterisation._diffusion import Diffusion, check_diffusion
@@ -54,10 +53,10 @@ def denoising_loss(
     x0: Sample,
     cond: Cond = None,
     *,
-    times: Callable[..., Any],
+    times: DrawTimes,
     weighting: Callable[..., Time],
-    penalty: Callable[..., Any] = mean_square,
-    coupling: Callable[..., Any] | None = None,
+    penalty: Penalty = mean_square,
+    coupling: Callable[..., Sample] | None = None,
     index: Index | None = None,
     total: int | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
@@ -127,8 +126,8 @@ def per_sample_loss(
     cond: Cond = None,
     *,
     weighting: Callable[..., Time],
-    penalty: Callable[..., Any] = mean_square,
-    key: Any = None,
+    penalty: Penalty = mean_square,
+    key: Key | None = None,
 ) -> Float[Array, " b"]:
     """The denoising loss of given noise eps [b, *d] and times t [b]: w_y(t) penalty(y_hat - y), [b].
 
@@ -168,7 +167,7 @@ def _weight_on_answer(weighting, process, parameterisation, t):
     return weighting(process, parameterisation, t) * eps_error_scale(parameterisation, process, t)
 
 
-def drop_condition(key: Key, cond: Cond, null: Cond, probability: Any, *, index: Index | None = None) -> Cond:
+def drop_condition(key: Key, cond: Cond, null: Cond, probability: Scalar, *, index: Index | None = None) -> Cond:
     """Condition dropout for classifier-free training: each sample's condition becomes null with a probability.
 
     Args:

@@ -14,9 +14,6 @@ is that of the noise, so that float32 is enough.
 Source: Kingma et al. 2021 (Variational Diffusion Models), eqs. 11-18.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -37,7 +34,7 @@ from diffjax._arrays import (
     time_dtype,
     whole_numbers,
 )
-from diffjax._typing import Cond, Index, Key, Params, Sample, Scalar, Time
+from diffjax._typing import Cond, DrawTimes, Grid, Index, Key, Params, Reconstruction, Sample, Scalar, Time
 from diffjax.losses._denoising import per_sample_loss
 from diffjax.losses._weighting import constant
 from diffjax.parameterisation._diffusion import Diffusion, check_diffusion
@@ -116,8 +113,8 @@ def negative_continuous_elbo(
     x0: Sample,
     cond: Cond = None,
     *,
-    times: Callable[..., Any],
-    reconstruction: Callable[..., Any] = gaussian_decoder,
+    times: DrawTimes,
+    reconstruction: Reconstruction = gaussian_decoder,
     index: Index | None = None,
     total: int | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
@@ -170,8 +167,8 @@ def negative_discrete_elbo(
     x0: Sample,
     cond: Cond = None,
     *,
-    ts: Any,
-    reconstruction: Callable[..., Any] = gaussian_decoder,
+    ts: Grid,
+    reconstruction: Reconstruction = gaussian_decoder,
     index: Index | None = None,
     total: int | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
@@ -205,7 +202,7 @@ def negative_discrete_elbo(
     return _bound(diffusion, params, keys, x0, cond, ts[k], weight, (ts[-1], ts[0]), reconstruction, index)
 
 
-def snr_differences(process: AbstractGaussianProcess, ts: Any) -> Float[Array, " k"]:
+def snr_differences(process: AbstractGaussianProcess, ts: Grid) -> Float[Array, " k"]:
     """expm1(lambda_s - lambda_t) of each step of a descending grid [K + 1], [K]: twice its weight on the eps-error.
 
     Raises:
@@ -218,7 +215,7 @@ def snr_differences(process: AbstractGaussianProcess, ts: Any) -> Float[Array, "
 
 
 @whole_numbers
-def draw_steps(key: Key, steps: int, index: Index, total: int) -> Any:
+def draw_steps(key: Key, steps: int, index: Index, total: int) -> Index:
     """A step 0 .. steps - 1 for each sample, [b] integers: uniform each, spread evenly over the global batch."""
     check_key(key)
     u = (jax.random.uniform(key) + index / total) % 1.0
@@ -247,7 +244,7 @@ def bound_parts(
     noise: Sample,
     weight: Float[Array, " b"],
     ends: tuple[Scalar, Scalar],
-    reconstruction: Callable[..., Any],
+    reconstruction: Reconstruction,
 ) -> dict[str, Array]:
     """The three terms of a bound on -log p(x0) in nats, each [b].
 

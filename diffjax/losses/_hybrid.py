@@ -9,7 +9,6 @@ Source: Dockhorn et al. 2022, section 3.2.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ from diffjax._arrays import (
     time_dtype,
     whole_numbers,
 )
-from diffjax._typing import Cond, Index, Key, Network, Params, Sample, Scalar, Time
+from diffjax._typing import Cond, DrawTimes, Index, Key, Network, Params, Sample, Scalar, Time
 from diffjax.parameterisation import apply_hybrid
 from diffjax.process import CriticallyDamped, linear_perturb
 
@@ -46,7 +45,7 @@ def hybrid_loss(
     *,
     network: Network,
     process: CriticallyDamped,
-    times: Callable[..., Any],
+    times: DrawTimes,
     weighting: Callable[..., Time] = unit_weight,
     data_std: Scalar = 1.0,
     index: Index | None = None,

@@ -15,7 +15,6 @@ Source: Hyvärinen 2005, theorem 1; Song et al. 2019 (Sliced score matching), eq
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +31,10 @@ from diffjax._arrays import (
     sum_features,
     whole_numbers,
 )
-from diffjax._typing import Index, Key, Params, Sample, Time
+from diffjax._typing import Index, Key, Params, Sample, Score, Time
 
 Loss = tuple[Float[Array, ""], dict[str, Array]]
-ScoreApply = Callable[[Any, Any], Any]
+ScoreApply = Callable[[Params, Sample], Sample]
 
 
 def explicit_score_matching(
@@ -44,7 +43,7 @@ def explicit_score_matching(
     x: Sample,
     *,
     score_apply: ScoreApply,
-    true_score: Callable[[Any], Any],
+    true_score: Score,
     index: Index | None = None,
 ) -> Loss:
     """1/2 E||s(x) - grad log p(x)||^2 for samples x [b, *d] of p whose score is known: the Fisher divergence.

@@ -54,7 +54,7 @@ class Uncertainty(eqx.Module):
 
 
 def uncertainty_loss(
-    diffusion: Diffusion, params: Params, aux: dict[str, Any], *, uncertainty: Uncertainty
+    diffusion: Diffusion, params: Params, aux: dict[str, Array], *, uncertainty: Uncertainty
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """mean( per_sample/exp(u(t)) + u(t) ) from what `denoising_loss` returns with its loss.
 

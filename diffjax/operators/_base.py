@@ -6,18 +6,19 @@ An operator is a callable x [b, *d] -> y [b, *m] that treats each sample alone. 
 
 import abc
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from typing_extensions import TypeAliasType
 
 from diffjax._arrays import answered, as_samples, check, check_key, check_shape, whole_numbers
 from diffjax._typing import Key, Sample
 
-Observation: TypeAlias = Float[Array, "b *m"]
-Operator: TypeAlias = Callable[[Sample], Observation]
+Observation = TypeAliasType("Observation", Float[Array, "b *m"])
+Operator = TypeAliasType("Operator", Callable[[Sample], Observation])
 """x [b, *d] -> A(x) [b, *m], each sample alone: an `AbstractLinearOperator` or a plain function."""
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffjax._arrays import answered, as_samples, check_key, check_time, expand
-from diffjax._typing import Cond, Denoiser, FlowMap, Params, Sample, Time
+from diffjax._typing import Cond, Denoiser, FlowMap, Key, Params, Sample, Time
 from diffjax.parameterisation._base import recover
 from diffjax.parameterisation._diffusion import Diffusion, check_diffusion
 from diffjax.process import AbstractGaussianProcess
@@ -45,7 +45,7 @@ def apply_network(
     cond: Cond = None,
     *,
     s: Time | None = None,
-    key: Any = None,
+    key: Key | None = None,
 ) -> Float[Array, "b ..."]:
     """The network's raw answer y [b, *d] to xt [b, *d] at t [] or [b], in the dtype of xt; a key means training.
 

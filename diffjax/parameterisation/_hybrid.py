@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffjax._arrays import answered, as_samples, as_scalar, check, check_key, check_time, expand
-from diffjax._typing import Cond, Network, Params, Sample, Scalar, Time
+from diffjax._typing import Cond, Key, Network, Params, Sample, Scalar, Time
 from diffjax.process import CriticallyDamped
 
 
@@ -73,7 +73,7 @@ def apply_hybrid(
     cond: Cond = None,
     *,
     data_std: Scalar = 1.0,
-    key: Any = None,
+    key: Key | None = None,
 ) -> Float[Array, "b *d"]:
     """eps_v_hat [b, *d] at ut [b, 2, *d] and t [] or [b], as above; a key means training.
 

@@ -18,18 +18,14 @@ Source: Song et al. 2021 (Denoising diffusion implicit models), eq. 12; the line
 circle, Lu & Song 2024 (TrigFlow).
 """
 
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
 
 from diffjax._arrays import as_samples, check_time, expand
-from diffjax._typing import Sample, Scalar, Time
+from diffjax._typing import Numbers, Sample, Scalar, Time
 from diffjax.process._gaussian import AbstractGaussianProcess
-
-Numbers: TypeAlias = float | Float[Array, "..."] | Float[np.ndarray, "..."]
 
 
 def ddim_coefficients(

@@ -14,13 +14,12 @@ Source: Karras et al. 2022 (the deterministic methods, up to the place of the mi
 split); widely known as k-diffusion's `sample_euler_ancestral`, `sample_dpm_2_ancestral`, `sample_dpmpp_2s_ancestral`.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
-import jax
 
 from diffjax._arrays import as_scalar, check, normal_like
-from diffjax._typing import Denoiser, Sample, Scalar
+from diffjax._typing import Denoiser, Numbers, Sample, Scalar
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import ddim_coefficients
 from diffjax.samplers._ddim import Coefficients, ddim_step, ddim_weights
@@ -63,13 +62,13 @@ class MidpointWeights(NamedTuple):
     xm = middle_c_x xt + middle_c_x0 D,    xs = c_x xt + c_x0 D + c_x0_middle Dm + c_z z
     """
 
-    middle_t: Any
-    middle_c_x: Any
-    middle_c_x0: Any
-    c_x: Any
-    c_x0: Any
-    c_x0_middle: Any
-    c_z: Any
+    middle_t: Numbers
+    middle_c_x: Numbers
+    middle_c_x0: Numbers
+    c_x: Numbers
+    c_x0: Numbers
+    c_x0_middle: Numbers
+    c_z: Numbers | None
 
 
 class DPM2Ancestral(AbstractStepper):
@@ -146,5 +145,5 @@ def _midpoint_step(denoiser, x, at):
     w, D = at.weights, predict(denoiser, x, at.t)
     middle = (w.middle_c_x * x + w.middle_c_x0 * D).astype(x.dtype)
     Dm = predict(denoiser, middle, w.middle_t)
-    z = normal_like(jax.vmap(jax.random.fold_in, (0, None))(at.keys, 0), x)  # the first draw of those by stages
+    z = normal_like(at.keys_of(0), x)  # the first draw of those by stages
     return w.c_x * x + w.c_x0 * D + w.c_x0_middle * Dm + w.c_z * z

@@ -10,8 +10,6 @@ sigma(t), so every r < 2 is stable, and r is about the share of the way to alpha
 Source: Song & Ermon 2019 (NCSN), algorithm 1; the last denoise: Jolicoeur-Martineau et al. 2021.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -26,11 +24,11 @@ from diffjax._arrays import (
     time_dtype,
     whole_numbers,
 )
-from diffjax._typing import Denoiser, Index, Key, Sample
+from diffjax._typing import Denoiser, Grid, Index, Key, Sample
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
 from diffjax.samplers._base import check_grid
-from diffjax.samplers._chains import step_sizes
+from diffjax.samplers._chains import StepSize, step_sizes
 from diffjax.samplers._stepper import on_grid
 
 
@@ -40,10 +38,10 @@ def annealed_langevin(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
     xt: Sample,
-    ts: Any,
+    ts: Grid,
     *,
     steps_per_level: int,
-    step_size: Any,
+    step_size: StepSize,
     index: Index | None = None,
     final_denoise: bool = True,
 ) -> Sample:

@@ -8,11 +8,11 @@ denoise) is here, once. Noise of sample i at step k comes from `fold_in(fold_in(
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from diffjax._arrays import (
@@ -26,7 +26,7 @@ from diffjax._arrays import (
     time_dtype,
     whole_numbers,
 )
-from diffjax._typing import Denoiser, FlowMap, Index, Key, Sample
+from diffjax._typing import Denoiser, FlowMap, Grid, Index, Key, Sample, Weights
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
 from diffjax.samplers._calls import jit_leaves, remembered
@@ -40,7 +40,7 @@ def sample(
     process: AbstractGaussianProcess,
     denoiser: Denoiser | FlowMap,
     xt: Sample,
-    ts: Any,
+    ts: Grid,
     stepper: AbstractStepper,
     *,
     index: Index | None = None,
@@ -89,7 +89,9 @@ def sample(
     return x if save is None else (x, saved)
 
 
-def plan(process: Any, stepper: AbstractStepper | None, ts: Any, dtype: Any) -> Any:
+def plan(
+    process: AbstractGaussianProcess | None, stepper: AbstractStepper | None, ts: Grid, dtype: DTypeLike
+) -> tuple[Grid, Weights]:
     """(ts, weights): a grid ts [n + 1], checked, and the weights [n, ...] of a stepper's steps, if any, in a dtype.
 
     NumPy on the host where all is concrete, for a jitted function to take as it is, and remembered by value.
@@ -98,21 +100,21 @@ def plan(process: Any, stepper: AbstractStepper | None, ts: Any, dtype: Any) -> 
     def planned():
         grid = check_grid(ts, dtype)
         cast = lambda w: jnp.asarray(w, dtype) if isinstance(w, jax.Array) else np.asarray(w, dtype)
-        weights = None if stepper is None else step_weights(stepper, process, grid)
+        weights = None if stepper is None or process is None else step_weights(stepper, process, grid)
         check_rows(stepper, weights, jnp.shape(grid)[0] - 1)
         return jax.tree.map(cast, (grid, weights))
 
     return remembered(planned, plan, process, stepper, ts, dtype)
 
 
-def check_stepper(stepper: Any) -> None:
+def check_stepper(stepper: object) -> None:
     """Raises `ValueError` where something else than a stepper is given, such as its class."""
     if not isinstance(stepper, AbstractStepper):
         what = f"the class {stepper.__name__}" if isinstance(stepper, type) else type(stepper).__name__
         raise ValueError(f"stepper: a sampling method such as DDIM() is needed, got {what}")
 
 
-def check_rows(stepper: Any, weights: Any, steps: int) -> None:
+def check_rows(stepper: AbstractStepper | None, weights: Weights, steps: int) -> None:
     """Raises `ValueError` where what a stepper's `prepare` gave are not arrays [steps, ...]."""
     for leaf in jax.tree.leaves(weights):
         if jnp.shape(leaf)[:1] != (steps,):
@@ -120,7 +122,7 @@ def check_rows(stepper: Any, weights: Any, steps: int) -> None:
             raise ValueError(f"stepper: {name}.prepare must give arrays [{steps}, ...], got shape {jnp.shape(leaf)}")
 
 
-def check_noise_key(key: Any, stepper: AbstractStepper) -> None:
+def check_noise_key(key: Key | None, stepper: AbstractStepper) -> None:
     """Raises `ValueError` where a stochastic stepper is given no key (a scalar)."""
     if not stepper.stochastic:
         return
@@ -170,7 +172,7 @@ def _beyond(i, points):
     raise ValueError(f"save: the grid has points 0 .. {points - 1}, got {i}")
 
 
-def check_grid(ts: Any, dtype: Any) -> Any:
+def check_grid(ts: Grid, dtype: DTypeLike) -> Grid:
     """A grid as float64 NumPy [n + 1], rounded to the state's dtype first so that weights and denoiser agree on t.
 
     A traced grid passes as it is.

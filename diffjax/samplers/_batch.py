@@ -6,7 +6,7 @@ Parameters, processes and times are shared by all samples; conditions and the ke
 names the fields whose leaves have the batch axis, [b, ...], by a method; without one all of its fields are shared:
 
     class MyDenoiser(eqx.Module):
-        cond: Any
+        cond: jax.Array
 
         def per_sample_fields(self) -> tuple[str, ...]:
             return ("cond",)
@@ -19,9 +19,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import PyTree
 
 
-def split_batch(tree: Any) -> tuple[Any, Any]:
+def split_batch(tree: PyTree) -> tuple[PyTree, PyTree]:
     """(the leaves with the batch axis, [b, ...]; all others): two pytrees that `equinox.combine` puts together."""
 
     def mark(path, leaf):
@@ -50,7 +51,7 @@ def _item(node, entry):
     return node[place] if isinstance(node, list | tuple | dict) else None
 
 
-def check_batch(rows: Any, b: int) -> None:
+def check_batch(rows: PyTree, b: int) -> None:
     """Checks that each leaf of `rows`, what `split_batch` found, has the batch axis [b, ...].
 
     Raises:
@@ -62,7 +63,9 @@ def check_batch(rows: Any, b: int) -> None:
             raise ValueError(f"{name}: one row for each of {b} samples is needed, got shape {jnp.shape(leaf)}")
 
 
-def over_devices(function: Callable[..., Any], mesh: Mesh | None, rows: Any, shared: Any, out: Any) -> Any:
+def over_devices(
+    function: Callable[[PyTree, PyTree], PyTree], mesh: Mesh | None, rows: PyTree, shared: PyTree, out: PyTree
+) -> PyTree:
     """function(rows, shared) with the leaves of rows, [b, ...], split over all devices of a mesh by `jax.shard_map`.
 
     Each device runs the function on its own rows, a pytree of [b / devices, ...], and no device waits for another.

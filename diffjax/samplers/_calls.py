@@ -4,23 +4,25 @@ jit_leaves   equinox.filter_jit at a third of its price: arrays are traced, what
 remembered   what was computed before for equal values: weights and checks of a grid that is used again
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import wraps
 from threading import Lock
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from diffjax._arrays import is_concrete
 
+T = TypeVar("T")
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
-_KNOWN: dict[Any, Any] = {}
+_KNOWN: dict[Hashable, tuple] = {}
 _LIMIT = 256
 _LOCK = Lock()
 
 
-def jit_leaves(function: Callable[..., Any]) -> Callable[..., Any]:
+def jit_leaves(function: Callable[..., T]) -> Callable[..., T]:
     """`jax.jit` of a function of pytrees (any shape) whose leaves may be functions, numbers or None as well as arrays.
 
     Leaves that are no arrays are part of what is compiled, so they must be hashable; outputs are arrays.
@@ -44,7 +46,7 @@ def jit_leaves(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def remembered(compute: Callable[[], Any], *by: Any) -> Any:
+def remembered(compute: Callable[[], T], *by: PyTree) -> T:
     """compute(), or what it gave before for the same `by`: pytrees compared by their values, arrays of any shape by
     their bytes. The caller must not change the answer, and names itself in `by`.
 

@@ -9,9 +9,9 @@ short: `scale`, between 0 and 1, is a strength *per step*, and there is no limit
 Source: Chung et al. 2024 (CFG++: manifold-constrained classifier free guidance), algorithm 2 (DDIM).
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
-from diffjax._typing import Denoiser, Sample
+from diffjax._typing import Denoiser, Numbers, Sample
 from diffjax.guidance import Guided
 from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
 
@@ -19,9 +19,9 @@ from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
 class CFGppWeights(NamedTuple):
     """xs = c_x xt + c_x0 D - c_uncond D_uncond, each [n]."""
 
-    c_x: Any
-    c_x0: Any
-    c_uncond: Any
+    c_x: Numbers
+    c_x0: Numbers
+    c_uncond: Numbers
 
 
 class CFGpp(AbstractStepper):

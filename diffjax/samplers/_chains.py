@@ -6,18 +6,23 @@ Noise of chain i at step k comes from `fold_in(fold_in(key, k), index_i)`, as in
 along a chain is sum_k w_k f(x_k) / sum_k w_k over the states x_k after each step, burn-in left out.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
+from typing_extensions import TypeAliasType
 
 from diffjax._arrays import accumulator_dtype, as_accumulators, check, default_index, sample_keys
-from diffjax._typing import Index, Key, Sample
+from diffjax._typing import Index, Key, Sample, Scalar, Statistic
 from diffjax.samplers._base import _slots
+
+StepSize = TypeAliasType("StepSize", Scalar | Float[Array, " steps"] | Float[np.ndarray, " steps"])
+"""One for all steps, or one for each, [steps]."""
 
 
 class Chains(NamedTuple):
@@ -33,7 +38,7 @@ class Chains(NamedTuple):
     """Mean acceptance probability of each chain after burn-in; None for methods that accept everything."""
 
 
-def step_sizes(step_size: Any, steps: int, dtype: Any) -> Float[Array, " steps"]:
+def step_sizes(step_size: StepSize, steps: int, dtype: DTypeLike) -> Float[Array, " steps"]:
     """A step size, scalar or [steps], as one number a step, [steps], checked.
 
     Raises:
@@ -51,13 +56,13 @@ def step_sizes(step_size: Any, steps: int, dtype: Any) -> Float[Array, " steps"]
 
 def run_chains(
     key: Key,
-    kernel: Any,
+    kernel: eqx.Module,
     x: Sample,
     taus: Float[Array, " steps"],
     weights: Float[Array, " steps"],
     index: Index | None,
     save: Sequence[int] | None,
-    average: Callable[[Any], Any] | None,
+    average: Statistic | None,
     burn_in: int,
 ) -> Chains:
     """Runs chains from x [b, *d] by a kernel.

@@ -13,13 +13,13 @@ t_hat is where sigma/alpha = rho_hat; added in x, the noise is the forward proce
 Source: Karras et al. 2022, algorithm 2.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 
 from diffjax._arrays import as_scalar, check, normal_like
-from diffjax._typing import Denoiser, Sample, Scalar
+from diffjax._typing import Denoiser, Numbers, Sample, Scalar
 from diffjax.samplers._heun import HeunWeights, heun_step, heun_weights
 from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
 
@@ -27,9 +27,9 @@ from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
 class ChurnWeights(NamedTuple):
     """x_hat = c_x xt + c_z z at t_hat, then Heun's step from there; each [n]."""
 
-    t_hat: Any
-    c_x: Any
-    c_z: Any
+    t_hat: Numbers
+    c_x: Numbers
+    c_z: Numbers
     heun: HeunWeights
 
 

@@ -10,13 +10,13 @@ too, whose p_s is no diffusion of p_0. There the predictor follows `normalised()
 Source: Du et al. 2023 (Reduce, reuse, recycle), algorithm 1 with unadjusted Langevin; Song et al. 2021, algorithm 1.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 
 from diffjax._arrays import as_scalar, check, normal_like, whole_numbers
-from diffjax._typing import Denoiser, Sample, Scalar
+from diffjax._typing import Denoiser, Numbers, Sample, Scalar
 from diffjax.guidance import Product
 from diffjax.parameterisation._denoiser import predict
 from diffjax.samplers._predictor_corrector import AbstractCorrected, check_corrections
@@ -26,8 +26,8 @@ from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
 class LevelWeights(NamedTuple):
     """alpha and sigma at the end of each step, [n]."""
 
-    alpha: Any
-    sigma: Any
+    alpha: Numbers
+    sigma: Numbers
 
 
 @whole_numbers

@@ -6,12 +6,13 @@ with eps_hat = (xt - alpha_t x0_hat)/sigma_t. eta = 0 is Euler's method in sigma
 with the posterior's variance. Source: Song et al. 2021 (Denoising diffusion implicit models), eqs. 12 and 16.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
+from jaxtyping import Array
 
 from diffjax._arrays import as_scalar, check, normal_like
-from diffjax._typing import Denoiser, Sample, Scalar
+from diffjax._typing import Denoiser, Numbers, OnGrid, Sample, Scalar
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import ddim_coefficients
 from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
@@ -20,13 +21,13 @@ from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
 class Coefficients(NamedTuple):
     """xs = c_x xt + c_x0 x0_hat + c_z z, each [n]."""
 
-    c_x: Any
-    c_x0: Any
-    c_z: Any = None
+    c_x: Numbers
+    c_x0: Numbers
+    c_z: Numbers | None = None
     """None where nothing is drawn."""
 
 
-def optional_eta(value: Any) -> Any:
+def optional_eta(value: Scalar | int | None) -> Array | None:
     """The number 0 stays out of the pytree: then no noise is drawn at all. Any other eta is a leaf, a scalar."""
     return None if value is None or (isinstance(value, float | int) and value == 0) else as_scalar(value)
 
@@ -64,7 +65,7 @@ class DDIM(AbstractStepper):
         return ddim_step(denoiser, x, at), None
 
 
-def ddim_weights(grid: ScheduleOnGrid, eta: Any = None) -> Coefficients:
+def ddim_weights(grid: ScheduleOnGrid, eta: Scalar | None = None) -> Coefficients:
     """DDIM's weights for an eta (scalar) of 0 or more, or None; beyond 1 no more noise is added than there may be."""
     ends = grid.alpha[:-1], grid.sigma[:-1], grid.alpha[1:], grid.sigma[1:]
     if eta is None:
@@ -80,7 +81,7 @@ def ddim_step(denoiser: Denoiser, x: Sample, at: Step) -> Sample:
     return xs if w.c_z is None else xs + w.c_z * normal_like(at.keys, x)
 
 
-def noisy_split(grid: ScheduleOnGrid, eta: Any) -> tuple[Any, Any]:
+def noisy_split(grid: ScheduleOnGrid, eta: Scalar) -> tuple[OnGrid, OnGrid]:
     """(sqrt(sigma_s^2 - c^2)/sigma_s, c), each [n], for an eta (scalar) of 0 or more, with c no greater than sigma_s;
     slopes are finite where a grid touches alpha = 0 or sigma = 0."""
     xp = grid.xp

@@ -14,18 +14,20 @@ denoiser and eta >= 0 (0 the probability flow, 1 the reverse SDE):
 Source: Song et al. 2021, eqs. 6 and 13; Zhang & Chen 2023, eq. 4 (the family in eta).
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from diffjax._arrays import as_samples, as_scalar, check, expand, is_concrete, nan_unless, time_dtype, whole_numbers
-from diffjax._typing import Denoiser, Sample, Scalar
+from diffjax._typing import Denoiser, Grid, Sample, Scalar, State, Time
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess, diagonal_noise, logsnr_rate, schedule_derivatives
 from diffjax.samplers._base import plan
@@ -39,11 +41,11 @@ class Flow(AbstractField):
     """-u(y, t): the probability flow on the clock r = -t, as diffrax calls it."""
 
     process: AbstractGaussianProcess
-    denoiser: Any
+    denoiser: Denoiser
 
     evaluates: ClassVar[str] = "denoiser"
 
-    def __call__(self, r: Any, y: Sample, args: Any = None) -> Sample:
+    def __call__(self, r: Scalar, y: Sample, args: None = None) -> Sample:
         return -velocity(self.process, self.denoiser, y, -r)
 
 
@@ -51,12 +53,12 @@ class ReverseDrift(AbstractField):
     """The drift of the eta family on the clock r = -t."""
 
     process: AbstractGaussianProcess
-    denoiser: Any
+    denoiser: Denoiser
     eta: Scalar
 
     evaluates: ClassVar[str] = "denoiser"
 
-    def __call__(self, r: Any, y: Sample, args: Any = None) -> Sample:
+    def __call__(self, r: Scalar, y: Sample, args: None = None) -> Sample:
         x0_hat = predict(self.denoiser, y, -r).astype(y.dtype)
         alpha, pull = expand(self.process.alpha(-r), y), expand(logsnr_rate(self.process, -r), y)
         flow = _velocity_from(self.process, x0_hat, y, -r)
@@ -69,11 +71,11 @@ class ReverseDiffusion(eqx.Module):
     process: AbstractGaussianProcess
     eta: Scalar
 
-    def __call__(self, r: Any, y: Sample, args: Any = None) -> Any:
+    def __call__(self, r: Scalar, y: Sample, args: None = None) -> lx.AbstractLinearOperator:
         return diagonal_noise(self.eta * self.process.diffusion(y, -r), y)
 
 
-def velocity(process: AbstractGaussianProcess, denoiser: Denoiser, xt: Sample, t: Any) -> Sample:
+def velocity(process: AbstractGaussianProcess, denoiser: Denoiser, xt: Sample, t: Time) -> Sample:
     """u = dx/dt of the probability flow, [b, *d], for xt [b, *d] and t [] or [b]. Source: Song et al. 2021, eq. 13."""
     return _velocity_from(process, predict(denoiser, xt, t), xt, t)
 
@@ -129,15 +131,15 @@ class Solution(NamedTuple):
 
 @whole_numbers
 def integrate(
-    terms: Any,
+    terms: diffrax.AbstractTerm,
     xt: Sample,
-    ts: Any,
+    ts: Grid,
     *,
     solver: diffrax.AbstractSolver,
     controller: diffrax.AbstractStepSizeController | None = None,
     adjoint: diffrax.AbstractAdjoint | None = None,
     max_steps: int | None = None,
-    save: Any = None,
+    save: Grid | Sequence | None = None,
     mesh: Mesh | None = None,
 ) -> Solution:
     """Solves `probability_flow`, `reverse_sde` or their like by diffrax, from noise to data. A jitted entry point.
@@ -185,15 +187,15 @@ def integrate(
 
 @whole_numbers
 def integrate_each(
-    terms: Any,
+    terms: diffrax.AbstractTerm,
     xt: Sample,
-    ts: Any,
+    ts: Grid,
     *,
     solver: diffrax.AbstractSolver,
     controller: diffrax.AbstractStepSizeController,
     adjoint: diffrax.AbstractAdjoint | None = None,
     max_steps: int | None = None,
-    save: Any = None,
+    save: Grid | Sequence | None = None,
     mesh: Mesh | None = None,
 ) -> Solution:
     """`integrate` with a step size for each sample, whose result does not depend on its batch. A jitted entry point.
@@ -278,7 +280,7 @@ def _integrate_each(terms, xt, ts, save, solver, controller, adjoint, max_steps,
     return over_devices(run, mesh, (rows, xt), (rest, ts, save, solver, controller, adjoint, max_steps), out)
 
 
-def _layout(each: int, save: Any) -> Any:
+def _layout(each: int, save: Grid | None) -> Solution:
     """The batch axis of each part of a solution; -1 for one that all samples share."""
     axes: Any = (0, each, each, None if save is None else 1)
     return Solution(*axes)
@@ -310,7 +312,9 @@ def _solve(terms, xt, ts, save, solver, controller, adjoint, max_steps):
     return Solution(x0, nfe, ok, None if saved is None else nan_unless(ok, saved))
 
 
-def count_evaluations(solver: diffrax.AbstractSolver, terms: Any, calls: list, y0: Any, t0: Any, t1: Any) -> Any:
+def count_evaluations(
+    solver: diffrax.AbstractSolver, terms: diffrax.AbstractTerm, calls: list, y0: State, t0: Scalar, t1: Scalar
+) -> tuple[int, int]:
     """How often a solver calls the vector field: (times a step, times at the start), Python integers.
 
     A Runge-Kutta tableau tells, and so does a stepper. Any other solver is traced, with terms whose field appends to

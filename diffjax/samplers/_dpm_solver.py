@@ -12,13 +12,13 @@ DPM-Solver-1 is DDIM. Source: Lu et al. 2022 (DPM-Solver), algorithms 1, 2 and 4
 (DPM-Solver++), algorithm 1.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 
 from diffjax._arrays import as_scalar, check, whole_numbers
-from diffjax._typing import Denoiser, Sample, Scalar
+from diffjax._typing import Denoiser, Numbers, Sample, Scalar
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import ddim_coefficients
 from diffjax.samplers._inside import ends_of, places_at
@@ -28,24 +28,24 @@ from diffjax.samplers._stepper import AbstractEmbeddedStepper, ScheduleOnGrid, S
 class NoiseStage(NamedTuple):
     """x_j = c_x xt + c_x0 D + c_change E, at t_j; each [n], E the change of eps_hat at the stage before."""
 
-    t: Any
-    c_x: Any
-    c_x0: Any
-    c_change: Any
-    alpha: Any
-    inverse_sigma: Any
+    t: Numbers
+    c_x: Numbers
+    c_x0: Numbers
+    c_change: Numbers
+    alpha: Numbers
+    inverse_sigma: Numbers
 
 
 class DPMSolverWeights(NamedTuple):
     """xs = c_x xt + c_x0 D + c_change E, each [n], E the change of eps_hat at the last stage."""
 
-    alpha_t: Any
-    inverse_sigma_t: Any
+    alpha_t: Numbers
+    inverse_sigma_t: Numbers
     stages: tuple[NoiseStage, ...]
-    c_x: Any
-    c_x0: Any
-    c_change: Any
-    c_lower: Any
+    c_x: Numbers
+    c_x0: Numbers
+    c_change: Numbers
+    c_lower: Numbers
     """The weight of the E before the last, by the method one order below."""
 
 
@@ -87,7 +87,7 @@ class DPMSolver(AbstractEmbeddedStepper):
 
     def prepare(self, grid: ScheduleOnGrid) -> DPMSolverWeights:
         xp, start = grid.xp, (grid.alpha[:-1], grid.sigma[:-1])
-        fractions: tuple[Any, ...] = ((), (self.r1,), (self.r1, 2 / 3))[self.order - 1]
+        fractions: tuple = ((), (self.r1,), (self.r1, 2 / 3))[self.order - 1]
         inside, h, places = _places(grid, fractions)
         stages, c_change = [], xp.zeros_like(h)
         for j, (r, place) in enumerate(zip(fractions, places, strict=True)):
@@ -120,12 +120,12 @@ class DPMSolver(AbstractEmbeddedStepper):
 class DPMpp2SWeights(NamedTuple):
     """x1 = middle_c_x xt + middle_c_x0 D,  xs = c_x xt + c_x0 D + c_change F_1; each [n]."""
 
-    middle_t: Any
-    middle_c_x: Any
-    middle_c_x0: Any
-    c_x: Any
-    c_x0: Any
-    c_change: Any
+    middle_t: Numbers
+    middle_c_x: Numbers
+    middle_c_x0: Numbers
+    c_x: Numbers
+    c_x0: Numbers
+    c_change: Numbers
 
 
 class DPMpp2S(AbstractEmbeddedStepper):

@@ -12,9 +12,9 @@ worse for it). `DPMpp3M` is the corrected one, which is the exponential Adams me
 Sources: Lu et al. 2022b (DPM-Solver++), algorithm 2 and its multistep-3 code.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
-from diffjax._typing import Denoiser, Sample
+from diffjax._typing import Denoiser, Numbers, Sample
 from diffjax.parameterisation._denoiser import predict
 from diffjax.parameterisation._linear import X0Prediction
 from diffjax.process import ddim_coefficients
@@ -26,10 +26,10 @@ from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step, mem
 class DPMpp2MWeights(NamedTuple):
     """xs = c_x xt + c_x0 D0 + c_change (D0 - D1) (+ c_z z), each [n]; c_change is 0 where D1 is not known."""
 
-    c_x: Any
-    c_x0: Any
-    c_change: Any
-    c_z: Any = None
+    c_x: Numbers
+    c_x0: Numbers
+    c_change: Numbers
+    c_z: Numbers | None = None
 
 
 class DPMpp2M(AbstractStepper):
@@ -61,11 +61,11 @@ class DPMpp2M(AbstractStepper):
 class DPMpp3MWeights(NamedTuple):
     """xs = c_x xt + c_x0 D0 + c_change (D0 - D1) + c_earlier (D1 - D2) (+ c_z z), each [n]."""
 
-    c_x: Any
-    c_x0: Any
-    c_change: Any
-    c_earlier: Any
-    c_z: Any = None
+    c_x: Numbers
+    c_x0: Numbers
+    c_change: Numbers
+    c_earlier: Numbers
+    c_z: Numbers | None = None
 
 
 class DPMpp3MPublished(AbstractStepper):

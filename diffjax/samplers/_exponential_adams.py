@@ -23,35 +23,39 @@ Lu et al. 2022b (DPM-Solver++), section 4; Zhao et al. 2023 (UniPC), section 3; 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import numpy as np
+from typing_extensions import TypeAliasType
 
 from diffjax._arrays import check, whole_numbers
-from diffjax._typing import Scalar
+from diffjax._typing import OnGrid, Scalar
 from diffjax.parameterisation import AbstractParameterisation
 from diffjax.process import ddim_coefficients
 from diffjax.samplers._ddim import noisy_split, optional_eta
 from diffjax.samplers._multistep import AbstractMultistep, Correction, MultistepWeights
 from diffjax.samplers._stepper import ScheduleOnGrid, namespace, on_grid
 
+Clock = TypeAliasType("Clock", Callable[[OnGrid, OnGrid], OnGrid])
+"""`(l, t) -> c` of one shape: the variable of the polynomials."""
+
 MAX_ORDER = 8
 """Beyond it polynomial extrapolation amplifies rounding more than it gains."""
 
 
-def by_logsnr(l: Any, t: Any) -> Any:
+def by_logsnr(l: OnGrid, t: OnGrid) -> OnGrid:
     """The clock l = log(alpha/sigma), of the shape of l."""
     return l
 
 
-def by_noise(l: Any, t: Any) -> Any:
+def by_noise(l: OnGrid, t: OnGrid) -> OnGrid:
     """The clock rho = sigma/alpha, of the shape of l."""
     return namespace(l).exp(-l)
 
 
-def by_time(l: Any, t: Any) -> Any:
+def by_time(l: OnGrid, t: OnGrid) -> OnGrid:
     """The clock t, the process's own time, of the shape of t."""
     return t
 
@@ -86,7 +90,7 @@ class ExponentialAdams(AbstractMultistep):
     nominal: int = eqx.field(static=True, default=2)
     corrector: bool = eqx.field(static=True, default=False)
     eta: Scalar | None = None
-    clock: Callable[[Any, Any], Any] = eqx.field(static=True, default=by_logsnr)
+    clock: Clock = eqx.field(static=True, default=by_logsnr)
     orders: tuple[int, ...] | None = eqx.field(static=True, default=None)
 
     def __init__(
@@ -96,7 +100,7 @@ class ExponentialAdams(AbstractMultistep):
         corrector: bool = False,
         *,
         eta: Scalar | None = None,
-        clock: Callable[[Any, Any], Any] = by_logsnr,
+        clock: Clock = by_logsnr,
         orders: Sequence[int] | None = None,
     ):
         check_order(order, corrector)
@@ -135,7 +139,7 @@ class ExponentialAdams(AbstractMultistep):
         return adams_weights(grid, self.prediction, self.points, **more)
 
 
-def check_order(order: Any, corrector: bool = False) -> None:
+def check_order(order: int, corrector: bool = False) -> None:
     """Raises `ValueError` where an order, a scalar, is no integer from 1 (2 with a corrector) to 8."""
     lowest = 1 + corrector
     if not lowest <= order <= MAX_ORDER:
@@ -149,8 +153,8 @@ def adams_weights(
     points: int,
     *,
     corrector: bool = False,
-    eta: Any = None,
-    clock: Callable[[Any, Any], Any] = by_logsnr,
+    eta: Scalar | None = None,
+    clock: Clock = by_logsnr,
     orders: Sequence[int] | None = None,
 ) -> MultistepWeights:
     """The weights of the exponential Adams method that interpolates `points` evaluations of a prediction, each [n].
@@ -172,19 +176,19 @@ class LinearPart(NamedTuple):
     """The linear equation above on a grid of n steps: what weights are made of."""
 
     grid: ScheduleOnGrid
-    n_x: Any
+    n_x: OnGrid
     """N = n_x xt + n_x0 D at each step's start, [n]."""
-    n_x0: Any
-    inside: Any
+    n_x0: OnGrid
+    inside: OnGrid
     """Whether both ends of a step have a finite l, [n]."""
-    nodes_l: Any
+    nodes_l: OnGrid
     """Gauss-Legendre nodes of each step, [n, q]."""
-    nodes_t: Any
-    kernel: Any
+    nodes_t: OnGrid
+    kernel: OnGrid
     """alpha_s (1 + eta^2) E B at the nodes, times the quadrature's weights, [n, q]."""
-    c_x: Any
+    c_x: OnGrid
     """E(l_t) alpha_s/alpha_t, [n]."""
-    c_z: Any
+    c_z: OnGrid | None
     """The standard deviation of the noise, [n]; None without."""
 
 
@@ -202,7 +206,7 @@ def _tails():
 _TAILS = _tails()
 
 
-def linear_part(grid: ScheduleOnGrid, prediction: AbstractParameterisation, eta: Any = None) -> LinearPart:
+def linear_part(grid: ScheduleOnGrid, prediction: AbstractParameterisation, eta: Scalar | None = None) -> LinearPart:
     """What the weights of a prediction, for an eta (a scalar) or None, are made of on a grid of n steps."""
     xp, alpha, sigma, l = grid.xp, grid.alpha, grid.sigma, grid.half_logsnr
     finite = xp.isfinite(l)
@@ -260,7 +264,7 @@ def _correction(line, clock, caps, points):
     return Correction(1 - on, on, weights[:, 0], weights[:, 1:])
 
 
-def _lagrange(line, clock, index, use, step: Any = slice(None)):
+def _lagrange(line, clock, index, use, step: slice | np.ndarray = slice(None)):
     """The integral over each step of its kernel times the Lagrange polynomial of grid point index [n, p], [n, p].
 
     Points that are not in `use`, or have no finite l, are left out: their weight is 0.
@@ -283,7 +287,7 @@ def _lagrange(line, clock, index, use, step: Any = slice(None)):
     return xp.stack(weights, axis=1)
 
 
-def ddim_at_the_ends(line: LinearPart, c_now: Any, c_past: Any, eta: Any = None) -> MultistepWeights:
+def ddim_at_the_ends(line: LinearPart, c_now: OnGrid, c_past: OnGrid, eta: Scalar | None = None) -> MultistepWeights:
     """A method's weights, and DDIM's (by eta, at most its ancestral step) for a step from alpha = 0 or to sigma = 0."""
     grid, inside = line.grid, line.inside
     xp, c_z = grid.xp, line.c_z

@@ -12,13 +12,13 @@ Source: Zhang & Chen 2023 (Fast sampling of diffusion models with exponential in
 et al. 2023 (SEEDS), section 3 (the stages).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from diffjax._arrays import as_scalar, check, normal_like
-from diffjax._typing import Denoiser, Sample
+from diffjax._typing import Denoiser, Numbers, OnGrid, Sample, Scalar
 from diffjax.parameterisation._denoiser import predict
 from diffjax.samplers._ddim import Coefficients
 from diffjax.samplers._inside import ends_of, places_at
@@ -28,7 +28,7 @@ ALL_FORGOTTEN = 1e3
 """A step's h where it is infinite (from alpha = 0, or to sigma = 0): e^-h is then 0."""
 
 
-def non_negative(value: Any) -> Any:
+def non_negative(value: Scalar | int) -> Array:
     """An eta as a leaf, a scalar; ValueError where it is negative."""
     eta = as_scalar(value)
     check((eta >= 0) & (eta < jnp.inf), f"eta: must not be negative, got {eta}")
@@ -39,27 +39,27 @@ class Family(NamedTuple):
     """The family on a grid of n steps: every field but the grid and eta is [n]."""
 
     grid: ScheduleOnGrid
-    eta: Any
-    l: Any
+    eta: Scalar
+    l: OnGrid
     """l at each step's start; some finite value where that is infinite."""
-    h: Any
-    inside: Any
+    h: OnGrid
+    inside: OnGrid
     """Whether h is finite."""
 
-    def decay(self, sigma_s: Any, sigma_t: Any, h: Any) -> Any:
+    def decay(self, sigma_s: OnGrid, sigma_t: OnGrid, h: OnGrid) -> OnGrid:
         """What x, and noise in it, is multiplied by over h from sigma_t to sigma_s, [n]."""
         return sigma_s / sigma_t * self.grid.xp.exp(-(self.eta**2) * h)
 
-    def constant(self, h: Any) -> Any:
+    def constant(self, h: OnGrid) -> OnGrid:
         """1 - e^-H, H = (1 + eta^2) h: alpha_s times it is the weight of an x0_hat that does not change, [n]."""
         return -self.grid.xp.expm1(-(1 + self.eta**2) * h)
 
-    def linear(self, c: Any = 1.0) -> Any:
+    def linear(self, c: Scalar = 1.0) -> OnGrid:
         """c - (1 - e^-cH)/H: that of an x0_hat that grows as (l - l_t)/h, after the part c of the step, [n]."""
         H = (1 + self.eta**2) * self.h
         return c + self.grid.xp.expm1(-c * H) / H
 
-    def noise(self, sigma_s: Any, h: Any) -> Any:
+    def noise(self, sigma_s: OnGrid, h: OnGrid) -> OnGrid:
         """The standard deviation that is added over h up to sigma_s, [n]: 0 at eta = 0, where its slope is finite."""
         xp, some = self.grid.xp, h > 0
         square = xp.maximum(self.eta**2, 1e-12)
@@ -67,7 +67,7 @@ class Family(NamedTuple):
         return sigma_s * self.eta * xp.where(some, std, 0.0)
 
 
-def eta_family(grid: ScheduleOnGrid, eta: Any) -> Family:
+def eta_family(grid: ScheduleOnGrid, eta: Scalar) -> Family:
     """The eta family (eta a scalar) on a descending grid of n steps."""
     inside = (grid.alpha[:-1] > 0) & (grid.sigma[1:] > 0)
     l_t, l_s = ends_of(grid, inside)
@@ -77,13 +77,13 @@ def eta_family(grid: ScheduleOnGrid, eta: Any) -> Family:
 class Stop(NamedTuple):
     """Where a stage stands, each [n]: its time, alpha, sigma, and the part of h that has gone by."""
 
-    t: Any
-    alpha: Any
-    sigma: Any
-    gone: Any
+    t: OnGrid
+    alpha: OnGrid
+    sigma: OnGrid
+    gone: OnGrid
 
 
-def stop_at(family: Family, c: Any) -> Stop:
+def stop_at(family: Family, c: Scalar) -> Stop:
     """Where l = l_t + c h in each step, c a scalar; the beginning of an infinite step."""
     gone = family.grid.xp.where(family.inside, c * family.h, 0.0)
     return Stop(*places_at(family.grid, family.inside, family.l + gone), gone)
@@ -111,8 +111,8 @@ def carry_on(family: Family, last: Stop, c_z: tuple, stop: Stop) -> tuple:
 class Stage(NamedTuple):
     """One row of the method above; fields [n], or scalars inside a step."""
 
-    t: Any
-    c_x: Any
+    t: OnGrid
+    c_x: Numbers
     c_x0: tuple
     c_z: tuple
 
@@ -131,7 +131,7 @@ def take_stages(denoiser: Denoiser, x: Sample, at: Step) -> Sample:
         if j > 0:
             answers.append(predict(denoiser, x, stages[j - 1].t))
         while len(draws) < len(stage.c_z):
-            draws.append(normal_like(jax.vmap(jax.random.fold_in, (0, None))(at.keys, len(draws)), start))
+            draws.append(normal_like(at.keys_of(len(draws)), start))
         x = stage.c_x * start
         for weight, what in zip(stage.c_x0 + stage.c_z, answers + draws, strict=True):
             x = x + weight * what

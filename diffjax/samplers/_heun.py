@@ -8,11 +8,12 @@ With z = x/alpha and rho = sigma/alpha the probability flow is dz/drho = eps_hat
 Source: Karras et al. 2022, algorithm 1.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from types import ModuleType
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 
-from diffjax._typing import Denoiser, Sample
+from diffjax._typing import Denoiser, Numbers, OnGrid, Sample
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import ddim_coefficients
 from diffjax.samplers._stepper import AbstractEmbeddedStepper, ScheduleOnGrid, Step
@@ -21,13 +22,13 @@ from diffjax.samplers._stepper import AbstractEmbeddedStepper, ScheduleOnGrid, S
 class HeunWeights(NamedTuple):
     """Of the two formulas above, each [n]; 1/sigma_s is 0 where sigma_s is."""
 
-    c_x: Any
-    c_x0: Any
-    alpha_t: Any
-    inverse_sigma_t: Any
-    alpha_s: Any
-    inverse_sigma_s: Any
-    c_change: Any
+    c_x: Numbers
+    c_x0: Numbers
+    alpha_t: Numbers
+    inverse_sigma_t: Numbers
+    alpha_s: Numbers
+    inverse_sigma_s: Numbers
+    c_change: Numbers
     """alpha_s (rho_s - rho_t)/2."""
 
 
@@ -49,7 +50,7 @@ class Heun(AbstractEmbeddedStepper):
         return xs, error, None
 
 
-def heun_weights(xp: Any, start: Any, end: Any) -> HeunWeights:
+def heun_weights(xp: ModuleType, start: tuple[OnGrid, OnGrid], end: tuple[OnGrid, OnGrid]) -> HeunWeights:
     """Heun's weights for steps from start to end, each (alpha [n], sigma [n])."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = start, end
     noisy = sigma_s > 0

@@ -10,14 +10,14 @@ Source: Kim et al. 2024 (Consistency trajectory models, arXiv 2310.02279), algor
 models, arXiv 2303.01469), algorithm 1.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
 from diffjax._arrays import check, is_concrete, normal_like
-from diffjax._typing import Denoiser, FlowMap, Sample, Scalar
+from diffjax._typing import Denoiser, FlowMap, Grid, Numbers, Sample, Scalar, Weights
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import (
     AbstractGaussianProcess,
@@ -32,11 +32,11 @@ from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
 class JumpWeights(NamedTuple):
     """xu = c_x xt + c_x0 A(xt, t, u), xs = growth xu + c_z z; each [n]."""
 
-    u: Any
-    c_x: Any
-    c_x0: Any
-    growth: Any = None
-    c_z: Any = None
+    u: Numbers
+    c_x: Numbers
+    c_x0: Numbers
+    growth: Numbers | None = None
+    c_z: Numbers | None = None
     """None, as `growth`, where nothing is drawn."""
 
 
@@ -78,7 +78,7 @@ class Jump(AbstractStepper):
         return self.gamma is not None
 
     def check_denoiser(
-        self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: Any, weights: Any
+        self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: Grid, weights: Weights
     ) -> None:
         """Raises `ValueError` where the denoiser is no flow map, or one that does not know the steps of a grid
         ts [n + 1]."""

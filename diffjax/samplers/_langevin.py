@@ -11,7 +11,6 @@ Source: Roberts & Tweedie 1996; Duane et al. 1987; Neal 2011.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,21 +18,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffjax._arrays import answered, as_samples, check, check_key, is_concrete, whole_numbers
-from diffjax._typing import Index, Key, Sample
-from diffjax.samplers._chains import Chains, run_chains, step_sizes
+from diffjax._typing import Index, Key, LogDensity, Numbers, Sample, Score, Statistic
+from diffjax.samplers._chains import Chains, StepSize, run_chains, step_sizes
 
 
 class DensityScore(eqx.Module):
     """`x [b, *d] -> grad log p(x) [b, *d]` by automatic differentiation; made by `density_score`."""
 
-    log_density: Any
+    log_density: LogDensity
 
     def __call__(self, x: Sample) -> Sample:
         x = as_samples("x", x)
         return jax.grad(lambda x: jnp.sum(answered("log_density", self.log_density(x), x.shape[:1])))(x)
 
 
-def density_score(log_density: Callable[[Any], Any]) -> DensityScore:
+def density_score(log_density: LogDensity) -> DensityScore:
     """The score of a log density `x [b, *d] -> [b]`, for `langevin`: `x [b, *d] -> [b, *d]`."""
     return DensityScore(log_density)
 
@@ -41,10 +40,10 @@ def density_score(log_density: Callable[[Any], Any]) -> DensityScore:
 class Adjusted(eqx.Module):
     """The kernel: a blackjax algorithm's step of one chain, vmapped, while the user's functions see the whole batch."""
 
-    algorithm: Any
+    algorithm: Callable
     """`(log density of one chain, tau) -> blackjax's SamplingAlgorithm`."""
-    log_density: Any
-    score: Any
+    log_density: LogDensity
+    score: Score
 
     def init(self, x):
         return jax.vmap(self._algorithm(1.0).init)(x), jnp.zeros(x.shape[:1], x.dtype)
@@ -77,15 +76,15 @@ def _hmc(inverse_mass, integration_steps, log_density, tau):
 @whole_numbers
 def mala(
     key: Key,
-    log_density: Callable[[Any], Any],
+    log_density: LogDensity,
     x: Sample,
     *,
     steps: int,
-    step_size: Any,
-    score: Callable[[Any], Any] | None = None,
+    step_size: StepSize,
+    score: Score | None = None,
     index: Index | None = None,
     save: Sequence[int] | None = None,
-    average: Callable[[Any], Any] | None = None,
+    average: Statistic | None = None,
     burn_in: int = 0,
 ) -> Chains:
     """Metropolis-adjusted Langevin, one score and one log density a step. A jitted entry point. Needs the extra `mcmc`.
@@ -118,17 +117,17 @@ def mala(
 @whole_numbers
 def hmc(
     key: Key,
-    log_density: Callable[[Any], Any],
+    log_density: LogDensity,
     x: Sample,
     *,
     steps: int,
-    step_size: Any,
+    step_size: StepSize,
     integration_steps: int,
-    inverse_mass: Any = None,
-    score: Callable[[Any], Any] | None = None,
+    inverse_mass: Numbers | None = None,
+    score: Score | None = None,
     index: Index | None = None,
     save: Sequence[int] | None = None,
-    average: Callable[[Any], Any] | None = None,
+    average: Statistic | None = None,
     burn_in: int = 0,
 ) -> Chains:
     """Hamiltonian Monte Carlo, `integration_steps` scores a step. A jitted entry point. Needs the extra `mcmc`.
@@ -177,7 +176,7 @@ class _Checked(eqx.Module):
     """A function that must answer the first axes of the shape of x; cast to the dtype of x, whatever it computes in."""
 
     name: str = eqx.field(static=True)
-    function: Any
+    function: Callable[[Sample], Array]
     axes: int = eqx.field(static=True)
 
     def __call__(self, x):

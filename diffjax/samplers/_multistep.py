@@ -11,10 +11,10 @@ The corrector takes the step to t again, from the same X (its noise included), n
 evaluated anew (PEC). A method is the choice of its weights; the step is here, once.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from diffjax._arrays import normal_like
-from diffjax._typing import Denoiser, Sample
+from diffjax._typing import Denoiser, Numbers, Sample
 from diffjax.parameterisation._denoiser import predict
 from diffjax.samplers._stepper import AbstractStepper, Step, memory_like
 
@@ -22,22 +22,22 @@ from diffjax.samplers._stepper import AbstractStepper, Step, memory_like
 class Correction(NamedTuple):
     """Weights of the corrector, each [n], `c_past` [n, p]; c_stay = 1 and the rest 0 leave the state as it is."""
 
-    c_stay: Any
-    c_anchor: Any
-    c_now: Any
-    c_past: Any
+    c_stay: Numbers
+    c_anchor: Numbers
+    c_now: Numbers
+    c_past: Numbers
 
 
 class MultistepWeights(NamedTuple):
     """Weights of a multistep method, each [n], `c_past` [n, p - 1]; `c_z` and `correct` may be None."""
 
-    n_x: Any
-    n_x0: Any
-    c_x: Any
-    c_x0: Any
-    c_now: Any
-    c_past: Any
-    c_z: Any = None
+    n_x: Numbers
+    n_x0: Numbers
+    c_x: Numbers
+    c_x0: Numbers
+    c_now: Numbers
+    c_past: Numbers
+    c_z: Numbers | None = None
     correct: Correction | None = None
 
 

@@ -11,14 +11,14 @@ Source: Song et al. 2021, algorithms 4 and 5.
 """
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from diffjax._arrays import as_scalar, check, expand, mean_features, normal_like, whole_numbers
-from diffjax._typing import Denoiser, FlowMap, Sample, Scalar
+from diffjax._typing import Denoiser, FlowMap, Grid, Numbers, Sample, Scalar, State, Weights
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
 from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
@@ -27,9 +27,9 @@ from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
 class CorrectedWeights(NamedTuple):
     """The predictor's weights, sigma_s and the correction's weights, each [n]."""
 
-    predictor: Any
-    sigma_s: Any
-    correction: Any
+    predictor: Weights
+    sigma_s: Numbers
+    correction: Weights
 
 
 class AbstractCorrected(AbstractStepper):
@@ -39,7 +39,7 @@ class AbstractCorrected(AbstractStepper):
     corrections: eqx.AbstractVar[int]
 
     @abstractmethod
-    def correction(self, grid: ScheduleOnGrid) -> Any:
+    def correction(self, grid: ScheduleOnGrid) -> Weights:
         """Weights of the correction at the end of each step, a NamedTuple of [n]."""
 
     @abstractmethod
@@ -74,29 +74,29 @@ class AbstractCorrected(AbstractStepper):
         return CorrectedWeights(self.predictor.prepare(grid), grid.sigma[1:], self.correction(grid))
 
     def check_denoiser(
-        self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: Any, weights: Any
+        self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: Grid, weights: Weights
     ) -> None:
         """As the predictor's."""
         self.predictor.check_denoiser(self.follow(denoiser), process, ts, weights.predictor)
 
-    def init(self, x: Sample) -> Any:
+    def init(self, x: Sample) -> State:
         """The predictor's memory."""
         return self.predictor.init(x)
 
-    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: Any) -> tuple[Sample, Any]:
-        w, split = at.weights, jax.vmap(jax.random.fold_in, (0, None))
-        keys = split(at.keys, 0) if self.predictor.stochastic else None
+    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: State) -> tuple[Sample, State]:
+        w = at.weights
+        keys = at.keys_of(0) if self.predictor.stochastic else None
         predict = Step(at.t, at.s, w.predictor, keys)
         xs, state = self.predictor.step(self.follow(denoiser), x, predict, state)
         place = jnp.where(w.sigma_s > 0, at.s, at.t)  # a denoiser need not answer at sigma = 0
 
         def again(j, x):
-            return self.correct(denoiser, x, Step(at.t, place, w.correction, split(at.keys, j + 1))).astype(x.dtype)
+            return self.correct(denoiser, x, Step(at.t, place, w.correction, at.keys_of(j + 1))).astype(x.dtype)
 
         return jax.lax.fori_loop(0, self.corrections, again, xs), state
 
 
-def check_corrections(corrections: Any) -> None:
+def check_corrections(corrections: int) -> None:
     """Raises `ValueError` where a number of corrections, a scalar, is not a positive integer."""
     if corrections < 1:
         raise ValueError(f"corrections: must be a positive integer, got {corrections!r}")
@@ -105,10 +105,10 @@ def check_corrections(corrections: Any) -> None:
 class LangevinWeights(NamedTuple):
     """At the end of each step, [n]: alpha, 1/sigma^2 (or 0), whether sigma > 0 (1 or 0), alpha^2 + sigma^2."""
 
-    alpha: Any
-    inverse_variance: Any
-    noisy: Any
-    bound: Any
+    alpha: Numbers
+    inverse_variance: Numbers
+    noisy: Numbers
+    bound: Numbers
 
 
 @whole_numbers

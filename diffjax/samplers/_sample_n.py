@@ -7,7 +7,6 @@ compilation; the last is filled up, and the surplus cut off.
 """
 
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -18,7 +17,7 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from diffjax._arrays import as_leaves, check_key, check_shape, whole_numbers
-from diffjax._typing import Denoiser, FlowMap, Key
+from diffjax._typing import Denoiser, FlowMap, Grid, Key
 from diffjax.process import AbstractGaussianProcess
 from diffjax.process._gaussian import prior
 from diffjax.samplers._base import _scan, check_stepper, plan
@@ -34,7 +33,7 @@ def sample_n(
     shape: tuple[int, ...],
     n: int,
     *,
-    ts: Any,
+    ts: Grid,
     stepper: AbstractStepper,
     chunk: int = 256,
     final_denoise: bool | None = None,

@@ -13,28 +13,33 @@ Source: Anderson 1982; Song et al. 2021, appendix A.
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
+import lineax as lx
+from typing_extensions import TypeAliasType
 
 from diffjax._arrays import answered, as_scalar, check
-from diffjax._typing import Sample, Scalar
+from diffjax._typing import Sample, Scalar, Time
 from diffjax.process import AbstractProcess
 from diffjax.samplers._solver_checks import AbstractField
+
+TimeScore = TypeAliasType("TimeScore", Callable[[Sample, Time], Sample])
+"""`(xt [b, *d], t []) -> grad log p_t(xt) [b, *d]`."""
 
 
 class ScoreDrift(AbstractField):
     """The drift above, as diffrax calls it."""
 
     process: AbstractProcess
-    score: Any
+    score: TimeScore
     eta: Scalar
 
     evaluates: ClassVar[str] = "score"
 
-    def __call__(self, r: Any, y: Sample, args: Any = None) -> Sample:
+    def __call__(self, r: Scalar, y: Sample, args: None = None) -> Sample:
         noise = self.process.noise_operator(y, -r)
         pull = noise.mv(noise.transpose().mv(answered("score", self.score(y, -r), y.shape).astype(y.dtype)))
         pull = pull + self.process.noise_divergence(y, -r)
@@ -47,11 +52,11 @@ class ScoreDiffusion(eqx.Module):
     process: AbstractProcess
     eta: Scalar
 
-    def __call__(self, r: Any, y: Sample, args: Any = None) -> Any:
+    def __call__(self, r: Scalar, y: Sample, args: None = None) -> lx.AbstractLinearOperator:
         return self.process.noise_operator(y, -r) * jnp.asarray(self.eta, y.dtype)
 
 
-def score_flow(process: AbstractProcess, score: Callable[..., Any]) -> diffrax.ODETerm:
+def score_flow(process: AbstractProcess, score: TimeScore) -> diffrax.ODETerm:
     """The probability flow of any process by its score, as a diffrax term on the clock r = -t, for states [b, *d].
 
     Args:
@@ -64,7 +69,7 @@ def score_flow(process: AbstractProcess, score: Callable[..., Any]) -> diffrax.O
 
 
 def score_reverse_sde(
-    process: AbstractProcess, score: Callable[..., Any], path: diffrax.AbstractBrownianPath, eta: Scalar = 1.0
+    process: AbstractProcess, score: TimeScore, path: diffrax.AbstractBrownianPath, eta: Scalar = 1.0
 ) -> diffrax.MultiTerm:
     """The reverse SDE of any process by its score, as diffrax terms on the clock r = -t, for states [b, *d].
 

@@ -10,7 +10,6 @@ Source: Welling & Teh 2011, eq. 4 and 11 (its eps_t is 2 tau_k); Teh, Thiery & V
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -18,8 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from diffjax._arrays import answered, as_samples, check, check_key, whole_numbers
-from diffjax._typing import Index, Key, Sample, Scalar
-from diffjax.samplers._chains import Chains, run_chains, step_sizes
+from diffjax._typing import Index, Key, Sample, Scalar, Statistic
+from diffjax.samplers._chains import Chains, StepSize, run_chains, step_sizes
 from diffjax.samplers._unadjusted import AbstractUnadjusted, langevin_step
 
 
@@ -45,15 +44,15 @@ def polynomial_decay(steps: int, *, a: Scalar, b: Scalar = 1.0, gamma: Scalar = 
 class LogPosterior(eqx.Module):
     """`x [b, *d] -> log p(x) + sum_i log p(y_i | x)`, [b]; made by `log_posterior`."""
 
-    log_prior: Any
-    log_likelihood: Any
-    data: Any
+    log_prior: Callable[..., Array]
+    log_likelihood: Callable[..., Array]
+    data: PyTree
 
     def __call__(self, x: Sample) -> Float[Array, " b"]:
         return jax.vmap(lambda x: self.log_prior(x) + jnp.sum(self.log_likelihood(x, self.data)))(x)
 
 
-def log_posterior(log_prior: Callable[..., Any], log_likelihood: Callable[..., Any], data: PyTree) -> LogPosterior:
+def log_posterior(log_prior: Callable[..., Array], log_likelihood: Callable[..., Array], data: PyTree) -> LogPosterior:
     """The unnormalised log posterior of all the data, for `mala`, `hmc` or `density_score`: `x [b, *d] -> [b]`.
 
     Args:
@@ -67,8 +66,8 @@ def log_posterior(log_prior: Callable[..., Any], log_likelihood: Callable[..., A
 class MinibatchScore(eqx.Module):
     """`(x [b, *d], batch [b, n, ...]) -> g(x) [b, *d]`; made by `minibatch_score`."""
 
-    log_prior: Any
-    log_likelihood: Any
+    log_prior: Callable[..., Array]
+    log_likelihood: Callable[..., Array]
     total: int = eqx.field(static=True)
 
     def __call__(self, x: Sample, batch: PyTree) -> Sample:
@@ -80,7 +79,9 @@ class MinibatchScore(eqx.Module):
 
 
 @whole_numbers
-def minibatch_score(log_prior: Callable[..., Any], log_likelihood: Callable[..., Any], total: int) -> MinibatchScore:
+def minibatch_score(
+    log_prior: Callable[..., Array], log_likelihood: Callable[..., Array], total: int
+) -> MinibatchScore:
     """The unbiased score of a posterior from mini-batches, for `sgld`: `(x [b, *d], batch [b, n, ...]) -> [b, *d]`.
 
     Args:
@@ -94,8 +95,8 @@ def minibatch_score(log_prior: Callable[..., Any], log_likelihood: Callable[...,
 class Stochastic(AbstractUnadjusted):
     """The kernel of `sgld`; each chain draws its own batch."""
 
-    score: Any
-    data: Any
+    score: Callable[..., Sample]
+    data: PyTree
     batch_size: int = eqx.field(static=True)
     total: int = eqx.field(static=True)
 
@@ -116,16 +117,16 @@ class Stochastic(AbstractUnadjusted):
 @whole_numbers
 def sgld(
     key: Key,
-    score: Callable[[Any, Any], Any],
+    score: Callable[[Sample, PyTree], Sample],
     x: Sample,
     data: PyTree,
     *,
     batch_size: int,
     steps: int,
-    step_size: Any,
+    step_size: StepSize,
     index: Index | None = None,
     save: Sequence[int] | None = None,
-    average: Callable[[Any], Any] | None = None,
+    average: Statistic | None = None,
     burn_in: int = 0,
 ) -> Chains:
     """Stochastic gradient Langevin dynamics, unadjusted, on mini-batches of data. A jitted entry point.

@@ -8,8 +8,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from diffjax._arrays import at_once, is_concrete
+from diffjax._typing import Grid, Sample
 from diffjax.process import PerSamplePath
 from diffjax.samplers._calls import remembered
 from diffjax.samplers._stepper_solver import StepperSolver, parts
@@ -21,7 +23,7 @@ class AbstractField(eqx.Module):
     evaluates: eqx.AbstractClassVar[str]
 
 
-def with_denoiser(terms: Any, change: Callable[[Any], Any]) -> Any:
+def with_denoiser(terms: diffrax.AbstractTerm, change: Callable[[Callable], Callable]) -> diffrax.AbstractTerm:
     """The same terms, a pytree, with change(f) for the denoiser (or score) f of each field."""
     is_field = lambda leaf: isinstance(leaf, AbstractField)
 
@@ -33,7 +35,9 @@ def with_denoiser(terms: Any, change: Callable[[Any], Any]) -> Any:
     return jax.tree.map(changed, terms, is_leaf=is_field)
 
 
-def check_solver(terms: Any, solver: Any, controller: Any) -> None:
+def check_solver(
+    terms: diffrax.AbstractTerm, solver: diffrax.AbstractSolver, controller: diffrax.AbstractStepSizeController | None
+) -> None:
     """Checks a solver, its terms (a pytree) and a step-size controller (or None for fixed steps) against each other.
 
     Raises:
@@ -94,7 +98,14 @@ def _check_adaptive(solver, controller, halved):
         )
 
 
-def check_ends(terms: Any, xt: Any, ts: Any, solver: Any, controller: Any, dtype: Any) -> None:
+def check_ends(
+    terms: diffrax.AbstractTerm,
+    xt: Sample,
+    ts: Grid,
+    solver: diffrax.AbstractSolver,
+    controller: diffrax.AbstractStepSizeController | None,
+    dtype: DTypeLike,
+) -> None:
     """Checks that the terms are finite at the ends of ts [n + 1] where the solver evaluates them, for xt [b, *d].
 
     Only the ends of time itself, 0 and 1, can be singular: sigma' of VP is infinite at 0, g of Rectified at 1.

@@ -16,15 +16,17 @@ class DDIM(AbstractStepper):                                   the whole of a me
 
 import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree
 
 from diffjax._arrays import at_once, is_concrete, on_host, time_dtype
-from diffjax._typing import Denoiser, FlowMap, Sample
+from diffjax._typing import Denoiser, FlowMap, Grid, Keys, OnGrid, Sample, Scalar, State, Weights
 from diffjax.process import AbstractGaussianProcess
 
 
@@ -32,23 +34,23 @@ class ScheduleOnGrid(NamedTuple):
     """A process on a descending grid of n steps: what the weights of a method are made of."""
 
     process: AbstractGaussianProcess
-    ts: Any
+    ts: OnGrid
     """The grid, [n + 1]."""
-    alpha: Any
+    alpha: OnGrid
     """[n + 1]."""
-    sigma: Any
+    sigma: OnGrid
     """[n + 1]."""
-    half_logsnr: Any
+    half_logsnr: OnGrid
     """l = log(alpha/sigma), [n + 1]; infinite where alpha or sigma is 0."""
-    cond_std: Any
+    cond_std: OnGrid
     """sigma_{t|s}, [n]: the standard deviation that the forward process adds over each step, from s up to t."""
 
     @property
-    def xp(self) -> Any:
+    def xp(self) -> ModuleType:
         """The namespace to compute in: `numpy` (float64, on the host) where all is known, `jax.numpy` where traced."""
         return namespace(self.alpha)
 
-    def evaluate(self, function: Callable[..., Any], *arrays: Any) -> Any:
+    def evaluate(self, function: Callable[..., PyTree], *arrays: OnGrid | Scalar) -> PyTree:
         """function(process, *arrays) in this namespace; arrays of any shape; see `on_grid`."""
         return jax.tree.map(self.xp.asarray, on_grid(function, self.process, *arrays))
 
@@ -56,14 +58,18 @@ class ScheduleOnGrid(NamedTuple):
 class Step(NamedTuple):
     """One step of a grid, as a method's `step` sees it: a pytree of arrays."""
 
-    t: Any
+    t: Scalar
     """Where it starts, a scalar."""
-    s: Any
+    s: Scalar
     """Where it ends, a scalar, s < t."""
-    weights: Any
+    weights: Weights
     """The method's weights: one row of what `prepare` gave."""
-    keys: Any = None
+    keys: Keys | None = None
     """A key for each sample, [b], for `process.normal_like`; None where the method is not stochastic."""
+
+    def keys_of(self, draw: int | Array) -> Keys:
+        """A key for each sample, [b], for the draw of this number, where a step draws more than once."""
+        return jax.vmap(jax.random.fold_in, (0, None))(cast(Array, self.keys), draw)
 
 
 class AbstractStepper(eqx.Module):
@@ -101,18 +107,18 @@ class AbstractStepper(eqx.Module):
         return True
 
     def check_denoiser(
-        self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: Any, weights: Any
+        self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: Grid, weights: Weights
     ) -> None:
         """Raises `ValueError` where the method cannot step a denoiser on a grid ts [n + 1]; called before tracing."""
 
     @abc.abstractmethod
-    def prepare(self, grid: ScheduleOnGrid) -> Any:
+    def prepare(self, grid: ScheduleOnGrid) -> Weights:
         """The weights of each step, a NamedTuple (of NamedTuples) of arrays [n, ...], for a grid of n steps.
 
         Call it by `step_weights`, which decides between NumPy on the host and jnp.
         """
 
-    def init(self, x: Sample) -> Any:
+    def init(self, x: Sample) -> State:
         """What the method remembers between steps: None, or a pytree, for a first state x [b, *d].
 
         `step` must return it in the same shapes and dtypes: `memory_like` fits what weights are multiplied with.
@@ -120,7 +126,7 @@ class AbstractStepper(eqx.Module):
         return None
 
     @abc.abstractmethod
-    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: Any) -> tuple[Sample, Any]:
+    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: State) -> tuple[Sample, State]:
         """From x [b, *d] at `at.t` to (x [b, *d] at `at.s`, state)."""
 
 
@@ -131,10 +137,10 @@ class AbstractEmbeddedStepper(AbstractStepper):
     """
 
     @abc.abstractmethod
-    def step_with_error(self, denoiser: Denoiser, x: Sample, at: Step, state: Any) -> tuple[Sample, Sample, Any]:
+    def step_with_error(self, denoiser: Denoiser, x: Sample, at: Step, state: State) -> tuple[Sample, Sample, State]:
         """As `step`: (x [b, *d] at `at.s`, error [b, *d], state), the error being of the order below."""
 
-    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: Any) -> tuple[Sample, Any]:
+    def step(self, denoiser: Denoiser, x: Sample, at: Step, state: State) -> tuple[Sample, State]:
         x, _, state = self.step_with_error(denoiser, x, at, state)
         return x, state
 
@@ -144,7 +150,7 @@ def memory_like(x: Sample) -> Sample:
     return jnp.zeros(x.shape, jnp.result_type(x, time_dtype(x)))
 
 
-def step_weights(stepper: AbstractStepper, process: AbstractGaussianProcess, ts: Any) -> Any:
+def step_weights(stepper: AbstractStepper, process: AbstractGaussianProcess, ts: Grid) -> Weights:
     """The weights of a method's steps on a grid, as `stepper.prepare` gives them: a pytree of [n, ...].
 
     In float64 NumPy on the host where the stepper's numbers, the process and the grid are concrete, inside jit too; in
@@ -165,7 +171,7 @@ def step_weights(stepper: AbstractStepper, process: AbstractGaussianProcess, ts:
         return eqx.combine(numbers, rest).prepare(grid)
 
 
-def schedule_on_grid(process: AbstractGaussianProcess, ts: Any) -> ScheduleOnGrid:
+def schedule_on_grid(process: AbstractGaussianProcess, ts: Grid) -> ScheduleOnGrid:
     """alpha, sigma, l and the conditional standard deviation of a process on a descending grid ts [n + 1]."""
     ts = np.asarray(ts, np.float64) if is_concrete((process, ts)) else jnp.asarray(ts)
     return ScheduleOnGrid(process, ts, *on_grid(_schedule, process, ts))
@@ -180,7 +186,7 @@ def _schedule(process, ts):
     return alpha, sigma, l, process.conditional(ts[:-1], ts[1:])[1]
 
 
-def on_grid(function: Callable[..., Any], process: Any, *arrays: Any) -> Any:
+def on_grid(function: Callable[..., PyTree], process: PyTree, *arrays: OnGrid | Scalar) -> PyTree:
     """function(process, *arrays) in float64 NumPy on the host where all is concrete, in jnp where something is traced.
 
     How `prepare` should look at a process: weights keep their digits whatever the sampling precision, and a traced
@@ -200,6 +206,6 @@ def _compiled(function, process, arrays):
     return function(process, *arrays)
 
 
-def namespace(x: Any) -> Any:
+def namespace(x: object) -> ModuleType:
     """`numpy` for what was computed on the host, `jax.numpy` for what is traced; x of any shape."""
     return jnp if isinstance(x, jax.Array) else np

@@ -18,9 +18,10 @@ from typing import Any, ClassVar, NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, PyTree
 
 from diffjax._arrays import time_dtype
-from diffjax._typing import Sample
+from diffjax._typing import Grid, Sample, Scalar, State, Weights
 from diffjax.process import AbstractGaussianProcess, PerSamplePath
 from diffjax.samplers._stepper import AbstractEmbeddedStepper, AbstractStepper, Step, step_weights
 
@@ -28,13 +29,13 @@ from diffjax.samplers._stepper import AbstractEmbeddedStepper, AbstractStepper, 
 class MarginalInterpolation(diffrax.AbstractLocalInterpolation):
     """y(t) = alpha(t) D + sigma(t) E through two states [b, *d] at r = t0 and t1, as diffrax calls it."""
 
-    t0: Any
-    t1: Any
-    y0: Any
-    y1: Any
+    t0: Scalar
+    t1: Scalar
+    y0: PyTree
+    y1: PyTree
     process: AbstractGaussianProcess
 
-    def evaluate(self, t0: Any, t1: Any = None, left: bool = True) -> Sample:
+    def evaluate(self, t0: Scalar, t1: Scalar | None = None, left: bool = True) -> Sample:
         """The state at r = t0, [b, *d]; or its change from t0 to t1."""
         if t1 is not None:
             return self.evaluate(t1) - self.evaluate(t0)
@@ -47,27 +48,27 @@ class MarginalInterpolation(diffrax.AbstractLocalInterpolation):
 
 
 class _SolverState(NamedTuple):
-    inner: Any
-    k: Any
+    inner: State
+    k: Array
 
 
 class StepperSolver(diffrax.AbstractItoSolver):
     """A stepper as a diffrax solver; made by `as_diffrax_solver`."""
 
     stepper: AbstractStepper
-    weights: Any = None
-    ts: Any = None
+    weights: Weights = None
+    ts: Grid | None = None
 
     term_structure: ClassVar = diffrax.AbstractTerm
     interpolation_cls: ClassVar = MarginalInterpolation
 
-    def order(self, terms: Any) -> int:
+    def order(self, terms: diffrax.AbstractTerm) -> int:
         return self.stepper.order
 
-    def strong_order(self, terms: Any) -> float:
+    def strong_order(self, terms: diffrax.AbstractTerm) -> float:
         return 0.5 if self.stepper.stochastic else self.stepper.order
 
-    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> _SolverState:
+    def init(self, terms: diffrax.AbstractTerm, t0: Scalar, t1: Scalar, y0: Sample, args: None) -> _SolverState:
         if self.ts is None and self.stepper.history > 0:
             raise ValueError(
                 f"stepper: {type(self.stepper).__name__} looks back on earlier steps, so it must know its grid: use "
@@ -76,7 +77,16 @@ class StepperSolver(diffrax.AbstractItoSolver):
             )
         return _SolverState(self.stepper.init(y0), jnp.asarray(0))
 
-    def step(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any) -> Any:
+    def step(
+        self,
+        terms: diffrax.AbstractTerm,
+        t0: Scalar,
+        t1: Scalar,
+        y0: Sample,
+        args: None,
+        solver_state: _SolverState,
+        made_jump: Bool,
+    ) -> tuple:
         field, path = parts(self.stepper, terms)
         keys = None if path is None else path.step_keys(t0)
         weights = self._weights(field.process, solver_state.k, -t0, -t1, time_dtype(y0))
@@ -90,7 +100,7 @@ class StepperSolver(diffrax.AbstractItoSolver):
         dense = {"y0": y0, "y1": y1, "process": field.process}
         return y1, error, dense, _SolverState(inner, solver_state.k + 1), diffrax.RESULTS.successful
 
-    def func(self, terms: Any, t0: Any, y0: Any, args: Any) -> Any:
+    def func(self, terms: diffrax.AbstractTerm, t0: Scalar, y0: Sample, args: None) -> Sample:
         return terms.vf(t0, y0, args)
 
     @property
@@ -105,7 +115,7 @@ class StepperSolver(diffrax.AbstractItoSolver):
         return jax.tree.map(lambda w: jnp.asarray(w, dtype)[k], self.weights)
 
 
-def parts(stepper: AbstractStepper, terms: Any) -> tuple[Any, Any]:
+def parts(stepper: AbstractStepper, terms: diffrax.AbstractTerm) -> tuple[Any, Any]:
     """The field (process, denoiser) of our terms, and the Brownian path where the stepper is stochastic, else None.
 
     Raises:
@@ -132,7 +142,7 @@ def parts(stepper: AbstractStepper, terms: Any) -> tuple[Any, Any]:
 
 
 def as_diffrax_solver(
-    stepper: AbstractStepper, *, process: AbstractGaussianProcess | None = None, ts: Any = None
+    stepper: AbstractStepper, *, process: AbstractGaussianProcess | None = None, ts: Grid | None = None
 ) -> StepperSolver:
     """A stepper as a diffrax solver: diffrax's adjoints, events and dense output, our methods, for states [b, *d].
 
@@ -159,6 +169,6 @@ def as_diffrax_solver(
     if (process is None) != (ts is None):
         given, missing = ("ts", "process") if process is None else ("process", "ts")
         raise ValueError(f"{missing}: binding to a grid needs process and ts, got only {given}")
-    if process is None:
+    if process is None or ts is None:
         return StepperSolver(stepper)
     return StepperSolver(stepper, step_weights(stepper, process, ts), ts)

@@ -9,18 +9,17 @@ Source: Parisi 1981; Roberts & Tweedie 1996.
 """
 
 import abc
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
 
 from diffjax._arrays import answered, as_samples, check_key, normal_like, whole_numbers
-from diffjax._typing import Index, Key, Sample, Scalar
-from diffjax.samplers._chains import Chains, run_chains, step_sizes
+from diffjax._typing import Index, Key, Keys, Sample, Scalar, Score, Statistic
+from diffjax.samplers._chains import Chains, StepSize, run_chains, step_sizes
 
 
-def langevin_step(keys: Any, x: Sample, slope: Sample, tau: Scalar) -> Sample:
+def langevin_step(keys: Keys, x: Sample, slope: Sample, tau: Scalar) -> Sample:
     """x + tau slope + sqrt(2 tau) z, [b, *d], for a key a chain [b] and a scalar tau."""
     return x + tau * slope.astype(x.dtype) + jnp.sqrt(2 * tau) * normal_like(keys, x)
 
@@ -29,7 +28,7 @@ class AbstractUnadjusted(eqx.Module):
     """A kernel whose state is x itself and that accepts every step."""
 
     @abc.abstractmethod
-    def step(self, keys: Any, x: Sample, tau: Scalar) -> Sample:
+    def step(self, keys: Keys, x: Sample, tau: Scalar) -> Sample:
         """From x [b, *d] to the next, by keys [b] and a scalar tau."""
 
     def init(self, x):
@@ -45,7 +44,7 @@ class AbstractUnadjusted(eqx.Module):
 class Unadjusted(AbstractUnadjusted):
     """The kernel of `langevin`."""
 
-    score: Any
+    score: Score
 
     def step(self, keys, x, tau):
         return langevin_step(keys, x, answered("score", self.score(x), x.shape), tau)
@@ -54,14 +53,14 @@ class Unadjusted(AbstractUnadjusted):
 @whole_numbers
 def langevin(
     key: Key,
-    score: Callable[[Any], Any],
+    score: Score,
     x: Sample,
     *,
     steps: int,
-    step_size: Any,
+    step_size: StepSize,
     index: Index | None = None,
     save: Sequence[int] | None = None,
-    average: Callable[[Any], Any] | None = None,
+    average: Statistic | None = None,
     burn_in: int = 0,
 ) -> Chains:
     """Unadjusted Langevin: x + tau score(x) + sqrt(2 tau) z, one score evaluation a step. A jitted entry point.

@@ -13,12 +13,12 @@ Source: Zhao et al. 2023 (UniPC), section 3 and appendix.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import numpy as np
 
 from diffjax._arrays import whole_numbers
+from diffjax._typing import OnGrid
 from diffjax.parameterisation._linear import X0Prediction
 from diffjax.process import ddim_coefficients
 from diffjax.samplers._exponential_adams import adams_weights
@@ -26,12 +26,12 @@ from diffjax.samplers._multistep import AbstractMultistep, MultistepWeights
 from diffjax.samplers._stepper import ScheduleOnGrid, namespace
 
 
-def bh1(h: Any) -> Any:
+def bh1(h: OnGrid) -> OnGrid:
     """B(h) = h, of the shape of h."""
     return h
 
 
-def bh2(h: Any) -> Any:
+def bh2(h: OnGrid) -> OnGrid:
     """B(h) = 1 - e^{-h}, of the shape of h."""
     return -namespace(h).expm1(-h)
 
@@ -52,7 +52,7 @@ class UniPC(AbstractMultistep):
     """
 
     p: int = eqx.field(static=True, default=3)
-    scale: Callable[[Any], Any] | None = eqx.field(static=True, default=bh2)
+    scale: Callable[[OnGrid], OnGrid] | None = eqx.field(static=True, default=bh2)
 
     def __check_init__(self):
         if self.p not in (1, 2, 3):
