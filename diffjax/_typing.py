@@ -4,7 +4,7 @@ A batch axis `b` comes first everywhere; `*d` are the features of one sample (a 
 height, width and channels). Time is a number in [0, 1] (0 data, 1 noise), one for the whole batch or one a sample.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,7 +16,7 @@ from typing_extensions import TypeAliasType
 Key = TypeAliasType("Key", PRNGKeyArray | Shaped[Array, "2"])
 Scalar = TypeAliasType("Scalar", float | Float[Array, ""] | Float[np.ndarray, ""])
 Time = TypeAliasType("Time", Scalar | Float[Array, " b"] | Float[np.ndarray, " b"])
-PerSample = TypeAliasType("PerSample", Scalar | Float[Array, " b"] | Float[np.ndarray, " b"])
+PerSample = TypeAliasType("PerSample", int | Scalar | Float[Array, " b"] | Float[np.ndarray, " b"])
 """A number for all samples, [], or one for each, [b]."""
 Sample = TypeAliasType("Sample", Float[Array, "b *d"])
 """A batch of at least one sample, of any floating-point dtype; NumPy's arrays will do. Public functions refuse others,
@@ -26,6 +26,7 @@ Index = TypeAliasType("Index", Int[Array, " b"])
 Params = TypeAliasType("Params", PyTree)
 Cond = TypeAliasType("Cond", PyTree)
 Grid = TypeAliasType("Grid", Float[Array, " points"] | Float[np.ndarray, " points"])
+GridLike = TypeAliasType("GridLike", Grid | Sequence[float | int])
 
 Numbers = TypeAliasType("Numbers", float | Float[Array, "..."] | Float[np.ndarray, "..."])
 """Numbers of any shape that a formula broadcasts, such as a weight of a method: [n] for n steps, [] inside a step."""

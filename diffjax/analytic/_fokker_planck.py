@@ -38,7 +38,7 @@ from diffjax._arrays import (
     time_dtype,
     whole_numbers,
 )
-from diffjax._typing import Grid, LogDensity
+from diffjax._typing import GridLike, LogDensity
 from diffjax.process import AbstractGaussianProcess, AbstractProcess
 
 MAX_ROUGHNESS = 0.25
@@ -120,7 +120,7 @@ def cell_averages(box: Box, log_density: LogDensity, nodes: int = 4) -> Float[Ar
 
 @whole_numbers
 def fokker_planck(
-    process: AbstractProcess, box: Box, density0: Float[Array, "*cells"], ts: Grid, *, max_steps: int = 1_000_000
+    process: AbstractProcess, box: Box, density0: Float[Array, "*cells"], ts: GridLike, *, max_steps: int = 1_000_000
 ) -> Float[Array, "points *cells"]:
     """The density of the forward SDE through the times ts, from density0 at ts[0], as cell averages.
 

@@ -29,7 +29,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from diffjax._arrays import (
     answered,
@@ -147,7 +147,7 @@ def progressive_target(
     process: AbstractGaussianProcess,
     teacher: Callable[..., Sample],
     xt: Sample,
-    k: Index,
+    k: int | Int[Array, "..."] | Int[np.ndarray, "..."],
     *,
     grid: Grid,
     teacher_steps: int = 2,

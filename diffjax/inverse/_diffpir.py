@@ -12,7 +12,7 @@ import equinox as eqx
 import lineax as lx
 
 from diffjax._arrays import as_samples, as_scalar, check, check_key
-from diffjax._typing import Denoiser, Grid, Index, Key, PerSample, Sample, Scalar
+from diffjax._typing import Denoiser, GridLike, Index, Key, PerSample, Sample, Scalar
 from diffjax.guidance import proximal
 from diffjax.guidance._posterior import CONJUGATE_GRADIENTS, ObservationLike
 from diffjax.operators._base import Operator
@@ -55,7 +55,7 @@ def diffpir(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
     xt: Sample,
-    ts: Grid,
+    ts: GridLike,
     operator: Operator,
     y: ObservationLike,
     std: PerSample,

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from diffjax._arrays import as_samples, check_key, normal_like, whole_numbers
-from diffjax._typing import Denoiser, FlowMap, Grid, Index, Key, Numbers, Sample, Weights
+from diffjax._typing import Denoiser, FlowMap, GridLike, Index, Key, Numbers, Sample, Weights
 from diffjax.guidance._posterior import ObservationLike, observation
 from diffjax.operators._linear import as_mask, check_mask
 from diffjax.process import AbstractGaussianProcess
@@ -94,7 +94,7 @@ class RePaint(AbstractStepper):
         return RePaintWeights(self.stepper.prepare(grid), grid.alpha[1:], grid.sigma[1:], up, grid.cond_std)
 
     def check_denoiser(
-        self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: Grid, weights: Weights
+        self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: GridLike, weights: Weights
     ) -> None:
         """As the stepper's."""
         self.stepper.check_denoiser(denoiser, process, ts, weights.stepper)
@@ -132,7 +132,7 @@ def inpaint(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
     xt: Sample,
-    ts: Grid,
+    ts: GridLike,
     mask: Array | np.ndarray,
     y: ObservationLike,
     *,

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from diffjax._arrays import as_samples, check_key, default_index, normal_like, sample_keys, time_dtype
-from diffjax._typing import Denoiser, Grid, Index, Key, Sample
+from diffjax._typing import Denoiser, GridLike, Index, Key, Sample
 from diffjax.process import AbstractGaussianProcess
 from diffjax.process._gaussian import perturb
 from diffjax.samplers import AbstractStepper
@@ -23,7 +23,7 @@ def sdedit(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
     guide: Sample,
-    ts: Grid,
+    ts: GridLike,
     stepper: AbstractStepper,
     *,
     index: Index | None = None,

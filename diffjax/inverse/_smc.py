@@ -32,7 +32,7 @@ from diffjax._arrays import (
     sum_features,
     time_dtype,
 )
-from diffjax._typing import Denoiser, Grid, Index, Key, Sample, Scalar
+from diffjax._typing import Denoiser, GridLike, Index, Key, Sample, Scalar
 from diffjax.guidance._posterior import (
     CONJUGATE_GRADIENTS,
     ObservationLike,
@@ -85,7 +85,7 @@ def twisted_smc(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
     xt: Sample,
-    ts: Grid,
+    ts: GridLike,
     operator: Operator,
     y: ObservationLike,
     std: Scalar,

@@ -31,7 +31,7 @@ from diffjax._arrays import (
     time_dtype,
     whole_numbers,
 )
-from diffjax._typing import Denoiser, Grid, Index, Key, Reconstruction, Sample
+from diffjax._typing import Denoiser, GridLike, Index, Key, Reconstruction, Sample
 from diffjax.losses import bound_parts, gaussian_decoder, snr_differences
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess, AbstractTimes, LogsnrTimes, logsnr_rate
@@ -100,7 +100,7 @@ def evaluate_discrete_elbo(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
     x0: Sample,
-    ts: Grid,
+    ts: GridLike,
     *,
     draws: int | None = None,
     reconstruction: Reconstruction = gaussian_decoder,

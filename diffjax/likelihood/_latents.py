@@ -31,7 +31,7 @@ from diffjax._arrays import (
     time_dtype,
     whole_numbers,
 )
-from diffjax._typing import Denoiser, Grid, Sample, Scalar, Time
+from diffjax._typing import Denoiser, GridLike, Sample, Scalar, Time
 from diffjax.likelihood._flow import flow_ends
 from diffjax.process import AbstractGaussianProcess
 from diffjax.samplers import AbstractStepper, Solution, Step, count_evaluations, step_weights, velocity
@@ -149,7 +149,11 @@ def _encode(process, denoiser, x0, t0, t1, solver, controller, max_steps, adjoin
 
 
 def invert(
-    process: AbstractGaussianProcess, denoiser: Denoiser, x0: Sample, ts: Grid, stepper: AbstractStepper | None = None
+    process: AbstractGaussianProcess,
+    denoiser: Denoiser,
+    x0: Sample,
+    ts: GridLike,
+    stepper: AbstractStepper | None = None,
 ) -> Sample:
     """A sampler's latent for x0 on its grid: the stepper run up the grid, each step from s to t > s.
 

@@ -38,7 +38,7 @@ from diffjax._arrays import (
     time_dtype,
     whole_numbers,
 )
-from diffjax._typing import Cond, Grid, Index, Key, Network, Params, Reconstruction, Sample, Scalar
+from diffjax._typing import Cond, GridLike, Index, Key, Network, Params, Reconstruction, Sample, Scalar
 from diffjax.losses._denoising import mean_square
 from diffjax.losses._elbo import check_levels, draw_steps, prior_divergence, summarise
 from diffjax.parameterisation import apply_network, recover, target
@@ -122,7 +122,7 @@ def negative_ddpm_elbo(
     x0: Sample,
     cond: Cond = None,
     *,
-    ts: Grid,
+    ts: GridLike,
     variance: Callable[[Array, Array, Sample | None], Array] = learned_variance,
     reconstruction: Reconstruction = density_decoder,
     index: Index | None = None,
@@ -166,7 +166,7 @@ def learned_variance_loss(
     x0: Sample,
     cond: Cond = None,
     *,
-    ts: Grid,
+    ts: GridLike,
     share: float = 1e-3,
     reconstruction: Reconstruction = density_decoder,
     index: Index | None = None,

@@ -34,7 +34,7 @@ from diffjax._arrays import (
     time_dtype,
     whole_numbers,
 )
-from diffjax._typing import Cond, DrawTimes, Grid, Index, Key, Params, Reconstruction, Sample, Scalar, Time
+from diffjax._typing import Cond, DrawTimes, Grid, GridLike, Index, Key, Params, Reconstruction, Sample, Scalar, Time
 from diffjax.losses._denoising import per_sample_loss
 from diffjax.losses._weighting import constant
 from diffjax.parameterisation._diffusion import Diffusion, check_diffusion
@@ -167,7 +167,7 @@ def negative_discrete_elbo(
     x0: Sample,
     cond: Cond = None,
     *,
-    ts: Grid,
+    ts: GridLike,
     reconstruction: Reconstruction = gaussian_decoder,
     index: Index | None = None,
     total: int | None = None,

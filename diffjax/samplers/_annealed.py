@@ -24,7 +24,7 @@ from diffjax._arrays import (
     time_dtype,
     whole_numbers,
 )
-from diffjax._typing import Denoiser, Grid, Index, Key, Sample
+from diffjax._typing import Denoiser, GridLike, Index, Key, Sample
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
 from diffjax.samplers._base import check_grid
@@ -38,7 +38,7 @@ def annealed_langevin(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
     xt: Sample,
-    ts: Grid,
+    ts: GridLike,
     *,
     steps_per_level: int,
     step_size: StepSize,

@@ -8,6 +8,7 @@ denoise) is here, once. Noise of sample i at step k comes from `fold_in(fold_in(
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from diffjax._arrays import (
     time_dtype,
     whole_numbers,
 )
-from diffjax._typing import Denoiser, FlowMap, Grid, Index, Key, Sample, Weights
+from diffjax._typing import Denoiser, FlowMap, Grid, GridLike, Index, Key, Sample, Weights
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
 from diffjax.samplers._calls import jit_leaves, remembered
@@ -40,7 +41,7 @@ def sample(
     process: AbstractGaussianProcess,
     denoiser: Denoiser | FlowMap,
     xt: Sample,
-    ts: Grid,
+    ts: GridLike,
     stepper: AbstractStepper,
     *,
     index: Index | None = None,
@@ -90,7 +91,7 @@ def sample(
 
 
 def plan(
-    process: AbstractGaussianProcess | None, stepper: AbstractStepper | None, ts: Grid, dtype: DTypeLike
+    process: AbstractGaussianProcess | None, stepper: AbstractStepper | None, ts: GridLike, dtype: DTypeLike
 ) -> tuple[Grid, Weights]:
     """(ts, weights): a grid ts [n + 1], checked, and the weights [n, ...] of a stepper's steps, if any, in a dtype.
 
@@ -172,7 +173,7 @@ def _beyond(i, points):
     raise ValueError(f"save: the grid has points 0 .. {points - 1}, got {i}")
 
 
-def check_grid(ts: Grid, dtype: DTypeLike) -> Grid:
+def check_grid(ts: GridLike, dtype: DTypeLike) -> Grid:
     """A grid as float64 NumPy [n + 1], rounded to the state's dtype first so that weights and denoiser agree on t.
 
     A traced grid passes as it is.
@@ -181,7 +182,7 @@ def check_grid(ts: Grid, dtype: DTypeLike) -> Grid:
       ValueError: ts is not one-dimensional with two points or more, does not descend, or leaves [0, 1].
     """
     if not is_concrete(ts):
-        return ts
+        return cast(Grid, ts)
     grid = np.asarray(ts).astype(dtype).astype(np.float64)
     check_times(grid, "descend")
     return grid

@@ -81,7 +81,7 @@ def ddim_step(denoiser: Denoiser, x: Sample, at: Step) -> Sample:
     return xs if w.c_z is None else xs + w.c_z * normal_like(at.keys, x)
 
 
-def noisy_split(grid: ScheduleOnGrid, eta: Scalar) -> tuple[OnGrid, OnGrid]:
+def noisy_split(grid: ScheduleOnGrid, eta: Scalar | OnGrid) -> tuple[OnGrid, OnGrid]:
     """(sqrt(sigma_s^2 - c^2)/sigma_s, c), each [n], for an eta (scalar) of 0 or more, with c no greater than sigma_s;
     slopes are finite where a grid touches alpha = 0 or sigma = 0."""
     xp = grid.xp

@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from diffjax._arrays import as_samples, as_scalar, check, expand, is_concrete, nan_unless, time_dtype, whole_numbers
-from diffjax._typing import Denoiser, Grid, Sample, Scalar, State, Time
+from diffjax._typing import Denoiser, Grid, GridLike, Sample, Scalar, State, Time
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess, diagonal_noise, logsnr_rate, schedule_derivatives
 from diffjax.samplers._base import plan
@@ -133,7 +133,7 @@ class Solution(NamedTuple):
 def integrate(
     terms: diffrax.AbstractTerm,
     xt: Sample,
-    ts: Grid,
+    ts: GridLike,
     *,
     solver: diffrax.AbstractSolver,
     controller: diffrax.AbstractStepSizeController | None = None,
@@ -189,7 +189,7 @@ def integrate(
 def integrate_each(
     terms: diffrax.AbstractTerm,
     xt: Sample,
-    ts: Grid,
+    ts: GridLike,
     *,
     solver: diffrax.AbstractSolver,
     controller: diffrax.AbstractStepSizeController,

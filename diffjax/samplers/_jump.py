@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax._arrays import check, is_concrete, normal_like
-from diffjax._typing import Denoiser, FlowMap, Grid, Numbers, Sample, Scalar, Weights
+from diffjax._typing import Denoiser, FlowMap, GridLike, Numbers, Sample, Scalar, Weights
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import (
     AbstractGaussianProcess,
@@ -78,7 +78,7 @@ class Jump(AbstractStepper):
         return self.gamma is not None
 
     def check_denoiser(
-        self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: Grid, weights: Weights
+        self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: GridLike, weights: Weights
     ) -> None:
         """Raises `ValueError` where the denoiser is no flow map, or one that does not know the steps of a grid
         ts [n + 1]."""

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax._arrays import as_scalar, check, expand, mean_features, normal_like, whole_numbers
-from diffjax._typing import Denoiser, FlowMap, Grid, Numbers, Sample, Scalar, State, Weights
+from diffjax._typing import Denoiser, FlowMap, GridLike, Numbers, Sample, Scalar, State, Weights
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
 from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
@@ -74,7 +74,7 @@ class AbstractCorrected(AbstractStepper):
         return CorrectedWeights(self.predictor.prepare(grid), grid.sigma[1:], self.correction(grid))
 
     def check_denoiser(
-        self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: Grid, weights: Weights
+        self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: GridLike, weights: Weights
     ) -> None:
         """As the predictor's."""
         self.predictor.check_denoiser(self.follow(denoiser), process, ts, weights.predictor)

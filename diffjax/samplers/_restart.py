@@ -27,7 +27,7 @@ from diffjax._arrays import (
     sample_keys,
     time_dtype,
 )
-from diffjax._typing import Denoiser, Grid, Index, Key, Sample, Scalar
+from diffjax._typing import Denoiser, GridLike, Index, Key, Sample, Scalar
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
 from diffjax.process._grids import edm_grid
@@ -49,7 +49,7 @@ def sample_with_restarts(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
     xt: Sample,
-    ts: Grid,
+    ts: GridLike,
     stepper: AbstractStepper,
     *,
     restarts: Sequence[Restart],

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from diffjax._arrays import as_leaves, check_key, check_shape, whole_numbers
-from diffjax._typing import Denoiser, FlowMap, Grid, Key
+from diffjax._typing import Denoiser, FlowMap, GridLike, Key
 from diffjax.process import AbstractGaussianProcess
 from diffjax.process._gaussian import prior
 from diffjax.samplers._base import _scan, check_stepper, plan
@@ -33,7 +33,7 @@ def sample_n(
     shape: tuple[int, ...],
     n: int,
     *,
-    ts: Grid,
+    ts: GridLike,
     stepper: AbstractStepper,
     chunk: int = 256,
     final_denoise: bool | None = None,

@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from diffjax._arrays import at_once, is_concrete
-from diffjax._typing import Grid, Sample
+from diffjax._typing import GridLike, Sample
 from diffjax.process import PerSamplePath
 from diffjax.samplers._calls import remembered
 from diffjax.samplers._stepper_solver import StepperSolver, parts
@@ -101,7 +101,7 @@ def _check_adaptive(solver, controller, halved):
 def check_ends(
     terms: diffrax.AbstractTerm,
     xt: Sample,
-    ts: Grid,
+    ts: GridLike,
     solver: diffrax.AbstractSolver,
     controller: diffrax.AbstractStepSizeController | None,
     dtype: DTypeLike,

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from diffjax._arrays import at_once, is_concrete, on_host, time_dtype
-from diffjax._typing import Denoiser, FlowMap, Grid, Keys, OnGrid, Sample, Scalar, State, Weights
+from diffjax._typing import Denoiser, FlowMap, GridLike, Keys, OnGrid, Sample, Scalar, State, Weights
 from diffjax.process import AbstractGaussianProcess
 
 
@@ -107,7 +107,7 @@ class AbstractStepper(eqx.Module):
         return True
 
     def check_denoiser(
-        self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: Grid, weights: Weights
+        self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: GridLike, weights: Weights
     ) -> None:
         """Raises `ValueError` where the method cannot step a denoiser on a grid ts [n + 1]; called before tracing."""
 
@@ -150,7 +150,7 @@ def memory_like(x: Sample) -> Sample:
     return jnp.zeros(x.shape, jnp.result_type(x, time_dtype(x)))
 
 
-def step_weights(stepper: AbstractStepper, process: AbstractGaussianProcess, ts: Grid) -> Weights:
+def step_weights(stepper: AbstractStepper, process: AbstractGaussianProcess, ts: GridLike) -> Weights:
     """The weights of a method's steps on a grid, as `stepper.prepare` gives them: a pytree of [n, ...].
 
     In float64 NumPy on the host where the stepper's numbers, the process and the grid are concrete, inside jit too; in
@@ -171,7 +171,7 @@ def step_weights(stepper: AbstractStepper, process: AbstractGaussianProcess, ts:
         return eqx.combine(numbers, rest).prepare(grid)
 
 
-def schedule_on_grid(process: AbstractGaussianProcess, ts: Grid) -> ScheduleOnGrid:
+def schedule_on_grid(process: AbstractGaussianProcess, ts: GridLike) -> ScheduleOnGrid:
     """alpha, sigma, l and the conditional standard deviation of a process on a descending grid ts [n + 1]."""
     ts = np.asarray(ts, np.float64) if is_concrete((process, ts)) else jnp.asarray(ts)
     return ScheduleOnGrid(process, ts, *on_grid(_schedule, process, ts))

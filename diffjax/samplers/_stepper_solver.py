@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
 from diffjax._arrays import time_dtype
-from diffjax._typing import Grid, Sample, Scalar, State, Weights
+from diffjax._typing import GridLike, Sample, Scalar, State, Weights
 from diffjax.process import AbstractGaussianProcess, PerSamplePath
 from diffjax.samplers._stepper import AbstractEmbeddedStepper, AbstractStepper, Step, step_weights
 
@@ -57,7 +57,7 @@ class StepperSolver(diffrax.AbstractItoSolver):
 
     stepper: AbstractStepper
     weights: Weights = None
-    ts: Grid | None = None
+    ts: GridLike | None = None
 
     term_structure: ClassVar = diffrax.AbstractTerm
     interpolation_cls: ClassVar = MarginalInterpolation
@@ -85,7 +85,7 @@ class StepperSolver(diffrax.AbstractItoSolver):
         y0: Sample,
         args: None,
         solver_state: _SolverState,
-        made_jump: Bool,
+        made_jump: bool | Bool[Array, ""],
     ) -> tuple:
         field, path = parts(self.stepper, terms)
         keys = None if path is None else path.step_keys(t0)
@@ -142,7 +142,7 @@ def parts(stepper: AbstractStepper, terms: diffrax.AbstractTerm) -> tuple[Any, A
 
 
 def as_diffrax_solver(
-    stepper: AbstractStepper, *, process: AbstractGaussianProcess | None = None, ts: Grid | None = None
+    stepper: AbstractStepper, *, process: AbstractGaussianProcess | None = None, ts: GridLike | None = None
 ) -> StepperSolver:
     """A stepper as a diffrax solver: diffrax's adjoints, events and dense output, our methods, for states [b, *d].
 

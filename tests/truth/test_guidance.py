@@ -453,7 +453,8 @@ def test_negative_conditions_in_chunks():
 
 
 def test_which_numbers_are_one_a_sample():
-    both = guidance.Guided(None, jnp.ones(3), guidance.Projected(jnp.ones(3), 2.0))
+    pair = lambda xt, t: (xt, xt)
+    both = guidance.Guided(pair, jnp.ones(3), guidance.Projected(jnp.ones(3), 2.0))
     assert both.per_sample_fields() == ("scale",)
     assert both.rule.per_sample_fields() == ("parallel",)
     for null, names in ((jnp.nan, ()), (jnp.zeros((1, 1)), ()), (jnp.zeros((3, 1)), ("null",))):
