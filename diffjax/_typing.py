@@ -22,11 +22,14 @@ Sample = TypeAliasType("Sample", Float[Array, "b *d"])
 """A batch of at least one sample, of any floating-point dtype; NumPy's arrays will do. Public functions refuse others,
 and answers of the user's functions of another shape or dtype, by a ValueError that names the argument: nothing
 broadcasts."""
+Saved = TypeAliasType("Saved", Float[Array, "k b *d"])
+"""The states at k times."""
 Index = TypeAliasType("Index", Int[Array, " b"])
 Params = TypeAliasType("Params", PyTree)
 Cond = TypeAliasType("Cond", PyTree)
 Grid = TypeAliasType("Grid", Float[Array, " points"] | Float[np.ndarray, " points"])
 GridLike = TypeAliasType("GridLike", Grid | Sequence[float | int])
+"""A grid of times, [n + 1], or a list of them."""
 
 Numbers = TypeAliasType("Numbers", float | Float[Array, "..."] | Float[np.ndarray, "..."])
 """Numbers of any shape that a formula broadcasts, such as a weight of a method: [n] for n steps, [] inside a step."""

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import pydoc
 import re
 
 import diffrax
@@ -35,6 +36,9 @@ def public():
 PUBLIC = public()
 FUNCTIONS = {name: thing for name, thing in PUBLIC.items() if inspect.isroutine(thing)}
 
+SHAPED = "Key|Scalar|Time|PerSample|Sample|Saved|Index|Grid|GridLike"
+"""Types of `_typing` that have a shape."""
+
 
 def test_training_and_its_checkpoints_share_no_name():
     outer, inner = (vars(importlib.import_module(f"diffjax.training{part}")) for part in ("", ".checkpoint"))
@@ -48,7 +52,7 @@ def test_public_names_are_documented(name):
     doc = thing.__doc__ or ""
     assert doc.strip(), f"{name} has no docstring"
     annotations = str(getattr(thing, "__annotations__", ""))
-    if name in FUNCTIONS and re.search(r"Float|Int\[|Shaped", annotations):
+    if name in FUNCTIONS and re.search(rf"Float|Int\[|Shaped|\b({SHAPED})\b", annotations):
         assert re.search(r"\[[^\]]*\]|shape|scalar|pytree", doc), f"the docstring of {name} gives no shape"
 
 
@@ -68,6 +72,21 @@ def test_switches_are_given_by_name(name):
     for parameter in inspect.signature(FUNCTIONS[name]).parameters.values():
         boolean = isinstance(parameter.default, bool) or parameter.annotation in (bool, "bool")
         assert not boolean or parameter.kind is inspect.Parameter.KEYWORD_ONLY, parameter
+
+
+def test_help_shows_the_names_of_types():
+    """`Key` and `Time`, not the unions of arrays that they stand for, which differ by the version of JAX."""
+    shown = {
+        dj.sample: {"Key", "Denoiser", "Sample", "GridLike", "Index", "Saved"},
+        dj.perturb: {"Sample", "Time"},
+        dj.guidance.extrapolate: {"Denoiser", "PerSample"},
+        dj.samplers.langevin: {"Key", "Score", "Sample", "StepSize", "Index", "Statistic"},
+    }
+    for function, names in shown.items():
+        signature = pydoc.plain(pydoc.render_doc(function)).splitlines()[2]
+        assert signature.startswith(f"{function.__name__}(")
+        assert names <= set(re.findall(r"\w+", signature)), signature
+        assert not re.search(r"jaxlib|jaxtyping|ndarray|\bAny\b|Callable", signature), signature
 
 
 # --- new values compile nothing ---

@@ -61,7 +61,7 @@ WEIGHTINGS = Names(
         "on_score": losses.on_score,
         "on_v": losses.on_v,
         "flow_matching": losses.flow_matching,
-        "likelihood": losses.likelihood,
+        "likelihood": losses.likelihood_weighting,
         "edm": losses.EDMWeighting,
         "min_snr": losses.MinSNR,
         "soft_min_snr": losses.SoftMinSNR,

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from diffjax._arrays import answered, as_samples, check_key, default_index, whole_numbers
 from diffjax._typing import Denoiser, Index, Key
-from diffjax.likelihood._dequantisation import Dequantisation, Quantisation, UniformDequantisation, dequantise
+from diffjax.likelihood._dequantisation import Data, Dequantisation, Quantisation, UniformDequantisation, dequantise
 from diffjax.likelihood._flow import log_likelihood
 from diffjax.process import AbstractGaussianProcess
 
@@ -63,7 +63,7 @@ def bits_per_dim(
     key: Key,
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
-    data: Int[Array, "b *d"] | Int[np.ndarray, "b *d"],
+    data: Data,
     *,
     quantisation: Quantisation,
     dequantisation: Dequantisation = UniformDequantisation(),

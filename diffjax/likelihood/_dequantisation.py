@@ -16,7 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Shaped
 from typing_extensions import TypeAliasType
 
 from diffjax._arrays import (
@@ -34,6 +34,11 @@ from diffjax._arrays import (
 )
 from diffjax._typing import Index, Key, Params, Sample
 from diffjax.losses import check_levels
+
+Data = TypeAliasType("Data", Shaped[Array, "b *d"] | Shaped[np.ndarray, "b *d"])
+"""Whole numbers [b, *d], of which `Quantisation.values` makes samples; others it refuses."""
+Dequantisation = TypeAliasType("Dequantisation", Callable[[Key, Sample, Index], tuple[Sample, Float[Array, " b"]]])
+"""`(key, x [b, *d], index [b]) -> (u [b, *d], log q [b])`."""
 
 
 @whole_numbers
@@ -62,7 +67,7 @@ class Quantisation(eqx.Module):
         """The distance of two levels, a scalar."""
         return (self.high - self.low) / (self.levels - 1)
 
-    def values(self, data: Shaped[Array, "b *d"] | Shaped[np.ndarray, "b *d"]) -> Sample:
+    def values(self, data: Data) -> Sample:
         """The network's values [b, *d] of whole numbers [b, *d].
 
         Raises:
@@ -87,10 +92,6 @@ class Quantisation(eqx.Module):
         x = as_samples("x", x)
         check_levels(x, self.levels, self.low, self.high)
         return jnp.round((x - self.low) / self.width).astype(jnp.int32)
-
-
-Dequantisation = TypeAliasType("Dequantisation", Callable[[Key, Sample, Index], tuple[Sample, Float[Array, " b"]]])
-"""`(key, x [b, *d], index [b]) -> (u [b, *d], log q [b])`."""
 
 
 class UniformDequantisation(eqx.Module):
@@ -158,7 +159,7 @@ def dequantise(
     key: Key,
     dequantisation: Dequantisation,
     quantisation: Quantisation,
-    data: Int[Array, "b *d"] | Int[np.ndarray, "b *d"],
+    data: Data,
     index: Index | None = None,
 ) -> tuple[Sample, Float[Array, " b"]]:
     """(x, correction): a point in each datum's bin, [b, *d], and what log p(x) lacks to bound log P(data), [b].
@@ -185,7 +186,7 @@ def dequantise(
 def dequantisation_loss(
     params: Params,
     key: Key,
-    data: Int[Array, "b *d"] | Int[np.ndarray, "b *d"],
+    data: Data,
     *,
     apply: Callable[[Params, Sample], tuple[Sample, Sample]],
     quantisation: Quantisation,

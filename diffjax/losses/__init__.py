@@ -51,7 +51,7 @@ from diffjax.losses._weighting import (
     SoftMinSNR as SoftMinSNR,
     constant as constant,
     flow_matching as flow_matching,
-    likelihood as likelihood,
+    likelihood_weighting as likelihood_weighting,
     native as native,
     on_score as on_score,
     on_v as on_v,

@@ -69,7 +69,7 @@ def flow_matching(process: AbstractGaussianProcess, parameterisation: AbstractPa
     return (1 + jnp.exp(-0.5 * process.logsnr(t))) ** 2
 
 
-def likelihood(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
+def likelihood_weighting(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
     """w = -lambda'(t) = g^2/sigma^2, of the shape of t: the ELBO's.
 
     Source: Song et al. 2021b (Maximum likelihood training of score-based diffusion models), eq. 8.
@@ -167,7 +167,7 @@ class OverLogsnr(eqx.Module):
     """w = -lambda'(t) inner(t): under uniform times the objective is int inner ||eps - eps_hat||^2 d lambda.
 
     With an inner weight that sees logsnr alone it depends on the schedule only through its end points.
-    `OverLogsnr(constant)` is `likelihood`.
+    `OverLogsnr(constant)` is `likelihood_weighting`.
 
     Attributes:
       inner: a weighting.

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 
 from diffjax._arrays import (
     answered,
@@ -27,7 +26,7 @@ from diffjax._arrays import (
     time_dtype,
     whole_numbers,
 )
-from diffjax._typing import Denoiser, FlowMap, Grid, GridLike, Index, Key, Sample, Weights
+from diffjax._typing import Denoiser, FlowMap, Grid, GridLike, Index, Key, Sample, Saved, Weights
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
 from diffjax.samplers._calls import jit_leaves, remembered
@@ -48,7 +47,7 @@ def sample(
     final_denoise: bool | None = None,
     save: Sequence[int] | None = None,
     progress: bool = False,
-) -> Sample | tuple[Sample, Float[Array, "k b *d"]]:
+) -> Sample | tuple[Sample, Saved]:
     """Samples from noise: steps xt through the grid, then denoises. A jitted entry point.
 
     New values of the key, the process's numbers, the denoiser's parameters and conditions, xt and ts compile nothing;

@@ -58,19 +58,19 @@ def remembered(compute: Callable[[], T], *by: PyTree) -> T:
         return compute()
     try:
         key = (jax.config.read("jax_enable_x64"), layout, *map(_value, leaves))
-        found = _KNOWN.get(key)
+        answer = _KNOWN.get(key)
     except TypeError:  # what cannot be hashed, or has no bytes
         return compute()
-    if found is None:
+    if answer is None:
         with jax.ensure_compile_time_eval():
-            found = (compute(),)
-        if not is_concrete(found):
-            return found[0]
+            answer = (compute(),)
+        if not is_concrete(answer):
+            return answer[0]
         with _LOCK:
             if len(_KNOWN) >= _LIMIT:
                 _KNOWN.pop(next(iter(_KNOWN)))  # the oldest
-            _KNOWN[key] = found
-    return found[0]
+            _KNOWN[key] = answer
+    return answer[0]
 
 
 def _value(leaf):

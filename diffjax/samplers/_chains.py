@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PyTree
 from typing_extensions import TypeAliasType
 
 from diffjax._arrays import accumulator_dtype, as_accumulators, check, default_index, sample_keys
-from diffjax._typing import Index, Key, Sample, Scalar, Statistic
+from diffjax._typing import Index, Key, Sample, Saved, Scalar, Statistic
 from diffjax.samplers._base import _slots
 
 StepSize = TypeAliasType("StepSize", Scalar | Float[Array, " steps"] | Float[np.ndarray, " steps"])
@@ -30,7 +30,7 @@ class Chains(NamedTuple):
 
     x: Float[Array, "b *d"]
     """The states after the last step."""
-    saved: Float[Array, "k b *d"] | None
+    saved: Saved | None
     """The states that `save` names; None without it."""
     average: PyTree
     """The statistic's average along each chain, a pytree of [b, ...]; None without `average`."""

@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from diffjax._arrays import as_samples, as_scalar, check, expand, is_concrete, nan_unless, time_dtype, whole_numbers
-from diffjax._typing import Denoiser, Grid, GridLike, Sample, Scalar, State, Time
+from diffjax._typing import Denoiser, Grid, GridLike, Sample, Saved, Scalar, State, Time
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess, diagonal_noise, logsnr_rate, schedule_derivatives
 from diffjax.samplers._base import plan
@@ -45,7 +45,7 @@ class Flow(AbstractField):
 
     evaluates: ClassVar[str] = "denoiser"
 
-    def __call__(self, r: Scalar, y: Sample, args: None = None) -> Sample:
+    def __call__(self, r: Scalar, y: Sample, args: PyTree = None) -> Sample:
         return -velocity(self.process, self.denoiser, y, -r)
 
 
@@ -58,7 +58,7 @@ class ReverseDrift(AbstractField):
 
     evaluates: ClassVar[str] = "denoiser"
 
-    def __call__(self, r: Scalar, y: Sample, args: None = None) -> Sample:
+    def __call__(self, r: Scalar, y: Sample, args: PyTree = None) -> Sample:
         x0_hat = predict(self.denoiser, y, -r).astype(y.dtype)
         alpha, pull = expand(self.process.alpha(-r), y), expand(logsnr_rate(self.process, -r), y)
         flow = _velocity_from(self.process, x0_hat, y, -r)
@@ -71,7 +71,7 @@ class ReverseDiffusion(eqx.Module):
     process: AbstractGaussianProcess
     eta: Scalar
 
-    def __call__(self, r: Scalar, y: Sample, args: None = None) -> lx.AbstractLinearOperator:
+    def __call__(self, r: Scalar, y: Sample, args: PyTree = None) -> lx.AbstractLinearOperator:
         return diagonal_noise(self.eta * self.process.diffusion(y, -r), y)
 
 
@@ -125,7 +125,7 @@ class Solution(NamedTuple):
     """Evaluations of the denoiser or score, those of rejected steps included: for Runge-Kutta methods, one a stage."""
     ok: Bool[Array, ""] | Bool[Array, " b"]
     """Whether the solve reached ts[-1]."""
-    saved: Float[Array, "k b *d"] | None = None
+    saved: Saved | None = None
     """The states at the times `save`; None where none were requested."""
 
 

@@ -167,8 +167,8 @@ def adams_weights(
     line = linear_part(grid, prediction, eta)
     caps = np.minimum(np.arange(1, n + 1), orders or points)
     index = np.arange(n)[:, None] - np.arange(points)
-    found = _lagrange(line, clock, index, np.arange(points) < caps[:, None])
-    weights = ddim_at_the_ends(line, found[:, 0], found[:, 1:], eta)
+    integrals = _lagrange(line, clock, index, np.arange(points) < caps[:, None])
+    weights = ddim_at_the_ends(line, integrals[:, 0], integrals[:, 1:], eta)
     return weights._replace(correct=_correction(line, clock, caps, points)) if corrector else weights
 
 

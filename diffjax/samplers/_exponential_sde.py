@@ -6,7 +6,7 @@ With l = log(alpha/sigma), h = l_s - l_t, eta >= 0 and x0_hat constant over the 
 
 Runge-Kutta methods take stages x_j at l_t + c_j h, whose noises belong to one Brownian path where w_jk says so:
 
-    x_j = keep_j xt + sum_(k < j) d_jk D(x_k, t_k) + sum_(k <= j) w_jk z_k,      the last of them being xs
+    x_j = x_weight_j xt + sum_(k < j) d_jk D(x_k, t_k) + sum_(k <= j) w_jk z_k,      the last of them being xs
 
 Source: Zhang & Chen 2023 (Fast sampling of diffusion models with exponential integrator), eq. 4 (the family); Gonzalez
 et al. 2023 (SEEDS), section 3 (the stages).

@@ -131,12 +131,12 @@ def _restart(key, process, denoiser, x, restart, lower, stepper, index):
 
 @eqx.filter_jit
 def _rounds(key, process, denoiser, xt, stepper, numbers, index, rounds):
-    ts, weights, (keep, spread) = numbers
+    ts, weights, (x_weight, noise_std) = numbers
     saved_nowhere = jnp.zeros(ts.shape, int), 0
 
     def body(x, k):
         up_key, down_key = jax.random.split(jax.random.fold_in(key, k))
-        x = (keep * x + spread * normal_like(sample_keys(up_key, index), x)).astype(xt.dtype)
+        x = (x_weight * x + noise_std * normal_like(sample_keys(up_key, index), x)).astype(xt.dtype)
         x, _ = _scan(down_key, denoiser, x, ts, stepper, weights, index, *saved_nowhere, False, False)
         return x, None
 

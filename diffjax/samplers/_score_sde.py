@@ -19,6 +19,7 @@ import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import lineax as lx
+from jaxtyping import PyTree
 from typing_extensions import TypeAliasType
 
 from diffjax._arrays import answered, as_scalar, check
@@ -39,7 +40,7 @@ class ScoreDrift(AbstractField):
 
     evaluates: ClassVar[str] = "score"
 
-    def __call__(self, r: Scalar, y: Sample, args: None = None) -> Sample:
+    def __call__(self, r: Scalar, y: Sample, args: PyTree = None) -> Sample:
         noise = self.process.noise_operator(y, -r)
         pull = noise.mv(noise.transpose().mv(answered("score", self.score(y, -r), y.shape).astype(y.dtype)))
         pull = pull + self.process.noise_divergence(y, -r)
@@ -52,7 +53,7 @@ class ScoreDiffusion(eqx.Module):
     process: AbstractProcess
     eta: Scalar
 
-    def __call__(self, r: Scalar, y: Sample, args: None = None) -> lx.AbstractLinearOperator:
+    def __call__(self, r: Scalar, y: Sample, args: PyTree = None) -> lx.AbstractLinearOperator:
         return self.process.noise_operator(y, -r) * jnp.asarray(self.eta, y.dtype)
 
 

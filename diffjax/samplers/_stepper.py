@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from diffjax._arrays import at_once, is_concrete, on_host, time_dtype
-from diffjax._typing import Denoiser, FlowMap, GridLike, Keys, OnGrid, Sample, Scalar, State, Weights
+from diffjax._typing import Denoiser, FlowMap, GridLike, Keys, OnGrid, Sample, Scalar, State, Time, Weights
 from diffjax.process import AbstractGaussianProcess
 
 
@@ -58,9 +58,9 @@ class ScheduleOnGrid(NamedTuple):
 class Step(NamedTuple):
     """One step of a grid, as a method's `step` sees it: a pytree of arrays."""
 
-    t: Scalar
+    t: Time
     """Where it starts, a scalar."""
-    s: Scalar
+    s: Time
     """Where it ends, a scalar, s < t."""
     weights: Weights
     """The method's weights: one row of what `prepare` gave."""

@@ -68,7 +68,7 @@ class StepperSolver(diffrax.AbstractItoSolver):
     def strong_order(self, terms: diffrax.AbstractTerm) -> float:
         return 0.5 if self.stepper.stochastic else self.stepper.order
 
-    def init(self, terms: diffrax.AbstractTerm, t0: Scalar, t1: Scalar, y0: Sample, args: None) -> _SolverState:
+    def init(self, terms: diffrax.AbstractTerm, t0: Scalar, t1: Scalar, y0: Sample, args: PyTree) -> _SolverState:
         if self.ts is None and self.stepper.history > 0:
             raise ValueError(
                 f"stepper: {type(self.stepper).__name__} looks back on earlier steps, so it must know its grid: use "
@@ -83,7 +83,7 @@ class StepperSolver(diffrax.AbstractItoSolver):
         t0: Scalar,
         t1: Scalar,
         y0: Sample,
-        args: None,
+        args: PyTree,
         solver_state: _SolverState,
         made_jump: bool | Bool[Array, ""],
     ) -> tuple:
@@ -100,7 +100,7 @@ class StepperSolver(diffrax.AbstractItoSolver):
         dense = {"y0": y0, "y1": y1, "process": field.process}
         return y1, error, dense, _SolverState(inner, solver_state.k + 1), diffrax.RESULTS.successful
 
-    def func(self, terms: diffrax.AbstractTerm, t0: Scalar, y0: Sample, args: None) -> Sample:
+    def func(self, terms: diffrax.AbstractTerm, t0: Scalar, y0: Sample, args: PyTree) -> Sample:
         return terms.vf(t0, y0, args)
 
     @property

@@ -73,7 +73,7 @@ ALL_WEIGHTINGS = {
     "native": lambda: losses.native,
     "edm": losses.EDMWeighting,
     "min-snr": losses.MinSNR,
-    "likelihood": lambda: losses.likelihood,
+    "likelihood": lambda: losses.likelihood_weighting,
     "on-x0": lambda: losses.on_x0,
     "on-score": lambda: losses.on_score,
     "on-v": lambda: losses.on_v,

@@ -70,7 +70,7 @@ def test_the_continuous_term_depends_on_the_end_points_alone(name):
     @eqx.filter_jit
     def integrand(process, x0, eps, t):
         given = (diffusion(process), jnp.asarray(0.0), x0[:, None], eps[:, None], t)
-        return 0.5 * losses.per_sample_loss(*given, weighting=losses.likelihood)
+        return 0.5 * losses.per_sample_loss(*given, weighting=losses.likelihood_weighting)
 
     got = np.sum(measure * np.asarray(integrand(process, jnp.asarray(x0), jnp.asarray(eps), jnp.asarray(at))))
     np.testing.assert_allclose(got, information(), atol=1e-6)

@@ -84,7 +84,7 @@ def test_soft_min_snr_is_a_sigmoid():
     one, other = losses.SoftMinSNR(7.0), losses.Sigmoid(float(np.log(7.0)))
     np.testing.assert_allclose(*(w(process, dj.EpsPrediction(), t) for w in (one, other)), rtol=1e-12)
     over = losses.OverLogsnr(losses.constant)(process, dj.EpsPrediction(), t)
-    np.testing.assert_allclose(over, losses.likelihood(process, dj.EpsPrediction(), t), rtol=1e-14)
+    np.testing.assert_allclose(over, losses.likelihood_weighting(process, dj.EpsPrediction(), t), rtol=1e-14)
 
 
 def test_learned_uncertainty_is_the_log_of_the_expected_loss():
