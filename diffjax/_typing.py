@@ -16,8 +16,8 @@ from typing_extensions import TypeAliasType
 Key = TypeAliasType("Key", PRNGKeyArray | Shaped[Array, "2"])
 Scalar = TypeAliasType("Scalar", float | Float[Array, ""] | Float[np.ndarray, ""])
 Time = TypeAliasType("Time", Scalar | Float[Array, " b"] | Float[np.ndarray, " b"])
-PerSample = TypeAliasType("PerSample", int | Scalar | Float[Array, " b"] | Float[np.ndarray, " b"])
-"""A number for all samples, [], or one for each, [b]."""
+PerSample = TypeAliasType("PerSample", int | Scalar | Float[Array, "..."] | Float[np.ndarray, "..."])
+"""A number for all samples, [], or one for each, [b]; functions refuse other shapes by name."""
 Sample = TypeAliasType("Sample", Float[Array, "b *d"])
 """A batch of at least one sample, of any floating-point dtype; NumPy's arrays will do. Public functions refuse others,
 and answers of the user's functions of another shape or dtype, by a ValueError that names the argument: nothing

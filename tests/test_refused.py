@@ -86,6 +86,8 @@ noisy = lambda index: dj.sample(key, p, d, x, ts, dj.DDIM(eta=1.0), index=index)
 assert (noisy([1, 0]) == noisy(None)[::-1]).all()
 for bad in (jnp.ones(2), [0.0, 1.0], np.array([True, False])):
     refused("index: global indices are whole numbers, got dtype ", noisy, bad)
+langevin = lambda step_size: dj.samplers.langevin(key, jnp.negative, x, steps=2, step_size=step_size)
+refused("step_size: a number or an array of shape (2,) is needed, got [0.1, 0.2]", langevin, [0.1, 0.2])
 for bad in (0, [0], [[0], [1, 2]]):
     refused("index: one global index a sample is needed, shape (2,), got ", noisy, bad)
 Grey, Matrix, Mask = dj.operators.Grey, dj.operators.Matrix, dj.operators.Mask

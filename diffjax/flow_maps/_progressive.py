@@ -24,12 +24,12 @@ steps at once by the mean above.
 
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Shaped
 
 from diffjax._arrays import (
     answered,
@@ -71,7 +71,7 @@ def progressive_loss(
     x0: Sample,
     cond: Cond = None,
     *,
-    teacher: Callable[..., Sample],
+    teacher: Any,
     grid: Grid,
     teacher_steps: int = 2,
     teacher_grid: FineGrid | None = None,
@@ -145,9 +145,9 @@ def progressive_loss(
 @whole_numbers
 def progressive_target(
     process: AbstractGaussianProcess,
-    teacher: Callable[..., Sample],
+    teacher: Any,
     xt: Sample,
-    k: int | Int[Array, "..."] | Int[np.ndarray, "..."],
+    k: int | Shaped[Array, "..."] | Shaped[np.ndarray, "..."],
     *,
     grid: Grid,
     teacher_steps: int = 2,

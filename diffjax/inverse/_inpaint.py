@@ -15,7 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Shaped
 
 from diffjax._arrays import as_samples, check_key, normal_like, whole_numbers
 from diffjax._typing import Denoiser, FlowMap, GridLike, Index, Key, Numbers, Sample, Weights
@@ -133,7 +133,7 @@ def inpaint(
     denoiser: Denoiser,
     xt: Sample,
     ts: GridLike,
-    mask: Array | np.ndarray,
+    mask: Shaped[Array, "..."] | Shaped[np.ndarray, "..."] | list | tuple,
     y: ObservationLike,
     *,
     times: int = 1,

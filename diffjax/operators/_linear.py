@@ -12,7 +12,7 @@ from diffjax._typing import Sample
 from diffjax.operators._base import AbstractLinearOperator, Observation
 
 
-def as_mask(mask: Shaped[Array, "..."] | Shaped[np.ndarray, "..."]) -> Bool[Array, "..."]:
+def as_mask(mask: Shaped[Array, "..."] | Shaped[np.ndarray, "..."] | list | tuple) -> Bool[Array, "..."]:
     """A mask of any shape as booleans; ValueError where it is neither boolean nor of zeros and ones."""
     try:
         mask = jnp.asarray(mask)

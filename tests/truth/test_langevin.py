@@ -234,10 +234,6 @@ def test_logistic_regression_posterior_with_the_bias_that_each_method_is_known_f
     ("message", "call"),
     [
         ("steps: at least 1", lambda key, x: samplers.langevin(key, gaussian_score, x, steps=0, step_size=0.1)),
-        (
-            "step_size: .* array",
-            lambda key, x: samplers.langevin(key, gaussian_score, x, steps=2, step_size=[0.1, 0.2]),
-        ),
         ("step_size: must be", lambda key, x: samplers.langevin(key, gaussian_score, x, steps=3, step_size=0.0)),
         ("step_size: must be", lambda key, x: samplers.mala(key, gaussian_log_density, x, steps=3, step_size=-1.0)),
         (
