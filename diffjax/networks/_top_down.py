@@ -34,7 +34,7 @@ from diffjax.networks._layers import check_dropout, dense, float32_at_least
 from diffjax.networks._norm import GroupNorm
 
 DrawLevel: TypeAlias = Callable[[Array, Array | None], Array]
-"""`(prior [n, h, w, 2 k], change [n, h, w, 2 k] or None) -> z [n, h, w, k]`; means first, then log standard deviations."""
+"""`(prior [n, h, w, 2 k], change [n, h, w, 2 k] or None) -> z [n, h, w, k]`: means, then log standard deviations."""
 
 
 @whole_numbers

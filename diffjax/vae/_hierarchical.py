@@ -284,8 +284,7 @@ class LinearHierarchy(eqx.Module):
 
     def posterior(self) -> LinearPosterior:
         """The exact p(z2 | x) and p(z1 | z2, x)."""
-        k1, k2 = self.top_weight.shape
-        unit = jnp.eye(k2, dtype=self.weight.dtype)
+        unit = jnp.eye(self.top_weight.shape[1], dtype=self.weight.dtype)
         through = self.weight @ self.top_weight
         top_gain = jnp.linalg.solve(self.data_covariance(), through).T
         top_scale = jnp.linalg.cholesky(unit - top_gain @ through)

@@ -158,9 +158,7 @@ def optimal_linear_vae(
     eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]
     if variance is None:
         if latents == n:
-            raise ValueError(
-                f"latents: fewer than the data's {n} features are needed to learn a variance, got {latents}"
-            )
+            raise ValueError(f"latents: fewer than the {n} features are needed to learn a variance, got {latents}")
         variance = _best_variance(eigenvalues, latents, beta)
     variance = as_scalar(variance).astype(covariance.dtype)
     check(variance > 0, f"variance: must be positive, got {variance}")

@@ -103,10 +103,10 @@ class VAE(AbstractVAE):
     """A variational autoencoder with one level of latents.
 
     >>> import jax, jax.numpy as jnp
-    >>> from diffjax import from_linen, networks
+    >>> from diffjax import from_linen, networks, vae
     >>> encoder = from_linen(networks.Perceptron((2 * 3,), width=16, depth=1))
     >>> decoder = from_linen(networks.Perceptron((2,), width=16, depth=1))
-    >>> model, x0 = VAE(encoder, decoder, GaussianLikelihood(), latents=3), jnp.ones((4, 2))
+    >>> model, x0 = VAE(encoder, decoder, vae.GaussianLikelihood(), latents=3), jnp.ones((4, 2))
     >>> params = model.init(jax.random.key(0), x0)
     >>> sorted(params)
     ['decoder', 'encoder', 'likelihood']
