@@ -195,7 +195,7 @@ def linear_warm_up(
     if steps < 1:
         raise ValueError(f"steps: at least one is needed, got {steps}")
     passed = jnp.clip(jnp.asarray(step, jnp.float32) / steps, 0.0, 1.0)
-    return start + (stop - start) * passed
+    return jnp.asarray(start + (stop - start) * passed)
 
 
 @whole_numbers
@@ -224,7 +224,7 @@ def cyclic_warm_up(
     ramp = jnp.asarray(ramp, jnp.float32)
     check((ramp > 0) & (ramp <= 1), f"ramp: a share in (0, 1] is needed, got {ramp}")
     passed = (jnp.asarray(step, jnp.int32) % period).astype(jnp.float32) / period
-    return start + (stop - start) * jnp.clip(passed / ramp, 0.0, 1.0)
+    return jnp.asarray(start + (stop - start) * jnp.clip(passed / ramp, 0.0, 1.0))
 
 
 class AutoregressivePrior(AbstractPrior):

@@ -102,7 +102,7 @@ class StandardNormal(AbstractPrior):
     def sample(
         self, keys: Shaped[Array, "b *k"], shape: tuple[int, ...], temperature: Scalar = 1.0
     ) -> Float[Array, "b *d"]:
-        return temperature * normal_like(keys, jnp.zeros(shape))
+        return jnp.asarray(temperature * normal_like(keys, jnp.zeros(shape)))
 
 
 def as_gaussian(y: Float[Array, "b *d"]) -> DiagonalGaussian:

@@ -47,7 +47,7 @@ from diffjax.parameterisation import apply_network, recover
 from diffjax.parameterisation._diffusion import Diffusion, check_diffusion
 from diffjax.process._gaussian import posterior_mean_std
 from diffjax.vae._gaussian import HALF_LOG_TAU, DiagonalGaussian, as_gaussian, residual_gaussian
-from diffjax.vae._likelihoods import AbstractLikelihood
+from diffjax.vae._likelihoods import AbstractLikelihood, Output
 from diffjax.vae._model import AbstractVAE, Draw
 
 
@@ -115,18 +115,18 @@ class ReadOut(AbstractLikelihood):
     reconstruction: Callable[..., Any]
     std: Float[Array, ""]
 
-    def init(self, key: Key, y: Sample, x0: Sample) -> Params:
+    def init(self, key: Key, y: Output, x0: Sample) -> Params:
         return {}
 
-    def log_prob(self, params: Params, y: Sample, x0: Sample, *, key: Key | None = None) -> Float[Array, " b"]:
+    def log_prob(self, params: Params, y: Output, x0: Sample, *, key: Key | None = None) -> Float[Array, " b"]:
         x0 = as_samples("x0", x0)
         std = jnp.asarray(self.std).astype(time_dtype(x0))
         return -self.reconstruction(x0, ((y - x0) / std).astype(x0.dtype), std)
 
-    def mean(self, params: Params, y: Sample) -> Sample:
+    def mean(self, params: Params, y: Output) -> Sample:
         return as_samples("y", y)
 
-    def sample(self, params: Params, keys: Shaped[Array, "b *k"], y: Sample) -> Sample:
+    def sample(self, params: Params, keys: Shaped[Array, "b *k"], y: Output) -> Sample:
         """y itself: the chain has been drawn down to t_min, where std is small."""
         return as_samples("y", y)
 

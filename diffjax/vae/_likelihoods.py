@@ -14,7 +14,7 @@ Kingma et al. 2016 (IAF), section 5; Salimans et al. 2017 (PixelCNN++), eq. 2; a
 """
 
 import abc
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import equinox as eqx
 import jax
@@ -38,6 +38,10 @@ from diffjax.losses import check_levels
 from diffjax.vae._gaussian import HALF_LOG_TAU, LOG_STD_RANGE
 
 
+Output: TypeAlias = Float[Array, "b *y"]
+"""What a decoder network gives for a batch."""
+
+
 class AbstractLikelihood(eqx.Module):
     """p(x0 | y), where y is what a decoder network gives for z.
 
@@ -47,19 +51,19 @@ class AbstractLikelihood(eqx.Module):
     outputs: eqx.AbstractClassVar[int]
 
     @abc.abstractmethod
-    def init(self, key: Key, y: Sample, x0: Sample) -> Params:
+    def init(self, key: Key, y: Output, x0: Sample) -> Params:
         """The likelihood's own parameters, a pytree, which may be empty."""
 
     @abc.abstractmethod
-    def log_prob(self, params: Params, y: Sample, x0: Sample, *, key: Key | None = None) -> Float[Array, " b"]:
+    def log_prob(self, params: Params, y: Output, x0: Sample, *, key: Key | None = None) -> Float[Array, " b"]:
         """log p(x0 | y) in nats, [b], for y [b, ..., outputs c] and x0 [b, ..., c]; a key turns dropout on."""
 
     @abc.abstractmethod
-    def mean(self, params: Params, y: Sample) -> Sample:
+    def mean(self, params: Params, y: Output) -> Sample:
         """The mean of p(x0 | y), [b, ..., c]; where a docstring says so, a value near it."""
 
     @abc.abstractmethod
-    def sample(self, params: Params, keys: Shaped[Array, "b *k"], y: Sample) -> Sample:
+    def sample(self, params: Params, keys: Shaped[Array, "b *k"], y: Output) -> Sample:
         """A draw of p(x0 | y), [b, ..., c], from keys [b]."""
 
 
@@ -86,18 +90,18 @@ class GaussianLikelihood(AbstractLikelihood):
         if self.std is not None:
             check((jnp.asarray(self.std) > 0) & jnp.isfinite(self.std), f"std: must be positive, got {self.std}")
 
-    def init(self, key: Key, y: Sample, x0: Sample) -> Params:
+    def init(self, key: Key, y: Output, x0: Sample) -> Params:
         return {} if self.std is not None else {"log_std": jnp.zeros(())}
 
-    def log_prob(self, params: Params, y: Sample, x0: Sample, *, key: Key | None = None) -> Float[Array, " b"]:
+    def log_prob(self, params: Params, y: Output, x0: Sample, *, key: Key | None = None) -> Float[Array, " b"]:
         y, x0 = _decoded(y, x0, self.outputs)
         log_std = self._log_std(params)
         return -sum_features(0.5 * ((x0 - y) * jnp.exp(-log_std)) ** 2 + log_std + HALF_LOG_TAU)
 
-    def mean(self, params: Params, y: Sample) -> Sample:
+    def mean(self, params: Params, y: Output) -> Sample:
         return as_samples("y", y)
 
-    def sample(self, params: Params, keys: Shaped[Array, "b *k"], y: Sample) -> Sample:
+    def sample(self, params: Params, keys: Shaped[Array, "b *k"], y: Output) -> Sample:
         y = as_samples("y", y)
         return y + jnp.exp(self._log_std(params)) * normal_like(keys, y)
 
@@ -139,10 +143,10 @@ class DiscretisedLogistic(AbstractLikelihood):
         check(self.levels >= 2, f"levels: at least two are needed, got {self.levels}")
         check(self.high > self.low, f"high: must be more than low = {self.low}, got {self.high}")
 
-    def init(self, key: Key, y: Sample, x0: Sample) -> Params:
+    def init(self, key: Key, y: Output, x0: Sample) -> Params:
         return {}
 
-    def log_prob(self, params: Params, y: Sample, x0: Sample, *, key: Key | None = None) -> Float[Array, " b"]:
+    def log_prob(self, params: Params, y: Output, x0: Sample, *, key: Key | None = None) -> Float[Array, " b"]:
         y, x0 = _decoded(y, x0, self.outputs)
         check_levels(x0, self.levels, self.low, self.high)
         location, log_scale = self._parts(y)
@@ -155,11 +159,11 @@ class DiscretisedLogistic(AbstractLikelihood):
         width = jnp.where(inside, jnp.log(-jnp.expm1(-2 * half * inverse)), 0.0)
         return sum_features(lower + upper + width)
 
-    def mean(self, params: Params, y: Sample) -> Sample:
+    def mean(self, params: Params, y: Output) -> Sample:
         """The locations, within low and high: the mean but for what is rounded and cut off."""
         return jnp.clip(self._parts(as_samples("y", y))[0], self.low, self.high)
 
-    def sample(self, params: Params, keys: Shaped[Array, "b *k"], y: Sample) -> Sample:
+    def sample(self, params: Params, keys: Shaped[Array, "b *k"], y: Output) -> Sample:
         location, log_scale = self._parts(as_samples("y", y))
         uniform = jax.vmap(lambda key: jax.random.logistic(key, location.shape[1:], location.dtype))(keys)
         place = (location + jnp.exp(log_scale) * uniform - self.low) / self._step()
@@ -194,10 +198,10 @@ class Bernoulli(AbstractLikelihood):
     def __check_init__(self):
         check(self.high > self.low, f"high: must be more than low = {self.low}, got {self.high}")
 
-    def init(self, key: Key, y: Sample, x0: Sample) -> Params:
+    def init(self, key: Key, y: Output, x0: Sample) -> Params:
         return {}
 
-    def log_prob(self, params: Params, y: Sample, x0: Sample, *, key: Key | None = None) -> Float[Array, " b"]:
+    def log_prob(self, params: Params, y: Output, x0: Sample, *, key: Key | None = None) -> Float[Array, " b"]:
         y, x0 = _decoded(y, x0, self.outputs)
         binary = (x0 == self.low) | (x0 == self.high)
         if is_concrete(x0):
@@ -211,10 +215,10 @@ class Bernoulli(AbstractLikelihood):
         nats = sum_features(jax.nn.log_sigmoid(jnp.where(x0 == self.high, y, -y)))
         return jax.vmap(nan_unless)(jnp.all(binary.reshape(x0.shape[0], -1), axis=1), nats)
 
-    def mean(self, params: Params, y: Sample) -> Sample:
+    def mean(self, params: Params, y: Output) -> Sample:
         return self.low + (self.high - self.low) * jax.nn.sigmoid(as_samples("y", y))
 
-    def sample(self, params: Params, keys: Shaped[Array, "b *k"], y: Sample) -> Sample:
+    def sample(self, params: Params, keys: Shaped[Array, "b *k"], y: Output) -> Sample:
         y = as_samples("y", y)
         noise = jax.vmap(lambda key: jax.random.logistic(key, y.shape[1:], y.dtype))(keys)
         return jnp.where(noise < y, self.high, self.low).astype(y.dtype)
@@ -245,7 +249,7 @@ class Autoregressive(AbstractLikelihood):
         if len(self.shape) != 3:
             raise ValueError(f"shape: (height, width, channels) is needed, got {self.shape}")
 
-    def init(self, key: Key, y: Sample, x0: Sample) -> Params:
+    def init(self, key: Key, y: Output, x0: Sample) -> Params:
         check_key(key)
         x0 = as_samples("x0", x0)
         return {
@@ -253,15 +257,15 @@ class Autoregressive(AbstractLikelihood):
             "each": self.each.init(jax.random.fold_in(key, 1), y, x0),
         }
 
-    def log_prob(self, params: Params, y: Sample, x0: Sample, *, key: Key | None = None) -> Float[Array, " b"]:
+    def log_prob(self, params: Params, y: Output, x0: Sample, *, key: Key | None = None) -> Float[Array, " b"]:
         x0 = as_samples("x0", x0, (*jnp.shape(x0)[:1], *self.shape))
         return self.each.log_prob(params["each"], self._numbers(params, y, x0, key), x0)
 
-    def mean(self, params: Params, y: Sample) -> Sample:
+    def mean(self, params: Params, y: Output) -> Sample:
         """Pixel after pixel, each at its mean given those before."""
         return self._pixel_by_pixel(params, y, lambda i, numbers: self.each.mean(params["each"], numbers))
 
-    def sample(self, params: Params, keys: Shaped[Array, "b *k"], y: Sample) -> Sample:
+    def sample(self, params: Params, keys: Shaped[Array, "b *k"], y: Output) -> Sample:
         def draw(i, numbers):
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
             return self.each.sample(params["each"], own, numbers)

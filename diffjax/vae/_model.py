@@ -213,7 +213,7 @@ def infer(
     return _inferred(vae, params, choose, x0, cond, dropout)
 
 
-def infer_at(vae: AbstractVAE, params: Params, z: tuple[Sample, ...], x0: Sample, cond: Cond = None) -> Inference:
+def infer_at(vae: AbstractVAE, params: Params, z: tuple[Array, ...], x0: Sample, cond: Cond = None) -> Inference:
     """`infer` at given latents, one [b, *d] a level, the top first: its `log_weight` is log p(x0, z) - log q(z | x0).
 
     Args:
@@ -315,7 +315,7 @@ def generate(
     return vae.likelihood.sample(params["likelihood"], sample_keys(data_key, index), y)
 
 
-def decode(vae: AbstractVAE, params: Params, z: tuple[Sample, ...], cond: Cond = None) -> Sample:
+def decode(vae: AbstractVAE, params: Params, z: tuple[Array, ...], cond: Cond = None) -> Sample:
     """The mean of p(x0 | z), [b, *d], of latents z, a tuple of one [b, ...] a level, the top first.
 
     `decode(vae, params, tuple(level.z for level in infer(...).levels))` reconstructs data.
