@@ -37,7 +37,6 @@ from diffjax._typing import Key, Network, Params, Sample
 from diffjax.losses import check_levels
 from diffjax.vae._gaussian import HALF_LOG_TAU, LOG_STD_RANGE
 
-
 Output: TypeAlias = Float[Array, "b *y"]
 """What a decoder network gives for a batch."""
 

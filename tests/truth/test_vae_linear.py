@@ -196,7 +196,7 @@ def test_bad_input_is_refused_by_name():
             vae.optimal_linear_vae(mean, covariance, 2, variance=variance)
         with pytest.raises(ValueError, match="variance: beta times the variance must be positive"):
             vae.rates_at_optimum(jnp.ones(2), variance)
-    with pytest.raises(ValueError, match="covariance: 2 latents hold all of it, .*; take fewer latents"):
+    with pytest.raises(ValueError, match=r"covariance: 2 latents hold all of it, .*; take fewer latents"):
         vae.optimal_linear_vae(jnp.zeros(3), jnp.diag(jnp.array([2.0, 1.0, 0.0])), 2)
     with pytest.raises(ValueError, match="beta: must be positive, got 0"):
         vae.optimal_linear_vae(mean, covariance, 2, beta=0.0)
