@@ -74,10 +74,8 @@ def test_masks_are_those_of_the_definition():
 
 def test_encoders_and_decoders_fit_images_of_8_and_28_and_odd_sizes():
     for side in (8, 28, 9):
-        encoder, decoder = (
-            networks.ImageEncoder(3, channels=(4, 4, 8)),
-            networks.ImageDecoder((side, side, 2), (4, 4, 8)),
-        )
+        encoder = networks.ImageEncoder(3, channels=(4, 4, 8))
+        decoder = networks.ImageDecoder((side, side, 2), channels=(4, 4, 8))
         x, z = jax.ShapeDtypeStruct((2, side, side, 1), jnp.float32), jax.ShapeDtypeStruct((2, 3), jnp.float32)
         for network, given, shape in ((encoder, x, (2, 6)), (decoder, z, (2, side, side, 2))):
             y, params = jax.eval_shape(lambda key, x, n=network: n.init_with_output(key, x), KEY, given)
@@ -191,15 +189,13 @@ def test_what_a_sample_draws_depends_on_its_global_index_alone(make):
 def test_it_computes_in_low_precision_and_in_float64():
     for dtype in (jnp.bfloat16, jnp.float64):
         with jax.enable_x64(dtype == jnp.float64):
-            model, x0 = perceptrons(dtype), points(4).astype(dtype)
-            params = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(dtype, jnp.float32)), model.init(KEY, x0))
-            loss, aux = quick_jit(lambda p, x, model=model: vae.negative_elbo(model, p, KEY, x))(params, x0)
-            wide = jnp.promote_types(dtype, jnp.float32)
+            single, wide = perceptrons().init(KEY, points(4)), jnp.promote_types(dtype, jnp.float32)
+            params = jax.tree.map(lambda leaf, wide=wide: leaf.astype(wide), single)
+            value = lambda params, x0, model: vae.negative_elbo(model, params, KEY, x0)
+            loss, aux = quick_jit(value, static_argnums=2)(params, points(4).astype(dtype), perceptrons(dtype))
             assert loss.dtype == aux["per_sample"].dtype == wide
-            exact = vae.negative_elbo(
-                perceptrons(), jax.tree.map(lambda a: a.astype(jnp.float32), params), KEY, points(4)
-            )
-            np.testing.assert_allclose(aux["rate"], exact[1]["rate"], rtol=0.05 if dtype == jnp.bfloat16 else 1e-4)
+            _, exact = quick_jit(value, static_argnums=2)(single, points(4), perceptrons())
+            np.testing.assert_allclose(aux["rate"], exact["rate"], rtol=0.05 if dtype == jnp.bfloat16 else 1e-4)
 
 
 def test_vmap_over_keys_is_one_after_the_other_and_values_compile_once():
@@ -239,14 +235,12 @@ def test_an_autoregressive_vae_trains_its_decoder_and_draws_pixel_after_pixel():
     loss, slope = value(params)
     assert np.isfinite(loss)
     assert np.any(np.asarray(slope["likelihood"]["network"]["in"]["kernel"]))
-    draw = quick_jit(
-        lambda params, noise: vae.generate(model, params, KEY, jnp.arange(2), noise=noise), static_argnums=1
-    )
-    drawn = draw(params, True)
+    draw = lambda noise: quick_jit(lambda p: vae.generate(model, p, KEY, jnp.arange(2), noise=noise))(params)
+    drawn = draw(True)
     place = (np.asarray(drawn) + 1) * 127.5
     np.testing.assert_allclose(place, np.round(place), atol=1e-3)
     assert drawn.shape == (2, 4, 4, 1)
-    mean = np.asarray(draw(params, False))
+    mean = np.asarray(draw(False))
     y = quick_jit(lambda params: model.decoder.apply(params["decoder"], jnp.zeros((2, 2)), zeros(2)))(params)
     numbers = quick_jit(lambda p, x, y: network.apply(p["likelihood"]["network"], x, zeros(2), y))
     filled = quick_jit(lambda p, y: likelihood.mean(p["likelihood"], y))(params, y)
@@ -267,10 +261,10 @@ def test_bad_fields_are_refused_by_name():
         (lambda: networks.MaskedDecoder(kernel=4), "kernel: an odd side of at least 3 is needed, got 4"),
         (lambda: vae.DiscretisedLogistic(1), "levels: at least two are needed, got 1"),
         (lambda: vae.Bernoulli(1.0, 0.0), "high: must be more than low = 1.0, got 0.0"),
-        (lambda: vae.Autoregressive(None, vae.Bernoulli(), (2, 2, 1)), "network: Network is needed"),
+        (lambda: vae.Autoregressive(from_linen(networks.MaskedDecoder()), vae.Bernoulli(), (2, 2)), "shape: "),
     ):
         with pytest.raises(ValueError, match=words):
             make()
     network = networks.TopDown((8, 8, 1), channels=(4,), blocks=(1,))
-    with pytest.raises(ValueError, match=r"x: images of shape \(2, 8, 8, 1\) are needed, got \(2, 4, 4, 1\)"):
+    with pytest.raises(ValueError, match=r"x: images of shape \(n, 8, 8, 1\) are needed, got \(2, 4, 4, 1\)"):
         vae.HierarchicalVAE(network, vae.DiscretisedLogistic()).init(KEY, images(2, 4))

@@ -90,6 +90,7 @@ class MaskedDecoder(nn.Module):
         )(x)
 
 
+@whole_numbers
 def causal_mask(kernel: int, *, centre: bool) -> Float[np.ndarray, "k k"]:
     """1 at the places of a kernel [k, k] before its middle in raster order, and there if `centre`; else 0.
 

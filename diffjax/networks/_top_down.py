@@ -34,12 +34,14 @@ from diffjax.networks._layers import check_dropout, dense, float32_at_least
 from diffjax.networks._norm import GroupNorm
 
 DrawLevel: TypeAlias = Callable[[Array, Array | None], Array]
-"""`(prior [n, h, w, 2 k], change [n, h, w, 2 k] or None) -> z [n, h, w, k]`: means, then log standard deviations."""
+"""`(prior [n or 1, h, w, 2 k], change [n, h, w, 2 k] or None) -> z [n, h, w, k]`: means, then log standard deviations.
+
+The top's prior is that of every sample, and has one row where there are neither data nor labels."""
 
 
 @whole_numbers
 class TopDown(nn.Module):
-    """`(x [n, h, w, c] or None, cond, draw=..., n=...) -> y [n, h, w, outputs c]`, calling `draw` once a level.
+    """`(x [n, h, w, c] or None, cond, draw=...) -> y [n, h, w, outputs c]`, calling `draw` once a level.
 
     It is the network of `vae.HierarchicalVAE`, which gives it a `draw`. A level is one top-down block.
 
@@ -86,11 +88,12 @@ class TopDown(nn.Module):
         cond: Cond = None,
         *,
         draw: DrawLevel,
-        n: int,
         deterministic: bool = True,
     ) -> Float[Array, "n h w k"]:
-        if x is not None and x.shape != (n, *self.shape):
-            raise ValueError(f"x: images of shape {(n, *self.shape)} are needed, got {x.shape}")
+        if x is not None and x.shape[1:] != self.shape:
+            raise ValueError(f"x: images of shape (n, {', '.join(map(str, self.shape))}) are needed, got {x.shape}")
+        # Without data or labels nothing has a batch axis before the first draw.
+        n = 1 if x is None and cond is None else (cond if x is None else x).shape[0]
         emb = label_embedding(cond, self.num_classes, self.channels[0], n)
         features = None if x is None else self._bottom_up(x, emb, deterministic)
         sizes, scale = level_sizes(self.shape, len(self.channels)), sum(self.blocks) ** -0.5

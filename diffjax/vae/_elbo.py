@@ -269,6 +269,7 @@ class AutoregressivePrior(AbstractPrior):
         before = jnp.pad(z[:, :-1], self._one_before(z))
         return -0.5 * ((z - a * before) ** 2 / variance + jnp.log(variance)) - HALF_LOG_TAU
 
+    @whole_numbers
     def sample(
         self, keys: Shaped[Array, "b *k"], shape: tuple[int, ...], temperature: Scalar = 1.0
     ) -> Float[Array, "b *d"]:

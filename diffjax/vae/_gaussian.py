@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from diffjax._arrays import as_samples, check_finite, normal_like
+from diffjax._arrays import as_samples, check_finite, normal_like, whole_numbers
 from diffjax._typing import Sample, Scalar
 
 LOG_STD_RANGE = (-15.0, 10.0)
@@ -78,6 +78,7 @@ class DiagonalGaussian(AbstractPrior):
         z = as_samples("z", z, self.mean.shape)
         return -0.5 * ((z - self.mean) * jnp.exp(-self.log_std)) ** 2 - self.log_std - HALF_LOG_TAU
 
+    @whole_numbers
     def sample(
         self, keys: Shaped[Array, "b *k"], shape: tuple[int, ...] | None = None, temperature: Scalar = 1.0
     ) -> Float[Array, "b *d"]:
@@ -99,6 +100,7 @@ class StandardNormal(AbstractPrior):
         z = as_samples("z", z)
         return -0.5 * z**2 - HALF_LOG_TAU
 
+    @whole_numbers
     def sample(
         self, keys: Shaped[Array, "b *k"], shape: tuple[int, ...], temperature: Scalar = 1.0
     ) -> Float[Array, "b *d"]:
@@ -127,5 +129,6 @@ def residual_gaussian(prior: DiagonalGaussian, y: Float[Array, "b *d"]) -> Diago
 
     Source: Vahdat & Kautz 2020 (NVAE), section 3.2.
     """
+    y = as_samples("y", y, (*prior.mean.shape[:-1], 2 * prior.mean.shape[-1]))
     change = as_gaussian(y)
     return DiagonalGaussian(prior.mean + change.mean, jnp.clip(prior.log_std + change.log_std, *LOG_STD_RANGE))

@@ -38,6 +38,7 @@ from diffjax._arrays import (
     check_times,
     is_concrete,
     time_dtype,
+    whole_numbers,
 )
 from diffjax._typing import Cond, Key, Params, Sample, Scalar
 from diffjax.analytic._gaussian import check_symmetric
@@ -84,21 +85,22 @@ class HierarchicalVAE(AbstractVAE):
     def init(self, key: Key, x0: Sample, cond: Cond = None) -> Params:
         check_key(key)
         x0 = as_samples("x0", x0)
-        n, mean = x0.shape[0], lambda prior, change: jnp.split(prior, 2, axis=-1)[0]
-        init = lambda key, x0, cond: self.network.init(key, x0, cond, draw=mean, n=n)["params"]
+        mean = lambda prior, change: jnp.split(prior, 2, axis=-1)[0]
+        init = lambda key, x0, cond: self.network.init(key, x0, cond, draw=mean)["params"]
         network = draw_parameters(jax.random.fold_in(key, 0), init, x0, cond)
-        y = jnp.zeros((n, *self.network.shape[:2], self.network.outputs * self.network.shape[2]))
+        y = jnp.zeros((x0.shape[0], *self.network.shape[:2], self.network.outputs * self.network.shape[2]))
         return {"network": network, "likelihood": self.likelihood.init(jax.random.fold_in(key, 1), y, x0)}
 
+    @whole_numbers
     def top_down(
         self, params: Params, draw: Draw, n: int, x0: Sample | None, cond: Cond = None, *, key: Key | None = None
     ) -> Array:
         def level(prior, change):
-            p = as_gaussian(prior)
+            p = as_gaussian(jnp.broadcast_to(prior, (n, *prior.shape[1:])))
             return draw(p, None if change is None else residual_gaussian(p, change), p.mean.shape)
 
         rngs = {} if key is None else {"dropout": key}
-        options = {"draw": level, "n": n, "deterministic": key is None, "rngs": rngs}
+        options = {"draw": level, "deterministic": key is None, "rngs": rngs}
         return self.network.apply({"params": params["network"]}, x0, cond, **options)  # pyright: ignore[reportReturnType]
 
 
@@ -120,8 +122,10 @@ class ReadOut(AbstractLikelihood):
 
     def log_prob(self, params: Params, y: Output, x0: Sample, *, key: Key | None = None) -> Float[Array, " b"]:
         x0 = as_samples("x0", x0)
+        y = as_samples("y", y, x0.shape)
         std = jnp.asarray(self.std).astype(time_dtype(x0))
-        return -self.reconstruction(x0, ((y - x0) / std).astype(x0.dtype), std)
+        nats = self.reconstruction(x0, ((y - x0) / std).astype(x0.dtype), std)
+        return -answered("reconstruction", nats, x0.shape[:1])
 
     def mean(self, params: Params, y: Output) -> Sample:
         return as_samples("y", y)
@@ -131,6 +135,7 @@ class ReadOut(AbstractLikelihood):
         return as_samples("y", y)
 
 
+@whole_numbers
 class DiffusionChain(AbstractVAE):
     """A diffusion model on a grid as a hierarchical VAE with K levels, all of the size of the data.
 
@@ -179,6 +184,7 @@ class DiffusionChain(AbstractVAE):
         x0 = as_samples("x0", x0)
         return {"network": self.diffusion.network.init(key, x0, jnp.zeros(x0.shape[0]), cond), "likelihood": {}}
 
+    @whole_numbers
     def top_down(
         self, params: Params, draw: Draw, n: int, x0: Sample | None, cond: Cond = None, *, key: Key | None = None
     ) -> Array:

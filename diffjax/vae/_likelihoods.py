@@ -23,7 +23,6 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from diffjax._arrays import (
-    answered,
     as_samples,
     check,
     check_key,
@@ -66,10 +65,10 @@ class AbstractLikelihood(eqx.Module):
         """A draw of p(x0 | y), [b, ..., c], from keys [b]."""
 
 
-def _decoded(y, x0, outputs):
+def _fitting(y, x0, outputs):
     """(y, x0) of shapes that fit."""
     x0 = as_samples("x0", x0)
-    return answered("decoder", y, (*x0.shape[:-1], outputs * x0.shape[-1])), x0
+    return as_samples("y", y, (*x0.shape[:-1], outputs * x0.shape[-1])), x0
 
 
 class GaussianLikelihood(AbstractLikelihood):
@@ -93,7 +92,7 @@ class GaussianLikelihood(AbstractLikelihood):
         return {} if self.std is not None else {"log_std": jnp.zeros(())}
 
     def log_prob(self, params: Params, y: Output, x0: Sample, *, key: Key | None = None) -> Float[Array, " b"]:
-        y, x0 = _decoded(y, x0, self.outputs)
+        y, x0 = _fitting(y, x0, self.outputs)
         log_std = self._log_std(params)
         return -sum_features(0.5 * ((x0 - y) * jnp.exp(-log_std)) ** 2 + log_std + HALF_LOG_TAU)
 
@@ -146,7 +145,7 @@ class DiscretisedLogistic(AbstractLikelihood):
         return {}
 
     def log_prob(self, params: Params, y: Output, x0: Sample, *, key: Key | None = None) -> Float[Array, " b"]:
-        y, x0 = _decoded(y, x0, self.outputs)
+        y, x0 = _fitting(y, x0, self.outputs)
         check_levels(x0, self.levels, self.low, self.high)
         location, log_scale = self._parts(y)
         half, inverse = 0.5 * self._step(), jnp.exp(-log_scale)
@@ -201,16 +200,16 @@ class Bernoulli(AbstractLikelihood):
         return {}
 
     def log_prob(self, params: Params, y: Output, x0: Sample, *, key: Key | None = None) -> Float[Array, " b"]:
-        y, x0 = _decoded(y, x0, self.outputs)
-        binary = (x0 == self.low) | (x0 == self.high)
+        y, x0 = _fitting(y, x0, self.outputs)
         if is_concrete(x0):
             values = np.asarray(x0).ravel()
-            worst = values[int(np.argmin(np.asarray(binary).ravel()))]
+            other = (values != self.low) & (values != self.high)
             check(
-                binary,
-                f"x0: a Bernoulli likelihood needs data that are {self.low:g} or {self.high:g}, got {worst}; "
-                "binarise them, or take DiscretisedLogistic for grey images",
+                ~other,
+                f"x0: a Bernoulli likelihood needs data that are {self.low:g} or {self.high:g}, got "
+                f"{values[np.argmax(other)]}; binarise them, or take DiscretisedLogistic for grey images",
             )
+        binary = (x0 == self.low) | (x0 == self.high)
         nats = sum_features(jax.nn.log_sigmoid(jnp.where(x0 == self.high, y, -y)))
         return jax.vmap(nan_unless)(jnp.all(binary.reshape(x0.shape[0], -1), axis=1), nats)
 
@@ -223,6 +222,7 @@ class Bernoulli(AbstractLikelihood):
         return jnp.where(noise < y, self.high, self.low).astype(y.dtype)
 
 
+@whole_numbers
 class Autoregressive(AbstractLikelihood):
     """prod_i p(x_i | x_<i, y) over the pixels of images in raster order: a decoder that can do without z.
 
@@ -250,14 +250,15 @@ class Autoregressive(AbstractLikelihood):
 
     def init(self, key: Key, y: Output, x0: Sample) -> Params:
         check_key(key)
-        x0 = as_samples("x0", x0)
+        x0, y = as_samples("x0", x0), as_samples("y", y)
         return {
             "network": self.network.init(key, x0, jnp.zeros(x0.shape[0]), y),
             "each": self.each.init(jax.random.fold_in(key, 1), y, x0),
         }
 
     def log_prob(self, params: Params, y: Output, x0: Sample, *, key: Key | None = None) -> Float[Array, " b"]:
-        x0 = as_samples("x0", x0, (*jnp.shape(x0)[:1], *self.shape))
+        x0 = as_samples("x0", x0)
+        x0, y = as_samples("x0", x0, (x0.shape[0], *self.shape)), as_samples("y", y)
         return self.each.log_prob(params["each"], self._numbers(params, y, x0, key), x0)
 
     def mean(self, params: Params, y: Output) -> Sample:

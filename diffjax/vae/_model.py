@@ -23,7 +23,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import answered, as_samples, as_wholes, check_key, default_index, sample_keys, sum_features
+from diffjax._arrays import (
+    answered,
+    as_samples,
+    check_key,
+    default_index,
+    sample_keys,
+    sum_features,
+    whole_numbers,
+)
 from diffjax._typing import Cond, Index, Key, Network, Params, Sample, Scalar
 from diffjax.vae._gaussian import AbstractPrior, DiagonalGaussian, StandardNormal, as_gaussian
 from diffjax.vae._likelihoods import AbstractLikelihood
@@ -99,6 +107,7 @@ class AbstractVAE(eqx.Module):
         """
 
 
+@whole_numbers
 class VAE(AbstractVAE):
     """A variational autoencoder with one level of latents.
 
@@ -144,7 +153,7 @@ class VAE(AbstractVAE):
             if not isinstance(part, kind):
                 how = " (from_linen makes one)" if kind is Network else ""
                 raise ValueError(f"{name}: {kind.__name__} is needed{how}, got {type(part).__name__}")
-        shape = as_wholes("latents", latents if isinstance(latents, tuple | list) else (latents,))
+        shape = (latents,) if isinstance(latents, int) else tuple(latents)
         if not shape or min(shape) < 1:
             raise ValueError(f"latents: at least one latent is needed, got {latents}")
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
@@ -160,6 +169,7 @@ class VAE(AbstractVAE):
         own = self.likelihood.init(keys[2], jnp.zeros(y.shape, y.dtype), x0)
         return {"encoder": encoder, "decoder": decoder, "likelihood": own}
 
+    @whole_numbers
     def top_down(
         self, params: Params, draw: Draw, n: int, x0: Sample | None, cond: Cond = None, *, key: Key | None = None
     ) -> Array:
@@ -239,6 +249,8 @@ def _inferred(vae, params, choose, x0, cond, dropout):
     y = vae.top_down(params, draw, x0.shape[0], x0, cond, key=keys[0])
     if not levels:
         raise ValueError(f"vae: at least one level of latents is needed, got none of {type(vae).__name__}")
+    outputs = vae.likelihood.outputs
+    y = answered("decoder", y, (*x0.shape[:-1], outputs * x0.shape[-1]) if outputs else (x0.shape[0], ...))
     log_likelihood = vae.likelihood.log_prob(params["likelihood"], y, x0, key=keys[1])
     return Inference(tuple(levels), y, answered("likelihood", log_likelihood, x0.shape[:1]))
 
