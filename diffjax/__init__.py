@@ -27,6 +27,7 @@ from diffjax import (
     parameterisation as parameterisation,
     process as process,
     samplers as samplers,
+    vae as vae,
 )
 from diffjax._typing import Denoiser as Denoiser, Network as Network
 from diffjax.analytic._base import exact_denoiser as exact_denoiser

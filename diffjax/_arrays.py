@@ -441,6 +441,18 @@ def mean_features(x: Float[Array, "b *d"]) -> Float[Array, " b"]:
     return jnp.mean(x.astype(accumulator_dtype(x.dtype)), axis=tuple(range(1, x.ndim)))
 
 
+def log_mean_exp(log_weights: Float[Array, "k b"]) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """(log mean_j exp(log_weights), its standard error by the delta method), each [b], of log weights [k, b].
+
+    The error is NaN for a single weight.
+    """
+    k = log_weights.shape[0]
+    nats = jax.nn.logsumexp(log_weights, axis=0) - float(np.log(k))
+    shares = jnp.exp(log_weights - nats)
+    spread = jnp.std(shares, axis=0, ddof=1) if k > 1 else jnp.full_like(nats, jnp.nan)
+    return nats, spread / k**0.5
+
+
 def in_bytes(number: int | float) -> str:
     """A number of bytes, as a person says it: 4 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -47,6 +47,7 @@ _CHECKED = (
     "parameterisation",
     "process",
     "samplers",
+    "vae",
 )
 install_import_hook([f"diffjax.{name}" for name in _CHECKED], "beartype.beartype")
 

@@ -58,12 +58,12 @@ def test_public_names_are_documented(name):
 
 @pytest.mark.parametrize("name", [name for name, f in FUNCTIONS.items() if "key" in inspect.signature(f).parameters])
 def test_a_key_comes_first(name):
-    """After the network and the parameters; where it is optional it is given by name."""
+    """After the network or model and the parameters; where it is optional it is given by name."""
     parameters = inspect.signature(FUNCTIONS[name]).parameters
     if parameters["key"].kind is inspect.Parameter.KEYWORD_ONLY:
         return
     before = list(parameters)[: list(parameters).index("key")]
-    assert before in ([], ["params"], ["diffusion", "params"], ["network", "params"])
+    assert before in ([], ["params"], ["diffusion", "params"], ["network", "params"], ["vae", "params"])
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

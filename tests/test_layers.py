@@ -16,7 +16,7 @@ ROWS = [
     {"guidance"},
     {"samplers"},
     {"losses", "inverse"},
-    {"likelihood", "flow_maps"},
+    {"likelihood", "flow_maps", "vae"},
     {"interop", "training", "metrics", "viz"},
     {"config"},
     {"cli"},

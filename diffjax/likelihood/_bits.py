@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import answered, as_samples, check_key, default_index, whole_numbers
+from diffjax._arrays import answered, as_samples, check_key, default_index, log_mean_exp, whole_numbers
 from diffjax._typing import Denoiser, Index, Key
 from diffjax.likelihood._dequantisation import Data, Dequantisation, Quantisation, UniformDequantisation, dequantise
 from diffjax.likelihood._flow import log_likelihood
@@ -50,12 +50,7 @@ def importance_weighted_bound(log_weights: Float[Array, "k b"]) -> tuple[Float[A
 
     Source: Burda et al. 2016 (IWAE), eq. 8.
     """
-    log_weights = as_samples("log_weights", log_weights)
-    k = log_weights.shape[0]
-    nats = jax.nn.logsumexp(log_weights, axis=0) - float(np.log(k))
-    shares = jnp.exp(log_weights - nats)
-    spread = jnp.std(shares, axis=0, ddof=1) if k > 1 else jnp.full_like(nats, jnp.nan)
-    return nats, spread / k**0.5
+    return log_mean_exp(as_samples("log_weights", log_weights))
 
 
 @whole_numbers

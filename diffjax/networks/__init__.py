@@ -17,6 +17,11 @@ from diffjax.networks._attention import (
 from diffjax.networks._autoencoder import AutoencoderKL as AutoencoderKL, LatentSpace as LatentSpace
 from diffjax.networks._blocks import ResidualBlock as ResidualBlock, enlarge as enlarge
 from diffjax.networks._classifier import Classifier as Classifier, classifier_features as classifier_features
+from diffjax.networks._coders import (
+    ImageDecoder as ImageDecoder,
+    ImageEncoder as ImageEncoder,
+    Perceptron as Perceptron,
+)
 from diffjax.networks._convolution import convolution as convolution
 from diffjax.networks._dit import DiT as DiT, dit_b as dit_b, dit_l as dit_l, dit_s as dit_s, dit_xl as dit_xl
 from diffjax.networks._edm2 import EDM2UNet as EDM2UNet, edm2_layers as edm2_layers
@@ -39,6 +44,7 @@ from diffjax.networks._magnitude import (
     normalise_weights as normalise_weights,
     unit_rms as unit_rms,
 )
+from diffjax.networks._masked import MaskedDecoder as MaskedDecoder, causal_mask as causal_mask
 from diffjax.networks._mlp import MLP as MLP, PlainMLP as PlainMLP
 from diffjax.networks._noise_features import (
     Fourier as Fourier,
@@ -61,6 +67,7 @@ from diffjax.networks._resample import (
 from diffjax.networks._second_time import SecondTime as SecondTime, with_second_time as with_second_time
 from diffjax.networks._t5 import T5Encoder as T5Encoder, relative_buckets as relative_buckets
 from diffjax.networks._text import Text as Text, pooled as pooled
+from diffjax.networks._top_down import TopDown as TopDown
 from diffjax.networks._unet import UNet as UNet
 from diffjax.networks._unet2d import UNet2D as UNet2D
 from diffjax.networks._unet2d_blocks import (

@@ -25,6 +25,7 @@ from diffjax import (
     parameterisation,
     process,
     samplers,
+    vae,
 )
 from diffjax.process import normal_like, sample_keys
 
@@ -200,6 +201,34 @@ def _second_time(key):
     return networks.with_second_time(network, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params), key, X)
 
 
+def _perceptron(*shape):
+    """A coder whose parameters are one draw and whose dropout is one for the batch."""
+
+    def apply(params, x, c_noise, cond=None, *, key=None):
+        y = jnp.zeros((x.shape[0], *shape)) + params["w"]
+        return y + (0 if key is None else jax.random.normal(key, y.shape))
+
+    return dj.Network(init_by_one_draw, apply)
+
+
+IMAGES = jnp.zeros((B, 2, 2, 1))
+GAUSSIAN_VAE = vae.VAE(_perceptron(4), _perceptron(D), vae.GaussianLikelihood(), 2)
+VAE_PARAMS = {"encoder": PARAMS, "decoder": PARAMS, "likelihood": {"log_std": jnp.zeros(())}}
+POSTERIOR = vae.DiagonalGaussian(X, X)
+PIXELS = vae.Autoregressive(_perceptron(2, 2, 1), vae.Bernoulli(), (2, 2, 1))
+TOP_DOWN = vae.HierarchicalVAE(
+    networks.TopDown((2, 2, 1), channels=(2,), blocks=(1,), latents=1), vae.DiscretisedLogistic()
+)
+
+
+def _of_prior(prior):
+    return Row(lambda key, index: prior.sample(sample_keys(key, index), (B, D)))
+
+
+def _of_likelihood(likelihood, params, y):
+    return Row(lambda key, index: likelihood.sample(params, sample_keys(key, index), y))
+
+
 RESTART = [samplers.Restart(0.2, 0.5, 2, 2)]
 ONE_Y = jnp.zeros((1, D))
 DAMPED = process.CriticallyDamped()
@@ -349,6 +378,24 @@ BY_INDEX = (
             )
         ),
         "LatentSpace.encode": Row(_latents),
+        # variational autoencoders
+        "negative_elbo": Row(
+            lambda key, index: vae.negative_elbo(GAUSSIAN_VAE, VAE_PARAMS, key, X, index=index), first=2
+        ),
+        "infer": Row(lambda key, index: vae.infer(GAUSSIAN_VAE, VAE_PARAMS, key, X, index=index)),
+        "iwae_bound": Row(lambda key, index: vae.iwae_bound(GAUSSIAN_VAE, VAE_PARAMS, key, X, draws=2, index=index)),
+        "generate": Row(lambda key, index: vae.generate(GAUSSIAN_VAE, VAE_PARAMS, key, index)),
+        "mutual_information": Row(lambda key, index: vae.mutual_information(key, POSTERIOR, index=index)),
+        "aggregate_divergence": Row(
+            lambda key, index: vae.aggregate_divergence(key, POSTERIOR, vae.StandardNormal(), index=index)
+        ),
+        "DiagonalGaussian.sample": _of_prior(POSTERIOR),
+        "StandardNormal.sample": _of_prior(vae.StandardNormal()),
+        "AutoregressivePrior.sample": _of_prior(vae.AutoregressivePrior(0.5)),
+        "GaussianLikelihood.sample": _of_likelihood(vae.GaussianLikelihood(1.0), {}, X),
+        "DiscretisedLogistic.sample": _of_likelihood(vae.DiscretisedLogistic(), {}, X),
+        "Bernoulli.sample": _of_likelihood(vae.Bernoulli(), {}, X),
+        "Autoregressive.sample": _of_likelihood(PIXELS, {"network": PARAMS, "each": {}}, X),
         # inverse problems
         "inpaint": Row(
             lambda key, index: inverse.inpaint(
@@ -400,6 +447,10 @@ WHOLE_BATCH = {
     "per_sample_loss": lambda key: losses.per_sample_loss(
         dj.Diffusion(NETWORK, VP, EPS), PARAMS, X, X, jnp.full(B, 0.5), weighting=losses.native, key=key
     ),
+    "VAE.init": lambda key: GAUSSIAN_VAE.init(key, X),
+    "HierarchicalVAE.init": lambda key: TOP_DOWN.init(key, IMAGES),
+    "DiffusionChain.init": lambda key: vae.DiffusionChain(dj.Diffusion(NETWORK, VP, EPS), TS, (D,)).init(key, X),
+    "Autoregressive.init": lambda key: PIXELS.init(key, X, IMAGES),
     "consistency_tangent": lambda key: flow_maps.consistency_tangent(ANGLE, PARAMS, X, X, jnp.full(B, 0.5), key=key),
 }
 """What is drawn for a whole batch, or for parameters."""
@@ -408,4 +459,10 @@ NOT_JITTED = {"optimise_grid"}
 """What looks at numbers on its way."""
 
 NOT_ALONE = {"init_state", "draw_parameters", "state_from_params", "per_sample_consistency", "Parts.init"}
-"""Tested with the steps that follow them, or with the loss that draws for them."""
+NOT_ALONE |= {f"{name}.top_down" for name in ("VAE", "HierarchicalVAE", "DiffusionChain")}
+NOT_ALONE |= {
+    f"{name}.{method}"
+    for name in ("GaussianLikelihood", "DiscretisedLogistic", "Bernoulli", "Autoregressive")
+    for method in ("init", "log_prob")
+} - {"Autoregressive.init"}
+"""Tested with the steps that follow them, or with the loss that draws for them; or they draw nothing."""

@@ -32,11 +32,12 @@ from diffjax import (
     parameterisation as par,
     process,
     samplers,
+    vae,
 )
 
 PACKAGES = (
     *("analytic", "flow_maps", "guidance", "inverse", "likelihood", "losses", "metrics"),
-    *("operators", "parameterisation", "process", "samplers"),
+    *("operators", "parameterisation", "process", "samplers", "vae"),
 )
 SAMPLES = {"x", "x0", "xt", "eps", "y", "a", "guide", "latent", "ut", "uncond", "error", "noise", "density0"}
 SAMPLES |= {"features", "reference", "log_weights", "data", "mean", "means"}
@@ -198,7 +199,62 @@ def _latents():
     }
 
 
+CODER = network(lambda params, x, c_noise, cond=None, *, key=None: jnp.tile(x[:, :1], (1, 4)))
+PLANE = network(lambda params, x, c_noise, cond=None, *, key=None: x)
+MODEL = vae.VAE(CODER, PLANE, vae.GaussianLikelihood(1.0), 2)
+MODEL_PARAMS = {"encoder": PARAMS, "decoder": PARAMS, "likelihood": {}}
+NORMAL, POSTERIOR = vae.StandardNormal(), vae.DiagonalGaussian(X, X)
+IMAGES = jnp.ones((B, 2, 2, 1))
+PIXELS = vae.Autoregressive(PLANE, vae.Bernoulli(), (2, 2, 1))
+
+
+def _likelihood(likelihood, params, x0, y, *, paired="paired"):
+    name = type(likelihood).__name__
+    return {
+        f"{name}.log_prob": Row(lambda x0, y: likelihood.log_prob(params, y, x0), {"x0": x0, "y": y}, {"y": paired}),
+        f"{name}.mean": Row(lambda y: likelihood.mean(params, y), {"y": y}),
+        f"{name}.sample": Row(lambda y: likelihood.sample(params, jax.random.split(KEY, B), y), {"y": y}),
+    }
+
+
+def _coded(encoder=CODER.apply, decoder=PLANE.apply):
+    model = vae.VAE(network(encoder), network(decoder), vae.GaussianLikelihood(1.0), 2)
+    return vae.negative_elbo(model, MODEL_PARAMS, KEY, X)
+
+
+def _chain_init(x0):
+    return vae.DiffusionChain(DIFFUSION, TS, (D,)).init(KEY, x0)
+
+
+def _top_down_init(x0):
+    blocks = networks.TopDown((2, 2, 1), channels=(2,), blocks=(1,), latents=1)
+    return vae.HierarchicalVAE(blocks, vae.DiscretisedLogistic()).init(KEY, x0)
+
+
 WITH_SAMPLES: dict[str, Row] = {
+    # variational autoencoders
+    "negative_elbo": Row(lambda x0: vae.negative_elbo(MODEL, MODEL_PARAMS, KEY, x0), {"x0": X}),
+    "iwae_bound": Row(lambda x0: vae.iwae_bound(MODEL, MODEL_PARAMS, KEY, x0, draws=2), {"x0": X}),
+    "infer": Row(lambda x0: vae.infer(MODEL, MODEL_PARAMS, KEY, x0), {"x0": X}),
+    "infer_at": Row(lambda x0: vae.infer_at(MODEL, MODEL_PARAMS, (X,), x0), {"x0": X}),
+    "VAE.init": Row(lambda x0: MODEL.init(KEY, x0), {"x0": X}),
+    "HierarchicalVAE.init": Row(_top_down_init, {"x0": IMAGES}),
+    "DiffusionChain.init": Row(_chain_init, {"x0": X}),
+    "Autoregressive.init": Row(lambda x0, y: PIXELS.init(KEY, y, x0), {"x0": IMAGES, "y": X}),
+    "DiagonalGaussian.__init__": Row(lambda mean: vae.DiagonalGaussian(mean, X), {"mean": X}),
+    "as_gaussian": Row(lambda y: vae.as_gaussian(y), {"y": X}),
+    "residual_gaussian": Row(
+        lambda y: vae.residual_gaussian(POSTERIOR, y), {"y": jnp.ones((B, 2 * D))}, {"y": "paired"}
+    ),
+    "optimal_linear_vae": _numbers(
+        lambda mean, covariance: vae.optimal_linear_vae(mean, covariance, 1),
+        mean=jnp.zeros(D),
+        covariance=jnp.diag(jnp.array([2.0, 1.0])),
+    ),
+    **_likelihood(vae.GaussianLikelihood(1.0), {}, X, X),
+    **_likelihood(vae.DiscretisedLogistic(), {}, X, jnp.ones((B, 2 * D))),
+    **_likelihood(vae.Bernoulli(), {}, X, X),
+    **_likelihood(PIXELS, {"network": PARAMS, "each": {}}, IMAGES, X, paired="samples"),
     # analytic
     "Gaussian.__init__": _numbers(dj.Gaussian, mean=jnp.zeros(D), covariance=jnp.ones(D)),
     "GaussianMixture.__init__": _numbers(dj.GaussianMixture, means=X, covariances=ROW + 1, weights=ROW + 1),
@@ -460,6 +516,17 @@ WITH_SAMPLES: dict[str, Row] = {
 }
 
 NO_SAMPLES = {
+    **dict.fromkeys(
+        [f"{name}.top_down" for name in ("VAE", "HierarchicalVAE", "DiffusionChain")], "called by `infer`, which checks"
+    ),
+    **dict.fromkeys(
+        [f"{name}.init" for name in ("GaussianLikelihood", "DiscretisedLogistic", "Bernoulli")], "looks at nothing"
+    ),
+    **dict.fromkeys(
+        [f"LinearVAE.{name}" for name in ("elbo", "log_likelihood", "rates", "reconstruction")], "moments of data"
+    ),
+    "LinearVAE.__init__": "its mean is a vector of its own",
+    "generate": "noise is a switch",
     "memory_like": "an array to be zeros like",
     "AbstractGaussianProcess.diffusion": "looks at the time alone",
     "AbstractLinearProcess.diffusion": "looks at the time alone",
@@ -958,6 +1025,29 @@ ASKED: dict[str, dict[str, Asked]] = {
         ),
         "teacher": _asked(lambda d: flow_maps.consistency_tangent(MAP, PARAMS, X, X, ROW + 0.5, teacher=d)),
     },
+    # variational autoencoders
+    "VAE.__init__": {
+        "encoder": Asked(lambda apply: _coded(encoder=apply), CODER.apply, _spoilt(SHAPES | MORE), "encoder"),
+        "decoder": Asked(lambda apply: _coded(decoder=apply), PLANE.apply, _spoilt(SHAPES | MORE), "decoder"),
+    },
+    "DiffusionChain.__init__": {
+        "diffusion": Asked(
+            lambda apply: vae.infer(
+                vae.DiffusionChain(diffusion_of(apply), TS, (D,)), {"network": PARAMS, "likelihood": {}}, KEY, X
+            ),
+            plain,
+            _spoilt(SHAPES),
+            "network",
+        ),
+        "reconstruction": Asked(
+            lambda f: vae.infer(
+                vae.DiffusionChain(DIFFUSION, TS, (D,), f), {"network": PARAMS, "likelihood": {}}, KEY, X
+            ),
+            losses.gaussian_decoder,
+            _spoilt(ROWS),
+            "reconstruction",
+        ),
+    },
     # the rest
     "cell_averages": {
         "log_density": Asked(
@@ -1026,6 +1116,8 @@ ASKED: dict[str, dict[str, Asked]] = {
 }
 
 NOT_ASKED = {
+    "HierarchicalVAE.__init__": "its network is a module of ours",
+    "Autoregressive.__init__": "its network's numbers have the shape that the likelihood checks",
     "AbstractPosterior.__init__": "its methods have rows",
     "HybridScore.__init__": "made by `make_hybrid_score`",
     "NetworkDenoiser.__init__": "made by `make_denoiser`",
@@ -1054,8 +1146,13 @@ NOT_ASKED = {
 }
 """Public functions with a parameter of such a name that call nothing themselves, and where it is called."""
 
-NOT_CALLED = {("RePaint.__init__", "times"), ("inpaint", "times"), ("evaluate_continuous_elbo", "times")}
-"""Parameters of such a name that are a count, or one of our own time densities."""
+NOT_CALLED = {
+    ("RePaint.__init__", "times"),
+    ("inpaint", "times"),
+    ("evaluate_continuous_elbo", "times"),
+    ("VAE.__init__", "likelihood"),
+}
+"""Parameters of such a name that are a count, one of our own time densities, or an object of ours."""
 
 
 def public():
