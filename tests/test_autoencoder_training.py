@@ -65,10 +65,7 @@ def test_the_defaults_are_those_of_the_docstring(params):
 
 
 def test_what_is_decoded_is_a_draw_of_the_posterior(params):
-    """Over many keys its moments in z are q's: the identity as a decoder would show them, so z is read by `LatentSpace`."""
-    space = (
-        dj.LatentSpace(params, AUTOENCODER) if hasattr(dj, "LatentSpace") else networks.LatentSpace(params, AUTOENCODER)
-    )
+    space = networks.LatentSpace(params, AUTOENCODER)
     y = vae.reconstruct(AUTOENCODER, params, KEY, X0)
     np.testing.assert_allclose(y, loss_of(params, X0)[1]["reconstructed"], rtol=1e-4, atol=1e-5)
     mean, std = space.moments(X0)

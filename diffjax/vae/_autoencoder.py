@@ -13,7 +13,7 @@ with a critic_weight that balances gradients; Lim & Ye 2017 (Geometric GAN), the
 """
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,6 @@ Critic: TypeAlias = Callable[[Sample], Float[Array, "b *m"]]
 """Images [b, h, w, c] -> logits [b, ...], positive for data."""
 Features: TypeAlias = Callable[[Sample], Float[Array, "b *m"]]
 """Images [b, h, w, c] -> features [b, ...]."""
-Reconstruction = Literal["absolute", "squared"]
 
 
 def autoencoder_loss(
@@ -47,7 +46,7 @@ def autoencoder_loss(
     key: Key,
     x0: Sample,
     *,
-    reconstruction: Reconstruction = "absolute",
+    reconstruction: str = "absolute",
     kl_weight: Scalar = 1e-6,
     features: Features | None = None,
     feature_weight: Scalar = 1.0,
