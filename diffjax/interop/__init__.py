@@ -7,6 +7,7 @@
 `from_pretrained` reads all three, `load_module` the first two, and `save_pretrained` writes them.
 """
 
+from diffjax.interop._autoencoder import autoencoder_config as autoencoder_config
 from diffjax.interop._clock import OnSigma as OnSigma, OnSteps as OnSteps
 from diffjax.interop._files import read_tensors as read_tensors, write_tensors as write_tensors
 from diffjax.interop._inception import read_inception as read_inception

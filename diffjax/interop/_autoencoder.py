@@ -50,3 +50,34 @@ def autoencoder(config: Mapping[str, Any], where: str) -> AutoencoderKL:
         shift_factor=fields["shift_factor"] or 0.0,
         upcast=fields["force_upcast"],
     )
+
+
+def autoencoder_config(module: AutoencoderKL) -> dict[str, Any]:
+    """The content of config.json of a module, for `save_pretrained`; `autoencoder` reads it back.
+
+    >>> config = autoencoder_config(AutoencoderKL(1, 1, 16, channels=(32, 64)))
+    >>> config["latent_channels"], config["block_out_channels"]
+    (16, [32, 64])
+
+    Args:
+      module: the autoencoder. Its dtype, dropout and remat are no part of a folder.
+    """
+    levels = len(module.channels)
+    return {
+        "_class_name": "AutoencoderKL",
+        "in_channels": module.in_channels,
+        "out_channels": module.out_channels,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "block_out_channels": list(module.channels),
+        "layers_per_block": module.blocks,
+        "latent_channels": module.latent_channels,
+        "norm_num_groups": module.groups,
+        "act_fn": "silu",
+        "scaling_factor": module.scaling_factor,
+        "shift_factor": module.shift_factor or None,
+        "force_upcast": module.upcast,
+        "use_quant_conv": module.moments_conv,
+        "use_post_quant_conv": module.latents_conv,
+        "mid_block_add_attention": module.middle_attention,
+    }

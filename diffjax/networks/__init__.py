@@ -56,6 +56,7 @@ from diffjax.networks._noise_features import (
     trained as trained,
 )
 from diffjax.networks._norm import GroupNorm as GroupNorm
+from diffjax.networks._patch_discriminator import PatchDiscriminator as PatchDiscriminator
 from diffjax.networks._positions import rotate as rotate, rotation_angles as rotation_angles
 from diffjax.networks._resample import (
     BINOMIAL as BINOMIAL,

@@ -6,9 +6,16 @@ x0 --> top-down pass, level by level --> y --> likelihood --> log p(x0 | z)     
                                                |                   |
                                                +-> negative_elbo, iwae_bound      train and measure
 generate, decode     the same pass with latents from the priors, or given
+autoencoder_loss, critic_loss     latent diffusion's autoencoder, which is no bound
 optimal_linear_vae, LinearHierarchy     oracles: what training must reach
 """
 
+from diffjax.vae._autoencoder import (
+    autoencoder_loss as autoencoder_loss,
+    critic_loss as critic_loss,
+    reconstruct as reconstruct,
+    with_unit_latents as with_unit_latents,
+)
 from diffjax.vae._diagnose import (
     active_units as active_units,
     aggregate_divergence as aggregate_divergence,
