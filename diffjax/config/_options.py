@@ -11,6 +11,15 @@ from diffjax.config import _names as names
 from diffjax.config._registry import optional, options
 
 
+@options(name=names.FAMILIES)
+@dataclass(frozen=True)
+class FamilyConfig:
+    """The kind of model."""
+
+    name: str = "diffusion"
+    """The family. Options of groups that it has no use for are refused."""
+
+
 @options(name=names.DATA)
 @dataclass(frozen=True)
 class DataConfig:
@@ -230,6 +239,7 @@ class Config:
     teacher: str | None = None
     """Folder of the run that is distilled, relative to the folder of this run; `diffjax distill` sets it. Default for a
     new run: no teacher."""
+    family: FamilyConfig = FamilyConfig()
     data: DataConfig = DataConfig()
     process: ProcessConfig = ProcessConfig()
     parameterisation: ParameterisationConfig = ParameterisationConfig()
