@@ -179,11 +179,10 @@ TINY = ["--network.width", "8", "--network.depth", "1", "--batch-size", "16", "-
 def by_hand(out, loss, steps=2):
     """The parameters and averages after some updates on the mixture by a loss `(params, x0, context)`."""
     config = c.from_json((out / "config.json").read_text())
-    parts = c.build(config, None)
     schedule = optax.warmup_cosine_decay_schedule(0.0, 2e-3, steps // 2, steps, 0.0)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
     averages = {"decay": make_ema(0.999)}
-    params = c.fresh_state(config, c.build_data(config.data), parts).params
+    params = c.fresh_state(c.build_run(config, c.build_data(config.data).samples)).params
     state = state_from_params(jax.random.fold_in(jax.random.key(0), 1), params, Objective(loss, tx), averages=averages)
     step = jax.jit(make_train_step(Objective(loss, tx), ema=averages))
     for n in range(steps):
@@ -194,8 +193,7 @@ def by_hand(out, loss, steps=2):
 def state_of(out):
     """The state of a run's newest checkpoint."""
     config = c.from_json((out / "config.json").read_text())
-    data = c.build_data(config.data)
-    like = c.fresh_state(config, data, c.build(config, data.classes))
+    like = c.fresh_state(c.build_run(config, c.build_data(config.data).samples))
     with Checkpoints(out / "checkpoints", read_only=True) as checkpoints:
         return checkpoints.restore(like)
 
@@ -378,8 +376,7 @@ def test_a_student_equals_its_stages_by_library_calls(student):
 
 def fresh(run):
     config = c.from_json((run / "config.json").read_text())
-    data = c.build_data(config.data)
-    return c.fresh_state(config, data, c.build(config, data.classes))
+    return c.fresh_state(c.build_run(config, c.build_data(config.data).samples))
 
 
 @pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(6, marks=pytest.mark.slow)])
