@@ -397,6 +397,32 @@ def test_a_student_that_was_cut_goes_on_to_the_same_bits(step, student, capfd):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
+def test_stages_follow_each_other_on_the_cores_of_a_machine(toy_run, tmp_path, capfd):
+    """Under pmap, the default there: the second stage begins with what the first one returns, or with a checkpoint."""
+    argv = [
+        "distill",
+        toy_run,
+        *STAGES,
+        "--samples",
+        "8",
+        "--layout",
+        "pmap",
+        "--devices",
+        "2",
+        "--out",
+        tmp_path / "a",
+    ]
+    out = trained(capfd, *argv)
+    assert "stage 2 of 2: sampling steps 1" in out
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with Checkpoints(tmp_path / "b" / "checkpoints") as checkpoints:
+        checkpoints.rollback(4)
+    assert "from step 4, saved before" in trained(capfd, *argv[:-1], tmp_path / "b")
+    a, b = state_of(tmp_path / "a"), state_of(tmp_path / "b")
+    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+
+
 def draw(run, n, labels, ts, seed=0):
     """n samples of the student for labels, by its flow map and no guidance."""
     network = dj.from_linen(networks.MLP(width=16, depth=1, num_classes=CLASSES))

@@ -230,14 +230,16 @@ def _train(
     state, done = _begin(checkpoints, layout, shapes, out, run, teacher)
     stages = 1 if run.parts is None else run.parts.objective.stages
     each = config.steps // stages
-    for stage in range(min(done // each, stages - 1), stages):
+    first = min(done // each, stages - 1)
+    for stage in range(first, stages):
         if stages > 1:
             run = build_run(config, run.samples, stage)
             assert run.parts is not None
             layout = make_layout(options, run.family, make_average(config))
             log(f"stage {stage + 1} of {stages}: sampling steps {run.parts.objective.steps_of(stage)}")
             if stage and done == stage * each:
-                state = layout.move_state(next_stage(config, run.parts, layout.get_state(state)))
+                state = layout.get_state(state) if stage == first else state  # as `train` returns it
+                state = layout.move_state(next_stage(config, run.parts, state))
         draw = Preview(out / "samples", run, data, mesh, board)
         done = (stage + 1) * each
         state = _train_to(done, options, out, data, state, layout, checkpoints, draw, board)

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import NamedTuple
 
+from diffjax._arrays import whole_numbers
 from diffjax.config import _names as names
 from diffjax.config._build import build, build_optimiser
 from diffjax.config._check import check_config
@@ -30,6 +31,7 @@ class Run(NamedTuple):
     """The objects of a diffusion or a flow map; None of another family."""
 
 
+@whole_numbers
 def build_run(config: Config, samples: Samples, stage: int | None = None) -> Run:
     """The family of a configuration, for samples of a kind.
 

@@ -239,7 +239,6 @@ class Config:
     teacher: str | None = None
     """Folder of the run that is distilled, relative to the folder of this run; `diffjax distill` sets it. Default for a
     new run: no teacher."""
-    family: FamilyConfig = FamilyConfig()
     data: DataConfig = DataConfig()
     process: ProcessConfig = ProcessConfig()
     parameterisation: ParameterisationConfig = ParameterisationConfig()
@@ -250,3 +249,4 @@ class Config:
     optimiser: OptimiserConfig = OptimiserConfig()
     guidance: GuidanceConfig = GuidanceConfig()
     sampler: SamplerConfig = SamplerConfig()
+    family: FamilyConfig = FamilyConfig()
