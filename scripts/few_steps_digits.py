@@ -31,7 +31,6 @@ import numpy as np
 from diffjax import config as configs
 from diffjax.cli._draw import Draw
 from diffjax.cli._measure import measure
-from diffjax.cli._run import each_steps, open_run, read_trained
 from diffjax.config import OtherSampler
 
 SCRIPT = Path(__file__)
@@ -83,17 +82,17 @@ def prepared(name, runs, teacher, updates=None):
 def draws(name, run):
     """{steps: Draw} of a row: the teacher by its own sampler and by DDIM, students in their numbers of steps."""
     steps = ROWS[name][1] if name in ROWS else DDIM if name == "teacher_ddim" else ()
-    other = OtherSampler(name="ddim", grid="angle", steps=DDIM) if steps == DDIM else None
-    found = open_run(str(run), 250, other)
-    parts, params = read_trained(str(run), *found)
-    found = found._replace(parts=parts)
-    return {n: Draw(each.config, found.samples, each.parts, params, chunk=250) for n, each in each_steps(found, steps)}
+    given = {"sampler": OtherSampler(name="ddim", grid="angle")} if steps == DDIM else {}
+    found, params = configs.load_run(run)
+    return {
+        n: Draw(found.family, params, given | {"steps": n}, chunk=250) for n in steps or (found.config.sampler.steps,)
+    }
 
 
 def measure_row(name, run, out, seeds, samples):
     """Appends the lines of a row that are not there."""
     done = {(line["seed"], line["steps"]) for line in read(out) if line["row"] == name}
-    data = configs.build_data(open_run(str(run), 250).config.data)
+    data = configs.build_data(configs.load_run(run)[0].config.data)
     for steps, draw in draws(name, run).items():
         for seed in range(seeds):
             if (str(seed), str(steps)) in done:

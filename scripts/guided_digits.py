@@ -43,7 +43,6 @@ from matplotlib.figure import Figure
 
 import diffjax as dj
 from diffjax import cli, config as configs, guidance, inverse, metrics, operators, viz
-from diffjax.cli._run import open_run, read_trained
 
 WIDTHS = (64, 128, 32, 10)
 """Of the classifier's layers; its features are the 32."""
@@ -57,9 +56,10 @@ class Model:
     """A run's network, told classes [n] or nothing."""
 
     def __init__(self, run):
-        config, self.samples, parts = open_run(str(run), 256)
-        self.parts, self.params = read_trained(str(run), config, self.samples, parts)
-        self.data = configs.build_data(config.data)
+        found, params = configs.load_run(run)
+        self.samples = found.samples
+        self.parts, self.params = configs.trained_parts(found.config, found.parts, params)
+        self.data = configs.build_data(found.config.data)
         self.process = self.parts.process
 
     def denoiser(self, labels):

@@ -40,7 +40,6 @@ from tqdm import trange
 
 import diffjax as dj
 from diffjax import config as configs, likelihood, training
-from diffjax.cli._run import fresh_state, open_run, read_trained
 
 LEVELS = likelihood.Quantisation(17)  # pixels 0 .. 16 are -1 .. 1
 FINE = likelihood.adaptive(1e-5)
@@ -51,7 +50,8 @@ def trained(folder, steps):
     """(data, parts, averaged parameters) of the digits preset on dequantised images; a folder that has them is read."""
     config = dataclasses.replace(configs.PRESETS["digits"], steps=steps)
     data = configs.build_data(config.data)
-    parts = configs.build(config, data.classes)
+    run = configs.build_run(config, data.samples)
+    parts = run.parts
 
     def source(seed, step, size):
         x0, labels = data.source(seed, step, size)
@@ -61,7 +61,7 @@ def trained(folder, steps):
     objective = training.Objective(parts.loss, parts.tx)
     update = training.make_train_step(objective, ema=training.make_ema(config.ema_decay))
     layout = training.jit_layout(update, training.data_mesh())
-    state = fresh_state(config, data, parts)
+    state = configs.fresh_state(run)
     with training.Checkpoints(folder / "checkpoints") as checkpoints:
         state = state if checkpoints.latest() is None else checkpoints.restore(state)
         options = {"steps": steps, "batch_size": config.batch_size, "seed": config.seed, "checkpoints": checkpoints}
@@ -132,9 +132,9 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     if options.run:
-        config, samples, parts = open_run(options.run, 64)
-        parts, params = read_trained(options.run, config, samples, parts)
-        data = configs.build_data(config.data)
+        run, params = configs.load_run(options.run)
+        parts, params = configs.trained_parts(run.config, run.parts, params)
+        data = configs.build_data(run.config.data)
     else:
         data, parts, params = trained(options.out, options.steps)
     model = Model(parts, params)

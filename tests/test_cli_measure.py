@@ -13,7 +13,8 @@ from figures import frechet, nearest, ring, sliced
 
 import diffjax as dj
 from diffjax.cli import _draw, _measure
-from diffjax.config import Data
+from diffjax.config import Config, Data, build, diffusion_family
+from diffjax.config._denoising import Denoising
 from diffjax.data import load_digits, mixture
 from diffjax.likelihood import Exact, adaptive
 from diffjax.metrics import feature_statistics, frechet_distance
@@ -71,7 +72,8 @@ def test_the_figures_of_a_run_and_of_its_evaluation(toy_run, trained, capfd):
 @covers("evaluate", "run", "n", "seed", "chunk", "likelihood")
 def test_an_evaluation_with_every_option_prints_the_librarys_figures(toy_run, trained, monkeypatch, capfd):
     chunks = []
-    monkeypatch.setattr(_draw, "sample_n", lambda *args, **kw: chunks.append(kw["chunk"]) or dj.sample_n(*args, **kw))
+    split = _draw.Draw._split
+    monkeypatch.setattr(_draw.Draw, "_split", lambda self, rows: chunks.append(len(rows)) or split(self, rows))
     options = ["--n", 20, "--guidance", 4, "--steps", 3, "--seed", 5, "--chunk", 8, "--likelihood", 5]
     out = done(capfd, "evaluate", toy_run, *options)
     process = dj.Cosine()
@@ -89,7 +91,7 @@ def test_an_evaluation_with_every_option_prints_the_librarys_figures(toy_run, tr
         f"{name}: mean of the exact density": np.mean(ring(x[:5])) / 2,
     }
     check(printed(out), wanted, 1e-3)
-    assert chunks == [8]
+    assert chunks == 6 * [8]  # index and labels of three chunks
 
 
 def test_results_are_printed_a_line_each_by_name(capfd):
@@ -185,13 +187,15 @@ def likelihood(n, taken):
     """
     labels = np.arange(20, dtype=np.int32)
 
-    def denoiser(cond, *, guided=True):
-        right = not guided and np.array_equal(cond, labels[taken])
-        return dj.exact_denoiser(dj.Gaussian(jnp.zeros((2, 3, 1)), 0.25 if right else 1.0), dj.Cosine())
+    class Known(Denoising):
+        def denoiser(self, diffusion, params, cond, stage=-1):
+            right = np.array_equal(cond, labels[taken])
+            return dj.exact_denoiser(dj.Gaussian(jnp.zeros((2, 3, 1)), 0.25 if right else 1.0), dj.Cosine())
 
-    run = types.SimpleNamespace(parts=types.SimpleNamespace(process=dj.Cosine()), denoiser=denoiser)
     data = Data(lambda *_: (PIXELS, labels), (-PIXELS, labels), (PIXELS, labels), 20, None)
-    return _measure.measure_likelihood(run, data, n, 0)
+    family = diffusion_family(Config(), data.samples, build(Config(), 20)._replace(objective=Known()))
+    run = types.SimpleNamespace(family=family, params={})
+    return _measure.measure_likelihood(run, data, n, 0, dj.Cosine())
 
 
 def test_likelihood_of_images_is_that_of_their_distribution():

@@ -81,6 +81,7 @@ def test_differences_are_named_by_path():
 @pytest.mark.parametrize(
     ("cls", "table"),
     [
+        (c.FamilyConfig, c.FAMILIES),
         (c.ProcessConfig, c.PROCESSES),
         (c.ParameterisationConfig, c.PARAMETERISATIONS),
         (c.WeightingConfig, c.WEIGHTINGS),

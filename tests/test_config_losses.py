@@ -366,7 +366,7 @@ def test_weight_decay_and_forced_normalisation_are_for_the_network_alone():
 def states(folder, config):
     """The newest state of a run."""
     samples = c.Samples((2,), None, None, False, 1.0)
-    like = c.fresh_state(config, samples, c.build(config, None))
+    like = c.fresh_state(c.build_run(config, samples))
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         return checkpoints.restore(like)
 

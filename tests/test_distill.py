@@ -179,11 +179,10 @@ TINY = ["--network.width", "8", "--network.depth", "1", "--batch-size", "16", "-
 def by_hand(out, loss, steps=2):
     """The parameters and averages after some updates on the mixture by a loss `(params, x0, context)`."""
     config = c.from_json((out / "config.json").read_text())
-    parts = c.build(config, None)
     schedule = optax.warmup_cosine_decay_schedule(0.0, 2e-3, steps // 2, steps, 0.0)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
     averages = {"decay": make_ema(0.999)}
-    params = c.fresh_state(config, c.build_data(config.data), parts).params
+    params = c.fresh_state(c.build_run(config, c.build_data(config.data).samples)).params
     state = state_from_params(jax.random.fold_in(jax.random.key(0), 1), params, Objective(loss, tx), averages=averages)
     step = jax.jit(make_train_step(Objective(loss, tx), ema=averages))
     for n in range(steps):
@@ -194,8 +193,7 @@ def by_hand(out, loss, steps=2):
 def state_of(out):
     """The state of a run's newest checkpoint."""
     config = c.from_json((out / "config.json").read_text())
-    data = c.build_data(config.data)
-    like = c.fresh_state(config, data, c.build(config, data.classes))
+    like = c.fresh_state(c.build_run(config, c.build_data(config.data).samples))
     with Checkpoints(out / "checkpoints", read_only=True) as checkpoints:
         return checkpoints.restore(like)
 
@@ -378,8 +376,7 @@ def test_a_student_equals_its_stages_by_library_calls(student):
 
 def fresh(run):
     config = c.from_json((run / "config.json").read_text())
-    data = c.build_data(config.data)
-    return c.fresh_state(config, data, c.build(config, data.classes))
+    return c.fresh_state(c.build_run(config, c.build_data(config.data).samples))
 
 
 @pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(6, marks=pytest.mark.slow)])
@@ -398,6 +395,32 @@ def test_a_student_that_was_cut_goes_on_to_the_same_bits(step, student, capfd):
     a, b = state_of(student), state_of(cut)
     a, b = a._replace(key=jax.random.key_data(a.key)), b._replace(key=jax.random.key_data(b.key))
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.slow
+def test_stages_follow_each_other_on_the_cores_of_a_machine(toy_run, tmp_path, capfd):
+    """Under pmap, the default there: the second stage begins with what the first one returns, or with a checkpoint."""
+    argv = [
+        "distill",
+        toy_run,
+        *STAGES,
+        "--samples",
+        "8",
+        "--layout",
+        "pmap",
+        "--devices",
+        "2",
+        "--out",
+        tmp_path / "a",
+    ]
+    out = trained(capfd, *argv)
+    assert "stage 2 of 2: sampling steps 1" in out
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with Checkpoints(tmp_path / "b" / "checkpoints") as checkpoints:
+        checkpoints.rollback(4)
+    assert "from step 4, saved before" in trained(capfd, *argv[:-1], tmp_path / "b")
+    a, b = state_of(tmp_path / "a"), state_of(tmp_path / "b")
+    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
 
 
 def draw(run, n, labels, ts, seed=0):

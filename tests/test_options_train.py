@@ -9,7 +9,6 @@ import io
 import json
 import re
 import struct
-import types
 from pathlib import Path
 
 import jax
@@ -24,6 +23,7 @@ import diffjax as dj
 from diffjax import Network, config as c, guidance, losses, networks, process as processes
 from diffjax.cli import Draw, main
 from diffjax.cli._train import _about
+from diffjax.config._diffusion_family import DiffusionFunctions
 from diffjax.data import ImageFolder, checkerboard, load_digits, mixture, prefetch, swiss_roll, two_moons
 from diffjax.training import Checkpoints, Context, Objective, Snapshots, data_mesh, init_state, make_train_step
 
@@ -76,6 +76,7 @@ DEFAULTS = {
     "weighting": {"name": "native", "data_std": None, "gamma": None, "bias": None, "k": None},
     "times": {"name": "stratified", "mean": None, "std": None, "scale": None},
     "teacher": None,
+    "family": {"name": "diffusion"},
     "loss": {
         "name": "denoising",
         **dict.fromkeys(
@@ -376,7 +377,8 @@ def test_each_option_of_train_sets_its_field(monkeypatch):
     parsed = []
     monkeypatch.setattr("diffjax.cli.run_train", lambda options, argv: parsed.append(options.config))
     preset = c.PRESETS["digits"]
-    assert all(value != leaves(ODD)[path] for path, value in leaves(preset).items())
+    other = {path: value for path, value in leaves(preset).items() if path != "family.name"}  # there is one
+    assert all(value != leaves(ODD)[path] for path, value in other.items())
     assert main(["train", "digits", *words(ODD, preset)]) == 0
     assert main(["train", "digits"]) == 0
     assert parsed == [ODD, preset]
@@ -485,7 +487,7 @@ def test_samples_use_the_configured_sampler_grid_and_guidance_scale():
     params = perturbed(
         parts.diffusion.network.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.zeros(1), labels[:1]), size=0.5
     )
-    drawn = Draw(config, data, parts, params, mesh=mesh)(6, labels, 3)
+    drawn = Draw(c.diffusion_family(config, data.samples, parts), params, mesh=mesh)(6, labels, 3)
     network = dj.from_linen(networks.MLP(width=8, depth=1, num_classes=8))
     process = dj.Rectified()
     denoiser = dj.make_denoiser(dj.Diffusion(network, process, dj.VPrediction()), params, labels)
@@ -516,14 +518,14 @@ def test_guidance_is_put_together_as_by_hand():
     wave = lambda params, x, c_noise, cond, *, key=None: params * x + params * jnp.sin(x + cond[:, None])
     network = Network(lambda *_: params, wave)  # cheaper than one of layers
     parts = parts._replace(diffusion=dataclasses.replace(parts.diffusion, network=network))
-    xt, mesh = jnp.asarray(2 * np.random.default_rng(0).normal(size=(4, 2)), jnp.float32), data_mesh(jax.devices()[:1])
+    xt = jnp.asarray(2 * np.random.default_rng(0).normal(size=(4, 2)), jnp.float32)
     told = lambda params: dj.make_denoiser(parts.diffusion, params, labels)
     plain, rule = told(params), guidance.Projected(norm=0.4)
     samples = c.Samples((2,), 3)
 
     def found(config, **more):
         built = c.rebuild_sampling(config, parts)
-        return Draw(config, samples, built, params, mesh=mesh, **more).denoiser(labels)
+        return DiffusionFunctions(config, samples, built).sampled_denoiser(params, labels, **more)
 
     def by_hand(guided):
         inside = guidance.within_interval(process, guided, plain, -1.0, 2.0)
@@ -534,9 +536,7 @@ def test_guidance_is_put_together_as_by_hand():
     wanted = by_hand(one)
     np.testing.assert_allclose(found(config)(xt, t), wanted, rtol=1e-5, atol=1e-6)
     away = by_hand(guidance.extrapolate(plain, told(worse), 3.0, rule=rule))
-    weak = types.SimpleNamespace(params=worse, denoiser=lambda labels: told(worse))
-    weak._replace = lambda params: weak
-    np.testing.assert_allclose(found(config, weak=weak)(xt, t), away, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found(config, autoguidance=lambda _: told(worse))(xt, t), away, rtol=1e-5, atol=1e-6)
     for name, numbers in (("interval", {}), ("logsnr_start", {}), ("name", {"norm": None})):  # each is seen
         simpler = dataclasses.replace(config.guidance, **numbers, **{name: getattr(c.GuidanceConfig(), name)})
         other = found(dataclasses.replace(config, guidance=simpler))(xt, t)
@@ -586,11 +586,12 @@ def test_samples_are_clipped_where_the_data_are_known_to_end_or_where_it_is_aske
     for pictures, configured, bound in cases:
         data = c.Data(lambda *_: (xt, labels), (xt, labels), (xt, labels), parts.null, None, pictures=pictures)
         chosen = dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, clip=configured))
-        draw = Draw(chosen, data, parts, params, mesh=mesh)
+        own = DiffusionFunctions(chosen, data.samples, parts)
         by_hand = np.clip(wanted, -bound, bound) if bound else wanted
-        np.testing.assert_allclose(draw.denoiser(labels)(xt, t), by_hand, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(draw.denoiser(labels, guided=False)(xt, t), x0, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(own.sampled_denoiser(params, labels)(xt, t), by_hand, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(own.denoiser(params, labels)(xt, t), x0, rtol=1e-5, atol=1e-6)
     assert np.abs(wanted).max() > 2
+    draw = Draw(c.diffusion_family(chosen, data.samples, parts), params, mesh=mesh)
     assert np.abs(draw(6, labels, 3)).max() == np.float32(0.3)
 
 
@@ -917,6 +918,7 @@ OPTIMISER = "test_the_optimiser_is_adam_with_clipping_warm_up_decay_and_cosine"
 CHECKS = {
     **dict.fromkeys(("name", "steps", "batch_size", "seed", "ema_decay", "ema_widths", "data.workers"), RUN),
     "teacher": "test_a_student_has_its_teacher_s_configuration_but_for_what_distilling_changes",
+    "family.name": "test_training_reaches_the_closed_form_and_writes_what_a_run_has",
     "data.name": "test_a_toy_is_its_density_and_is_measured_on_draws_of_other_seeds",
     "data.path": "test_files_are_read_as_their_name_says",
     "data.conditional": "test_an_unconditional_network_gets_no_labels",
@@ -955,6 +957,7 @@ FILES = (
     "test_config_networks.py",
     "test_data_identity.py",
     "test_distill.py",
+    "test_family.py",
 )
 
 

@@ -159,7 +159,7 @@ def untrained_digits(folder):
     (folder / "config.json").write_text(config.to_json(chosen))
     (folder / "data.json").write_text(json.dumps(data.samples._asdict()))
     with training.Checkpoints(folder / "checkpoints") as checkpoints:
-        checkpoints.save(0, config.fresh_state(chosen, data, config.build(chosen, data.classes)))
+        checkpoints.save(0, config.fresh_state(config.build_run(chosen, data.samples)))
 
 
 @pytest.mark.relative  # `diffjax distill` has its own tests

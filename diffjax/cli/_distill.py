@@ -12,16 +12,16 @@ import os
 from pathlib import Path
 
 from diffjax.cli._options import Distill, Execution, Train
-from diffjax.cli._run import check_run
 from diffjax.cli._train import run_config
-from diffjax.config import LOSSES, Config, LossConfig, SamplerConfig
+from diffjax.config import FAMILIES, LOSSES, Config, LossConfig, SamplerConfig
+from diffjax.config._family import DiffusionFamily
 from diffjax.config._registry import construct
-from diffjax.config._run import read_config, read_samples
+from diffjax.config._run import check_folder, read_config, read_samples
 
 
 def run_distill(options: Distill, argv: list[str]) -> None:
     """Distills a run, or goes on where that stopped; then draws samples and measures them."""
-    check_run(options.run)
+    check_folder(options.run)
     teacher = read_config(Path(options.run), "run")
     if options.guidance is not None and read_samples(Path(options.run), "run").classes is None:
         raise ValueError(f"guidance: the teacher knows no classes, got {options.guidance}; leave it out")
@@ -40,6 +40,8 @@ def distilled(options: Distill, teacher: Config, path: str) -> Config:
     for name, value in {"steps": options.steps, "updates": options.updates}.items():
         if value < 1:
             raise ValueError(f"{name}: at least 1, got {value}")
+    if FAMILIES[teacher.family.name] is not DiffusionFamily:
+        raise ValueError(f"run: the teacher must be a denoiser, got the family {teacher.family.name}, {options.run}")
     if LOSSES[teacher.loss.name].flow_map:
         raise ValueError(
             f"run: the teacher must be a denoiser, got a flow map trained by {teacher.loss.name}, {options.run}; give "

@@ -14,29 +14,29 @@ from diffjax.cli._devices import name_devices
 from diffjax.cli._hosts import log
 from diffjax.cli._layout import LAYOUTS, make_layout
 from diffjax.cli._options import Train
-from diffjax.config import Data, Parts
+from diffjax.config import Data
 from diffjax.config._averages import Averages
-from diffjax.training import Layout, TrainState
+from diffjax.training import Family, Layout, TrainState
 
 
-def dry_run(options: Train, data: Data, parts: Parts, ema: Averages, shapes: TrainState) -> None:
+def dry_run(options: Train, data: Data, family: Family, ema: Averages, shapes: TrainState) -> None:
     """Prints it, in process 0; all of a run compile.
 
     Args:
       options: of the run.
       data: for one batch.
-      parts: of the run.
+      family: of the run.
       ema: of the run.
       shapes: of a fresh state, from `jax.eval_shape`.
     """
-    config, layout = options.config, make_layout(options, parts, ema)
+    config, layout = options.config, make_layout(options, family, ema)
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     sizes = ", ".join(f"{axis} {size}" for axis, size in layout.about.items() if axis != "layout")
     log(f"{config.name}: {count:,} parameters; batch {config.batch_size}; {name_devices(_devices(layout))}")
     log(f"\n{'layout':10}state on a device (parameters, averages, optimiser)")
     for name in LAYOUTS:
         try:
-            other = layout if name == layout.about["layout"] else make_layout(options, parts, ema, name)
+            other = layout if name == layout.about["layout"] else make_layout(options, family, ema, name)
             said = in_bytes(state_bytes(other, shapes))
         except ValueError as error:
             said = f"- ({error})"

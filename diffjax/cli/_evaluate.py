@@ -8,8 +8,9 @@ from diffjax.cli._folder import check_data
 from diffjax.cli._hosts import log, start_processes
 from diffjax.cli._measure import measure, measure_likelihood, show
 from diffjax.cli._options import Evaluate
-from diffjax.cli._run import each_steps, open_run, read_trained, read_weak
-from diffjax.config import Config, Data, build_data, check_seed
+from diffjax.cli._run import each_steps, open_run, read_trained, sampling_options
+from diffjax.config import Config, Data, Run, build_data, check_seed
+from diffjax.config._sampling import learned_parts
 from diffjax.training import is_main, sync_errors
 
 
@@ -22,28 +23,33 @@ def run_evaluate(options: Evaluate, argv: list[str]) -> None:
     check_seed("seed", options.seed)
     if options.likelihood == 1:
         raise ValueError("likelihood: 0, or at least 2 for a standard error, got 1")
-    weakened = options.autoguidance is not None
-    found = open_run(options.run, options.chunk, options.sampler, options.guidance, autoguidance=weakened)
-    config, samples, parts = found
-    weak = sync_errors(lambda: read_weak(options.autoguidance, found))
-    data = sync_errors(lambda: _read_data(options, config))
+    found = open_run(options.run, options.chunk)
+    given = sampling_options(options, found)
+    if options.likelihood and found.family.log_bound is None:
+        raise ValueError(f"likelihood: this run ({_model(found)}) has none, 0 is needed, got {options.likelihood}")
+    data = sync_errors(lambda: _read_data(options, found.config))
     if options.likelihood > len(data.held_out[0]):
         raise ValueError(f"likelihood: {len(data.held_out[0])} items are held out, got {options.likelihood}")
-    parts, params = read_trained(options.run, config, samples, parts, options.ema_width)
+    run, params = read_trained(options.run, found, options.ema_width)
     results, budgets = {}, options.sampler.steps or ()
     draws = {  # all of them, so that a number of steps that does not fit is refused before anything is drawn
-        steps: Draw(run.config, samples, run.parts, params, chunk=options.chunk, weak=weak)
-        for steps, run in each_steps(found._replace(parts=parts), budgets)
+        steps: Draw(run.family, params, each, chunk=options.chunk) for steps, each in each_steps(given, budgets).items()
     }
     for steps, draw in draws.items():
-        named = f"{steps} step{'s' if steps > 1 else ''}: " if len(budgets) > 1 else ""
+        named = f"{steps} step{'s' if steps != 1 else ''}: " if len(budgets) > 1 else ""
         results |= _named(named, measure(draw, data, n=options.n, seed=options.seed)[0])
     draw = next(iter(draws.values()))
     if options.likelihood:
-        results |= measure_likelihood(draw, data, options.likelihood, options.seed)
-    results |= _measure_teacher(options, config, data)
+        process = None if run.parts is None else learned_parts(run.parts, draw.params)[0].process
+        results |= measure_likelihood(draw, data, options.likelihood, options.seed, process)
+    results |= _measure_teacher(options, run.config, data)
     if is_main():
         show(results)
+
+
+def _model(run: Run) -> str:
+    """What kind of model a run is, for a message."""
+    return run.config.loss.name if run.parts is not None else f"family {run.config.family.name}"
 
 
 def _named(prefix: str, results: dict[str, float]) -> dict[str, float]:
@@ -58,9 +64,8 @@ def _measure_teacher(options: Evaluate, config: Config, data: Data) -> dict[str,
     if not sync_errors(lambda: Path(path).is_dir()):
         log(f"teacher: {path} no longer exists; only the student is measured")
         return {}
-    run = open_run(path, options.chunk)
-    parts, params = read_trained(path, *run)
-    draw = Draw(run.config, run.samples, parts, params, chunk=options.chunk)
+    run, params = read_trained(path, open_run(path, options.chunk))
+    draw = Draw(run.family, params, chunk=options.chunk)
     found = measure(draw, data, n=options.n, seed=options.seed)[0]
     sampler = run.config.sampler
     only = {name: value for name, value in found.items() if "floor" not in name and "ceiling" not in name}

@@ -8,9 +8,9 @@ from jax.sharding import Mesh
 
 from diffjax.cli._devices import default_layout, find_devices
 from diffjax.cli._options import Train
-from diffjax.config import Parts
 from diffjax.config._averages import Averages
 from diffjax.training import (
+    Family,
     Layout,
     data_mesh,
     fsdp_layout,
@@ -27,7 +27,7 @@ _LEVELS = 10
 """Parts of time that the log tells the loss of."""
 
 
-def make_layout(options: Train, parts: Parts, ema: Averages, name: str | None = None) -> Layout:
+def make_layout(options: Train, family: Family, ema: Averages, name: str | None = None) -> Layout:
     """The layout that the options name, or another of the same devices.
 
     Raises:
@@ -36,8 +36,8 @@ def make_layout(options: Train, parts: Parts, ema: Averages, name: str | None = 
     name = layout_name(options) if name is None else name
     devices, mesh = check_layout(options, name)
     axis = "data" if name == "pmap" else None
-    objective, accumulate = parts.training_objective(), options.accumulate
-    step = make_train_step(objective, ema=ema, axis_name=axis, accumulate=accumulate, levels=_LEVELS)
+    levels = 0 if family.denoiser is None else _LEVELS  # of noise
+    step = make_train_step(family.objectives, ema=ema, axis_name=axis, accumulate=options.accumulate, levels=levels)
     if name == "pmap":
         return pmap_layout(step, devices)
     if name == "jit":

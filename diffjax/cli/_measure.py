@@ -13,6 +13,7 @@ from diffjax.cli._draw import Draw
 from diffjax.cli._hosts import log
 from diffjax.cli._print import is_watched, print_line
 from diffjax.config import Data
+from diffjax.process import AbstractGaussianProcess
 from diffjax.training import gather_rows, is_main, local_copy
 
 _WIDEST = 1024  # pixels whose covariance is taken as it is: its root costs width^3
@@ -118,47 +119,60 @@ def _measure_plane(x: np.ndarray, data: Data) -> dict[str, float]:
     return {f"sliced Wasserstein distance to held out: {name}": distance(y) for name, y in measured}
 
 
-def measure_likelihood(draw: Draw, data: Data, n: int, seed: int) -> dict[str, float]:
-    """The mean log density of held-out items along the flow: an exact trace in the plane, one probe beyond.
+def measure_likelihood(
+    draw: Draw, data: Data, n: int, seed: int, process: AbstractGaussianProcess | None = None
+) -> dict[str, float]:
+    """The mean over held-out items of what the family has: their log density, or a bound, by its kind.
 
-    Of the network as it was trained: neither guidance nor clipping has a part in it.
+    exact   log p(x)
+    bound   a lower bound of it
+    flow    log p(x) along the flow of a diffusion: an exact trace in the plane, one probe beyond. It is the density of
+            slightly noised x: at the lower end that `log_likelihood` takes in float32, which is the process's own or
+            logsnr 14 where that comes first. The solver's tolerance, 1e-3, is far below the spread of items
 
-    In nats per dimension of x as the network sees it (images: in [-1, 1]), higher is better. It is the density of
-    continuous x, slightly noised: at the lower end that `log_likelihood` takes in float32, which is the process's own
-    or logsnr 14 where that comes first. The solver's tolerance, 1e-3, is far below the spread of items. Nothing is
-    dequantised: for images of whole grey levels these are no bits per dimension as papers report them. The standard
-    error is that of the mean over items, with n - 1 in its variance.
+    Of the model as it was trained: neither guidance nor clipping has a part in it. In nats per dimension of x as the
+    model sees it (images: in [-1, 1]), higher is better. Nothing is dequantised: for images of whole grey levels these
+    are no bits per dimension as papers report them. The standard error is that of the mean over items, with n - 1 in
+    its variance.
 
     Args:
-      draw: the run.
+      draw: the family and its params.
       data: of which the first items held out are taken.
       n: how many, from two to all that are held out.
-      seed: of the probes.
-    """
-    from diffjax.likelihood import FLOAT32_LOGSNR, Exact, adaptive
-    from diffjax.likelihood._divergence import Hutchinson
-    from diffjax.likelihood._flow import log_likelihood
+      seed: of probes, and of what else is drawn.
+      process: of a diffusion, as it was trained.
 
+    Raises:
+      ValueError: the family has no likelihood.
+    """
     each = -(-n // jax.process_count())  # a process has as many rows as every other; the surplus repeats the last
     index = np.minimum(np.arange(each) + jax.process_index() * each, n - 1)
     x, labels = (None if part is None else jnp.asarray(part[index]) for part in data.held_out)
+    log_bound = draw.family.log_bound
     assert x is not None
+    assert log_bound is not None
     log(f"compiling the likelihood, then measuring it on {n} held-out items ...")
-    process, size = draw.parts.process, int(np.prod(data.shape))
-    denoiser = local_copy(draw.denoiser(labels, guided=False))
-    divergence = Exact() if size <= 4 else Hutchinson()
-    key, steps = jax.random.key(seed), adaptive(1e-3)
-    index = jnp.asarray(index)
-    found = log_likelihood(key, process, denoiser, x, index=index, divergence=divergence, controller=steps)
-    nats = gather_rows(np.asarray(found.nats))[:n].astype(np.float64) / size
-    end = min(FLOAT32_LOGSNR, float(process.logsnr(process.interval()[0])))
+    size = int(np.prod(data.shape))
+    found, _ = log_bound(local_copy(draw.params), jax.random.key(seed), x, labels, index=jnp.asarray(index))
+    nats = gather_rows(np.asarray(found))[:n].astype(np.float64) / size
     of = "x in [-1, 1]" if len(data.shape) == 3 else "x"
-    name = f"log density of held out, nats per dimension of {of} (continuous, at logsnr {end:.3g})"
+    name = f"{_kind(draw, process)[0]} of held out, nats per dimension of {of} ({_kind(draw, process)[1]})"
     results = {f"{name}: mean": float(nats.mean()), f"{name}: standard error": float(nats.std(ddof=1) / n**0.5)}
     if data.log_prob is not None:
         exact = data.log_prob(jnp.asarray(data.held_out[0][:n]))
         results[f"{name}: mean of the exact density"] = float(jnp.mean(exact)) / size
     return results
+
+
+def _kind(draw: Draw, process: AbstractGaussianProcess | None) -> tuple[str, str]:
+    """What a likelihood is called, and of which kind it is."""
+    kind = draw.family.likelihood_kind
+    if process is None:
+        return ("log density" if kind == "exact" else "lower bound on the log density"), str(kind)
+    from diffjax.likelihood import FLOAT32_LOGSNR
+
+    end = min(FLOAT32_LOGSNR, float(process.logsnr(process.interval()[0])))
+    return "log density", f"continuous, at logsnr {end:.3g}"
 
 
 def show(results: dict[str, float]) -> None:

@@ -152,6 +152,9 @@ class _Drawn:
     autoguidance: str | None = None
     """Folder of a weaker run on the same data and process (smaller, or trained for less time): its estimate takes the
     place of uncond in the guidance rule. Default: none."""
+    temperature: float | None = None
+    """Scale of the noise that latents are drawn from, 1 for that of training; a diffusion has no such option. Default:
+    1."""
     ema_width: float | None = None
     """Width of another average of the parameters, made from the snapshots of train --ema-widths. Default: the run's own
     average."""

@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 
 from diffjax.cli._draw import Draw
 from diffjax.cli._picture import has_picture, save_arrays, save_measured
-from diffjax.config import Config, Data, Parts
-from diffjax.config._averages import averaged
+from diffjax.config import Data, Run
+from diffjax.config._run import sampled_params
 from diffjax.training import TrainState, is_main
 
 _IMAGES, _POINTS = 100, 1000
@@ -30,9 +30,9 @@ class Preview:
     others would wait for.
     """
 
-    def __init__(self, folder: Path, config: Config, data: Data, parts: Parts, mesh: Mesh, board: Any = None):
+    def __init__(self, folder: Path, run: Run, data: Data, mesh: Mesh, board: Any = None):
         """Takes the folder of pictures, made with the first, and a `TensorBoard` to show them in, too."""
-        self._folder, self._config, self._data, self._parts = folder, config, data, parts
+        self._folder, self._run, self._data = folder, run, data
         self._mesh, self._board, self._warned = mesh, board, False
 
     def __call__(self, step: int, state: TrainState) -> None:
@@ -41,8 +41,8 @@ class Preview:
             n = _POINTS if len(self._data.shape) == 1 else _IMAGES
             classes = self._data.classes
             labels = None if classes is None else (np.arange(n) * classes // n).astype(np.int32)
-            draw = Draw(self._config, self._data, self._parts, averaged(self._config, state.ema), mesh=self._mesh)
-            x = draw(n, labels, self._config.seed, silent=True)
+            draw = Draw(self._run.family, sampled_params(self._run, state), mesh=self._mesh)
+            x = draw(n, labels, self._run.config.seed, silent=True)
             if is_main():
                 self._write(step, x, labels)
         except Exception as error:

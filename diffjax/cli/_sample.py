@@ -14,10 +14,10 @@ from diffjax.cli._hosts import log, start_processes
 from diffjax.cli._known import read_known, read_mask
 from diffjax.cli._options import Sample
 from diffjax.cli._picture import has_picture, save_arrays, save_picture, save_rows
-from diffjax.cli._run import check_run, each_steps, open_run, read_trained, read_weak
-from diffjax.config import STEPPERS, Config, Data, Samples, build_data, check_seed
+from diffjax.cli._run import each_steps, open_run, read_trained, sampling_options
+from diffjax.config import STEPPERS, Config, Data, Inpainting, Samples, build_data, check_seed
 from diffjax.config._registry import did_you_mean, numbers_of
-from diffjax.inverse import RePaint
+from diffjax.config._run import check_folder
 from diffjax.training import run_on_main, sync_errors
 
 _SHOWN = 1000
@@ -32,7 +32,7 @@ def run_sample(options: Sample, argv: list[str]) -> None:
             raise ValueError(f"{name}: at least 1, got {value}")
     check_seed("seed", options.seed)
     _check_times(options.ts, {"steps": options.sampler.steps, "sampler.grid": options.sampler.grid})
-    sync_errors(lambda: check_run(options.run))
+    sync_errors(lambda: check_folder(options.run))
     check_here("out", options.out or "")
     out = Path(options.out or Path(options.run) / "drawn.png")
     if out.suffix not in (".png", ".npz"):
@@ -47,34 +47,30 @@ def run_sample(options: Sample, argv: list[str]) -> None:
         value = getattr(options.sampler, name)
         if value is not None and options.known is not None:
             raise ValueError(f"sampler.{name}: inpainting has a method of its own, RePaint, got {value}")
-    weakened = options.autoguidance is not None
-    found = open_run(options.run, options.chunk, options.sampler, options.guidance, autoguidance=weakened)
-    config, samples, parts = found
-    weak = sync_errors(lambda: read_weak(options.autoguidance, found))
+    found = open_run(options.run, options.chunk)
+    config, samples = found.config, found.samples
+    given = sampling_options(options, found)
     if out.suffix == ".png":
         sync_errors(lambda: check_beside_data(out, config.data))
     label = _find_label(options.label, samples)
     if out.suffix == ".png" and not has_picture(samples):
         raise ValueError(f"out: samples of shape {samples.shape} make no picture; name an .npz, got {out}")
     several = options.sampler.steps or ()
-    parts, params = read_trained(options.run, config, samples, parts, options.ema_width, given=bool(several))
-    kept, stepper = None, {}
+    run, params = read_trained(options.run, found, options.ema_width)
     if options.known is not None and options.mask is not None:
         paths = options.mask, options.known
-        kept = sync_errors(lambda: (read_mask(paths[0], samples.shape), read_known(paths[1], samples.shape)))
-        mask, known = (jnp.asarray(array) for array in kept)
-        stepper = {"stepper": RePaint(mask, known, 10 if options.times is None else options.times)}
-    ts = None if options.ts is None else np.clip(options.ts, *parts.process.interval())
+        mask, known = sync_errors(lambda: (read_mask(paths[0], samples.shape), read_known(paths[1], samples.shape)))
+        times = {} if options.times is None else {"times": options.times}
+        given["known"] = Inpainting(jnp.asarray(mask), jnp.asarray(known), **times)
+    if options.ts is not None:
+        given["ts"] = np.asarray(options.ts)
     draws = {  # all of them, so that a number of steps that does not fit is refused before anything is drawn
-        steps: Draw(run.config, samples, run.parts._replace(**stepper), params, ts=ts, chunk=options.chunk, weak=weak)
-        for steps, run in each_steps(found._replace(parts=parts), several)
+        steps: Draw(run.family, params, each, chunk=options.chunk) for steps, each in each_steps(given, several).items()
     }
     labels = _labels(options.n, samples.classes, label)
     for steps, draw in draws.items():
         start = time.perf_counter()
         x = draw(options.n, labels, options.seed)
-        if kept is not None:
-            x = np.where(*kept, x)  # the last denoising moves what is known a little
         file = out.with_name(f"{out.stem}-{steps}{out.suffix}") if len(several) > 1 else out
         run_on_main(lambda file=file, x=x: _save(file, x, labels, label, config, samples))
         log(f"{options.n} samples in {time.perf_counter() - start:.1f} s: {file}")

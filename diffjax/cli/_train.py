@@ -36,17 +36,19 @@ from diffjax.config import (
     Config,
     Data,
     Parts,
+    Run,
     SamplerConfig,
     TrainedRun,
-    build,
     build_data,
+    build_run,
     check_config,
     differences,
     to_json,
     training_identity,
+    with_family_defaults,
     with_loss_defaults,
 )
-from diffjax.config._averages import averaged, make_average, snapshots
+from diffjax.config._averages import make_average, snapshots
 from diffjax.config._registry import construct
 from diffjax.config._run import (
     DATA,
@@ -55,8 +57,9 @@ from diffjax.config._run import (
     next_stage,
     read_config,
     read_teacher,
-    samples_bound,
+    sampled_params,
 )
+from diffjax.config._sampling import samples_bound
 from diffjax.training import (
     Checkpoints,
     Layout,
@@ -75,7 +78,8 @@ from diffjax.training.checkpoint import LOCK, write_durably
 def run_train(options: Train, argv: list[str]) -> None:
     """Trains, or goes on where the run stopped; then draws samples and measures them."""
     given = {word.removeprefix("--").partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
-    run_config(dataclasses.replace(options, config=with_loss_defaults(options.config, given)), given)
+    config = with_loss_defaults(with_family_defaults(options.config, given), given)
+    run_config(dataclasses.replace(options, config=config), given)
 
 
 def run_config(options: Train, given: Collection[str] = ()) -> None:
@@ -98,22 +102,23 @@ def run_config(options: Train, given: Collection[str] = ()) -> None:
     ema = make_average(config)
     keep_memory()
     check_layout(options)
-    data, parts = sync_errors(lambda: _prepare(out, options, given))
+    data, run = sync_errors(lambda: _prepare(out, options, given))
     if jax.process_count() > 1 and config.data.path is not None:
         check_same({"data.path: its contents (SHA-256)": sync_errors(lambda: data.digest)})
-    layout = make_layout(options, parts, ema)
-    shapes = sync_errors(lambda: jax.eval_shape(lambda: fresh_state(config, data, parts)))
+    layout = make_layout(options, run.family, ema)
+    shapes = sync_errors(lambda: jax.eval_shape(lambda: fresh_state(run)))
     layout.abstract(shapes)  # what does not fit is named before anything is written
-    teacher = _read_teacher(out, config, parts)
+    teacher = _read_teacher(out, run)
     if options.dry_run:
-        dry_run(options, data, parts, ema, shapes)
+        dry_run(options, data, run.family, ema, shapes)
         return
     sync_errors(lambda: (data.train, data.held_out))  # what is measured in the end: found bad now, and not then
     with _checkpoints(out, options, data, layout) as checkpoints:  # from here on nobody else writes to the folder
         run_on_main(lambda: _write_run(out, options, data))
-        for line in (*data.about, *_about(config, data, parts), *_skipped(data)):
+        about = [] if run.parts is None else _about(config, data, run.parts)
+        for line in (*data.about, *about, *_skipped(data)):
             log(line)
-        _train(options, out, data, parts, layout, shapes, checkpoints, teacher)
+        _train(options, out, data, run, layout, shapes, checkpoints, teacher)
 
 
 def _check_packages(options: Train) -> None:
@@ -152,8 +157,8 @@ def _skipped(data: Data) -> list[str]:
     return [f"skipped: {len(bad)} item{'s' if len(bad) > 1 else ''} that cannot be read: {bad[0]}"] if bad else []
 
 
-def _prepare(out: Path, options: Train, given: Collection[str]) -> tuple[Data, Parts]:
-    """The data and the objects of a run, for a folder that holds nothing else."""
+def _prepare(out: Path, options: Train, given: Collection[str]) -> tuple[Data, Run]:
+    """The data and the run, for a folder that holds nothing else."""
     config = options.config
     check_beside_data(out, config.data)
     _check_folder(out, config)
@@ -165,22 +170,22 @@ def _prepare(out: Path, options: Train, given: Collection[str]) -> tuple[Data, P
             f"{min(unused)}: this run knows no classes, and guidance would have no effect; leave it out, or train with "
             "--data.conditional on data with labels"
         )
-    parts = build(config, data.classes)
-    if config.sampler.threshold != SamplerConfig.threshold:
-        samples_bound(config, data, parts)  # refused now, not after training
-    return data, parts
+    run = build_run(config, data.samples)
+    if run.parts is not None and config.sampler.threshold != SamplerConfig.threshold:
+        samples_bound(config, data, run.parts)  # refused now, not after training
+    return data, run
 
 
-def _read_teacher(out: Path, config: Config, parts: Parts) -> TrainedRun | None:
+def _read_teacher(out: Path, run: Run) -> TrainedRun | None:
     """The run that is distilled, before anything is written; None where none is, or where the student has begun."""
-    if config.teacher is None:
+    if run.config.teacher is None or run.parts is None:
         return None
     try:
         with Checkpoints(out / "checkpoints", read_only=True) as checkpoints:
             begun = bool(checkpoints.steps())
     except FileNotFoundError:
         begun = False
-    return None if begun else read_teacher(config, parts, out)
+    return None if begun else read_teacher(run.config, run.parts, out)
 
 
 def _checkpoints(out: Path, options: Train, data: Data, layout: Layout) -> Checkpoints:
@@ -213,7 +218,7 @@ def _train(
     options: Train,
     out: Path,
     data: Data,
-    parts: Parts,
+    run: Run,
     layout: Layout,
     shapes: TrainState,
     checkpoints: Checkpoints,
@@ -222,20 +227,23 @@ def _train(
     config = options.config
     board = tensorboard(out / "tensorboard") if options.tensorboard and is_main() else None
     mesh = data_mesh(find_devices(options.devices))
-    state, done = _begin(checkpoints, layout, shapes, config, out, data, parts, teacher)
-    stages = parts.objective.stages
+    state, done = _begin(checkpoints, layout, shapes, out, run, teacher)
+    stages = 1 if run.parts is None else run.parts.objective.stages
     each = config.steps // stages
-    for stage in range(min(done // each, stages - 1), stages):
+    first = min(done // each, stages - 1)
+    for stage in range(first, stages):
         if stages > 1:
-            parts = build(config, data.classes, stage)
-            layout = make_layout(options, parts, make_average(config))
-            log(f"stage {stage + 1} of {stages}: sampling steps {parts.objective.steps_of(stage)}")
-        if stage and done == stage * each:
-            state = layout.move_state(next_stage(config, parts, layout.get_state(state)))
-        draw = Preview(out / "samples", config, data, parts, mesh, board)
+            run = build_run(config, run.samples, stage)
+            assert run.parts is not None
+            layout = make_layout(options, run.family, make_average(config))
+            log(f"stage {stage + 1} of {stages}: sampling steps {run.parts.objective.steps_of(stage)}")
+            if stage and done == stage * each:
+                state = layout.get_state(state) if stage == first else state  # as `train` returns it
+                state = layout.move_state(next_stage(config, run.parts, state))
+        draw = Preview(out / "samples", run, data, mesh, board)
         done = (stage + 1) * each
         state = _train_to(done, options, out, data, state, layout, checkpoints, draw, board)
-    _finish(out, config, data, parts, state, mesh, n=options.samples)
+    _finish(out, run, data, state, mesh, n=options.samples)
 
 
 def _train_to(
@@ -277,13 +285,12 @@ def _begin(
     checkpoints: Checkpoints,
     layout: Layout,
     shapes: TrainState,
-    config: Config,
     out: Path,
-    data: Data,
-    parts: Parts,
+    run: Run,
     teacher: TrainedRun | None,
 ) -> tuple[TrainState, int]:
     """The state to go on from, and its step: the newest checkpoint, read straight into place, or a fresh one."""
+    config = run.config
     size = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     done = checkpoints.latest()
     check_same({"newest checkpoint": done})
@@ -291,18 +298,18 @@ def _begin(
     log(f"{out}: {config.steps} steps {where}; {size:,} parameters; {name_devices(layout.devices)}")
     if done is not None:
         return layout.move_state(checkpoints.restore(layout.abstract(shapes))), done
-    if config.teacher is None:
-        return layout.init(lambda: fresh_state(config, data, parts)), 0
-    teacher = read_teacher(config, parts, out) if teacher is None else teacher
-    return layout.put_state(begin_from_teacher(config, parts, fresh_state(config, data, parts), teacher)), 0
+    if config.teacher is None or run.parts is None:
+        return layout.init(lambda: fresh_state(run)), 0
+    teacher = read_teacher(config, run.parts, out) if teacher is None else teacher
+    return layout.put_state(begin_from_teacher(config, run.parts, fresh_state(run), teacher)), 0
 
 
-def _finish(out: Path, config: Config, data: Data, parts: Parts, state: TrainState, mesh: Mesh, *, n: int) -> None:
+def _finish(out: Path, run: Run, data: Data, state: TrainState, mesh: Mesh, *, n: int) -> None:
     """The measures, the picture (arrays, where there is none), and what to do next."""
     for line in _skipped(data):
         log(line)
-    draw = Draw(config, data, parts, averaged(config, state.ema), mesh=mesh)
-    results, x, labels = measure(draw, data, n=n, seed=config.seed)
+    draw = Draw(run.family, sampled_params(run, state), mesh=mesh)
+    results, x, labels = measure(draw, data, n=n, seed=run.config.seed)
     run_on_main(lambda: _write(out, data, results, x, labels))
 
 

@@ -1,7 +1,7 @@
 """Configurations: what a run is, as plain values; the only place where a name is a string.
 
     JSON <--> Config --build_data--> Data       --+
-                     --build-------> Parts      --+--> the command line, or a script of yours
+                     --build_run---> Run        --+--> the command line, or a script of yours
     RUN  --load----> TrainedRun: process, denoiser, ts, stepper of a trained run
 
 A `Config` is a tree of frozen dataclasses with a docstring for each field (the command line shows them). Names are
@@ -17,6 +17,9 @@ from diffjax.config._build import (
 )
 from diffjax.config._check import check_config as check_config, check_seed as check_seed
 from diffjax.config._data import Data as Data, Samples as Samples, build_data as build_data
+from diffjax.config._diffusion_family import Inpainting as Inpainting, diffusion_family as diffusion_family
+from diffjax.config._families import Run as Run, build_run as build_run, with_family_defaults as with_family_defaults
+from diffjax.config._family import AbstractFamily as AbstractFamily, Setting as Setting
 from diffjax.config._json import (
     differences as differences,
     from_json as from_json,
@@ -26,6 +29,7 @@ from diffjax.config._json import (
 from diffjax.config._names import (
     DATA as DATA,
     DISTILLERS as DISTILLERS,
+    FAMILIES as FAMILIES,
     GRIDS as GRIDS,
     GUIDANCES as GUIDANCES,
     LOSSES as LOSSES,
@@ -42,6 +46,7 @@ from diffjax.config._options import (
     Config as Config,
     DataConfig as DataConfig,
     DistillConfig as DistillConfig,
+    FamilyConfig as FamilyConfig,
     GuidanceConfig as GuidanceConfig,
     LossConfig as LossConfig,
     NetworkConfig as NetworkConfig,
@@ -70,13 +75,14 @@ from diffjax.config._run import (
     TrainedRun as TrainedRun,
     fresh_state as fresh_state,
     load as load,
+    load_run as load_run,
     read_samples as read_samples,
-    samples_bound as samples_bound,
 )
 from diffjax.config._sampling import (
     build_denoiser as build_denoiser,
     build_grid as build_grid,
     build_stepper as build_stepper,
     rebuild_sampling as rebuild_sampling,
+    samples_bound as samples_bound,
     trained_parts as trained_parts,
 )

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from diffjax import data, guidance, losses, networks, parameterisation, process, samplers
 from diffjax._typing import Denoiser
 from diffjax.config import _bounds, _denoising, _maps, _processes, _score_matching
+from diffjax.config._family import DiffusionFamily
 from diffjax.config._registry import Names, made, part, preset
 from diffjax.data import _parts as parts
 from diffjax.networks._adapters import LinenModule
@@ -24,6 +25,8 @@ from diffjax.samplers._heun import Heun
 from diffjax.samplers._jump import Jump
 from diffjax.samplers._unipc import UniPC
 
+FAMILIES = Names({"diffusion": DiffusionFamily})
+"""Kinds of models: rows but the first are of `AbstractFamily`."""
 PROCESSES = Names(
     {
         "variance_preserving": VariancePreserving,

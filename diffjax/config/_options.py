@@ -11,6 +11,15 @@ from diffjax.config import _names as names
 from diffjax.config._registry import optional, options
 
 
+@options(name=names.FAMILIES)
+@dataclass(frozen=True)
+class FamilyConfig:
+    """The kind of model."""
+
+    name: str = "diffusion"
+    """The family. Options of groups that it has no use for are refused."""
+
+
 @options(name=names.DATA)
 @dataclass(frozen=True)
 class DataConfig:
@@ -240,3 +249,4 @@ class Config:
     optimiser: OptimiserConfig = OptimiserConfig()
     guidance: GuidanceConfig = GuidanceConfig()
     sampler: SamplerConfig = SamplerConfig()
+    family: FamilyConfig = FamilyConfig()

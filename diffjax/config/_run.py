@@ -25,18 +25,18 @@ from jaxtyping import Array
 from diffjax._arrays import check
 from diffjax._typing import Denoiser, Grid, Params, Sample, Time
 from diffjax.config._averages import DECAY, averaged, find_snapshots, names
-from diffjax.config._build import build
-from diffjax.config._data import Data, Samples
+from diffjax.config._data import Samples
 from diffjax.config._denoising import Denoising
+from diffjax.config._families import Run, build_run, with_parts
 from diffjax.config._json import from_json
 from diffjax.config._loss import AbstractLoss
-from diffjax.config._options import Config, SamplerConfig
+from diffjax.config._options import Config
 from diffjax.config._parts import Parts
-from diffjax.config._sampling import at_step, trained_parts
+from diffjax.config._sampling import parts_at_step, samples_bound, trained_parts
 from diffjax.networks import with_second_time
 from diffjax.parameterisation._diffusion import Diffusion
 from diffjax.process import AbstractGaussianProcess
-from diffjax.samplers import AbstractStepper, CFGpp
+from diffjax.samplers import AbstractStepper
 from diffjax.training import Checkpoints, TrainState, data_mesh, state_from_params, sync_errors
 
 DATA = "data.json"
@@ -44,37 +44,11 @@ Record: TypeAlias = Mapping[str, Any]
 """A JSON object."""
 
 
-def samples_bound(config: Config, samples: Samples | Data, parts: Parts) -> float:
-    """The bound b of the threshold on x0_hat in sampling, which keeps it within [-b, b]; 0 for no threshold.
-
-    1 for images. The range of other data is unknown; but if the prediction amplifies its errors, and is trained within
-    bounds of logsnr for that reason, it is the largest absolute value of the data, which changes no exact denoiser.
-
-    Raises:
-      ValueError: there is no bound for a threshold that was chosen by name.
-    """
-    bound, samples = config.sampler.clip, samples.samples if isinstance(samples, Data) else samples
-    if bound is None and not isinstance(parts.stepper, CFGpp):
-        amplifies = math.isfinite(parts.diffusion.parameterisation.logsnr_range[0])
-        bound = samples.largest if samples.pictures or amplifies else 0.0
-    if not bound and config.sampler.threshold != SamplerConfig.threshold:
-        raise ValueError(f"sampler.threshold: {config.sampler.threshold} needs the range of the data, --sampler.clip")
-    return bound or 0.0
-
-
-class Run(NamedTuple):
-    """What a folder holds, but for the parameters."""
-
-    config: Config
-    samples: Samples
-    parts: Parts
-
-
 def read_run(run: Path, argument: str = "run") -> Run:
     """A run of a folder, or a `ValueError` that names the argument and what is wrong with the folder."""
     config = read_config(run, argument)
     samples = read_samples(run, argument)
-    return Run(config, samples, build(config, samples.classes))
+    return build_run(config, samples)
 
 
 class TrainedRun(NamedTuple):
@@ -168,14 +142,16 @@ def load(run: str | Path, *, ema_width: float | None = None) -> TrainedRun:
       ValueError: there is no such run, run is no path, or what is in it is damaged.
       FileNotFoundError: it has no checkpoint yet.
     """
-    if not isinstance(run, str | os.PathLike):
-        raise ValueError(f"run: the path of a folder is needed, got {run!r}")
+    check_folder(run)
     folder = Path(run)
-    if not folder.is_dir():
-        raise ValueError(f"run: {folder}: no such folder")
-    config, samples, parts = read_run(folder)
-    params, step = read_params(folder, config, samples, parts, ema_width)
-    parts, params = trained_parts(config, at_step(config, parts, step), params)
+    read = read_run(folder)
+    config, samples, parts = read.config, read.samples, read.parts
+    if parts is None:
+        raise ValueError(
+            f"run: {folder} is of the family {config.family.name}, which has no denoiser; take diffjax.config.load_run"
+        )
+    params, step = read_params(folder, read, ema_width)
+    parts, params = trained_parts(config, parts_at_step(config, parts, step), params)
     return TrainedRun(
         parts.diffusion.process,
         parts.diffusion,
@@ -270,26 +246,80 @@ def _saved_about(run: Path) -> Record:
     return {}
 
 
-def read_params(
-    run: Path, config: Config, samples: Samples, parts: Parts, width: float | None = None
-) -> tuple[Params, int]:
+def load_run(run: str | Path, *, ema_width: float | None = None) -> tuple[Run, Params]:
+    """A run of any family and its averaged parameters, read back for use in Python: its training data are not needed.
+
+        run, params = diffjax.config.load_run("runs/digits")
+        x0 = run.family.sample(params, key, jnp.arange(16), labels, steps=10)
+
+    Args:
+      run: the folder.
+      ema_width: as in `load`.
+
+    Raises:
+      ValueError, FileNotFoundError: as `load`.
+    """
+    check_folder(run)
+    found = read_run(Path(run))
+    params, step = read_params(Path(run), found, ema_width)
+    return at_step(found, step), params
+
+
+def check_folder(run: str | Path) -> None:
+    """Raises `ValueError` where a run is no path of a folder."""
+    if not isinstance(run, str | os.PathLike):
+        raise ValueError(f"run: the path of a folder is needed, got {run!r}")
+    if not Path(run).is_dir():
+        raise ValueError(f"run: {run}: no such folder")
+
+
+def read_params(folder: Path, run: Run, width: float | None = None) -> tuple[Params, int]:
     """A run's averaged parameters, whole everywhere, and their step: the newest checkpoint's; the rest is not read.
 
     `width` asks for another average, made of its snapshots.
     """
-    snapshots = sync_errors(lambda: find_snapshots(config, run, width))
-    shapes = sync_errors(lambda: jax.eval_shape(lambda: fresh_state(config, samples, parts)))
+    config = run.config
+    snapshots = sync_errors(lambda: find_snapshots(config, folder, width))
+    shapes = sync_errors(lambda: jax.eval_shape(lambda: fresh_state(run)))
     everywhere = NamedSharding(data_mesh(), PartitionSpec())
     like = {"step": shapes.step, "ema": {DECAY: shapes.ema[DECAY]} if names(config) else shapes.ema}
+    if (untrained := _untrained(run, shapes)) is not None:
+        like["params"] = untrained
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), like)
-    with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         state = checkpoints.restore_some(like)
     step, params = int(state["step"]), averaged(config, state["ema"])
     if snapshots is not None and width is not None:
         found = sync_errors(lambda: snapshots.reconstruct(jax.eval_shape(lambda: params), width, step))
         put = lambda array: jax.make_array_from_callback(array.shape, everywhere, lambda part: array[part])
         params = jax.tree.map(put, found)
-    return params, step
+    return params if untrained is None else eqx.combine(params, state["params"]), step
+
+
+def _untrained(run: Run, state: TrainState) -> Params | None:
+    """The parameters of a state, or their shapes, that no objective trains, None in the place of others.
+
+    None where there are none, and of a diffusion: a student's teacher has no part in its samples.
+    """
+    if run.parts is not None:
+        return None
+    ema = averaged(run.config, state.ema)
+    none = lambda leaf: leaf is None
+    rest = jax.tree.map(lambda mean, leaf: leaf if mean is None else None, ema, state.params, is_leaf=none)
+    return rest if jax.tree.leaves(rest) else None
+
+
+def sampled_params(run: Run, state: TrainState) -> Params:
+    """The parameters that samples of a state are drawn with: the average of those that are trained, and the rest."""
+    params, untrained = averaged(run.config, state.ema), _untrained(run, state)
+    return params if untrained is None else eqx.combine(params, untrained)
+
+
+def at_step(run: Run, step: int) -> Run:
+    """A run that has had so many updates: of a training in stages, as of its stage."""
+    if run.parts is None or (parts := parts_at_step(run.config, run.parts, step)) is run.parts:
+        return run
+    return with_parts(run.config, run.samples, parts)
 
 
 def read_teacher(config: Config, parts: Parts, folder: Path) -> TrainedRun:
@@ -324,7 +354,7 @@ def begin_from_teacher(config: Config, parts: Parts, state: TrainState, teacher:
     network = jax.tree.map(lambda new, old: jnp.asarray(old, new.dtype), state.params["teacher"], teacher.params)
     student = network
     if parts.objective.two_times:
-        student = with_second_time(parts.diffusion.network, network, state.key, *example(teacher, parts))
+        student = with_second_time(parts.diffusion.network, network, state.key, *example(teacher.shape, teacher.null))
     params = state.params | {"network": student, "teacher": network}
     return state_from_params(state.key, params, parts.training_objective(), averages=names(config))
 
@@ -336,14 +366,15 @@ def next_stage(config: Config, parts: Parts, state: TrainState) -> TrainState:
     return fresh._replace(step=state.step)
 
 
-def example(samples: Samples | Data | TrainedRun, parts: Parts) -> tuple[Array, Array | None]:
-    """(x0 [1, *d], cond [1] or None): what the network takes, by its shapes."""
-    return jnp.zeros((1, *samples.shape), jnp.float32), None if parts.null is None else jnp.zeros(1, jnp.int32)
+def example(shape: tuple[int, ...], classes: int | None) -> tuple[Array, Array | None]:
+    """(x0 [1, *d], cond [1] or None): what a model takes, by its shapes."""
+    return jnp.zeros((1, *shape), jnp.float32), None if classes is None else jnp.zeros(1, jnp.int32)
 
 
-def fresh_state(config: Config, samples: Samples | Data, parts: Parts) -> TrainState:
+def fresh_state(run: Run) -> TrainState:
     """The state before the first step, of the shapes that a checkpoint is read into."""
-    x0, cond = example(samples, parts)
-    key, averages = jax.random.key(config.seed), names(config)
+    x0, cond = example(run.samples.shape, run.samples.classes)
+    key, averages = jax.random.key(run.config.seed), names(run.config)
     init_key, step_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)  # as `init_state`
-    return state_from_params(step_key, parts.init(init_key, x0, cond), parts.training_objective(), averages=averages)
+    params = run.family.init(init_key, x0, cond)
+    return state_from_params(step_key, params, run.family.objectives, averages=averages)

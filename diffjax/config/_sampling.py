@@ -5,6 +5,7 @@ Parts, params of a trained run --trained_parts--> Parts with the process that wa
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from diffjax._arrays import whole_numbers
 from diffjax._typing import Denoiser, Grid, Params
 from diffjax.config import _names as names
 from diffjax.config._check import check_config
+from diffjax.config._data import Data, Samples
 from diffjax.config._options import Config, GuidanceConfig, SamplerConfig
 from diffjax.config._parts import Parts
 from diffjax.config._registry import construct
@@ -93,7 +95,7 @@ def check_map_sampler(config: Config, parts: Parts, ts: Grid) -> None:
         ) from None
 
 
-def at_step(config: Config, parts: Parts, step: int) -> Parts:
+def parts_at_step(config: Config, parts: Parts, step: int) -> Parts:
     """The parts of a run that has had so many updates: of a training in stages, those of its stage."""
     stages = parts.objective.stages
     stage = min(max(step - 1, 0) // (config.steps // stages), stages - 1)
@@ -103,14 +105,37 @@ def at_step(config: Config, parts: Parts, step: int) -> Parts:
     return parts._replace(stage=stage, ts=build_grid(config.sampler, parts.process, steps))
 
 
-def trained_parts(config: Config, parts: Parts, params: Params) -> tuple[Parts, Params]:
-    """The parts of a trained run, with the process that it learned and a grid on it, and the network's parameters."""
+def learned_parts(parts: Parts, params: Params) -> tuple[Parts, Params]:
+    """The parts of a trained run with the process that it learned, and the network's parameters."""
     if not parts.learned and not parts.frozen:
         return parts, params
     if "process" in parts.learned:
-        diffusion = dataclasses.replace(parts.diffusion, process=params["process"])
-        parts = rebuild_sampling(config, parts._replace(diffusion=diffusion))
+        parts = parts._replace(diffusion=dataclasses.replace(parts.diffusion, process=params["process"]))
     return parts._replace(learned=(), frozen=()), params["network"]
+
+
+def trained_parts(config: Config, parts: Parts, params: Params) -> tuple[Parts, Params]:
+    """The same, with a grid on the process that it learned."""
+    trained, network = learned_parts(parts, params)
+    return rebuild_sampling(config, trained) if "process" in parts.learned else trained, network
+
+
+def samples_bound(config: Config, samples: Samples | Data, parts: Parts) -> float:
+    """The bound b of the threshold on x0_hat in sampling, which keeps it within [-b, b]; 0 for no threshold.
+
+    1 for images. The range of other data is unknown; but if the prediction amplifies its errors, and is trained within
+    bounds of logsnr for that reason, it is the largest absolute value of the data, which changes no exact denoiser.
+
+    Raises:
+      ValueError: there is no bound for a threshold that was chosen by name.
+    """
+    bound, samples = config.sampler.clip, samples.samples if isinstance(samples, Data) else samples
+    if bound is None and not isinstance(parts.stepper, CFGpp):
+        amplifies = math.isfinite(parts.diffusion.parameterisation.logsnr_range[0])
+        bound = samples.largest if samples.pictures or amplifies else 0.0
+    if not bound and config.sampler.threshold != SamplerConfig.threshold:
+        raise ValueError(f"sampler.threshold: {config.sampler.threshold} needs the range of the data, --sampler.clip")
+    return bound or 0.0
 
 
 def build_denoiser(config: Config, parts: Parts, denoiser: Any, bound: float, weak: Denoiser | None = None) -> Denoiser:

@@ -12,7 +12,8 @@
                                                                   metrics.jsonl, bar, TensorBoard, watchers <---+
 
 Several processes: `initialize` before JAX starts; then every process calls the same functions, and process 0 writes.
-The pieces of checkpoints are in `diffjax.training.checkpoint`.
+`Family` is what a kind of model offers: objectives, samples, likelihood. The pieces of checkpoints are in
+`diffjax.training.checkpoint`.
 """
 
 from diffjax.training._ema import (
@@ -22,6 +23,7 @@ from diffjax.training._ema import (
     reconstruction_weights as reconstruction_weights,
     weighted_sum as weighted_sum,
 )
+from diffjax.training._family import Family as Family, check_options as check_options
 from diffjax.training._hosts import (
     Failed as Failed,
     Refused as Refused,

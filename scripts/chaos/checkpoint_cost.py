@@ -26,7 +26,6 @@ import time
 import jax
 
 from diffjax import config, training
-from diffjax.cli._run import fresh_state
 
 
 def main(argv=None):
@@ -45,10 +44,10 @@ def main(argv=None):
 def measure(chosen, steps, saves):
     """MiB of a state; seconds of a step, and those the loop waits and that processors work for a save; medians."""
     data = config.build_data(chosen.data)
-    parts = config.build(chosen, data.classes)
-    step = training.make_train_step(training.Objective(parts.loss, parts.tx), ema=training.make_ema(chosen.ema_decay))
+    built = config.build_run(chosen, data.samples)
+    step = training.make_train_step(built.family.objectives, ema=training.make_ema(chosen.ema_decay))
     layout = training.jit_layout(step, training.data_mesh(jax.devices()[:1]))
-    state = layout.put_state(fresh_state(chosen, data, parts))
+    state = layout.put_state(config.fresh_state(built))
     batch = layout.put_batch(data.source(0, 0, chosen.batch_size))
 
     def run(state, n):

@@ -1,0 +1,78 @@
+"""From a configuration to the family of models that it names.
+
+Config, Samples --build_run--> Run: config, samples, family, parts (of a diffusion)
+"""
+
+import dataclasses
+from collections.abc import Collection
+from typing import NamedTuple
+
+from diffjax._arrays import whole_numbers
+from diffjax.config import _names as names
+from diffjax.config._build import build, build_optimiser
+from diffjax.config._check import check_config
+from diffjax.config._data import Samples
+from diffjax.config._diffusion_family import diffusion_family
+from diffjax.config._family import DiffusionFamily, Setting
+from diffjax.config._json import differences
+from diffjax.config._options import Config
+from diffjax.config._parts import Parts
+from diffjax.config._registry import construct
+from diffjax.training import Family
+
+
+class Run(NamedTuple):
+    """What a run is, but for its parameters."""
+
+    config: Config
+    samples: Samples
+    family: Family
+    parts: Parts | None
+    """The objects of a diffusion or a flow map; None of another family."""
+
+
+@whole_numbers
+def build_run(config: Config, samples: Samples, stage: int | None = None) -> Run:
+    """The family of a configuration, for samples of a kind.
+
+    Args:
+      config: what to build.
+      samples: what samples are like; of `Data` its `samples`.
+      stage: of a diffusion that is trained in stages, the last by default.
+
+    Raises:
+      ValueError: a number is out of range, or an option is none of the family's.
+    """
+    check_config(config)
+    made = construct("family", names.FAMILIES, config.family)
+    for group in made.unused:
+        given, plain = getattr(config, group), getattr(Config(), group)
+        if given != plain:
+            path, _, value = differences(plain, given, group)[0]
+            raise ValueError(f"{path}: family {config.family.name} has no use for it, got {value}; leave it out")
+    if isinstance(made, DiffusionFamily):
+        return with_parts(config, samples, build(config, samples.classes, stage))
+    if config.teacher is not None:
+        raise ValueError(f"teacher: family {config.family.name} learns from none, got {config.teacher}")
+    tx = build_optimiser(config.optimiser, config.steps)
+    setting = Setting(samples.shape, samples.classes, samples.pictures, tx, config.steps)
+    return Run(config, samples, made.make(setting), None)
+
+
+def with_parts(config: Config, samples: Samples, parts: Parts) -> Run:
+    """The run of a diffusion's parts, such as those of a stage of its training."""
+    return Run(config, samples, diffusion_family(config, samples, parts), parts)
+
+
+def with_family_defaults(config: Config, given: Collection[str]) -> Config:
+    """A configuration whose groups of options that its family has no use for are as in `Config()`.
+
+    Args:
+      config: a preset, say, which is made for diffusion, with changes.
+      given: paths of the options that were changed, such as "network.width": they stay, for `build_run` to refuse.
+    """
+    for group in names.FAMILIES[config.family.name].unused:
+        part, plain = getattr(config, group), getattr(Config(), group)
+        stay = {name: value for name, value in vars(part).items() if f"{group}.{name}" in given}
+        config = dataclasses.replace(config, **{group: dataclasses.replace(plain, **stay)})
+    return config

@@ -1,0 +1,61 @@
+"""What kind of model a run trains: a class for each, whose fields are its numbers on the command line.
+
+    family.make(setting) --> training.Family: init, objectives, sample, log_bound, ...
+
+A new family is a class in a file of its own and a row of `FAMILIES` in `_names`. Diffusion, of which flow maps are a
+part, is made of more groups of options than any other: `build` makes its `Parts`, `_diffusion_family` the rest.
+"""
+
+import abc
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import optax
+
+from diffjax.training import Family
+
+
+class Setting(NamedTuple):
+    """What the data and the other groups of options say of a family.
+
+    Attributes:
+      shape: of one sample.
+      classes: how many the model is conditioned on: cond are labels [b]; None: there is no condition.
+      pictures: whether samples are images, whose values lie in [-1, 1].
+      tx: the optimiser.
+      steps: how many updates there will be.
+    """
+
+    shape: tuple[int, ...]
+    classes: int | None
+    pictures: bool
+    tx: optax.GradientTransformation
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionFamily:
+    """Diffusion: a denoiser, or with a loss of flow maps a map of few steps, takes noise to data."""
+
+    unused: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractFamily(abc.ABC):
+    """A family by its numbers."""
+
+    unused: ClassVar[tuple[str, ...]] = (
+        "process",
+        "parameterisation",
+        "weighting",
+        "times",
+        "loss",
+        "network",
+        "guidance",
+        "sampler",
+    )
+    """Groups of options that the family has no use for: all those of diffusion, by default."""
+
+    @abc.abstractmethod
+    def make(self, setting: Setting) -> Family:
+        """The functions of the family."""
