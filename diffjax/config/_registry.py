@@ -31,6 +31,8 @@ Row: TypeAlias = Callable[..., Any]
 """What a name stands for: a class, a preset of one, or a function."""
 Fields: TypeAlias = list[tuple[str, Any, Any]]
 """(name, type, default) of the fields of a dataclass."""
+RUNS_OWN = "(default: the run's own)"
+"""What the help says of an option that is the run's unless it is given."""
 
 
 class Names(dict[str, T]):
@@ -162,11 +164,13 @@ def _kind(row: Row, parameter: inspect.Parameter) -> type | None:
     return int if kinds == [int] else float if float in kinds else None
 
 
-def options(*, hidden: Iterable[str] = (), **tables: Mapping[str, Row]) -> Callable[[type], Any]:
+def options(
+    *, hidden: Iterable[str] = (), common: Iterable[str] = (), **tables: Mapping[str, Row]
+) -> Callable[[type], Any]:
     """A decorator of a dataclass: fields become names of tables, and the numbers of their rows become fields.
 
     The words of the command line's help come from the docstrings of the rows. Numbers that are `hidden`, and those of
-    the same name as a field, are left out.
+    the same name as a field, are left out. A field that rows without such a parameter use as well is `common`.
     """
 
     def extended(cls: type) -> Any:
@@ -178,7 +182,7 @@ def options(*, hidden: Iterable[str] = (), **tables: Mapping[str, Row]) -> Calla
         taken = {name: _parameters(row) for name, row in tables["name"].items()}
         for field, hint in typing.get_type_hints(cls).items():
             users = [name for name, parameters in taken.items() if field in parameters]
-            if field in declared.keys() - tables and 0 < len(users) < len(taken):
+            if field in declared.keys() - tables.keys() - set(common) and 0 < len(users) < len(taken):
                 fields.append((field, Annotated[hint, Doc(f"Used by {', '.join(users)}.")], declared[field].default))
         for table in tables.values():
             rows: dict[str, dict[str, tuple[type, Any]]] = {}
@@ -207,7 +211,7 @@ def optional(cls: Any) -> Any:
     for item in dataclasses.fields(cls):
         hint = hints[item.name]
         hint, *words = typing.get_args(hint) if typing.get_origin(hint) is Annotated else [hint]
-        words += [Doc("(default: the run's own)")] if item.name in cls.declared else []
+        words += [Doc(RUNS_OWN)] if item.name in cls.declared else []
         hint = Annotated[(hint | None, *words)] if words else hint
         fields.append((item.name, hint, dataclasses.field(default=None)))
     own = {"__doc__": cls.__doc__, "__module__": cls.__module__}
