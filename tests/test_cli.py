@@ -44,6 +44,20 @@ def test_version_and_help(capfd):
         assert "--seed" in out
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--sampler.quantile", 2], "sampler.quantile: must lie in (0, 1], got 2"),
+        (["--sampler.largest", 0.5], "sampler.largest: at least bound = 1.0 is needed, got 0.5"),
+        (["--sampler.largest", "nan"], "sampler.largest: at least bound = 1.0 is needed, got nan"),
+    ],
+)
+def test_a_threshold_that_cannot_be_is_refused_before_training(option, words, tmp_path, capfd):
+    threshold = ["--sampler.threshold", "dynamic", "--sampler.clip", 1]
+    assert words in refused(capfd, "train", "toy2d", *threshold, *option, "--steps", 1, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_each_option_is_explained_with_its_default(capfd, monkeypatch):
     """None stands for no default: the words say what happens then. Names of a table have lines of their own."""
     monkeypatch.setenv("COLUMNS", "110")

@@ -172,6 +172,10 @@ class LearnedVariance(LearnedVarianceBound):
 
     share: float = 1e-3
 
+    def __post_init__(self):
+        super().__post_init__()
+        self._least(share=0)
+
     def __call__(self, diffusion, params, x0, cond, context, choices):
         given = {"ts": self._times(diffusion.process), "reconstruction": self._decoder(), **rows(context)}
         loss, aux = losses.learned_variance_loss(diffusion, params, context.key, x0, cond, share=self.share, **given)

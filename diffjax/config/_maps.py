@@ -85,6 +85,8 @@ class MeanFlow(AbstractMapLoss):
 
     def __post_init__(self):
         _check_share(equal=self.equal)
+        self._positive("std", "offset")
+        self._least(power=0)
 
     def __call__(self, diffusion, params, x0, cond, context, choices):
         times = LogitNormalTimes(diffusion.process, self.mean, self.std)
@@ -228,6 +230,7 @@ class ContinuousConsistency(AbstractMapLoss):
 
     def __post_init__(self):
         _check_share(warm_up=self.warm_up)
+        self._positive("std", "c")
 
     def __call__(self, diffusion, params, x0, cond, context, choices):
         warm_up = jnp.minimum(1.0, (context.step + 1) / jnp.maximum(self.warm_up * choices.steps, 1.0))

@@ -18,6 +18,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import math
 import re
 import types
 import typing
@@ -98,6 +99,10 @@ def construct(
     for number in {number for other in table.values() for number in numbers_of(other)} - config.declared:
         if values.get(number) is not None and number not in taken:
             raise ValueError(f"{kind}.{number}: {name} has no such number, got {values[number]}")
+    for number, (_, default) in numbers_of(row).items():
+        value = values.get(number)
+        if value is not None and not math.isfinite(value) and default != math.inf:  # a loss is made within a trace
+            raise ValueError(f"{kind}.{number}: a finite number is needed, got {value}")
     given = {name: value for name, value in values.items() if value is not None and name not in config.tables} | context
     given = {name: value for name, value in given.items() if name in taken}
     if _is_made(row):

@@ -30,8 +30,10 @@ from diffjax.config._data import Data, Samples
 from diffjax.config._denoising import Denoising
 from diffjax.config._json import from_json
 from diffjax.config._loss import AbstractLoss
+from diffjax.config._names import THRESHOLDS
 from diffjax.config._options import Config, SamplerConfig
 from diffjax.config._parts import Parts
+from diffjax.config._registry import construct
 from diffjax.config._sampling import at_step, trained_parts
 from diffjax.networks import with_second_time
 from diffjax.parameterisation._diffusion import Diffusion
@@ -51,7 +53,7 @@ def samples_bound(config: Config, samples: Samples | Data, parts: Parts) -> floa
     bounds of logsnr for that reason, it is the largest absolute value of the data, which changes no exact denoiser.
 
     Raises:
-      ValueError: there is no bound for a threshold that was chosen by name.
+      ValueError: there is no bound for a threshold that was chosen by name, or a number of it is out of range.
     """
     bound, samples = config.sampler.clip, samples.samples if isinstance(samples, Data) else samples
     if bound is None and not isinstance(parts.stepper, CFGpp):
@@ -59,6 +61,12 @@ def samples_bound(config: Config, samples: Samples | Data, parts: Parts) -> floa
         bound = samples.largest if samples.pictures or amplifies else 0.0
     if not bound and config.sampler.threshold != SamplerConfig.threshold:
         raise ValueError(f"sampler.threshold: {config.sampler.threshold} needs the range of the data, --sampler.clip")
+    if bound:
+        threshold = construct("sampler", THRESHOLDS, config.sampler, field="threshold")
+        try:
+            threshold(lambda xt, t: xt, bound=bound)
+        except ValueError as error:
+            raise ValueError(f"sampler.{error}") from None
     return bound or 0.0
 
 

@@ -104,8 +104,7 @@ class FiniteDifferenceSliced(SlicedScoreMatching):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.step < float("inf"):
-            raise ValueError(f"loss.step: must be positive and finite, got {self.step}")
+        self._positive("step")
 
     def _loss(self, params, key, xt, sigma, **given):
         given |= {"step": self.step * sigma, "projections": self.projections}
