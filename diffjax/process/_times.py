@@ -106,8 +106,8 @@ class LowDiscrepancyTimes(AbstractTimes):
     t_i = quantile((u + i (sqrt(5) - 1)/2) mod 1), one u for the batch.
 
     Each time is uniform on the interval, so the objective is `UniformTimes`'. Unlike `StratifiedTimes` it need not
-    know the size of the batch: any run of indices is even, with gaps of at most three lengths, on every device and
-    in every part of an accumulated batch. Over the whole batch stratified times are closer to even by a constant.
+    know the size of the batch: consecutive indices are even, with gaps of at most three lengths, on every device.
+    Over the whole batch stratified times are closer to even by a constant.
     The sequence is computed in 32 bits, where it is exact for any index.
 
     Source: Weyl 1916; as a quasi-random sequence with a random shift, Cranley & Patterson 1976.
