@@ -44,6 +44,20 @@ def test_version_and_help(capfd):
         assert "--seed" in out
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--sampler.quantile", 2], "sampler.quantile: must lie in (0, 1], got 2"),
+        (["--sampler.largest", 0.5], "sampler.largest: at least bound = 1.0 is needed, got 0.5"),
+        (["--sampler.largest", "nan"], "sampler.largest: at least bound = 1.0 is needed, got nan"),
+    ],
+)
+def test_a_threshold_that_cannot_be_is_refused_before_training(option, words, tmp_path, capfd):
+    threshold = ["--sampler.threshold", "dynamic", "--sampler.clip", 1]
+    assert words in refused(capfd, "train", "toy2d", *threshold, *option, "--steps", 1, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_each_option_is_explained_with_its_default(capfd, monkeypatch):
     """None stands for no default: the words say what happens then. Names of a table have lines of their own."""
     monkeypatch.setenv("COLUMNS", "110")
@@ -66,6 +80,12 @@ def test_each_option_is_explained_with_its_default(capfd, monkeypatch):
     assert "\n(default: cosine)" in found["train", "--process.name NAME"]
     assert "(default: 7)" in found["train", "--process.rho FLOAT"]
     assert found["sample", "RUN"].startswith("Folder of the run. (required)")
+    assert "Used by" not in found["train", "--process.logsnr-min FLOAT"]
+    assert "(default: ddim 0; euler_ancestral" in found["train", "--sampler.eta FLOAT"].replace("\n", " ")
+    assert found["train", "--guidance.interval FLOAT FLOAT"].endswith("Default: always.")
+    own = [words for (command, _), words in found.items() if command == "sample" and "the run's own)" in words]
+    assert len(own) >= 9
+    assert not any("Default: " in words for words in own)
 
 
 def test_train_leaves_a_run(run):
@@ -444,6 +464,8 @@ def test_ctrl_c_saves_says_how_to_go_on_and_goes_on(tmp_path, capfd):
         ("sample --guidence 3 run", "Unrecognized options: --guidence; did you mean --guidance?"),
         ("evaluate run --likelyhood 3", "did you mean --likelihood?"),
         ("checkpoint lsit run", "did you mean list?"),
+        ("sample", "diffjax: RUN is missing: folder of the run ("),
+        ("checkpoint list", "diffjax: RUN is missing: folder of the run ("),
         ("--versoin", "did you mean --version?"),
         ("train toy2d --zzzz 5", "Unrecognized options: --zzzz, 5 ("),
         ("train toy2d --steps 10.0", "diffjax: steps: a whole number is needed, got 10.0; did you mean 10? ("),
@@ -459,7 +481,10 @@ def test_a_mistyped_word_or_value_is_told_with_the_nearest(argv, said, capfd):
     err = capfd.readouterr().err
     assert all(part in err for part in said.split("|")), err
     assert err.startswith("diffjax: ")
-    assert err.endswith("(diffjax --help lists what there is)\n")
+    command = argv.split()[0]
+    known = f"{command} " if command in ("train", "sample", "evaluate", "checkpoint") else ""
+    preset = "toy2d " if argv.startswith("train toy2d") else ""
+    assert err.endswith(f"(diffjax {known}{preset}--help lists what there is)\n")
     assert err.count("\n") == 1
 
 

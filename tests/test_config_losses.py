@@ -269,6 +269,12 @@ def test_every_loss_has_a_case_with_all_of_its_numbers_and_the_library_s_default
         ({"loss": c.LossConfig("sliced_score_matching", projections=0)}, r"loss\.projections: at least 1, got 0"),
         ({"loss": c.LossConfig("implicit_score_matching", block=0)}, r"loss\.block: at least 1, got 0"),
         ({"loss": c.LossConfig("finite_difference_sliced", step=0.0)}, r"loss\.step: must be positive"),
+        ({"loss": c.LossConfig("learned_variance", share=-1.0)}, r"loss\.share: at least 0, got -1"),
+        ({"loss": c.LossConfig("mean_flow", std=-1.0)}, r"loss\.std: must be positive and finite, got -1"),
+        ({"loss": c.LossConfig("mean_flow", offset=0.0)}, r"loss\.offset: must be positive and finite, got 0"),
+        ({"loss": c.LossConfig("improved_mean_flow", power=-1.0)}, r"loss\.power: at least 0, got -1"),
+        ({"loss": c.LossConfig("continuous_consistency", std=0.0)}, r"loss\.std: must be positive and finite, got 0"),
+        ({"loss": c.LossConfig("continuous_consistency", c=-1.0)}, r"loss\.c: must be positive and finite, got -1"),
         (
             {"loss": c.LossConfig("continuous_elbo"), "weighting": c.WeightingConfig("min_snr")},
             r"weighting\.name: continuous_elbo has its own, got min_snr",

@@ -490,6 +490,7 @@ def test_a_map_has_its_guidance_built_in(student, toy_run, capfd):
         (["--loss.name", "progressiv"], ["progressiv", "progressive"]),
         (["--steps", "0"], ["steps: at least 1, got 0"]),
         (["--updates", "0"], ["updates: at least 1, got 0"]),
+        (["--batch-size", "0"], ["batch_size: at least 1, got 0"]),
         (["--loss.first", "6"], ["loss.first: 1 times 2, 4, 8, ... is needed, got 6"]),
         (["--loss.teacher-steps", "3"], ["loss.teacher_steps: 2, 4, 8, ... up to 16 is needed, got 3"]),
         (["--loss.first", "4", "--loss.teacher-steps", "8"], ["loss.teacher_steps: 2, 4, 8, ... up to 4", "got 8"]),

@@ -1,5 +1,7 @@
 """Averages of parameters: power functions against sums written out, and any width from snapshots of two."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,47 @@ def test_a_run_takes_snapshots_that_make_a_width_it_did_track(tmp_path):
     np.testing.assert_array_equal(flat(snapshots.reconstruct(params, 0.05, step=55)), flat(early))
     with pytest.raises(FileNotFoundError, match="no snapshot up to step 5"):
         snapshots.reconstruct(params, 0.05, step=5)
+
+
+class Interrupted(Snapshots):
+    """Ends the run at step 20, before the snapshot; those before are written slowly."""
+
+    def take(self, step, state):
+        if step == 20:
+            raise KeyboardInterrupt
+        super().take(step, state)
+
+    def _write(self, step, averages):
+        time.sleep(0.2)
+        super()._write(step, averages)
+
+
+def test_a_run_that_ends_between_a_checkpoint_and_a_snapshot_loses_none(tmp_path, monkeypatch):
+    named = {f"{w:g}": make_power_ema(w) for w in WIDTHS}
+    tx, params = optax.sgd(0.1), {"w": jnp.full(5, -2.0)}
+    layout = training.jit_layout(training.make_train_step(training.Objective(pull, tx), ema=named))
+    fresh = training.state_from_params(jax.random.key(0), params, tx, averages=tuple(named))
+    options = {"steps": 30, "batch_size": 16, "seed": 0, "progress": False}
+    whole = Snapshots(tmp_path / "whole", WIDTHS, every=10)
+    training.train(fresh, layout, jittering, snapshots=whole, **options)
+
+    cut, on_disk = Interrupted(tmp_path / "cut", WIDTHS, every=10), []
+    save = training.Checkpoints.save
+    monkeypatch.setattr(
+        training.Checkpoints, "save", lambda *args, **given: (on_disk.append(cut.saved()), save(*args, **given))[1]
+    )
+    with training.Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        options |= {"checkpoints": checkpoints, "save_every": 12}
+        with pytest.raises(KeyboardInterrupt):
+            training.train(fresh, layout, jittering, snapshots=cut, **options)
+        assert on_disk == [[(10, w) for w in WIDTHS]] * 2  # at 12, and where it ended
+        assert checkpoints.latest() == 20
+        resumed = Snapshots(tmp_path / "cut", WIDTHS, every=10)
+        training.train(checkpoints.restore(fresh), layout, jittering, snapshots=resumed, **options)
+    assert resumed.saved() == whole.saved() == [(n, w) for n in (10, 20, 30) for w in WIDTHS]
+    for path in whole.folder.iterdir():
+        load = lambda folder, name=path.name: training.load_weights(folder / name, params)["w"]
+        np.testing.assert_array_equal(load(resumed.folder), load(whole.folder))
 
 
 @pytest.mark.parametrize(

@@ -901,3 +901,32 @@ def test_a_row_of_a_table_is_all_that_a_name_needs():
         class Chosen:
             name: str = "whole"
             other: str = "whole"
+
+
+@pytest.mark.parametrize(
+    ("kind", "cls"),
+    [
+        ("data", c.DataConfig),
+        ("process", c.ProcessConfig),
+        ("parameterisation", c.ParameterisationConfig),
+        ("weighting", c.WeightingConfig),
+        ("times", c.TimesConfig),
+        ("loss", c.LossConfig),
+        ("network", c.NetworkConfig),
+        ("guidance", c.GuidanceConfig),
+        ("sampler", c.SamplerConfig),
+    ],
+)
+def test_a_number_that_is_not_finite_is_refused_by_every_row(kind, cls):
+    """Infinity passes where it is the default, which means no limit."""
+    first, seen = [dj.Cosine()] if kind == "times" else [], 0
+    for field, table in cls.tables.items():
+        for name, row in table.items():
+            for number, (_, default) in c.numbers_of(row).items():
+                if number in cls.declared or not hasattr(cls(), number) or table is c.THRESHOLDS:
+                    continue  # a threshold is refused with the range of the data, by `samples_bound`
+                for value in (np.nan,) if default == np.inf else (np.nan, np.inf, -np.inf):
+                    seen += 1
+                    with pytest.raises(ValueError, match=number):
+                        construct(kind, table, cls(**{field: name, number: value}), *first, field=field)
+    assert seen >= 3

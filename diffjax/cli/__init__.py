@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -54,6 +54,7 @@ from diffjax.cli._print import print_line
 from diffjax.cli._sample import run_sample
 from diffjax.cli._suggest import explain
 from diffjax.cli._train import run_train
+from diffjax.config import PRESETS
 from diffjax.training import RESCUE, Failed, NotFinite, Refused, Stopped, Unreachable, abort, is_input_error
 from diffjax.training.checkpoint import check_utf8, quiet_orbax_logs
 
@@ -163,7 +164,14 @@ def _parse(argv: list[str]) -> Train | Distill | Sample | Evaluate | Checkpoint:
     said = [" ".join(" ".join(section).split()) for section in sections]
     named = [said[0], *(part for part in said[1:] if part.startswith("Available"))]
     named[0] = explain(named[0], argv, every)
-    raise ValueError(f"{'; '.join(named)} (diffjax --help lists what there is)")
+    raise ValueError(f"{'; '.join(named)} ({_help_of(argv, every)} lists what there is)")
+
+
+def _help_of(argv: list[str], commands: Mapping[str, type]) -> str:
+    """The command line whose help explains a mistyped one."""
+    command, *rest = *argv, ""
+    named = [command] if command in commands else []
+    return shlex.join(["diffjax", *named, *(rest[:1] if command == "train" and rest[0] in PRESETS else []), "--help"])
 
 
 def _interrupted(stop: KeyboardInterrupt, argv: list[str]) -> int:

@@ -75,7 +75,7 @@ def distilled(options: Distill, teacher: Config, path: str) -> Config:
         teacher,
         name=f"{teacher.name}-{loss.name}",
         steps=options.updates * objective.stages,
-        batch_size=options.batch_size or teacher.batch_size,
+        batch_size=teacher.batch_size if options.batch_size is None else options.batch_size,
         seed=options.seed,
         # The next teacher is the student's trained parameters, no average of them.
         ema_decay=0.0 if objective.stages > 1 else teacher.ema_decay,

@@ -18,6 +18,8 @@ import tyro
 from typing_extensions import Doc
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from diffjax.config._registry import RUNS_OWN
+
 _FEW = 7  # names that are listed as {a,b,c}; more have lines of their own
 SHORT = {
     ("OtherSampler", "steps"): "--steps",
@@ -93,6 +95,8 @@ def _help(words: str, hint: object) -> str:
     """The words of a field's docstring, then what its hint says of the names and numbers of a table."""
     paragraphs = [" ".join(paragraph.split()) for paragraph in words.split("\n\n")]
     docs = [extra.documentation for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Doc)]
+    if RUNS_OWN in docs:  # the default of a new run is not that of this option
+        paragraphs = [paragraph.partition(" Default: ")[0] for paragraph in paragraphs]
     return "\n".join(filter(None, (*paragraphs, *docs)))
 
 

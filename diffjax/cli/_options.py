@@ -203,11 +203,13 @@ class Sample(_Drawn):
 
 @dataclass(frozen=True)
 class Evaluate(_Drawn):
-    """Measure samples of a run against the held-out data, next to the values of perfect and of useless samples.
+    """Measure samples of a run against the held-out data, next to training data (floor) and noise (ceiling).
 
-    $ diffjax evaluate runs/digits
-    $ diffjax evaluate runs/digits --n 5000 --guidance 2 --sampler.name unipc --steps 10
-    $ diffjax evaluate runs/digits --likelihood 32
+    Sampler, steps and guidance are those of the run unless an option changes them.
+
+        $ diffjax evaluate runs/digits
+        $ diffjax evaluate runs/digits --n 5000 --guidance 2 --sampler.name unipc --steps 10
+        $ diffjax evaluate runs/digits --likelihood 32
     """
 
     n: int = EVALUATED

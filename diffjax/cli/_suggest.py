@@ -29,6 +29,8 @@ def explain(complaint: str, argv: Sequence[str], commands: Mapping[str, type]) -
     complaint = complaint.rstrip(".")
     if choice := re.match(r"invalid choice '(.*)' for argument '.*'\. Expected one of \((.*)\)", complaint):
         return complaint + did_you_mean(choice[1], re.findall(r"'([^']*)'", choice[2]))
+    if missing := re.match(r"Missing from diffjax \w+: (\S+) (.*?)\.? \(required\)", complaint):
+        return f"{missing[1]} is missing: {missing[2][0].lower()}{missing[2][1:]}"
     if misplaced := re.match(_MISPLACED, complaint):
         complaint = "Unrecognized options: " + ", ".join(re.findall(r"(\S+) \(applied to", misplaced[1]))
     if not argv:

@@ -26,8 +26,8 @@ class ContinuousELBO(AbstractLoss):
     """The negative ELBO in continuous time, in nats a sample; trains learned processes too (Kingma et al. 2021).
 
     Attributes:
-      levels: values that a feature of the data can have, evenly from -1 to 1, such as 256 of 8-bit images; by default
-        the data are continuous, and the bound is one on their density.
+      levels: number of values that a feature of the data can have, spaced evenly over [-1, 1], such as 256 of 8-bit
+        images; by default the data are continuous, and the bound is one on their density.
     """
 
     trains_process: ClassVar[bool] = True
@@ -71,9 +71,10 @@ class DiscreteELBO(AbstractLoss):
     """The negative ELBO of a sampler in K steps, in nats a sample; trains learned processes too (Kingma et al. 2021).
 
     Attributes:
-      steps: K; by default those of a chain, and 1000 of other processes, equal in logsnr or in a learned time.
-      levels: values that a feature of the data can have, evenly from -1 to 1, such as 256 of 8-bit images; by default
-        the data are continuous, and the bound is one on their density.
+      steps: K, the number of steps; by default those of a chain, and 1000 of other processes, equal in logsnr or in a
+        learned time.
+      levels: number of values that a feature of the data can have, spaced evenly over [-1, 1], such as 256 of 8-bit
+        images; by default the data are continuous, and the bound is one on their density.
     """
 
     trains_process: ClassVar[bool] = True
@@ -107,9 +108,9 @@ class LargeVarianceBound(AbstractLoss):
     """DDPM's variational bound with the variance beta of the forward step (Ho et al. 2020, eq. 5).
 
     Attributes:
-      steps: K; by default those of a chain, and 1000 steps of equal time of other processes.
-      levels: values that a feature of the data can have, evenly from -1 to 1, such as 256 of 8-bit images; by default
-        the data are continuous, and the bound is one on their density.
+      steps: K, the number of steps; by default those of a chain, and 1000 of other processes, equal in time.
+      levels: number of values that a feature of the data can have, spaced evenly over [-1, 1], such as 256 of 8-bit
+        images; by default the data are continuous, and the bound is one on their density.
     """
 
     unused: ClassVar[tuple[str, ...]] = ("weighting", "times")
@@ -166,10 +167,14 @@ class LearnedVariance(LearnedVarianceBound):
     """The mean square for the prediction, and DDPM's bound for a learned variance (Nichol & Dhariwal 2021, eq. 16).
 
     Attributes:
-      share: of the bound, per feature, in the sum.
+      share: factor on the bound, per feature, in the sum.
     """
 
     share: float = 1e-3
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._least(share=0)
 
     def __call__(self, diffusion, params, x0, cond, context, choices):
         given = {"ts": self._times(diffusion.process), "reconstruction": self._decoder(), **rows(context)}

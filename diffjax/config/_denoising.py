@@ -14,7 +14,7 @@ from diffjax.process._grids import uniform_grid
 
 
 class Denoising(AbstractLoss):
-    """The weighted mean square of the error of the noise; --weighting and --times choose the rest."""
+    """Denoising: the mean squared error of eps, weighted by --weighting, at times drawn from --times."""
 
     @property
     def penalty(self) -> Callable[[Sample], Array]:
@@ -46,7 +46,7 @@ class PseudoHuber(Denoising):
     """`denoising` with the pseudo-Huber penalty, linear in large errors (Song & Dhariwal 2023, eq. 7).
 
     Attributes:
-      c: the root-mean-square error per feature at which it turns from quadratic to linear; positive.
+      c: the root-mean-square error per feature at which the penalty turns from quadratic to linear; positive.
     """
 
     c: float = 0.00054
@@ -72,7 +72,7 @@ class OptimalTransport(Denoising):
     """`denoising` with noise drawn by the entropic optimal plan of a batch (Tong et al. 2023); needs ott-jax.
 
     Attributes:
-      epsilon: the entropy's weight, in units of the cost's spread over the pairs of a batch; positive.
+      epsilon: weight of the entropy, in units of the cost's standard deviation over the pairs of a batch; positive.
     """
 
     package: ClassVar[tuple[str, str] | None] = ("ott", "metrics")
@@ -92,7 +92,7 @@ class Uncertainty(AbstractLoss):
     """`denoising` with each noise level's loss divided by its learned expectation (Karras et al. 2024, eqs. 14-16).
 
     Attributes:
-      waves: how many frequencies the learned weight has.
+      waves: number of frequencies of the learned weight.
     """
 
     waves: int = 8
@@ -115,7 +115,8 @@ class NCSN(AbstractLoss):
     """Denoising score matching summed over noise levels that are uniform in time (Song & Ermon 2019, eqs. 5-6).
 
     Attributes:
-      noise_levels: how many; draw with --sampler.grid uniform and one step less to meet them.
+      noise_levels: number of noise levels. Samplers evaluate the network at these with --sampler.grid uniform and one
+        step less.
     """
 
     unused: ClassVar[tuple[str, ...]] = ("weighting", "times")

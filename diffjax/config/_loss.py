@@ -13,6 +13,7 @@ and its scalars are logged.
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple, TypeAlias, TypedDict
@@ -139,7 +140,13 @@ class AbstractLoss(abc.ABC):
     def check_steps(self, steps: int) -> None:  # noqa: B027 - most take any number
         """Raises `ValueError` where so many updates are too few for the loss."""
 
-    def _least(self, **numbers: int) -> None:
+    def _positive(self, *names: str) -> None:
+        """Raises `ValueError` for a number that is not positive and finite."""
+        for name in names:
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"loss.{name}: must be positive and finite, got {value}")
+
+    def _least(self, **numbers: float) -> None:
         """Raises `ValueError` for a number below its least value, by name."""
         for name, least in numbers.items():
             if (value := getattr(self, name)) < least:

@@ -65,10 +65,10 @@ class MeanFlow(AbstractMapLoss):
     Attributes:
       mean: mean of the logit of the times t and s, which are drawn from a logit-normal density.
       std: standard deviation of the logit of the times.
-      equal: share of the batch with s = t, which trains the denoiser.
-      power: p of the weight (e + offset)^-p of a squared error e per feature; papers take 0.75 or 1 on images. On data
-        of few dimensions any p but 0 biases the map.
-      offset: the offset in that weight, in squared units of the data.
+      equal: share of the batch with s = t, where the loss is that of a denoiser.
+      power: p of the weight (e + offset)^-p, where e is the squared error per feature; papers take 0.75 or 1 on images.
+        On data of few dimensions any p but 0 biases the map.
+      offset: the offset in the weight (e + offset)^-power, in squared units of the data.
     """
 
     defaults: ClassVar[Defaults] = {**AbstractMapLoss.defaults, "parameterisation.clock": "angle"}
@@ -85,6 +85,8 @@ class MeanFlow(AbstractMapLoss):
 
     def __post_init__(self):
         _check_share(equal=self.equal)
+        self._positive("std", "offset")
+        self._least(power=0)
 
     def __call__(self, diffusion, params, x0, cond, context, choices):
         times = LogitNormalTimes(diffusion.process, self.mean, self.std)
@@ -119,7 +121,7 @@ class Shortcut(AbstractMapLoss):
     """A shortcut model: a flow map of steps each equal to two half as long, 1, 2, 4 and so on (Frans et al. 2024).
 
     Attributes:
-      finest: largest number of steps, a power of two.
+      finest: largest number of sampling steps that the model learns, a power of two.
       share: share of the batch that learns from the model's own half steps; the rest learns the shortest steps from
         the data.
     """
@@ -214,7 +216,7 @@ class ContinuousConsistency(AbstractMapLoss):
     Attributes:
       mean: mean of log(sigma/alpha) at the times of training, which is normal.
       std: standard deviation of log(sigma/alpha) at the times of training.
-      warm_up: share of the training in which the derivative of the network is faded in.
+      warm_up: share of the training over which the weight of the network's time derivative rises from 0 to 1.
       c: the constant of the normalised tangent g/(|g| + c).
     """
 
@@ -228,6 +230,7 @@ class ContinuousConsistency(AbstractMapLoss):
 
     def __post_init__(self):
         _check_share(warm_up=self.warm_up)
+        self._positive("std", "c")
 
     def __call__(self, diffusion, params, x0, cond, context, choices):
         warm_up = jnp.minimum(1.0, (context.step + 1) / jnp.maximum(self.warm_up * choices.steps, 1.0))
@@ -252,8 +255,8 @@ class Progressive(AbstractMapLoss):
     Attributes:
       least: number of steps of the last student.
       first: number of DDIM steps of the teacher in the first stage: that of the last student times a power of two.
-      teacher_steps: how many of them a step of the first student replaces: a power of two. More cost more evaluations,
-        and save stages, of which each adds its errors.
+      teacher_steps: number of the teacher's DDIM steps that one step of the first student replaces, a power of two.
+        More cost more evaluations, and save stages, of which each adds its errors.
     """
 
     defaults: ClassVar[Defaults] = {**AbstractMapLoss.defaults, "sampler.steps": 1}

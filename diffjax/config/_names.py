@@ -154,12 +154,12 @@ STEPPERS = Names(
             "EDM's stochastic sampler: weak order 2, two evaluations a step.", samplers.Churn, s_churn=10.0
         ),
         "predictor_corrector": preset(
-            "DDPM's step, then Langevin corrections: one evaluation and one for each of these.",
+            "DDPM's step, then Langevin corrections: one evaluation per step and one per correction.",
             samplers.PredictorCorrector,
             part(DDIM, eta=1.0),
         ),
         "langevin_corrected": preset(
-            "DDIM's step, then Langevin steps of a given size: one evaluation and one for each of these.",
+            "DDIM's step, then Langevin steps of a given size: one evaluation per step and one per correction.",
             samplers.LangevinCorrected,
             part(DDIM),
         ),

@@ -45,7 +45,7 @@ class DataConfig:
     """Skip images that cannot be decoded, and count them; otherwise the first one ends the run."""
 
 
-@options(name=names.PROCESSES)
+@options(name=names.PROCESSES, common=("logsnr_min", "logsnr_max"))
 @dataclass(frozen=True)
 class ProcessConfig:
     """The forward process: how data becomes noise."""
@@ -54,8 +54,8 @@ class ProcessConfig:
     """The noise schedule."""
     logsnr_min: float | None = None
     """Lowest log signal-to-noise ratio (most noise) of training and sampling. Default: that of the process, but at
-    least -20; -10 if eps or score is predicted, because errors of x0_hat grow as e^(-logsnr/2) there. A chain ends as
-    its betas say. learned_logsnr, monotone_logsnr: the value before training, -5 by default."""
+    least -20; -10 if eps or score is predicted, because errors of x0_hat grow as e^(-logsnr/2) there. Chains take
+    none: their betas determine it. learned_logsnr, monotone_logsnr: the value before training, -5 by default."""
     logsnr_max: float | None = None
     """Highest log signal-to-noise ratio (least noise). Default: that of the process, but not above 20; 10 if eps or
     score is predicted. learned_logsnr, monotone_logsnr: the value before training, 13.3 by default."""
@@ -172,10 +172,9 @@ class Guidance:
     """Guidance scale: 1 is none; larger values follow the class more closely and vary less."""
     interval: tuple[float, float] | None = None
     """Guide only while the log signal-to-noise ratio lies between these two; it rises from about -10 to 10 in sampling.
-    Default for a new run: always."""
+    Default: always."""
     logsnr_start: float | None = None
-    """Zero velocity, and no evaluation, below this log signal-to-noise ratio: CFG-Zero*'s zero-init. Default for a new
-    run: off."""
+    """Zero velocity, and no evaluation, below this log signal-to-noise ratio: CFG-Zero*'s zero-init. Default: off."""
 
 
 @dataclass(frozen=True)
@@ -198,10 +197,10 @@ class SamplerConfig:
     grid: str = "logsnr"
     """The times t between the steps, n steps from noise to data."""
     clip: float | None = None
-    """The range [-clip, clip] of the data, for the threshold on x0_hat; 0 is no threshold. Default for a new run: 1 for
-    images; for vectors, the largest absolute value of the data if eps or score is predicted, otherwise 0."""
+    """Bound of the threshold on x0_hat: the data lie in [-clip, clip]; 0 is no threshold. Default: 1 for images; for
+    vectors, the largest absolute value of the data if eps or score is predicted, otherwise 0."""
     threshold: str = "static"
-    """How each step keeps the estimate x0_hat of the data within the range."""
+    """How x0_hat is kept within [-clip, clip] in each step."""
 
 
 @optional
@@ -237,8 +236,8 @@ class Config:
     """Widths of power-function averages kept in addition, such as 0.05 0.1 (relative to the length of the run). From
     their snapshots `diffjax sample` and `evaluate` make an average of any width, by --ema-width."""
     teacher: str | None = None
-    """Folder of the run that is distilled, relative to the folder of this run; `diffjax distill` sets it. Default for a
-    new run: no teacher."""
+    """Folder of the run that is distilled, relative to the folder of this run; `diffjax distill` sets it. Default: no
+    teacher."""
     data: DataConfig = DataConfig()
     process: ProcessConfig = ProcessConfig()
     parameterisation: ParameterisationConfig = ParameterisationConfig()

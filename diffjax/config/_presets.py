@@ -49,9 +49,10 @@ _ROWS = (
 )
 PRESETS: Mapping[str, Config] = types.MappingProxyType(Names({config.name: config for config in _ROWS}))
 ABOUT: Mapping[str, str] = {
-    "digits": "Class-conditional 8x8 digits with a U-Net; minutes on two cores.",
+    "digits": "Class-conditional 8x8 digits with a U-Net; a few minutes on two cores.",
     "mnist": "Class-conditional 28x28 digits; --data.path is the folder of MNIST's files.",
-    "cifar10": "Class-conditional 32x32 pictures with DDPM's U-Net, for an accelerator; --data.path says where.",
-    "toy2d": "Points in the plane with a perceptron; choose them by --data.name.",
+    "cifar10": "Class-conditional 32x32 images with a U-Net of DDPM's size, for an accelerator; "
+    "--data.path is the folder or .tar.gz of CIFAR-10's files.",
+    "toy2d": "Points in the plane with a multilayer perceptron; --data.name chooses their density.",
 }
 """What each preset is."""

@@ -18,7 +18,7 @@ def linear_chain(
     """DDPM's chain with betas that are equally spaced (Ho et al. 2020, section 4).
 
     Args:
-      steps: K, of the chain.
+      steps: K, the number of steps of the chain.
       start: the first beta, in (0, 1).
       stop: the last beta, in (0, 1).
       zero_terminal_snr: whether the betas are changed to end without signal.
@@ -33,7 +33,7 @@ def scaled_linear_chain(
     """A chain with betas whose square roots are equally spaced (Rombach et al. 2022).
 
     Args:
-      steps: K, of the chain.
+      steps: K, the number of steps of the chain.
       start: the first beta, in (0, 1).
       stop: the last beta, in (0, 1).
       zero_terminal_snr: whether the betas are changed to end without signal.
@@ -43,22 +43,22 @@ def scaled_linear_chain(
 
 
 def cosine_chain(*, steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> DiscreteChain:
-    """The chain of improved DDPM, alpha a cosine (Nichol & Dhariwal 2021, eq. 17).
+    """The chain of improved DDPM, whose alpha is a cosine (Nichol & Dhariwal 2021, eq. 17).
 
     Args:
-      steps: K, of the chain.
-      offset: of the cosine's angle, so that the first betas are not too small.
-      largest: no beta is larger; in (0, 1).
+      steps: K, the number of steps of the chain.
+      offset: the paper's s, added to the angle of the cosine so that the first betas are not too small.
+      largest: upper limit of the betas, in (0, 1).
     """
     return DiscreteChain(cosine_betas(steps, offset, largest))
 
 
 def monotone_logsnr(*, logsnr_max: float = 13.3, logsnr_min: float = -5.0, width: int = 1024) -> MonotoneLogsnr:
-    """A logsnr that falls as a monotone network says, which is learned (Kingma et al. 2021, appendix H).
+    """A learned logsnr: a monotone network between two learned end points (Kingma et al. 2021, appendix H).
 
     Args:
       logsnr_max: at t = 0.
       logsnr_min: at t = 1; less.
-      width: of the hidden layer; its first weights are the same for every seed.
+      width: features of the hidden layer of that network; its initial weights do not depend on --seed.
     """
     return MonotoneLogsnr(jax.random.key(0), logsnr_max, logsnr_min, width)

@@ -18,6 +18,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import math
 import re
 import types
 import typing
@@ -33,6 +34,8 @@ Row: TypeAlias = Callable[..., Any]
 """What a name stands for: a class, a preset of one, or a function."""
 Fields: TypeAlias = list[tuple[str, Any, Any]]
 """(name, type, default) of the fields of a dataclass."""
+RUNS_OWN = "(default: the run's own)"
+"""What the help says of an option that is the run's unless it is given."""
 
 
 class Names(dict[str, T]):
@@ -98,6 +101,10 @@ def construct(
     for number in {number for other in table.values() for number in numbers_of(other)} - config.declared:
         if values.get(number) is not None and number not in taken:
             raise ValueError(f"{kind}.{number}: {name} has no such number, got {values[number]}")
+    for number, (_, default) in numbers_of(row).items():
+        value = values.get(number)
+        if value is not None and not math.isfinite(value) and default != math.inf:  # a loss is made within a trace
+            raise ValueError(f"{kind}.{number}: a finite number is needed, got {value}")
     given = {name: value for name, value in values.items() if value is not None and name not in config.tables} | context
     given = {name: value for name, value in given.items() if name in taken}
     if _is_made(row):
@@ -169,11 +176,13 @@ def _kinds(hint: Any) -> set[Any]:
     return {kind for part in typing.get_args(hint) for kind in _kinds(part)} if union else {hint}
 
 
-def options(*, hidden: Iterable[str] = (), **tables: Mapping[str, Row]) -> Callable[[type], Any]:
+def options(
+    *, hidden: Iterable[str] = (), common: Iterable[str] = (), **tables: Mapping[str, Row]
+) -> Callable[[type], Any]:
     """A decorator of a dataclass: fields become names of tables, and the numbers of their rows become fields.
 
     The words of the command line's help come from the docstrings of the rows. Numbers that are `hidden`, and those of
-    the same name as a field, are left out.
+    the same name as a field, are left out. A field that rows without such a parameter use as well is `common`.
     """
 
     def extended(cls: type) -> Any:
@@ -185,7 +194,7 @@ def options(*, hidden: Iterable[str] = (), **tables: Mapping[str, Row]) -> Calla
         taken = {name: _parameters(row) for name, row in tables["name"].items()}
         for field, hint in typing.get_type_hints(cls).items():
             users = [name for name, parameters in taken.items() if field in parameters]
-            if field in declared.keys() - tables and 0 < len(users) < len(taken):
+            if field in declared.keys() - tables.keys() - set(common) and 0 < len(users) < len(taken):
                 fields.append((field, Annotated[hint, Doc(f"Used by {', '.join(users)}.")], declared[field].default))
         for table in tables.values():
             rows: dict[str, dict[str, tuple[type, Any]]] = {}
@@ -214,7 +223,7 @@ def optional(cls: Any) -> Any:
     for item in dataclasses.fields(cls):
         hint = hints[item.name]
         hint, *words = typing.get_args(hint) if typing.get_origin(hint) is Annotated else [hint]
-        words += [Doc("(default: the run's own)")] if item.name in cls.declared else []
+        words += [Doc(RUNS_OWN)] if item.name in cls.declared else []
         hint = Annotated[(hint | None, *words)] if words else hint
         fields.append((item.name, hint, dataclasses.field(default=None)))
     own = {"__doc__": cls.__doc__, "__module__": cls.__module__}

@@ -127,7 +127,7 @@ def samples_bound(config: Config, samples: Samples | Data, parts: Parts) -> floa
     bounds of logsnr for that reason, it is the largest absolute value of the data, which changes no exact denoiser.
 
     Raises:
-      ValueError: there is no bound for a threshold that was chosen by name.
+      ValueError: there is no bound for a threshold that was chosen by name, or a number of it is out of range.
     """
     bound, samples = config.sampler.clip, samples.samples if isinstance(samples, Data) else samples
     if bound is None and not isinstance(parts.stepper, CFGpp):
@@ -135,6 +135,12 @@ def samples_bound(config: Config, samples: Samples | Data, parts: Parts) -> floa
         bound = samples.largest if samples.pictures or amplifies else 0.0
     if not bound and config.sampler.threshold != SamplerConfig.threshold:
         raise ValueError(f"sampler.threshold: {config.sampler.threshold} needs the range of the data, --sampler.clip")
+    if bound:
+        threshold = construct("sampler", names.THRESHOLDS, config.sampler, field="threshold")
+        try:
+            threshold(lambda xt, t: xt, bound=bound)
+        except ValueError as error:
+            raise ValueError(f"sampler.{error}") from None
     return bound or 0.0
 
 

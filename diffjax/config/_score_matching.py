@@ -55,7 +55,7 @@ class ImplicitScoreMatching(ScoreMatching):
     """Score matching with the exact trace of the score's Jacobian, for vectors (Hyvarinen 2005, theorem 1).
 
     Attributes:
-      block: forward products taken together.
+      block: number of Jacobian-vector products computed at once: more is faster and takes more memory.
     """
 
     block: int = 1
@@ -72,7 +72,7 @@ class SlicedScoreMatching(ScoreMatching):
     """Score matching along random projections, for vectors (Song et al. 2019, sliced score matching, eq. 7).
 
     Attributes:
-      projections: for each sample, averaged over.
+      projections: number of random projections per sample.
     """
 
     function: ClassVar[Callable[..., Loss]] = staticmethod(losses.sliced_score_matching)
@@ -87,7 +87,7 @@ class SlicedScoreMatching(ScoreMatching):
 
 
 class SlicedScoreMatchingVR(SlicedScoreMatching):
-    """`sliced_score_matching` with the square of the score known, of less variance, for vectors (eq. 8 there)."""
+    """`sliced_score_matching` with the score's squared norm in closed form, which has less variance (eq. 8 there)."""
 
     function: ClassVar[Callable[..., Loss]] = staticmethod(losses.sliced_score_matching_vr)
 
@@ -97,15 +97,14 @@ class FiniteDifferenceSliced(SlicedScoreMatching):
     """`sliced_score_matching_vr` by finite differences, without a derivative in x, for vectors (Pang et al. 2020).
 
     Attributes:
-      step: length of a difference, in units of the noise sigma; positive.
+      step: length of the finite difference, in units of the noise sigma; positive.
     """
 
     step: float = 0.01
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.step < float("inf"):
-            raise ValueError(f"loss.step: must be positive and finite, got {self.step}")
+        self._positive("step")
 
     def _loss(self, params, key, xt, sigma, **given):
         given |= {"step": self.step * sigma, "projections": self.projections}

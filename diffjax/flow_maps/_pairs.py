@@ -114,8 +114,9 @@ class PartlyEqual(AbstractPairs):
 
         equal_i = (u + i share) mod 1 < share,    u ~ U[0, 1), one for the batch
 
-    Each sample is of the share with that probability, and any run of m global indices, such as a device's part of the
-    batch or a part of an accumulated one, holds share m of them to within one.
+    Each sample is of the share with that probability, and any m consecutive global indices, such as the whole batch or
+    a device's part of it, hold share m of them to within one. A part of an accumulated batch takes every k-th index,
+    and may hold more or fewer of them: the mean over the parts is that of the batch.
 
     >>> import jax
     >>> import diffjax as dj

@@ -89,13 +89,15 @@ def static_threshold(denoiser: Denoiser, low: PerSample = -1.0, high: PerSample 
 def dynamic_threshold(
     denoiser: Denoiser, quantile: float = 0.995, bound: PerSample = 1.0, *, largest: float | PerSample = float("inf")
 ) -> Denoiser:
-    """Dynamic thresholding: each x0_hat [*d] beyond [-bound, bound] is clipped to a quantile s, then scaled by bound/s.
+    """Dynamic thresholding: x0_hat is clipped to [-s, s], s a quantile of |x0_hat|, then scaled back into the range.
+
+    clip(x0_hat, -s, s) bound/s, with an s >= bound for each x0_hat [*d].
 
     Args:
       denoiser: any; a flow map stays one.
-      quantile: that of |x0_hat| over a sample's features which is s, in (0, 1]; linear between them. A Python number.
+      quantile: s is this quantile of |x0_hat| over a sample's features; in (0, 1]. A Python number.
       bound: what the data stay within, in their units, [] or [b].
-      largest: upper limit of s, in the units of the data, [] or [b]; at `bound` the threshold is static.
+      largest: upper limit of s, in units of the data, [] or [b]. Equal to `bound` it makes the threshold static.
 
     Raises:
       ValueError: quantile is not in (0, 1], or bound is not positive, or largest is less.

@@ -30,49 +30,49 @@ from diffjax.process import AbstractGaussianProcess, logsnr_rate
 
 
 def constant(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
-    """w = 1, of the shape of t: DDPM's simple loss. Source: Ho et al. 2020, eq. 14."""
+    """w = 1: DDPM's simple loss. Of the shape of t. Source: Ho et al. 2020, eq. 14."""
     return jnp.ones_like(t)
 
 
 def native(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
-    """The weight, of the shape of t, that makes the loss a plain mean square of the network's own answer.
+    """The weight that makes the loss the mean square of the error of the network's own output.
 
-    With `VelocityPrediction` this is flow matching. `denoising_loss` knows it and computes it as such.
+    Of the shape of t. With `VelocityPrediction` this is flow matching. `denoising_loss` computes that mean square.
     """
     return 1 / eps_error_scale(parameterisation, process, t)
 
 
 def on_x0(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
-    """w = e^-lambda, of the shape of t: unit weight on ||x0 - x0_hat||^2."""
+    """w = e^-lambda: unit weight on ||x0 - x0_hat||^2. Of the shape of t."""
     return jnp.exp(-process.logsnr(t))
 
 
 def on_score(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
-    """w = 1/sigma^2, of the shape of t: unit weight on the score's error."""
+    """w = 1/sigma^2: unit weight on the squared error of the score. Of the shape of t."""
     return process.sigma(t) ** -2.0
 
 
 def on_v(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
-    """w = 1 + e^-lambda, of the shape of t: unit weight on the error of v, for a process that keeps the variance.
+    """w = 1 + e^-lambda: unit weight on the squared error of v, for a variance-preserving process.
 
-    Source: Salimans & Ho 2022 (Progressive distillation), section 4.
+    Of the shape of t. Source: Salimans & Ho 2022 (Progressive distillation), section 4.
     """
     return 1 + jnp.exp(-process.logsnr(t))
 
 
 def flow_matching(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
-    """w = (1 + e^(-lambda/2))^2, of the shape of t: unit weight on the error of eps - x0, a rectified flow's velocity.
+    """w = (1 + e^(-lambda/2))^2: unit weight on the squared error of eps - x0, a rectified flow's velocity.
 
-    On another process it is the weight that a rectified flow has at the same logsnr.
+    Of the shape of t. On another process it is the weight that a rectified flow has at the same logsnr.
     Source: Lipman et al. 2023, eq. 23.
     """
     return (1 + jnp.exp(-0.5 * process.logsnr(t))) ** 2
 
 
 def likelihood_weighting(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
-    """w = -lambda'(t) = g^2/sigma^2, of the shape of t: the ELBO's.
+    """w = -lambda'(t) = g^2/sigma^2: the weight of the ELBO.
 
-    Source: Song et al. 2021b (Maximum likelihood training of score-based diffusion models), eq. 8.
+    Of the shape of t. Source: Song et al. 2021b (Maximum likelihood training of score-based diffusion models), eq. 8.
     """
     return -logsnr_rate(process, t)
 
@@ -97,7 +97,7 @@ class MinSNR(eqx.Module):
     """w = min(snr, gamma)/snr. Source: Hang et al. 2023 (Efficient diffusion training via min-SNR), eq. 9.
 
     Attributes:
-      gamma: the signal-to-noise ratio (of variances) above which the x0-loss's weight stops growing; positive.
+      gamma: the signal-to-noise ratio alpha^2/sigma^2 above which the weight of the x0-loss is constant; positive.
     """
 
     gamma: Scalar = eqx.field(converter=as_scalar, default=5.0)
@@ -110,11 +110,11 @@ class MinSNR(eqx.Module):
 
 
 class SoftMinSNR(eqx.Module):
-    """w = gamma/(snr + gamma): min-SNR without its corner. It is `Sigmoid(log(gamma))`.
+    """w = gamma/(snr + gamma): min-SNR without the kink at snr = gamma. It is `Sigmoid(log(gamma))`.
 
     Attributes:
-      gamma: the signal-to-noise ratio about which the x0-loss's weight stops growing; positive. 4 is 1/sd^2 for EDM's
-        sd = 0.5.
+      gamma: the signal-to-noise ratio around which the weight of the x0-loss levels off; positive. 4 is 1/sd^2 for
+        EDM's sd = 0.5.
 
     Source: Crowson et al. 2024 (Hourglass diffusion transformers), section 4: 1/(sigma^2 + 1/gamma) on the x0-loss
     where alpha = 1.
@@ -149,8 +149,8 @@ class P2(eqx.Module):
     """w = 1/(k + snr)^gamma. Source: Choi et al. 2022 (Perception prioritized training), eq. 8.
 
     Attributes:
-      k: bounds the weight on noise, at k^-gamma; positive.
-      gamma: how fast the weight falls towards the data; 0 is `constant`.
+      k: the weight at high noise is at most k^-gamma; positive.
+      gamma: exponent, which says how fast the weight falls at high snr; 0 is `constant`.
     """
 
     k: Scalar = eqx.field(converter=as_scalar, default=1.0)

@@ -67,12 +67,12 @@ class DiT(nn.Module):
       qk_norm: normalise queries and keys, which keeps large networks stable in half precision.
       rope: base of rotary position embeddings (100, say), which replace added positions; none by default.
       learned_positions: positions are learned, for one size of image; else they are waves, for any.
-      position_range: positions run over 0 .. position_range for every image size; by default one unit per patch.
+      position_range: positions run from 0 to this number for every image size; by default one unit per patch.
       noise_features: features of c_noise, `(c_noise [b], features) -> [b, features]`.
       mlp_ratio: hidden features of the feed-forward layer, as a multiple of width.
       activation, gated: of the feed-forward layer, f(Wx) or where gated (Wx) f(Vx).
       qkv_bias: of queries, keys and values.
-      norm_epsilon, norm_affine: epsilon and learned scale of the norms before the feed-forward layers.
+      norm_epsilon: epsilon of the norms before the feed-forward layers; `norm_affine`: they have a learned scale.
       emb_per_block: every block has an embedding of noise level and label, as in diffusers' DiT.
       dropout: the probability of dropping a feature in training.
       dtype: of the computation (`jnp.bfloat16`); parameters and the output are float32.

@@ -69,8 +69,10 @@ class EDM2UNet(nn.Module):
       text_width: cond is a `Text` of such embeddings, whose mean, of unit magnitude, is embedded. A text without
         tokens is no condition. Not together with num_classes.
       dropout: the probability of dropping a feature in training.
-      residual_balance, attention_balance, skip_balance, label_balance: the paper's t, the weight of the second term in
-        this kind of sum or concatenation, in (0, 1).
+      residual_balance: the paper's t of a residual sum: weight of the block's output against its input, in (0, 1).
+      attention_balance: weight of the attention's output against its input, in (0, 1).
+      skip_balance: weight of the encoder's features where the decoder concatenates them, in (0, 1).
+      label_balance: weight of the class embedding against that of the noise level, in (0, 1).
       dtype: of the computation; parameters are float32, the output at least that.
       out_channels: channels of y, those of x where None.
       remat: recompute each block in the backward pass instead of storing its activations.

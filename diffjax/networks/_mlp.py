@@ -29,7 +29,7 @@ from diffjax.networks._text import check_label_or_text
 
 @whole_numbers
 class MLP(nn.Module):
-    """A residual perceptron `(x [b, *d], c_noise [b] or [b, 2], cond) -> y [b, *d]`, y in float32.
+    """A residual multilayer perceptron `(x [b, *d], c_noise [b] or [b, 2], cond) -> y [b, *d]`, y in float32.
 
     >>> import jax, jax.numpy as jnp
     >>> from diffjax import from_linen

@@ -28,7 +28,9 @@ def ddpm(
     dropout: float = 0.1,
     num_classes: int | None = None,
 ) -> UNet2D:
-    """DDPM's U-Net for images [b, h, w, c]; for 256 x 256 it has channels 128 (1, 1, 2, 2, 4, 4), attention (4,).
+    """DDPM's U-Net (Ho et al. 2020).
+
+    For images [b, h, w, c]. For 256 x 256 it has channels 128 (1, 1, 2, 2, 4, 4), attention (4,).
 
     Args:
       channels: of each level, the finest first.
@@ -49,7 +51,10 @@ def ddpmpp(
     dropout: float = 0.1,
     num_classes: int | None = None,
 ) -> UNet2D:
-    """DDPM++ for images [b, h, w, c]; arguments as `ddpm`'s. `blocks` 8 is the deep one."""
+    """DDPM++ (Song et al. 2021).
+
+    For images [b, h, w, c]; arguments as `ddpm`'s. `blocks` 8 is the deep one.
+    """
     stage = Stage(residual=True, shortcut=True, rescale=math.sqrt(2))
     return _network(stage, channels, attention, blocks, 1, dropout=dropout, num_classes=num_classes)
 
@@ -65,8 +70,11 @@ def ncsnpp(
     input_pyramid: Pyramid | None = input_residual,
     output_pyramid: Pyramid | None = None,
 ) -> UNet2D:
-    """NCSN++ for images [b, h, w, c]; arguments as `ddpm`'s. Where images are large the paper has `blocks` 2,
-    `input_pyramid=input_skip, output_pyramid=output_skip`: the input shrinks along, the output grows along."""
+    """NCSN++ (Song et al. 2021).
+
+    For images [b, h, w, c]; arguments as `ddpm`'s. Where images are large the paper has `blocks` 2,
+    `input_pyramid=input_skip, output_pyramid=output_skip`: the input shrinks along, the output grows along.
+    """
     stage = Stage(residual=True, shortcut=True, rescale=math.sqrt(2), taps=BINOMIAL)
     network = _network(stage, channels, attention, blocks, 1, dropout=dropout, num_classes=num_classes)
     down = tuple(stage._replace(pyramid=input_pyramid) for stage in network.down)
@@ -84,8 +92,11 @@ def adm(
     num_classes: int | None = 1000,
     head_channels: int = 64,
 ) -> UNet2D:
-    """ADM's U-Net for images [b, h, w, c]; arguments as `ddpm`'s. For 256 x 256 it has channels 256 (1, 1, 2, 2, 4, 4),
-    attention (3, 4, 5), blocks 2, no dropout."""
+    """ADM's U-Net (Dhariwal & Nichol 2021).
+
+    For images [b, h, w, c]; arguments as `ddpm`'s. For 256 x 256 it has channels 256 (1, 1, 2, 2, 4, 4),
+    attention (3, 4, 5), blocks 2, no dropout.
+    """
     network = _network(
         Stage(residual=True), channels, attention, blocks, blocks + 1, dropout=dropout, num_classes=num_classes
     )

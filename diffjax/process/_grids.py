@@ -20,7 +20,7 @@ Ends = tuple[Scalar, Scalar] | None
 @whole_numbers
 @values_at_once
 def uniform_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None) -> Float[Array, " points"]:
-    """n equal steps in t, shape [n + 1], descending. For `EDM` this is the paper's grid.
+    """n equal steps in t. Descending, shape [n + 1]. For `EDM` this is the paper's grid.
 
     Raises:
       ValueError: n is not a positive integer, or `ends` do not descend inside [0, 1].
@@ -32,7 +32,7 @@ def uniform_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None)
 @whole_numbers
 @values_at_once
 def quadratic_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None) -> Float[Array, " points"]:
-    """n equal steps in sqrt(t), shape [n + 1], descending in t. Source: Song et al. 2021 (DDIM), appendix D.2.
+    """n equal steps in sqrt(t). Descending, shape [n + 1]. Source: Song et al. 2021 (DDIM), appendix D.2.
 
     Raises:
       ValueError: n is not a positive integer, or `ends` do not descend inside [0, 1].
@@ -45,8 +45,9 @@ def quadratic_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = Non
 @whole_numbers
 @values_at_once
 def logsnr_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None) -> Float[Array, " points"]:
-    """n equal steps in logsnr, shape [n + 1], descending in t; sigma/alpha then falls by equal factors, which others
-    call the exponential grid. Source: Lu et al. 2022 (DPM-Solver), section 3.2.
+    """n equal steps in logsnr: sigma/alpha falls by equal factors (an exponential, or log-linear, grid).
+
+    Descending in t, shape [n + 1]. Source: Lu et al. 2022 (DPM-Solver), section 3.2.
 
     Raises:
       ValueError: n is not a positive integer, or `ends` do not descend inside [0, 1], or logsnr is infinite there.
@@ -61,7 +62,7 @@ def logsnr_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None) 
 def edm_grid(
     process: AbstractGaussianProcess, n: int, rho: Scalar = 7.0, *, ends: Ends = None
 ) -> Float[Array, " points"]:
-    """n equal steps in (sigma/alpha)^(1/rho), shape [n + 1], descending in t. t_min may be where sigma = 0.
+    """n equal steps in (sigma/alpha)^(1/rho). Descending in t, shape [n + 1]; t_min may be where sigma = 0.
 
     Args:
       process: the forward process that the times are of.
@@ -91,16 +92,16 @@ def snr_grid(
     *,
     ends: Ends = None,
 ) -> Float[Array, " points"]:
-    """n equal steps in arcsinh(log(sigma/alpha/data_std)/width), shape [n + 1], descending in t.
+    """n equal steps in arcsinh(log(sigma/alpha/data_std)/width): short where sigma/alpha is near data_std.
 
-    Fine within `width` e-folds of the level where noise and data are as large as one another, where the denoiser
-    changes most, and coarser by equal factors of the logarithm beyond.
+    Descending in t, shape [n + 1]. Fine within `width` e-folds of the level where noise and data are as large as
+    one another, where the denoiser changes most, and coarser by equal factors of the logarithm beyond.
 
     Args:
       process: the forward process that the times are of.
       n: number of steps.
       data_std: standard deviation of the data per feature, where the steps are the shortest; positive.
-      width: e-folds of sigma/alpha around data_std within which steps are about equal; positive.
+      width: half-width, in log(sigma/alpha), of the range around data_std within which steps are about equal; positive.
       ends: (t_max, t_min); those of `process.interval()` by default.
 
     Raises:
@@ -121,11 +122,12 @@ def snr_grid(
 def shifted_grid(
     process: AbstractGaussianProcess, n: int, shift: Scalar = 3.0, *, ends: Ends = None
 ) -> Float[Array, " points"]:
-    """n equal steps in t, then sigma/alpha times `shift`: [n + 1], descending in t, with the same ends.
+    """n equal steps in t, with sigma/alpha multiplied by `shift` at each point between the ends.
 
-    More than 1 for larger images, whose noise must be larger to hide as much. For `Rectified` with ends (1, 0) it is
-    Stable Diffusion 3's t -> shift t/(1 + (shift - 1) t). The steps are equal between the times that shift to the ends;
-    where there are none in [0, 1], the first or last step makes up for it. See `Shifted` for a process so shifted.
+    Descending in t, shape [n + 1]. More than 1 for larger images, whose noise must be larger to hide as much. For
+    `Rectified` with ends (1, 0) it is Stable Diffusion 3's t -> shift t/(1 + (shift - 1) t). The steps are equal
+    between the times that shift to the ends; where there are none in [0, 1], the first or last step makes up for
+    it. See `Shifted` for a process so shifted.
 
     Args:
       process: the forward process that the times are of.
@@ -150,10 +152,11 @@ def shifted_grid(
 def angle_grid(
     process: AbstractGaussianProcess, n: int, data_std: Scalar = 1.0, *, ends: Ends = None
 ) -> Float[Array, " points"]:
-    """n equal steps in the angle atan2(sigma, data_std alpha), shape [n + 1], descending in t from 1 to 0 itself.
+    """n equal steps in the angle atan2(sigma, data_std alpha), from t = 1 to t = 0.
 
-    For few steps of a flow map, which ends at the data (`Jump`). It is t = i/n for `Cosine`, as progressive
-    distillation has it, and the same noise levels for every other process; a grid of 2n steps has those of n.
+    Descending, shape [n + 1]. For few steps of a flow map, which ends at the data (`Jump`). It is t = i/n for
+    `Cosine`, as progressive distillation has it, and the same noise levels for every other process; a grid of 2n
+    steps has those of n.
 
     >>> from diffjax import Cosine
     >>> from diffjax.process import angle_grid
@@ -180,10 +183,10 @@ def angle_grid(
 def line_grid(
     process: AbstractGaussianProcess, n: int, data_std: Scalar = 1.0, *, ends: Ends = None
 ) -> Float[Array, " points"]:
-    """n equal steps in tau = sigma/(data_std alpha + sigma), shape [n + 1], descending in t from 1 to 0 itself.
+    """n equal steps in tau = sigma/(data_std alpha + sigma), from t = 1 to t = 0.
 
-    For few steps of a flow map, as `angle_grid`. It is t = i/n for `Rectified`, and the same noise levels for every
-    other process; a grid of 2n steps has those of n.
+    Descending, shape [n + 1]. For few steps of a flow map, as `angle_grid`. It is t = i/n for `Rectified`, and the
+    same noise levels for every other process; a grid of 2n steps has those of n.
 
     >>> from diffjax import Rectified
     >>> from diffjax.process import line_grid

@@ -22,7 +22,7 @@ from diffjax.process._gaussian import AbstractGaussianProcess, on_circle, scales
 
 
 class LearnedLogsnr(AbstractGaussianProcess):
-    """A logsnr that falls along a line between two numbers, which train.
+    """A learned logsnr: a line in t between two learned end points.
 
     Attributes:
       logsnr_max: at t = 0. 13.3 is a noise of 0.0013, a sixth of the step between two of 256 levels in [-1, 1].

@@ -62,7 +62,7 @@ class AbstractTimes(eqx.Module):
 
 
 class UniformTimes(AbstractTimes):
-    """t ~ U(process.interval()), independently."""
+    """Independent uniform times on `process.interval()`."""
 
     process: AbstractProcess
 
@@ -74,7 +74,9 @@ class UniformTimes(AbstractTimes):
 
 
 class StratifiedTimes(AbstractTimes):
-    """Uniform times, one in each of `total` equal strata: t_i = quantile((u + i/total) mod 1), one u for the batch.
+    """Uniform times, one in each of as many equal strata as there are samples in the batch.
+
+    t_i = quantile((u + i/total) mod 1), one u for the batch, `total` strata.
 
     Each time is uniform on the interval, so the objective is `UniformTimes`'; its variance is lower.
     Source: Kingma et al. 2021 (Variational Diffusion Models), appendix I.1.
@@ -99,12 +101,14 @@ class StratifiedTimes(AbstractTimes):
 
 
 class LowDiscrepancyTimes(AbstractTimes):
-    """Uniform times along the golden ratio: t_i = quantile((u + i (sqrt(5) - 1)/2) mod 1), one u for the batch.
+    """Uniform times, a golden-ratio sequence over the batch that covers the interval evenly.
 
-    Each time is uniform on the interval, so the objective is `UniformTimes`'. Unlike `StratifiedTimes` it need not know
-    the size of the batch: any run of indices is even, with gaps of at most three lengths, on every device and
-    in every part of an accumulated batch. Over the whole batch stratified times are closer to even by a constant. The
-    sequence is computed in 32 bits, where it is exact for any index.
+    t_i = quantile((u + i (sqrt(5) - 1)/2) mod 1), one u for the batch.
+
+    Each time is uniform on the interval, so the objective is `UniformTimes`'. Unlike `StratifiedTimes` it need not
+    know the size of the batch: consecutive indices are even, with gaps of at most three lengths, on every device.
+    Over the whole batch stratified times are closer to even by a constant.
+    The sequence is computed in 32 bits, where it is exact for any index.
 
     Source: Weyl 1916; as a quasi-random sequence with a random shift, Cranley & Patterson 1976.
     """
@@ -174,7 +178,7 @@ class LognormalTimes(AbstractTimes):
 
     Attributes:
       process: whose clock the times are on.
-      mean: of log(sigma/alpha), for data of standard deviation about 0.5.
+      mean: mean of log(sigma/alpha); the default is EDM's, for data of standard deviation about 0.5.
       std: standard deviation of log(sigma/alpha); positive.
 
     Raises:
@@ -209,7 +213,7 @@ class LogitNormalTimes(AbstractTimes):
 
     Attributes:
       process: whose interval the times lie in.
-      mean: of log(t/(1 - t)).
+      mean: mean of log(t/(1 - t)).
       std: standard deviation of log(t/(1 - t)); positive.
 
     Source: Esser et al. 2024 (Scaling rectified flow transformers), eq. 19.

@@ -31,7 +31,7 @@ class DEIS(AbstractMultistep):
     """tAB-DEIS: eps extrapolated in the process's own time, one evaluation a step.
 
     Attributes:
-      order: the order of convergence, and how many evaluations it uses, 1 to 8; 1 to 4 is usual.
+      order: number of evaluations extrapolated from, which is the order of convergence, 1 to 8; 1 to 4 is usual.
 
     Raises:
       ValueError: order is not an integer from 1 to 8.
@@ -57,7 +57,7 @@ class LMS(AbstractMultistep):
     """The linear multistep method: eps extrapolated in sigma/alpha, one evaluation a step; rhoAB-DEIS is the same.
 
     Attributes:
-      order: the order of convergence, and how many evaluations it uses, 1 to 8; 1 to 4 is usual.
+      order: number of evaluations extrapolated from, which is the order of convergence, 1 to 8; 1 to 4 is usual.
 
     Raises:
       ValueError: order is not an integer from 1 to 8.
@@ -89,7 +89,7 @@ class IPNDM(AbstractMultistep):
     of the peers all the same.
 
     Attributes:
-      points: how many evaluations it uses, 1 to 4.
+      points: number of evaluations extrapolated from, 1 to 4.
 
     Raises:
       ValueError: points is not 1, 2, 3 or 4.

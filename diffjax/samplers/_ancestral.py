@@ -32,7 +32,7 @@ class EulerAncestral(AbstractStepper):
     """Euler ancestral: weak order 1, one evaluation a step; equal to `DDIM(eta)` step by step.
 
     Attributes:
-      eta: how much of the noise is fresh, a scalar in [0, 1]; 1 as much as DDPM's posterior.
+      eta: noise of a step, a scalar in [0, 1]; 0 is deterministic, 1 is DDPM's ancestral step.
 
     Raises:
       ValueError: eta is not in [0, 1].
@@ -77,7 +77,7 @@ class DPM2Ancestral(AbstractStepper):
     A step from alpha = 0 or to sigma = 0 is DDIM's.
 
     Attributes:
-      eta: how much of the noise is fresh, a scalar; 0 none, 1 as much as DDPM's posterior.
+      eta: noise of a step, a scalar; 0 is deterministic, 1 as much as DDPM's ancestral step.
 
     Raises:
       ValueError: eta is negative.
@@ -105,7 +105,7 @@ class DPMpp2SAncestral(AbstractStepper):
     A step from alpha = 0 or to sigma = 0 is DDIM's.
 
     Attributes:
-      eta: how much of the noise is fresh, a scalar; 0 none, 1 as much as DDPM's posterior.
+      eta: noise of a step, a scalar; 0 is deterministic, 1 as much as DDPM's ancestral step.
 
     Raises:
       ValueError: eta is negative.

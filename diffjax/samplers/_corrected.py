@@ -40,7 +40,7 @@ class LangevinCorrected(AbstractCorrected):
 
     Attributes:
       predictor: any stepper, with or without noise.
-      corrections: Langevin steps after each of its steps, each an evaluation, at least 1.
+      corrections: Langevin steps after each step of the predictor, each an evaluation, at least 1.
       step_size: r, the size of a Langevin step relative to sigma_s^2; a scalar in (0, 2).
 
     Raises:

@@ -36,7 +36,7 @@ class DDIM(AbstractStepper):
     """DDIM: order 1, one evaluation a step.
 
     Attributes:
-      eta: noise of a step, 0 to 1; 0, the default, is deterministic, 1 is DDPM's ancestral step. An array is a leaf: it
+      eta: noise of a step, 0 to 1; 0 is deterministic, 1 is DDPM's ancestral step. An array is a leaf: it
         can change without compiling, and draws noise even if it holds 0.
 
     Raises:
@@ -48,7 +48,7 @@ class DDIM(AbstractStepper):
     order: ClassVar[int] = 1
     evaluations_per_step: ClassVar[int] = 1
 
-    eta: Scalar | None = eqx.field(converter=optional_eta, default=None)
+    eta: Scalar | None = eqx.field(converter=optional_eta, default=0.0)
 
     def __check_init__(self):
         if self.eta is not None:

@@ -20,8 +20,8 @@ class DDPM(AbstractStepper):
     """DDPM: weak order 1, one evaluation a step. A step to sigma = 0 adds no noise: it gives x0_hat.
 
     Attributes:
-      interpolation: v above, which sets the variance of a step: 0 for the small one, that of `DDIM(eta=1.0)`, 1 for
-        the large one; a scalar.
+      interpolation: v, which interpolates the log variance of a step: 0 is the posterior's variance (that of
+        `DDIM(eta=1.0)`), 1 that of the forward step; a scalar in [0, 1].
 
     Raises:
       ValueError: interpolation is not in [0, 1].

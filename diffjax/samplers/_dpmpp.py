@@ -102,7 +102,9 @@ class DPMpp3MPublished(AbstractStepper):
 
 
 class DPMpp3M(AbstractMultistep):
-    """DPM-Solver++ (3M), corrected: order 3, one evaluation a step; `ExponentialAdams(X0Prediction(), 3)`.
+    """DPM-Solver++ (3M), with corrected coefficients: order 3, one evaluation a step.
+
+    It is `ExponentialAdams(X0Prediction(), 3)`.
 
     Source: Lu et al. 2022b, with 2 phi3 where the published code has phi3.
     """

@@ -76,7 +76,8 @@ class ExponentialAdams(AbstractMultistep):
         as `nominal`: the attribute `order`, the order of convergence, is the same without noise, and a weak order of at
         most 2 with it.
       corrector: whether a step is taken again, at no further evaluation, when its end has been evaluated.
-      eta: how much noise, a scalar; 0 the flow, 1 the reverse SDE. An array is a leaf; the number 0 draws no noise.
+      eta: amount of noise, a scalar; 0 is the probability-flow ODE, 1 the reverse SDE. An array is a leaf; the number
+        0 draws no noise.
       clock: the variable of the polynomials, `(l, t) -> c` of one shape, strictly monotone: `by_logsnr`, `by_noise`,
         `by_time`.
       orders: at most so many points in each step's predictor, one integer a step, for a given number of steps.

@@ -41,7 +41,7 @@ class JumpWeights(NamedTuple):
 
 
 class Jump(AbstractStepper):
-    """Few-step sampling by a flow map, such as `make_flow_map` gives: one evaluation a step, and none at the end.
+    """Few-step sampling by a flow map, of a distilled run for example: one evaluation a step, and none at the end.
 
     As exact as its map: it has no order of convergence of its own.
 
@@ -53,8 +53,8 @@ class Jump(AbstractStepper):
     [[2.]]
 
     Attributes:
-      gamma: share of the noise at s that is fresh, in [0, 1]: 0, the default, draws none, 1 is the consistency
-        sampler. A map that knows s = 0 alone takes several steps with gamma = 1 only.
+      gamma: share of the noise at s that is fresh, in [0, 1]: 0 draws none, 1 is the consistency sampler. A map that
+        knows s = 0 alone takes several steps with gamma = 1 only.
 
     Raises:
       ValueError: gamma is not in [0, 1]; in `sample`, the denoiser is no flow map (also a guided one: guidance belongs
@@ -67,7 +67,7 @@ class Jump(AbstractStepper):
     evaluations_per_step: ClassVar[int] = 1
     final_denoise: ClassVar[bool] = False
 
-    gamma: Scalar | None = eqx.field(converter=optional_eta, default=None)
+    gamma: Scalar | None = eqx.field(converter=optional_eta, default=0.0)
 
     def __check_init__(self):
         if self.gamma is not None:

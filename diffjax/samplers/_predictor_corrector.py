@@ -120,7 +120,7 @@ class PredictorCorrector(AbstractCorrected):
 
     Attributes:
       predictor: any stepper, with or without noise.
-      corrections: Langevin steps after each of its steps, at least 1.
+      corrections: Langevin steps after each step of the predictor, at least 1.
       snr: signal-to-noise ratio of a correction, a scalar, positive; the paper has 0.16 for VE and CIFAR-10.
 
     Raises:

@@ -40,7 +40,7 @@ class SDEDPMpp2M(AbstractStepper):
     """SDE-DPM-Solver++ (2M), midpoint form: weak order 2, one evaluation a step. At eta = 0 it is `DPMpp2M`.
 
     Attributes:
-      eta: how much noise, a scalar; 0 the flow, 1 the reverse SDE.
+      eta: amount of noise, a scalar; 0 is the probability-flow ODE, 1 the reverse SDE.
 
     Raises:
       ValueError: eta is negative.
@@ -74,7 +74,7 @@ class SDEDPMpp3M(AbstractStepper):
     """SDE-DPM-Solver++ (3M), as published: weak order 2, one evaluation a step.
 
     Attributes:
-      eta: how much noise, a scalar; 0 the flow, 1 the reverse SDE.
+      eta: amount of noise, a scalar; 0 is the probability-flow ODE, 1 the reverse SDE.
 
     Raises:
       ValueError: eta is negative.
@@ -120,8 +120,8 @@ class DPMppSDE(AbstractStepper):
     x0_hat linear in l.
 
     Attributes:
-      r: where the stage stands, as a fraction of the step in logsnr; a scalar in (0, 1).
-      eta: how much noise, a scalar; 0 the flow, 1 the reverse SDE.
+      r: where the intermediate evaluation stands, as a fraction of the step in logsnr; a scalar in (0, 1).
+      eta: amount of noise, a scalar; 0 is the probability-flow ODE, 1 the reverse SDE.
 
     Raises:
       ValueError: r is not in (0, 1), or eta is negative.

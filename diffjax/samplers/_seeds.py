@@ -39,8 +39,8 @@ class SEEDS2(AbstractStepper):
     """SEEDS-2: weak order 2, two evaluations a step.
 
     Attributes:
-      r: where the stage stands, as a fraction of the step in logsnr; a scalar in (0, 1).
-      eta: how much noise, a scalar; 0 the flow, 1 the reverse SDE.
+      r: where the intermediate evaluation stands, as a fraction of the step in logsnr; a scalar in (0, 1).
+      eta: amount of noise, a scalar; 0 is the probability-flow ODE, 1 the reverse SDE.
 
     Raises:
       ValueError: r is not in (0, 1), or eta is negative.
@@ -75,7 +75,7 @@ class SEEDS3(AbstractStepper):
     """SEEDS-3: weak order 2 (3 at eta = 0), three evaluations a step, stages at a third and two thirds of it in logsnr.
 
     Attributes:
-      eta: how much noise, a scalar; 0 the flow, 1 the reverse SDE.
+      eta: amount of noise, a scalar; 0 is the probability-flow ODE, 1 the reverse SDE.
 
     Raises:
       ValueError: eta is negative.

@@ -41,7 +41,7 @@ class UniPC(AbstractMultistep):
     """UniPC-p: order p + 1, one evaluation a step.
 
     Attributes:
-      p: how many points the predictor uses, 1 to 3.
+      p: number of evaluations that the predictor interpolates, 1 to 3.
       scale: B(h), `bh1` or `bh2`, or a function of one's own with B(h) = h + O(h^2). None for varying coefficients,
         which is `ExponentialAdams(X0Prediction(), p + 1, corrector=True)`.
 

@@ -142,6 +142,8 @@ def train(
         watch=watch,
     )
     state = state if placed else layout.put_state(state)
+    if snapshots is not None and done and passes(range(done - layout.steps + 1, done + 1), snapshots.every):
+        snapshots.take(done, layout.get_state(state))  # a run may end between a checkpoint and the snapshot of its step
     with (
         handling_signals() if handle_signals else nullcontext(no_stop_signal) as stop_signal,
         monitor,
@@ -170,6 +172,8 @@ def train(
                     break
             if save:
                 with monitor.timed("save_seconds"):
+                    if snapshots is not None:
+                        snapshots.wait()  # those before a checkpoint are not made again by a run that resumes from it
                     saving.save(call[-1], layout.get_state(state), line)
             if snapshots is not None and passes(call, snapshots.every):
                 check_parameters(call[-1], state)

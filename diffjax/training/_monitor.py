@@ -176,7 +176,7 @@ class Monitor:
             watch(step, dict(line))
         self._total_skipped += int(line["skipped"])
         skipped = f", {self._total_skipped} skipped" if self._total_skipped else ""
-        self._text = f"loss {line['loss']:.4f}, {line['images_per_second']:,.0f} images/s{skipped}"
+        self._text = f"loss {line['loss']:.4f}, {line['images_per_second']:,.0f} samples/s{skipped}"
         with self._warn_once("the progress bar"):
             if self._bar is not None:
                 self._bar.set_postfix_str(self._text, refresh=False)

@@ -2,7 +2,8 @@
 
     state.ema[width] --every so often--> folder/WIDTH-STEP.safetensors --reconstruct(width)--> parameters
 
-Unlike checkpoints, none is deleted. A resumed run writes those after its checkpoint again, with equal contents.
+Unlike checkpoints, none is deleted. A resumed run writes those from its checkpoint on again, with equal contents; those
+before are on disk when a checkpoint is saved.
 """
 
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ with a critic_weight that balances gradients; Lim & Ye 2017 (Geometric GAN), the
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -184,13 +184,17 @@ def with_unit_latents(autoencoder: AutoencoderKL, params: Params, x0: Sample) ->
     return autoencoder.clone(scaling_factor=float(total**-0.5), shift_factor=float(np.mean(mean)))
 
 
-def _reconstruct(autoencoder, params, key, x0, index, *, train):
+def _reconstruct(
+    autoencoder: AutoencoderKL, params: Params, key: Key, x0: Sample, index: Index, *, train: bool
+) -> tuple[Sample, DiagonalGaussian]:
     """(y, q) of images, with dropout in training."""
     latent_key, dropout = jax.random.split(key)
     keys = jax.random.split(jax.random.fold_in(dropout, index[0]))
-    call = lambda x, method, key: autoencoder.apply(
-        {"params": params}, x, method=method, deterministic=not train, rngs={"dropout": key}
-    )
+
+    def call(x: Array, method: str, key: Key) -> Any:
+        given = {"deterministic": not train, "rngs": {"dropout": key}}
+        return autoencoder.apply({"params": params}, x, method=method, **given)
+
     mean, logvar = call(x0, "encode", keys[0])
     posterior = DiagonalGaussian(mean, 0.5 * logvar)
     z = posterior.mean + jnp.exp(posterior.log_std) * normal_like(sample_keys(latent_key, index), posterior.mean)
