@@ -63,7 +63,8 @@ def test_a_key_comes_first(name):
     if parameters["key"].kind is inspect.Parameter.KEYWORD_ONLY:
         return
     before = list(parameters)[: list(parameters).index("key")]
-    assert before in ([], ["params"], ["diffusion", "params"], ["network", "params"], ["vae", "params"])
+    models = ("diffusion", "network", "vae", "autoencoder")
+    assert before in ([], ["params"], *([model, "params"] for model in models))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -30,25 +30,23 @@ def features(x):
     return jnp.stack([jnp.mean(x, (1, 2, 3)), jnp.sum(x[:, 0], (1, 2))], axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=("reconstruction", "terms"))
-def loss_of(params, x0, index=None, *, reconstruction="absolute", terms=True, **weights):
-    given = {"features": features, "critic": critic} if terms else {}
-    return vae.autoencoder_loss(
-        AUTOENCODER, params, KEY, x0, reconstruction=reconstruction, index=index, **given, **weights
-    )
+@functools.partial(jax.jit, static_argnames=("distance", "terms"))
+def loss_of(params, x0, index=None, *, distance="absolute", terms=True, **weights):
+    given = {"perceptual": features, "critic": critic} if terms else {}
+    return vae.autoencoder_loss(AUTOENCODER, params, KEY, x0, distance=distance, index=index, **given, **weights)
 
 
-@pytest.mark.parametrize("reconstruction", ["absolute", "squared"])
-def test_every_term_is_its_formula(params, reconstruction):
-    loss, aux = loss_of(params, X0, reconstruction=reconstruction, kl_weight=0.3, feature_weight=0.7, critic_weight=0.2)
+@pytest.mark.parametrize("distance", ["absolute", "squared"])
+def test_every_term_is_its_formula(params, distance):
+    loss, aux = loss_of(params, X0, distance=distance, kl_weight=0.3, perceptual_weight=0.7, critic_weight=0.2)
     mean, logvar = (np.asarray(part, np.float64) for part in AUTOENCODER.apply({"params": params}, X0, method="encode"))
     x, y = np.asarray(X0, np.float64), np.asarray(aux["reconstructed"], np.float64)
-    error = np.abs(x - y) if reconstruction == "absolute" else (x - y) ** 2
+    error = np.abs(x - y) if distance == "absolute" else (x - y) ** 2
     rec = error.mean((1, 2, 3))
     kl = 0.5 * np.sum(mean**2 + np.exp(logvar) - 1 - logvar, axis=(1, 2, 3))
     far = np.mean((np.asarray(features(y)) - np.asarray(features(x))) ** 2, axis=1)
     fooled = -np.mean(3 * y[:, ::4, ::4] - 0.5, axis=(1, 2, 3))
-    for name, value in {"reconstruction": rec, "kl": kl, "features": far, "critic": fooled}.items():
+    for name, value in {"reconstruction": rec, "kl": kl, "perceptual": far, "critic": fooled}.items():
         np.testing.assert_allclose(aux[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
     total = rec + 0.3 * kl / 64 + 0.7 * far + 0.2 * fooled
     np.testing.assert_allclose(aux["per_sample"], total, rtol=1e-4, atol=1e-5)
@@ -58,9 +56,9 @@ def test_every_term_is_its_formula(params, reconstruction):
 def test_the_defaults_are_those_of_the_docstring(params):
     loss, aux = loss_of(params, X0, terms=False)
     np.testing.assert_allclose(loss, jnp.mean(aux["reconstruction"] + 1e-6 * aux["kl"] / 64), rtol=1e-6)
-    assert float(jnp.max(jnp.abs(aux["features"]) + jnp.abs(aux["critic"]))) == 0
+    assert float(jnp.max(jnp.abs(aux["perceptual"]) + jnp.abs(aux["critic"]))) == 0
     loss, aux = loss_of(params, X0)
-    by_hand = aux["reconstruction"] + 1e-6 * aux["kl"] / 64 + aux["features"] + 0.1 * aux["critic"]
+    by_hand = aux["reconstruction"] + 1e-6 * aux["kl"] / 64 + aux["perceptual"] + 0.1 * aux["critic"]
     np.testing.assert_allclose(loss, jnp.mean(by_hand), rtol=1e-6)
 
 
@@ -178,9 +176,11 @@ def test_autoencoder_and_critic_train_in_one_step(params):
     ("arguments", "words"),
     [
         ({"kl_weight": -1.0}, "kl_weight: at least 0"),
-        ({"feature_weight": -1.0}, "feature_weight: at least 0"),
+        ({"perceptual_weight": -1.0}, "perceptual_weight: at least 0"),
         ({"critic_weight": -1.0}, "critic_weight: at least 0"),
-        ({"reconstruction": "l1"}, "reconstruction: absolute or squared is needed, got 'l1'"),
+        ({"distance": "l1"}, "distance: absolute or squared is needed, got 'l1'"),
+        ({"perceptual": lambda x: x[:1]}, r"perceptual: must answer shape \(4, ...\)"),
+        ({"critic": jnp.mean}, r"critic: must answer shape \(4, ...\)"),
         ({"x0": X0[:, :7]}, "multiples of 2"),
         ({"x0": X0[0]}, r"x"),
     ],

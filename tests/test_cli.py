@@ -184,7 +184,7 @@ def test_vectors_that_make_no_picture_are_saved_as_arrays(tmp_path, capfd):
         (["evaluate", "absent", "--likelihood", "1"], ["likelihood", "1"]),
         (["sample", "absent"], ["run", "absent"]),
         (["evaluate", "absent"], ["run", "absent"]),
-        (["sample"], ["sample", "required"]),
+        (["sample"], ["RUN is missing", "diffjax sample --help"]),
         (["sample", "absent", "--n", "0"], ["n", "0"]),
         (["sample", "absent", "--steps", "3", "--ts", "1", "0"], ["ts", "--steps"]),
         (["evaluate", "absent", "--n", "1"], ["n", "1"]),

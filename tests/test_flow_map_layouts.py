@@ -71,6 +71,8 @@ CASES = {
 }
 """(params, key, x0, average, {index, total}) -> (loss, aux)"""
 QUICK = ("mean_flow", "shortcut", "consistency", "progressive")
+ROUNDING = {"progressive": 4e-6}
+"""Its weights max(snr, 1) reach thousands; the order of their sum depends on the machine: 1.06e-6 on one."""
 TWO_TIMES = ("mean_flow", "improved_mean_flow", "mean_flow, teacher", "shortcut")
 
 
@@ -108,7 +110,7 @@ def test_pmap_and_fsdp_make_the_update_of_jit(name):
     for kind in ("pmap", "fsdp"):
         for part, right in zip(first_update(name, kind), wanted, strict=True):
             error = float(optax.tree.norm(jax.tree.map(jnp.subtract, part, right)))
-            assert error <= 1e-6 * float(optax.tree.norm(right)), (kind, error)
+            assert error <= ROUNDING.get(name, 1e-6) * float(optax.tree.norm(right)), (kind, error)
 
 
 def test_every_flow_map_of_the_command_line_is_here():

@@ -1,7 +1,8 @@
 """Training of latent diffusion's autoencoder: reconstruction, a small divergence, features, and a critic of patches.
 
     x0 --encode--> q = N(mean, std^2) --draw--> z --decode--> y
-    loss = mean |x0 - y| + kl_weight KL(q || N(0, I))/d + feature_weight mean (f(x0) - f(y))^2 - critic_weight mean D(y)
+    loss = mean |x0 - y| + kl_weight KL(q || N(0, I))/d
+           + perceptual_weight mean (f(x0) - f(y))^2 - critic_weight mean D(y)
 
 d is the number of features of x0, so the first two terms are those of the papers divided by d. The critic D learns
 beside it, by `critic_loss`, the hinge loss mean max(0, 1 - D(x0)) + mean max(0, 1 + D(y)). The divergence is far too
@@ -21,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffjax._arrays import (
+    answered,
     as_samples,
     check,
     check_key,
@@ -46,10 +48,10 @@ def autoencoder_loss(
     key: Key,
     x0: Sample,
     *,
-    reconstruction: str = "absolute",
+    distance: str = "absolute",
     kl_weight: Scalar = 1e-6,
-    features: Features | None = None,
-    feature_weight: Scalar = 1.0,
+    perceptual: Features | None = None,
+    perceptual_weight: Scalar = 1.0,
     critic: Critic | None = None,
     critic_weight: Scalar = 0.1,
     index: Index | None = None,
@@ -70,46 +72,48 @@ def autoencoder_loss(
       params: its parameters.
       key: for latents and dropout; the latents of sample i depend on (key, index_i) alone.
       x0: images [b, h, w, c], of as many channels as are decoded.
-      reconstruction: "absolute" for |x0 - y|, "squared" for (x0 - y)^2, the mean over the d features.
+      distance: "absolute" for |x0 - y|, "squared" for (x0 - y)^2, the mean over the d features.
       kl_weight: of the divergence in nats over d, at least 0.
-      features: `x [b, h, w, c] -> [b, ...]`, differentiable and frozen, such as
+      perceptual: features, `x [b, h, w, c] -> [b, ...]`, differentiable and frozen, such as
         `functools.partial(classifier_features, classifier, classifier_params)`; None for no such term.
-      feature_weight: of the mean square of their differences, at least 0.
+      perceptual_weight: of the mean square of their differences, at least 0.
       critic: `y [b, h, w, c] -> logits [b, ...]` with parameters that this loss does not train; None for no such term.
       critic_weight: of minus the mean logit, at least 0. 0 in the first steps lets the reconstruction settle.
       index: global indices [b] of the samples (default 0 .. b - 1).
 
     Returns:
-      The loss, a scalar, and `per_sample` [b], its terms `reconstruction`, `kl` (nats), `features` and `critic`, each
+      The loss, a scalar, and `per_sample` [b], its terms `reconstruction`, `kl` (nats), `perceptual` and `critic`, each
       [b] and unweighted, and `reconstructed` [b, h, w, c], y.
 
     Raises:
-      ValueError: a weight is negative, reconstruction is another word, or images of another shape are decoded.
+      ValueError: a weight is negative, distance is another word, perceptual or critic answers for another batch, or
+        images of another shape are decoded.
     """
     check_key(key)
     x0 = as_samples("x0", x0)
-    for name, weight in (
-        ("kl_weight", kl_weight),
-        ("feature_weight", feature_weight),
-        ("critic_weight", critic_weight),
-    ):
+    weights = {"kl_weight": kl_weight, "perceptual_weight": perceptual_weight, "critic_weight": critic_weight}
+    for name, weight in weights.items():
         check(jnp.asarray(weight) >= 0, f"{name}: at least 0 is needed, got {weight}")
-    if reconstruction not in ("absolute", "squared"):
-        raise ValueError(f"reconstruction: absolute or squared is needed, got {reconstruction!r}")
+    if distance not in ("absolute", "squared"):
+        raise ValueError(f"distance: absolute or squared is needed, got {distance!r}")
     index = default_index(x0.shape[0], index)
     y, posterior = _reconstruct(autoencoder, params, key, x0, index, train=True)
-    error = jnp.abs(x0 - y) if reconstruction == "absolute" else (x0 - y) ** 2
-    nothing = jnp.zeros(x0.shape[0], y.dtype)
+    error = jnp.abs(x0 - y) if distance == "absolute" else (x0 - y) ** 2
+    n = x0.shape[0]
+    features = lambda f, x: answered("perceptual", f(x), (n, ...))
+    nothing = jnp.zeros(n, y.dtype)
     terms = {
         "reconstruction": mean_features(error),
         "kl": sum_features(StandardNormal().divergence(posterior)),
-        "features": nothing if features is None else mean_features((features(y) - features(x0)) ** 2),
-        "critic": nothing if critic is None else -mean_features(critic(y)),
+        "perceptual": nothing
+        if perceptual is None
+        else mean_features((features(perceptual, y) - features(perceptual, x0)) ** 2),
+        "critic": nothing if critic is None else -mean_features(answered("critic", critic(y), (n, ...))),
     }
     per_sample = (
         terms["reconstruction"]
-        + kl_weight / (x0.size // x0.shape[0]) * terms["kl"]
-        + feature_weight * terms["features"]
+        + kl_weight / (x0.size // n) * terms["kl"]
+        + perceptual_weight * terms["perceptual"]
         + critic_weight * terms["critic"]
     )
     return jnp.mean(per_sample), terms | {"per_sample": per_sample, "reconstructed": y}
@@ -139,7 +143,7 @@ def critic_loss(critic: Critic, x0: Sample, y: Sample) -> tuple[Float[Array, ""]
     """
     x0 = as_samples("x0", x0)
     y = jax.lax.stop_gradient(as_samples("y", y, x0.shape))
-    real, fake = critic(x0), critic(y)
+    real, fake = (answered("critic", critic(x), (x0.shape[0], ...)) for x in (x0, y))
     per_sample = mean_features(jax.nn.relu(1 - real)) + mean_features(jax.nn.relu(1 + fake))
     accuracy = 0.5 * (jnp.mean(real > 0) + jnp.mean(fake < 0))
     return jnp.mean(per_sample), {"per_sample": per_sample, "accuracy": accuracy}

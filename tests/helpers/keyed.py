@@ -185,14 +185,27 @@ def _path(tolerance):
     return call
 
 
+IMAGE = jnp.zeros((B, 4, 4, 1))
+AUTOENCODER = networks.AutoencoderKL(
+    in_channels=1, out_channels=1, channels=(4,), blocks=1, groups=2, latent_channels=2, middle_attention=False
+)
+
+
+def _coder():
+    params = jax.eval_shape(AUTOENCODER.init, jax.random.key(0), IMAGE)["params"]
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
+
+
 def _latents(key, index):
-    autoencoder = networks.AutoencoderKL(
-        in_channels=1, channels=(4,), blocks=1, groups=2, latent_channels=2, middle_attention=False
-    )
-    image = jnp.zeros((B, 4, 4, 1))
-    params = jax.eval_shape(autoencoder.init, jax.random.key(0), image)["params"]
-    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
-    return networks.LatentSpace(params, autoencoder).encode(key, image, index=index)
+    return networks.LatentSpace(_coder(), AUTOENCODER).encode(key, IMAGE, index=index)
+
+
+def _autoencoder_loss(key, index):
+    return vae.autoencoder_loss(AUTOENCODER, _coder(), key, IMAGE, index=index)
+
+
+def _reconstructed(key, index):
+    return vae.reconstruct(AUTOENCODER, _coder(), key, IMAGE, index=index)
 
 
 def _second_time(key):
@@ -379,6 +392,8 @@ BY_INDEX = (
         ),
         "LatentSpace.encode": Row(_latents),
         # variational autoencoders
+        "autoencoder_loss": Row(_autoencoder_loss),
+        "reconstruct": Row(_reconstructed),
         "negative_elbo": Row(
             lambda key, index: vae.negative_elbo(GAUSSIAN_VAE, VAE_PARAMS, key, X, index=index), first=2
         ),

@@ -185,13 +185,30 @@ def _known(make):
     return Row(lambda y: make(y)(X, 0.5), {"y": X}, {"y": "observed"})
 
 
-def _latents():
+def _autoencoder():
     autoencoder = networks.AutoencoderKL(
-        in_channels=1, channels=(4,), blocks=1, groups=2, latent_channels=2, middle_attention=False
+        in_channels=1, out_channels=1, channels=(4,), blocks=1, groups=2, latent_channels=2, middle_attention=False
     )
     image = jnp.ones((B, 4, 4, 1))
     params = jax.eval_shape(autoencoder.init, KEY, image)["params"]
-    space = networks.LatentSpace(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params), autoencoder)
+    return autoencoder, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params), image
+
+
+def _autoencoder_training():
+    autoencoder, params, image = _autoencoder()
+    judge = lambda x: jnp.mean(x, (1, 2, 3))
+    both = {"x0": image, "y": image}
+    return {
+        "autoencoder_loss": Row(lambda x0: vae.autoencoder_loss(autoencoder, params, KEY, x0), {"x0": image}),
+        "critic_loss": Row(lambda x0, y: vae.critic_loss(judge, x0, y), both, {"y": "paired"}),
+        "reconstruct": Row(lambda x0: vae.reconstruct(autoencoder, params, KEY, x0), {"x0": image}),
+        "with_unit_latents": Row(lambda x0: vae.with_unit_latents(autoencoder, params, x0), {"x0": image}),
+    }
+
+
+def _latents():
+    autoencoder, params, image = _autoencoder()
+    space = networks.LatentSpace(params, autoencoder)
     return {
         "LatentSpace.encode": Row(lambda x0: space.encode(KEY, x0), {"x0": image}),
         "LatentSpace.moments": Row(space.moments, {"x0": image}),
@@ -233,6 +250,7 @@ def _top_down_init(x0):
 
 WITH_SAMPLES: dict[str, Row] = {
     # variational autoencoders
+    **_autoencoder_training(),
     "negative_elbo": Row(lambda x0: vae.negative_elbo(MODEL, MODEL_PARAMS, KEY, x0), {"x0": X}),
     "iwae_bound": Row(lambda x0: vae.iwae_bound(MODEL, MODEL_PARAMS, KEY, x0, draws=2), {"x0": X}),
     "infer": Row(lambda x0: vae.infer(MODEL, MODEL_PARAMS, KEY, x0), {"x0": X}),
