@@ -31,6 +31,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
+import numpy as np
 import optax
 
 import diffjax as dj
@@ -67,13 +68,13 @@ def train(loss, params, updates, rate):
 # half of them have beta = 1 and any sigma^2, the others sigma^2 = 1/2 and any beta. All are trained at once, by `vmap`.
 
 # %%
-eigenvalues = 2.0 ** jnp.arange(3, -3, -1)
+eigenvalues = 2.0 ** np.arange(3, -3, -1)
 features = latents = len(eigenvalues)
-axes_of_data = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (features, features)))[0]
-root = axes_of_data * jnp.sqrt(eigenvalues)
-noises = 2.0 ** jnp.arange(-2.25, 4.0, 0.5)  # beta sigma^2, between the eigenvalues
-by_variance = jnp.arange(len(noises)) % 2 == 0
-variances = jnp.where(by_variance, noises, 0.5)
+axes_of_data = np.linalg.qr(np.random.default_rng(0).normal(size=(features, features)))[0]
+root = jnp.asarray(axes_of_data * np.sqrt(eigenvalues), jnp.float32)
+noises = 2.0 ** np.arange(-2.25, 4.0, 0.5)  # beta sigma^2, between the eigenvalues
+by_variance = np.arange(len(noises)) % 2 == 0
+variances = np.where(by_variance, noises, 0.5)
 
 encoder = dj.from_linen(networks.Perceptron((2 * latents,), depth=0))
 decoder = dj.from_linen(networks.Perceptron((features,), depth=0))
@@ -93,17 +94,18 @@ def fit_linear(variance, beta):
     return vae.active_units(level.posterior), vae.rate_by_latent(level)
 
 
-active, rates = jax.jit(jax.vmap(fit_linear))(variances, noises / variances)
-rates = -jnp.sort(-rates, axis=1)  # the order of latents is the network's own
-exact = jax.vmap(vae.rates_at_optimum, (None, 0))(eigenvalues, noises)
+active, rates = jax.device_get(jax.jit(jax.vmap(fit_linear))(variances, noises / variances))
+rates = -np.sort(-rates, axis=1)  # the order of latents is the network's own
+optimum = jax.jit(jax.vmap(vae.rates_at_optimum, (None, 0)))
+exact = np.asarray(optimum(eigenvalues, noises))
 print("beta sigma^2     active: trained, exact     total rate: trained, exact (nats)")
 for noise, on, rate, truth in zip(noises, active, rates, exact, strict=True):
     print(f"{noise:12.3f} {on.sum():17d} {(truth > 0).sum():6d} {rate.sum():22.3f} {truth.sum():6.3f}")
-print(f"largest error of a latent's rate: {jnp.max(jnp.abs(rates - exact)):.3f} nats")
+print(f"largest error of a latent's rate: {np.max(np.abs(rates - exact)):.3f} nats")
 
 # %%
-fine = jnp.geomspace(0.15, 16, 400)
-curves = jax.vmap(vae.rates_at_optimum, (None, 0))(eigenvalues, fine)
+fine = np.geomspace(0.15, 16, 400)
+curves = np.asarray(optimum(eigenvalues, fine))
 
 
 def staircase(ax, fine, curves, eigenvalues, title):
@@ -136,7 +138,7 @@ for ax in axes:
 # mean of the discarded eigenvalues, which lies below every eigenvalue that is kept.
 
 # %%
-learned = vae.optimal_linear_vae(jnp.zeros(features), root @ root.T, latents=3)
+learned = jax.jit(lambda root: vae.optimal_linear_vae(jnp.zeros(features), root @ root.T, latents=3))(root)
 print(f"3 latents: sigma^2 learned {learned.variance:.4f}, least eigenvalue kept {eigenvalues[2]:g}")
 
 # %% [markdown]
@@ -149,9 +151,10 @@ print(f"3 latents: sigma^2 learned {learned.variance:.4f}, least eigenvalue kept
 # %%
 x0 = jnp.asarray(data.load_digits(holdout=0.0)[0])
 flat = x0.reshape(len(x0), -1)
-spectrum = jnp.linalg.eigvalsh(jnp.cov(flat.T, bias=True))[::-1]
+moments = np.asarray(flat).mean(axis=0), np.cov(np.asarray(flat).T, bias=True).astype(np.float32)
+spectrum = np.linalg.eigvalsh(moments[1])[::-1]
 hidden = 12  # latents
-digit_noises = jnp.array([0.2, 0.35, 0.6, 1.0, 1.8, 2.4, 3.6])
+digit_noises = np.array([0.2, 0.35, 0.6, 1.0, 1.8, 2.4, 3.6])
 encoder = dj.from_linen(networks.Perceptron((2 * hidden,), depth=1))
 decoder = dj.from_linen(networks.Perceptron((8, 8, 1), depth=1))
 
@@ -172,11 +175,10 @@ def fit_digits(variance):
     return vae.active_units(level.posterior), vae.rate_by_latent(level), -jnp.mean(inference.log_weight), shown
 
 
-active, rates, bounds, shown = jax.jit(jax.vmap(fit_digits))(digit_noises)
-moments = flat.mean(axis=0), jnp.cov(flat.T, bias=True)
+active, rates, bounds, shown = jax.device_get(jax.jit(jax.vmap(fit_digits))(digit_noises))
 linear = lambda variance: -vae.optimal_linear_vae(*moments, hidden, variance=variance).elbo(*moments)
-linear_bounds = jax.jit(jax.vmap(linear))(digit_noises)
-exact = jax.vmap(vae.rates_at_optimum, (None, 0))(spectrum[:hidden], digit_noises)
+linear_bounds = np.asarray(jax.jit(jax.vmap(linear))(digit_noises))
+exact = np.asarray(optimum(spectrum[:hidden], digit_noises))
 print(f"eigenvalues of the digits: {', '.join(f'{value:.2f}' for value in spectrum[:hidden])}")
 print("sigma^2     active: VAE, linear     total rate: VAE, linear     negative ELBO: VAE, linear (nats)")
 columns = digit_noises, active.sum(1), (exact > 0).sum(1), rates.sum(1), exact.sum(1), bounds, linear_bounds
@@ -184,8 +186,8 @@ for row in zip(*columns, strict=True):
     print("{:7.2f} {:16d} {:7d} {:19.2f} {:7.2f} {:22.2f} {:7.2f}".format(*row))
 
 # %%
-fine = jnp.geomspace(0.15, 4.5, 400)
-curves = jax.vmap(vae.rates_at_optimum, (None, 0))(spectrum[:hidden], fine)
+fine = np.geomspace(0.15, 4.5, 400)
+curves = np.asarray(optimum(spectrum[:hidden], fine))
 fig, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
 staircase(axes[0], fine, curves, spectrum[:hidden], "Digits: active units")
 axes[0].plot(digit_noises, active.sum(axis=1), "o", label="nonlinear VAE, trained")
@@ -193,11 +195,11 @@ axes[1].axvline(spectrum[0], color="0.85", linewidth=1, label=r"largest eigenval
 axes[1].plot(fine, curves.sum(axis=1), color="0.35", label="linear optimum, exact")
 axes[1].plot(digit_noises, rates.sum(axis=1), "o", label="nonlinear VAE, trained")
 axes[1].set(xscale="log", xlabel=r"$\beta \sigma^2$", ylabel="rate of all latents (nats)", title="Digits: rate")
-at = jnp.array([0, 2, 3, 4, 6])
-rows = jnp.pad(jnp.concatenate([x0[None, :10], shown[at]])[..., 0], [(0, 0), (0, 0), (1, 1), (1, 1)])
+at = np.array([0, 2, 3, 4, 6])
+rows = np.pad(np.concatenate([np.asarray(x0)[None, :10], shown[at]])[..., 0], [(0, 0), (0, 0), (1, 1), (1, 1)])
 axes[2].imshow(rows.transpose(0, 2, 1, 3).reshape(len(rows) * 10, -1), cmap="gray", vmin=-1, vmax=1)
 labels = ["data", *(rf"$\sigma^2 = {float(digit_noises[i]):g}$" for i in at)]
-axes[2].set_yticks(4.5 + 10 * jnp.arange(len(rows)), labels)
+axes[2].set_yticks(4.5 + 10 * np.arange(len(rows)), labels)
 axes[2].set(xticks=[], title="Reconstructions")
 for ax in axes[:2]:
     ax.set_xticks([0.2, 0.5, 1, 2, 4], ["0.2", "0.5", "1", "2", "4"])
@@ -216,25 +218,27 @@ for ax in axes[:2]:
 
 # %%
 side, flip = 4, 0.1
-row, column = jnp.indices((side, side))
-patterns = 2.0 * jnp.stack([row % 2, column % 2, (row + column) % 2, 0 * row])[..., None] - 1
+row, column = np.indices((side, side))
+patterns = 2 * np.stack([row % 2, column % 2, (row + column) % 2, 0 * row])[..., None] - 1.0
 
 
 def draw(key, n):
     """(images [n, 4, 4, 1] of -1 and 1, their patterns [n])."""
     pattern_key, flip_key = jax.random.split(key)
     which = jax.random.randint(pattern_key, (n,), 0, len(patterns))
-    return patterns[which] * (1 - 2 * jax.random.bernoulli(flip_key, flip, (n, side, side, 1))), which
+    return jnp.asarray(patterns, jnp.float32)[which] * (
+        1 - 2 * jax.random.bernoulli(flip_key, flip, (n, side, side, 1))
+    ), which
 
 
-test, which = draw(jax.random.key(5), 2000)
-wrong = jnp.sum(test[:, None] != patterns, axis=(2, 3, 4))
+test, which = jax.device_get(jax.jit(draw, static_argnums=1)(jax.random.key(5), 2000))
+wrong = np.sum(test[:, None] != patterns, axis=(2, 3, 4))
 joint = wrong * math.log(flip) + (side**2 - wrong) * math.log(1 - flip) - math.log(len(patterns))
-log_p = jax.nn.logsumexp(joint, axis=1)
-posterior = jax.nn.softmax(joint)
-information = math.log(len(patterns)) + jnp.mean(jnp.sum(posterior * jax.nn.log_softmax(joint), axis=1))
+log_p = np.logaddexp.reduce(joint, axis=1)
+given_x = joint - log_p[:, None]  # log p(pattern | x)
+information = math.log(len(patterns)) + np.mean(np.sum(np.exp(given_x) * given_x, axis=1))
 print(
-    f"mean -log p(x) = {-jnp.mean(log_p):.3f} nats, I(x; pattern) = {information:.3f} nats of log 4 = {math.log(4):.3f}"
+    f"mean -log p(x) = {-np.mean(log_p):.3f} nats, I(x; pattern) = {information:.3f} nats of log 4 = {math.log(4):.3f}"
 )
 fig, ax = plt.subplots(figsize=(6, 1.6), layout="constrained")
 viz.sample_grid(test[:20], columns=10, ax=ax)
@@ -303,7 +307,7 @@ settings = {f"sees {context} pixels": (context, 0.0, 0.0, 1.0) for context in co
 settings["free bits"] = (everything, 0.0, math.log(4) / k, 1.0)
 settings["delta-VAE"] = (everything, correlation, 0.0, 1.0)
 settings["warm-up"] = (everything, 0.0, 0.0, 0.0)
-figures, histories, means = jax.jit(jax.vmap(fit))(*map(jnp.asarray, zip(*settings.values(), strict=True)))
+figures, histories, means = jax.device_get(jax.jit(jax.vmap(fit))(*map(np.array, zip(*settings.values(), strict=True))))
 print(f"least rate of the delta-VAE: {vae.least_rate(k, correlation):.3f} nats")
 print(f"{'':24} {'rate':>7} {'I(x; z)':>9} {'log p - ELBO':>14}   (nats)")
 for name, row in zip(settings, figures, strict=True):
@@ -328,9 +332,9 @@ shown = {
     7: "sees 15, delta-VAE",
     8: "sees 15, warm-up",
 }
-smooth = jnp.ones(50) / 50
+smooth = np.ones(50) / 50
 for i, label in shown.items():
-    ax.plot(jnp.convolve(histories[i], smooth, mode="valid"), label=label)
+    ax.plot(np.convolve(histories[i], smooth, mode="valid"), label=label)
 ax.axhline(information, color="0.6", linestyle=":")
 ax.set(xlabel="update", ylabel="rate of the batch (nats)", title="Rate in training", ylim=(0, 5))
 ax.legend(loc="upper right", ncols=2)
