@@ -193,23 +193,16 @@ def check_latents(latents: int, n: int) -> None:
 
 
 def _best_variance(eigenvalues, latents, beta):
-    """sigma^2 of the maximum, over the numbers a = 0 .. k of active latents whose stationary point has just those.
+    """sigma^2 of the maximum, the least of sum_{i > a} lambda_i/(n - beta a) over a = 0 .. k with n > beta a.
 
-    With a active the objective is -n/2 log sigma^2 - sum_{i > a} lambda_i/(2 sigma^2) + beta a/2 log(beta sigma^2)
-    - beta/2 sum_{i <= a} log lambda_i + constant, less beta a/2.
+    Where it is stationary, n sigma^2 = sum_{i <= k} min(lambda_i, beta sigma^2) + sum_{i > k} lambda_i. The difference
+    of the two sides is the largest over a of (n - beta a) sigma^2 - sum_{i > a} lambda_i, and negative at 0: it has one
+    root, where the first of these lines rises above 0.
     """
     n = eigenvalues.shape[0]
-    active = jnp.arange(latents + 1)
-    count = active.astype(eigenvalues.dtype)
     discarded = jnp.cumsum(eigenvalues[::-1])[::-1][: latents + 1]
     smallest = n * jnp.finfo(eigenvalues.dtype).eps * eigenvalues[0]
     reason = f"covariance: {latents} latents hold all of it, so that a variance of 0, which is singular, would be best"
     check(discarded[-1] > smallest, f"{reason}; take fewer latents, or give a variance")
-    freedom = n - beta * count
-    variances = discarded / jnp.where(freedom > 0, freedom, jnp.nan)
-    noise = beta * variances
-    above = jnp.concatenate([jnp.full_like(eigenvalues[:1], jnp.inf), eigenvalues[:latents]]) > noise
-    below = (eigenvalues[jnp.minimum(active, n - 1)] <= noise) | (active == latents)
-    logs = jnp.concatenate([jnp.zeros_like(eigenvalues[:1]), jnp.cumsum(jnp.log(eigenvalues[:latents]))])
-    nats = -0.5 * (n * jnp.log(variances) + freedom + beta * count - beta * (count * jnp.log(noise) - logs))
-    return variances[jnp.argmax(jnp.where(above & below, nats, -jnp.inf))]
+    freedom = n - beta * jnp.arange(latents + 1).astype(eigenvalues.dtype)
+    return jnp.min(jnp.where(freedom > 0, discarded / jnp.where(freedom > 0, freedom, 1), jnp.inf))

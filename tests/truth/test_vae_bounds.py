@@ -208,6 +208,7 @@ def test_divergences_are_those_of_gaussians_by_quadrature():
     nothing = vae.residual_gaussian(p, jnp.zeros((1, 4)))
     assert np.all(np.asarray(p.divergence(nothing)) == 0)
     moved = vae.residual_gaussian(p, jnp.array([[0.5, 0.0, 0.0, jnp.log(2.0)]]))
+    np.testing.assert_allclose(moved.mean, [[0.6, 0.7]], rtol=1e-12)
     np.testing.assert_allclose(p.divergence(moved)[0, 0], 0.5 * (0.5 / 0.9) ** 2, rtol=1e-12)
     np.testing.assert_allclose(p.divergence(moved)[0, 1], 0.5 * (4 - 1 - np.log(4)), rtol=1e-12)
 
@@ -256,6 +257,8 @@ def test_warm_ups_follow_their_formulas():
     np.testing.assert_allclose(cyclic, np.minimum((steps % 10) / 10 / 0.25, 1), rtol=1e-6)
     traced = jax.jit(lambda k: vae.linear_warm_up(k, steps=10))(jnp.asarray(5, jnp.int32))
     assert traced == 0.5
+    assert [float(vae.linear_warm_up(step, steps=1)) for step in (0, 1)] == [0, 1]
+    assert [float(vae.cyclic_warm_up(step, period=1)) for step in (0, 1)] == [0, 0]  # each step begins a period
 
 
 # --- likelihoods ---
@@ -300,6 +303,12 @@ def test_the_learned_scale_has_its_optimum_at_the_mean_squared_error():
     fixed = vae.GaussianLikelihood(float(np.sqrt(error)))
     np.testing.assert_allclose(jnp.mean(fixed.log_prob({}, y, x0)), exact, rtol=1e-12)
     assert fixed.init(KEY, y, x0) == {}
+
+
+def test_the_levels_of_a_likelihood_are_static():
+    """Nothing of them is traced, so that a model passes `jax.jit` with its checks on, and none is trained."""
+    for likelihood in (vae.Bernoulli(), vae.Bernoulli(-1.0, 1.0), vae.DiscretisedLogistic(4, low=0.0)):
+        assert jax.tree.leaves(likelihood) == []
 
 
 def test_bernoulli_is_a_distribution_over_binary_data_and_refuses_grey():
@@ -433,5 +442,7 @@ def test_bad_input_is_refused_by_name():
     for steps in (0, -3):
         with pytest.raises(ValueError, match=f"steps: at least one is needed, got {steps}"):
             vae.linear_warm_up(1, steps=steps)
+        with pytest.raises(ValueError, match=f"period: at least one step is needed, got {steps}"):
+            vae.cyclic_warm_up(1, period=steps)
     with pytest.raises(ValueError, match=r"ramp: a share in \(0, 1\] is needed, got 0"):
         vae.cyclic_warm_up(1, period=3, ramp=0.0)

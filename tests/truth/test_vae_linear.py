@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import optimize
 
 from diffjax import vae
 
@@ -137,6 +138,33 @@ def test_a_variance_learned_with_beta_is_the_best_of_all():
         for factor in (0.1, 0.5, 0.9, 1.1, 2.0, 10.0):
             other = vae.optimal_linear_vae(mean, covariance, LATENTS, variance=factor * model.variance, beta=beta)
             assert other.elbo(mean, covariance, beta=beta) < best
+
+
+def test_a_variance_learned_with_any_beta_is_that_of_a_search():
+    """By minimisation over sigma^2 alone, of spectra from flat to steep, with none to all of the latents active."""
+    rng = np.random.default_rng(5)
+    active = set()
+    learn = jax.jit(lambda values, beta: vae.optimal_linear_vae(jnp.zeros(5), jnp.diag(values), 4, beta=beta))
+
+    def loss(log_variance, values, beta):
+        """The negative beta-ELBO of the optimum for a variance, but for constants."""
+        variance, kept = np.exp(log_variance), values[:4]
+        noise = beta * variance
+        rates = 0.5 * np.log(np.maximum(kept / noise, 1))
+        square = np.sum(np.minimum(kept, noise)) + values[4]
+        return 2.5 * log_variance + 0.5 * square / variance + beta * np.sum(rates)
+
+    for scale in (0.2, 1.0, 2.0):
+        for beta in (0.3, 1.0, 2.0, 6.0):
+            values = np.sort(np.exp(scale * rng.normal(size=5)))[::-1]
+            grid = np.linspace(-12, 6, 4001)
+            start = grid[np.argmin([loss(point, values, beta) for point in grid])]
+            bracket = {"bounds": (start - 0.01, start + 0.01), "method": "bounded", "options": {"xatol": 1e-10}}
+            best = np.exp(optimize.minimize_scalar(loss, args=(values, beta), **bracket).x)
+            found = learn(jnp.asarray(values.copy()), beta)
+            np.testing.assert_allclose(found.variance, best, rtol=1e-6)
+            active.add(int(np.sum(values[:4] > beta * best)))
+    assert {0, 4} < active
 
 
 def test_the_aggregate_posterior_at_the_optimum_is_the_prior():
