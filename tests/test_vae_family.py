@@ -425,7 +425,7 @@ def test_a_walk_is_between_two_items_of_each_class(made):
     np.testing.assert_array_equal(found.items, x[order])
     assert found.walk.shape == (2, 10, 1, 2)
     for row, (first, last) in enumerate([(1, 4), (0, 2)]):
-        middle = slerp(x[[first]], x[[last]], np.float32(4 / 9))[0] + labels[first]
+        middle = slerp(jnp.asarray(x[[first]]), jnp.asarray(x[[last]]), jnp.asarray(4 / 9))[0] + labels[first]
         np.testing.assert_allclose(found.walk[row, 4, 0], middle, rtol=1e-5)
         np.testing.assert_allclose(found.walk[row, 0, 0], x[first] + labels[first], rtol=1e-5)
         np.testing.assert_allclose(found.walk[row, 9, 0], x[last] + labels[last], rtol=1e-5)
