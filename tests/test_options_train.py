@@ -245,7 +245,7 @@ PRESETS = {
     },
     "digits_autoencoder": {
         "name": "digits_autoencoder",
-        "steps": 1200,
+        "steps": 1000,
         "batch_size": 64,
         "data.conditional": False,
         "optimiser.learning_rate": 2e-3,

@@ -47,7 +47,8 @@ OWN = {
 }
 
 
-DIGITS_OWN = tuple(name for name in OWN if name.startswith("digits"))
+SLOW = ("digits_hvae", "digits_autoencoder")
+PARAMS = ["toy2d_vae", "digits_vae", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def library_model(preset):
     return vae.VAE(from_linen(encoder), from_linen(decoder), logistic, 3)
 
 
-@pytest.mark.parametrize("preset", list(OWN))
+@pytest.mark.parametrize("preset", PARAMS)
 def test_a_run_has_samples_reconstructions_and_a_walk(runs, preset):
     folder = runs(preset)
     files = {"samples.png", "reconstructions.png", "walk.png", "results.json", "loss.png", "config.json", "data.json"}
@@ -99,7 +100,7 @@ def test_a_run_has_samples_reconstructions_and_a_walk(runs, preset):
     assert any(re.match("(Frechet|sliced Wasserstein) distance to held out.*: samples", name) for name in results)
 
 
-@pytest.mark.parametrize("preset", list(OWN))
+@pytest.mark.parametrize("preset", PARAMS)
 def test_samples_are_the_librarys(runs, preset, tmp_path, capfd):
     folder, out = runs(preset), tmp_path / "x.npz"
     done(capfd, "sample", folder, "--n", 11, "--chunk", 8, "--seed", 5, "--temperature", 0.7, "--out", out)
@@ -125,7 +126,7 @@ def printed(text):
     return {name.strip(): float(value.replace(",", "")) for name, _, value in lines if name}
 
 
-@pytest.mark.parametrize("preset", ["digits_vae", "digits_hvae", "toy2d_vae"])
+@pytest.mark.parametrize("preset", [*PARAMS[:2], pytest.param("digits_hvae", marks=pytest.mark.slow)])
 def test_the_bound_that_is_printed_is_negative_elbo(runs, preset, capfd):
     folder = runs(preset)
     found = printed(done(capfd, "evaluate", folder, "--n", 20, "--likelihood", 12, "--seed", 4))
@@ -164,12 +165,15 @@ def test_the_levels_of_digits_are_those_that_a_diffusion_counts():
     assert float(jnp.sum(jnp.exp(table))) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_autoencoder_has_no_likelihood(runs, capfd):
     said = refused(capfd, "evaluate", runs("digits_autoencoder"), "--likelihood", 5)
     assert said == "diffjax: likelihood: this run (family autoencoder) has none, 0 is needed, got 5\n"
 
 
-@pytest.mark.parametrize("preset", ["toy2d_vae", *(pytest.param(name, marks=pytest.mark.slow) for name in DIGITS_OWN)])
+@pytest.mark.parametrize(
+    "preset", ["toy2d_vae", *(pytest.param(name, marks=pytest.mark.slow) for name in ("digits_vae", *SLOW))]
+)
 def test_it_goes_on_where_it_stopped_to_the_same_bits(runs, preset, capfd):
     folder = runs(preset)
     before = leaves_of(folder)
@@ -388,6 +392,7 @@ def test_moments_follow_the_latents_and_unit_latents_agree(made):
     )
 
 
+@pytest.mark.slow
 def test_an_autoencoder_becomes_a_folder_of_diffusers(runs, tmp_path):
     """As the docstring of its family has it."""
     run, params = c.load_run(runs("digits_autoencoder"))

@@ -172,6 +172,6 @@ def _sampler(module: networks.AutoencoderKL, shape: tuple[int, ...]) -> Callable
     ) -> Sample:
         check_key(key)
         z = normal_like(sample_keys(key, index), jnp.zeros((index.shape[0], *shape)))
-        return _decoded(module, params, (1.0 if temperature is None else temperature) * z)
+        return _decoded(module, params, jnp.asarray((1.0 if temperature is None else temperature) * z))
 
     return sample

@@ -70,7 +70,7 @@ _ROWS = (
     ),
     Config(
         "digits_autoencoder",
-        steps=1200,
+        steps=1000,
         batch_size=64,
         data=DataConfig(conditional=False),
         optimiser=OptimiserConfig(learning_rate=2e-3, warmup=100),

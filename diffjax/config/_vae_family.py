@@ -172,7 +172,7 @@ class HierarchicalVAEFamily(AbstractVAEFamily):
         network = networks.TopDown(
             shape, channels, blocks, self.latents, likelihood.outputs, num_classes=setting.classes
         )
-        return vae.HierarchicalVAE(network, likelihood)
+        return vae.HierarchicalVAE(network=network, likelihood=likelihood)
 
 
 def doubled(width: int, depth: int) -> tuple[int, ...]:
