@@ -103,7 +103,7 @@ def test_training_reaches_the_closed_form_and_writes_what_a_run_has(ppca):
     """Tipping & Bishop 1999, eqs. 7 and 8: of isotropic data nothing is left for W."""
     folder, _ = ppca
     names = {"config.json", "data.json", "checkpoints", "metrics.jsonl", "loss.png", "samples.png", "results.json"}
-    assert {path.name for path in folder.iterdir()} == names | {"samples"}
+    assert {path.name for path in folder.iterdir()} == names | {"samples", "reconstructions.png", "walk.png"}
     assert json.loads((folder / "config.json").read_text())["family"]["name"] == "ppca"
     config = c.from_json((folder / "config.json").read_text())
     assert (config.network, config.guidance) == (c.NetworkConfig(), c.GuidanceConfig())  # no word of the preset's

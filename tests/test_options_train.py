@@ -76,7 +76,20 @@ DEFAULTS = {
     "weighting": {"name": "native", "data_std": None, "gamma": None, "bias": None, "k": None},
     "times": {"name": "stratified", "mean": None, "std": None, "scale": None},
     "teacher": None,
-    "family": {"name": "diffusion"},
+    "family": {
+        "name": "diffusion",
+        "likelihood": "gaussian",
+        "latents": None,
+        "width": None,
+        "depth": None,
+        "blocks": None,
+        "levels": None,
+        "beta": None,
+        "free_bits": None,
+        "warm_up": None,
+        "kl_weight": None,
+        "critic_weight": None,
+    },
     "loss": {
         "name": "denoising",
         **dict.fromkeys(
@@ -210,6 +223,44 @@ PRESETS = {
         "optimiser.learning_rate": 2e-3,
         "guidance.dropout": 0.0,
         "guidance.scale": 1.0,
+    },
+    "digits_vae": {
+        "name": "digits_vae",
+        "batch_size": 64,
+        "optimiser.learning_rate": 2e-3,
+        "optimiser.warmup": 100,
+        "family.name": "vae",
+        "family.likelihood": "logistic",
+        "family.levels": 17,
+    },
+    "digits_hvae": {
+        "name": "digits_hvae",
+        "steps": 1200,
+        "batch_size": 64,
+        "optimiser.learning_rate": 2e-3,
+        "optimiser.warmup": 100,
+        "family.name": "hierarchical_vae",
+        "family.likelihood": "logistic",
+        "family.levels": 17,
+    },
+    "digits_autoencoder": {
+        "name": "digits_autoencoder",
+        "steps": 1000,
+        "batch_size": 64,
+        "data.conditional": False,
+        "optimiser.learning_rate": 2e-3,
+        "optimiser.warmup": 100,
+        "family.name": "autoencoder",
+    },
+    "toy2d_vae": {
+        "name": "toy2d_vae",
+        "batch_size": 512,
+        "data.name": "mixture",
+        "data.conditional": False,
+        "optimiser.learning_rate": 2e-3,
+        "family.name": "vae",
+        "family.latents": 2,
+        "family.width": 128,
     },
 }
 
@@ -348,6 +399,20 @@ ODD = c.Config(
         quantile=0.97,
         largest=1.4,
     ),
+    c.FamilyConfig(
+        "vae",
+        "logistic",
+        latents=7,
+        width=20,
+        depth=3,
+        blocks=4,
+        levels=15,
+        beta=0.45,
+        free_bits=0.12,
+        warm_up=0.6,
+        kl_weight=0.003,
+        critic_weight=0.08,
+    ),
 )
 """A number of its own for every field."""
 
@@ -377,8 +442,7 @@ def test_each_option_of_train_sets_its_field(monkeypatch):
     parsed = []
     monkeypatch.setattr("diffjax.cli.run_train", lambda options, argv: parsed.append(options.config))
     preset = c.PRESETS["digits"]
-    other = {path: value for path, value in leaves(preset).items() if path != "family.name"}  # there is one
-    assert all(value != leaves(ODD)[path] for path, value in other.items())
+    assert all(value != leaves(ODD)[path] for path, value in leaves(preset).items())
     assert main(["train", "digits", *words(ODD, preset)]) == 0
     assert main(["train", "digits"]) == 0
     assert parsed == [ODD, preset]
@@ -919,6 +983,7 @@ CHECKS = {
     **dict.fromkeys(("name", "steps", "batch_size", "seed", "ema_decay", "ema_widths", "data.workers"), RUN),
     "teacher": "test_a_student_has_its_teacher_s_configuration_but_for_what_distilling_changes",
     "family.name": "test_training_reaches_the_closed_form_and_writes_what_a_run_has",
+    "family.likelihood": "test_a_likelihood_is_that_of_its_name_and_levels",
     "data.name": "test_a_toy_is_its_density_and_is_measured_on_draws_of_other_seeds",
     "data.path": "test_files_are_read_as_their_name_says",
     "data.conditional": "test_an_unconditional_network_gets_no_labels",
@@ -958,12 +1023,14 @@ FILES = (
     "test_data_identity.py",
     "test_distill.py",
     "test_family.py",
+    "test_vae_family.py",
 )
 
 
 def test_every_field_has_its_check():
     """A new field needs a test that it does what it says: name it here."""
     tables = {"sampler": (c.STEPPERS, c.GRIDS, c.THRESHOLDS), "guidance": (c.GUIDANCES,), "data": (c.DATA,)}
+    tables["family"] = (c.FAMILIES,)  # whose numbers have a completeness test in test_vae_family
     numbers = {
         f"{group}.{name}"
         for group, of in tables.items()

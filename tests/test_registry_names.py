@@ -815,6 +815,7 @@ GROUPS = (
     c.OtherGuidance,
     c.LossConfig,
     c.DistillConfig,
+    c.FamilyConfig,
 )
 
 
@@ -915,6 +916,7 @@ def test_a_row_of_a_table_is_all_that_a_name_needs():
         ("network", c.NetworkConfig),
         ("guidance", c.GuidanceConfig),
         ("sampler", c.SamplerConfig),
+        ("family", c.FamilyConfig),
     ],
 )
 def test_a_number_that_is_not_finite_is_refused_by_every_row(kind, cls):

@@ -188,12 +188,14 @@ def of_cifar10(folder):
 
 IMAGES = ["--network.channels", 2, "--network.blocks", 1, "--network.attention"]
 IMAGES += ["--batch-size", 8, "--sampler.steps", 2, "--samples", 8]
+FAMILY = ["--family.width", 4, "--batch-size", 8, "--samples", 8]
 # Data, and options beside them.
 ROWS = {
     "digits": (no_data, IMAGES),
     "mnist": (of_mnist, IMAGES),
     "cifar10": (of_cifar10, IMAGES),
     "toy2d": (no_data, TRAIN[2:]),
+    **dict.fromkeys(("digits_vae", "digits_hvae", "digits_autoencoder", "toy2d_vae"), (no_data, FAMILY)),
 }
 
 

@@ -1,5 +1,6 @@
 """How far samples are from what was held out, with what the measure says of perfect and of useless samples."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -125,15 +126,16 @@ def measure_likelihood(
     """The mean over held-out items of what the family has: their log density, or a bound, by its kind.
 
     exact   log p(x)
-    bound   a lower bound of it
+    bound   a lower bound of it, and beside it the tighter ones that the family has
     flow    log p(x) along the flow of a diffusion: an exact trace in the plane, one probe beyond. It is the density of
             slightly noised x: at the lower end that `log_likelihood` takes in float32, which is the process's own or
             logsnr 14 where that comes first. The solver's tolerance, 1e-3, is far below the spread of items
 
     Of the model as it was trained: neither guidance nor clipping has a part in it. In nats per dimension of x as the
-    model sees it (images: in [-1, 1]), higher is better. Nothing is dequantised: for images of whole grey levels these
-    are no bits per dimension as papers report them. The standard error is that of the mean over items, with n - 1 in
-    its variance.
+    model sees it (images: in [-1, 1]), higher is better. Nothing is dequantised: the density of images of whole grey
+    levels gives no bits per dimension as papers report them. The probability of these levels does, log2(levels) being
+    what knowing nothing costs; fewer are better. The standard error is that of the mean over items, with n - 1 in its
+    variance.
 
     Args:
       draw: the family and its params.
@@ -148,27 +150,41 @@ def measure_likelihood(
     each = -(-n // jax.process_count())  # a process has as many rows as every other; the surplus repeats the last
     index = np.minimum(np.arange(each) + jax.process_index() * each, n - 1)
     x, labels = (None if part is None else jnp.asarray(part[index]) for part in data.held_out)
-    log_bound = draw.family.log_bound
     assert x is not None
-    assert log_bound is not None
+    assert draw.family.log_bound is not None
     log(f"compiling the likelihood, then measuring it on {n} held-out items ...")
     size = int(np.prod(data.shape))
-    found, _ = log_bound(local_copy(draw.params), jax.random.key(seed), x, labels, index=jnp.asarray(index))
-    nats = gather_rows(np.asarray(found))[:n].astype(np.float64) / size
-    of = "x in [-1, 1]" if len(data.shape) == 3 else "x"
-    name = f"{_kind(draw, process)[0]} of held out, nats per dimension of {of} ({_kind(draw, process)[1]})"
-    results = {f"{name}: mean": float(nats.mean()), f"{name}: standard error": float(nats.std(ddof=1) / n**0.5)}
+    params, key = local_copy(draw.params), jax.random.key(seed)
+    what, kind = _kind(draw, process)
+    of = " of x in [-1, 1]" if len(data.shape) == 3 else " of x"
+    unit = "nats per dimension" + ("" if draw.family.discrete else of)
+    results = {}
+    for bound, log_bound in {kind: draw.family.log_bound, **draw.family.tighter_bounds}.items():
+        found, _ = log_bound(params, key, x, labels, index=jnp.asarray(index))
+        nats = gather_rows(np.asarray(found))[:n].astype(np.float64) / size
+        results |= _mean(f"{what} of held out, {unit} ({bound})", nats)
+        if draw.family.discrete:
+            results |= _mean(f"bits per dimension of held out ({bound})", -nats / math.log(2))
+    name = f"{what} of held out, {unit} ({kind})"
     if data.log_prob is not None:
         exact = data.log_prob(jnp.asarray(data.held_out[0][:n]))
         results[f"{name}: mean of the exact density"] = float(jnp.mean(exact)) / size
     return results
 
 
+def _mean(name: str, values: np.ndarray) -> dict[str, float]:
+    return {
+        f"{name}: mean": float(values.mean()),
+        f"{name}: standard error": float(values.std(ddof=1) / len(values) ** 0.5),
+    }
+
+
 def _kind(draw: Draw, process: AbstractGaussianProcess | None) -> tuple[str, str]:
     """What a likelihood is called, and of which kind it is."""
     kind = draw.family.likelihood_kind
     if process is None:
-        return ("log density" if kind == "exact" else "lower bound on the log density"), str(kind)
+        density = "log probability" if draw.family.discrete else "log density"
+        return (density if kind == "exact" else f"lower bound on the {density}"), str(kind)
     from diffjax.likelihood import FLOAT32_LOGSNR
 
     end = min(FLOAT32_LOGSNR, float(process.logsnr(process.interval()[0])))

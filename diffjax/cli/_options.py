@@ -220,4 +220,4 @@ class Evaluate(_Drawn):
     """Measure although the data files have changed since the run was trained."""
     likelihood: int = 0
     """Number of held-out items to compute the log density of, in nats per dimension, without guidance and threshold.
-    Tens of images take a minute."""
+    Tens of images take a minute. Families with bounds print those, and of grey levels bits per dimension, too."""

@@ -2,6 +2,7 @@
 
 RUN/config.json  RUN/checkpoints/  RUN/metrics.jsonl  RUN/samples.png  RUN/results.json
 RUN/data.json: what sampling needs of the data, and their digest     RUN/checkpoints/lock, while it trains
+RUN/reconstructions.png  RUN/walk.png, of a model with an encoder
 RUN/loss.png                                             RUN/samples/  RUN/tensorboard/  RUN/profile/  RUN/averages/:
 where they are requested
 """
@@ -24,6 +25,7 @@ from diffjax.cli._draw import Draw
 from diffjax.cli._dry_run import dry_run
 from diffjax.cli._folder import check_beside_data, check_data, check_out, keep_data
 from diffjax.cli._hosts import log, start_processes
+from diffjax.cli._latents import Latents, has_latents, latents_of, save_latents
 from diffjax.cli._layout import check_layout, make_layout
 from diffjax.cli._measure import measure, show
 from diffjax.cli._memory import keep_memory
@@ -49,6 +51,7 @@ from diffjax.config import (
     with_loss_defaults,
 )
 from diffjax.config._averages import make_average, snapshots
+from diffjax.config._families import check_data as check_data_of
 from diffjax.config._registry import construct
 from diffjax.config._run import (
     DATA,
@@ -113,6 +116,7 @@ def run_config(options: Train, given: Collection[str] = ()) -> None:
         dry_run(options, data, run.family, ema, shapes)
         return
     sync_errors(lambda: (data.train, data.held_out))  # what is measured in the end: found bad now, and not then
+    sync_errors(lambda: (check_data_of(config, data.train[0]), check_data_of(config, data.held_out[0])))
     with _checkpoints(out, options, data, layout) as checkpoints:  # from here on nobody else writes to the folder
         run_on_main(lambda: _write_run(out, options, data))
         about = [] if run.parts is None else _about(config, data, run.parts)
@@ -310,17 +314,29 @@ def _finish(out: Path, run: Run, data: Data, state: TrainState, mesh: Mesh, *, n
         log(line)
     draw = Draw(run.family, sampled_params(run, state), mesh=mesh)
     results, x, labels = measure(draw, data, n=n, seed=run.config.seed)
-    run_on_main(lambda: _write(out, data, results, x, labels))
+    latents = latents_of(draw, data, seed=run.config.seed) if has_latents(run) else None
+    results |= {} if latents is None else {latents.name: latents.error}
+    run_on_main(lambda: _write(out, data, results, x, labels, latents))
 
 
-def _write(out: Path, data: Data, results: dict[str, float], x: np.ndarray, labels: np.ndarray | None) -> None:
+def _write(
+    out: Path,
+    data: Data,
+    results: dict[str, float],
+    x: np.ndarray,
+    labels: np.ndarray | None,
+    latents: Latents | None,
+) -> None:
     write_durably(out / "results.json", json.dumps(results, indent=2) + "\n")
     show(results)
     samples, curve = save_samples(out / "samples", x, labels, data), out / "loss.png"
     if not has_picture(data):
         print_line(f"samples of shape {data.shape} make no picture: x is in {samples}")
+    pictures = [] if latents is None or not has_picture(data) else save_latents(out, latents, data)
     drawn = f", drawn in {curve}" if save_loss(curve, out / "metrics.jsonl") else ""
-    print_line(f"\nsamples   {samples}\nmeasures  {out / 'results.json'}\nlosses    {out / 'metrics.jsonl'}{drawn}")
+    about = "".join(f"\nlatents   {path}" for path in pictures)
+    measures, losses = out / "results.json", out / "metrics.jsonl"
+    print_line(f"\nsamples   {samples}{about}\nmeasures  {measures}\nlosses    {losses}{drawn}")
     label = f" --label {min(3, data.classes - 1)}" if data.classes else ""
     print_line(f"draw more: diffjax sample {quoted(out)}{label} --n 25 --out more{samples.suffix}")
 

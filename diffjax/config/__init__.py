@@ -18,7 +18,12 @@ from diffjax.config._build import (
 from diffjax.config._check import check_config as check_config, check_seed as check_seed
 from diffjax.config._data import Data as Data, Samples as Samples, build_data as build_data
 from diffjax.config._diffusion_family import Inpainting as Inpainting, diffusion_family as diffusion_family
-from diffjax.config._families import Run as Run, build_run as build_run, with_family_defaults as with_family_defaults
+from diffjax.config._families import (
+    Run as Run,
+    build_run as build_run,
+    trained_autoencoder as trained_autoencoder,
+    with_family_defaults as with_family_defaults,
+)
 from diffjax.config._family import AbstractFamily as AbstractFamily, Setting as Setting
 from diffjax.config._json import (
     differences as differences,

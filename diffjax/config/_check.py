@@ -20,6 +20,14 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("optimiser.weight_decay guidance.scale", "a finite number, not below 0", lambda x: 0 <= x < math.inf),
     ("sampler.clip", "a finite number, 0 for off", lambda x: 0 <= x < math.inf),
     ("guidance.logsnr_start", "a finite number", math.isfinite),
+    ("family.latents family.width family.depth family.blocks", "at least 1", lambda n: n >= 1),
+    ("family.levels", "at least 2", lambda n: n >= 2),
+    ("family.warm_up", "a number in [0, 1]", lambda x: 0 <= x <= 1),
+    (
+        "family.beta family.free_bits family.kl_weight family.critic_weight",
+        "a finite number, not below 0",
+        lambda x: 0 <= x < math.inf,
+    ),
     ("guidance.interval", "two numbers, the first below the second", lambda x: len(x) == 2 and x[0] < x[1]),
 )
 

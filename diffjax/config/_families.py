@@ -7,17 +7,22 @@ import dataclasses
 from collections.abc import Collection
 from typing import NamedTuple
 
+import numpy as np
+
 from diffjax._arrays import whole_numbers
+from diffjax._typing import Params
 from diffjax.config import _names as names
+from diffjax.config._autoencoder_family import AutoencoderFamily
 from diffjax.config._build import build, build_optimiser
 from diffjax.config._check import check_config
 from diffjax.config._data import Samples
 from diffjax.config._diffusion_family import diffusion_family
-from diffjax.config._family import DiffusionFamily, Setting
+from diffjax.config._family import AbstractFamily, DiffusionFamily, Setting
 from diffjax.config._json import differences
-from diffjax.config._options import Config
+from diffjax.config._options import Config, FamilyConfig
 from diffjax.config._parts import Parts
-from diffjax.config._registry import construct
+from diffjax.config._registry import construct, takes
+from diffjax.networks import AutoencoderKL
 from diffjax.training import Family
 
 
@@ -45,6 +50,10 @@ def build_run(config: Config, samples: Samples, stage: int | None = None) -> Run
     """
     check_config(config)
     made = construct("family", names.FAMILIES, config.family)
+    for option in sorted(config.family.declared - {"name"}):
+        value = getattr(config.family, option)
+        if value != getattr(FamilyConfig(), option) and not takes(names.FAMILIES[config.family.name], option):
+            raise ValueError(f"family.{option}: {config.family.name} has no such option, got {value}")
     for group in made.unused:
         given, plain = getattr(config, group), getattr(Config(), group)
         if given != plain:
@@ -57,6 +66,33 @@ def build_run(config: Config, samples: Samples, stage: int | None = None) -> Run
     tx = build_optimiser(config.optimiser, config.steps)
     setting = Setting(samples.shape, samples.classes, samples.pictures, tx, config.steps)
     return Run(config, samples, made.make(setting), None)
+
+
+def check_data(config: Config, x0: np.ndarray) -> None:
+    """Raises `ValueError` for data [n, *d] that the family of a configuration cannot model."""
+    made = construct("family", names.FAMILIES, config.family)
+    if isinstance(made, AbstractFamily):
+        made.check_data(x0)
+
+
+def trained_autoencoder(run: Run, params: Params) -> tuple[AutoencoderKL, Params]:
+    """(module, its parameters) of a run of the family autoencoder, whose latents have about mean 0 and variance 1.
+
+        run, params = diffjax.config.load_run("runs/digits_autoencoder")
+        module, weights = diffjax.config.trained_autoencoder(run, params)
+        interop.save_pretrained("vae", weights, interop.autoencoder_config(module))
+
+    Args:
+      run: of `load_run`.
+      params: its parameters.
+
+    Raises:
+      ValueError: the run is of another family.
+    """
+    made = construct("family", names.FAMILIES, run.config.family)
+    if not isinstance(made, AutoencoderFamily):
+        raise ValueError(f"run: one of the family autoencoder is needed, got {run.config.family.name}")
+    return made.trained(run.samples.shape, params)
 
 
 def with_parts(config: Config, samples: Samples, parts: Parts) -> Run:

@@ -10,6 +10,7 @@ import abc
 import dataclasses
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import optax
 
 from diffjax.training import Family
@@ -59,3 +60,6 @@ class AbstractFamily(abc.ABC):
     @abc.abstractmethod
     def make(self, setting: Setting) -> Family:
         """The functions of the family."""
+
+    def check_data(self, x0: np.ndarray) -> None:  # noqa: B027 - most take any data
+        """Raises `ValueError` for data [n, *d] that the family cannot model; by default all are fine."""

@@ -8,8 +8,10 @@ from jax.typing import DTypeLike
 from diffjax import data, guidance, losses, networks, parameterisation, process, samplers
 from diffjax._typing import Denoiser
 from diffjax.config import _bounds, _denoising, _maps, _processes, _score_matching
+from diffjax.config._autoencoder_family import AutoencoderFamily
 from diffjax.config._family import DiffusionFamily
 from diffjax.config._registry import Names, made, part, preset
+from diffjax.config._vae_family import HierarchicalVAEFamily, VAEFamily
 from diffjax.data import _parts as parts
 from diffjax.networks._adapters import LinenModule
 from diffjax.parameterisation._linear import EpsPrediction, VelocityPrediction, VPrediction, X0Prediction
@@ -25,7 +27,14 @@ from diffjax.samplers._heun import Heun
 from diffjax.samplers._jump import Jump
 from diffjax.samplers._unipc import UniPC
 
-FAMILIES = Names({"diffusion": DiffusionFamily})
+FAMILIES = Names(
+    {
+        "diffusion": DiffusionFamily,
+        "vae": VAEFamily,
+        "hierarchical_vae": HierarchicalVAEFamily,
+        "autoencoder": AutoencoderFamily,
+    }
+)
 """Kinds of models: rows but the first are of `AbstractFamily`."""
 PROCESSES = Names(
     {

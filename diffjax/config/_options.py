@@ -18,6 +18,10 @@ class FamilyConfig:
 
     name: str = "diffusion"
     """The family. Options of groups that it has no use for are refused."""
+    likelihood: Literal["gaussian", "logistic", "bernoulli"] = "gaussian"
+    """What a decoder's numbers mean. gaussian: a density, with one learned standard deviation. logistic: probabilities
+    of --family.levels grey levels, so that the bound is in bits per dimension. bernoulli: those of data that are -1 or
+    1."""
 
 
 @options(name=names.DATA)

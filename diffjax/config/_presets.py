@@ -3,7 +3,15 @@
 import types
 from collections.abc import Mapping
 
-from diffjax.config._options import Config, DataConfig, GuidanceConfig, NetworkConfig, OptimiserConfig, SamplerConfig
+from diffjax.config._options import (
+    Config,
+    DataConfig,
+    FamilyConfig,
+    GuidanceConfig,
+    NetworkConfig,
+    OptimiserConfig,
+    SamplerConfig,
+)
 from diffjax.config._registry import Names
 
 _ROWS = (
@@ -46,6 +54,35 @@ _ROWS = (
         optimiser=OptimiserConfig(learning_rate=2e-3),
         guidance=GuidanceConfig(dropout=0.0, scale=1.0),
     ),
+    # The pixels of digits are 17 grey levels.
+    Config(
+        "digits_vae",
+        batch_size=64,
+        optimiser=OptimiserConfig(learning_rate=2e-3, warmup=100),
+        family=FamilyConfig("vae", "logistic", levels=17),
+    ),
+    Config(
+        "digits_hvae",
+        steps=1200,
+        batch_size=64,
+        optimiser=OptimiserConfig(learning_rate=2e-3, warmup=100),
+        family=FamilyConfig("hierarchical_vae", "logistic", levels=17),
+    ),
+    Config(
+        "digits_autoencoder",
+        steps=1000,
+        batch_size=64,
+        data=DataConfig(conditional=False),
+        optimiser=OptimiserConfig(learning_rate=2e-3, warmup=100),
+        family=FamilyConfig("autoencoder"),
+    ),
+    Config(
+        "toy2d_vae",
+        batch_size=512,
+        data=DataConfig("mixture", conditional=False),
+        optimiser=OptimiserConfig(learning_rate=2e-3),
+        family=FamilyConfig("vae", latents=2, width=128),
+    ),
 )
 PRESETS: Mapping[str, Config] = types.MappingProxyType(Names({config.name: config for config in _ROWS}))
 ABOUT: Mapping[str, str] = {
@@ -54,5 +91,9 @@ ABOUT: Mapping[str, str] = {
     "cifar10": "Class-conditional 32x32 images with a U-Net of DDPM's size, for an accelerator; "
     "--data.path is the folder or .tar.gz of CIFAR-10's files.",
     "toy2d": "Points in the plane with a multilayer perceptron; --data.name chooses their density.",
+    "digits_vae": "Class-conditional 8x8 digits with a variational autoencoder.",
+    "digits_hvae": "Class-conditional 8x8 digits with a hierarchical variational autoencoder.",
+    "digits_autoencoder": "The autoencoder of latent diffusion on 8x8 digits.",
+    "toy2d_vae": "Points in the plane with a variational autoencoder.",
 }
 """What each preset is."""

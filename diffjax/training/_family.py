@@ -8,7 +8,8 @@ them knows nothing else of them. The functions of a family hold no state; what t
 the shape of a sample, is fixed where the family is made.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias
 
 from jaxtyping import Array, Float
@@ -39,6 +40,9 @@ class Family(NamedTuple):
         lower bound of it, in nats, and the standard error of each as an estimate: 0 where nothing is estimated, NaN
         where it is not known. index [b] counts x0 globally.
       likelihood_kind: what log_bound is: "exact"; "flow", integrated along a flow by a solver; or "bound".
+      tighter_bounds: name -> a function like log_bound, for a lower bound that is nearer to log p(x0 | cond).
+      discrete: whether log_bound is of a probability, x0 being on levels, and of no density: -nats/(d log 2) are then
+        bits per dimension.
       encode: `(params, key, x0, cond) -> z`, a pytree of latents with leaves [b, ...].
       decode: `(params, z, cond) -> x0`.
       denoiser: `(params, cond) -> Denoiser` or `FlowMap`, by which guidance, likelihood and inverse problems of
@@ -77,6 +81,8 @@ class Family(NamedTuple):
     nfe: Callable[..., int] = lambda: 1
     log_bound: Callable[..., tuple[Float[Array, " b"], Float[Array, " b"]]] | None = None
     likelihood_kind: LikelihoodKind | None = None
+    tighter_bounds: Mapping[str, Callable[..., tuple[Float[Array, " b"], Float[Array, " b"]]]] = MappingProxyType({})
+    discrete: bool = False
     encode: Callable[[Params, Key, Sample, Cond], Params] | None = None
     decode: Callable[[Params, Params, Cond], Sample] | None = None
     denoiser: Callable[[Params, Cond], Denoiser | FlowMap] | None = None

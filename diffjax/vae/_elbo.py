@@ -17,6 +17,7 @@ Source: Kingma & Welling 2014, eq. 3; Burda et al. 2016 (IWAE), eq. 8; Higgins e
 al. 2016 (IAF), appendix C.8 (free bits); Razavi et al. 2019 (delta-VAE), eq. 5; Fu et al. 2019 (cyclic annealing).
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import equinox as eqx
@@ -53,6 +54,7 @@ def negative_elbo(
     free_bits: Scalar = 0.0,
     group: Group = "latent",
     index: Index | None = None,
+    gather: Callable[[Array], Array] = lambda rate: rate,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The negative ELBO with one draw of the latents a sample, the loss of every VAE of this package.
 
@@ -76,11 +78,13 @@ def negative_elbo(
       x0: data [b, *d].
       cond: conditions, a pytree of [b, ...], or None.
       beta: weight of the rate, at least 0; a warm-up's value, such as `linear_warm_up(step, steps=1000)`.
-      free_bits: nats that each group of latents has free: below them it has no gradient. The mean is over the batch
-        that is given here, so under pmap each device has its own.
+      free_bits: nats that each group of latents has free: below them it has no gradient.
       group: what has free bits of its own: each `latent`, each `channel` (the last axis of images of latents), or each
         `level`.
       index: global indices [b] of the samples (default 0 .. b - 1).
+      gather: `rate [b, *d] -> [total, *d]`, of the whole batch, whose mean `free_bits` are compared with. Where the
+        batch is split, as under pmap, it is `context.gather` of an objective with `whole_batch`; by default the mean is
+        over the samples that are given here.
 
     Returns:
       The loss, a scalar in nats a sample, and `per_sample` [b], the negative ELBO (beta = 1, no free bits), its parts
@@ -101,7 +105,7 @@ def negative_elbo(
     inference = infer(vae, params, latent_key, x0, cond, index=index, dropout=dropout)
     reconstruction, rates = -inference.log_likelihood, inference.rates
     rate = jnp.sum(rates, axis=1)
-    groups = [_by_group(level.rate, group) for level in inference.levels]
+    groups = [_by_group(gather(level.rate), group) for level in inference.levels]
     charged = jnp.asarray(sum(jnp.sum(jnp.maximum(_as(free_bits, nats), nats)) for nats in groups))
     per_sample = reconstruction + rate
     error = jnp.std(per_sample, ddof=1) / per_sample.size**0.5

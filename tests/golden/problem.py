@@ -38,8 +38,6 @@ from diffjax import (
 )
 from diffjax.training import (
     Context,
-    Objective,
-    init_state,
     jit_layout,
     make_ema,
     make_power_ema as make_power_ema,
@@ -296,10 +294,9 @@ def first_losses(preset, steps=4, **changes):
     """The losses of the first steps of a preset, each after the updates of those before."""
     settings = configured(preset, steps=steps, **changes)
     data = config.build_data(settings.data)
-    parts = config.build(settings, data.classes)
-    first, cond = data.source(0, 0, 1)
-    state = init_state(jax.random.key(settings.seed), parts.diffusion.network, parts.tx, first, cond)
-    layout = jit_layout(make_train_step(Objective(parts.loss, parts.tx), ema=make_ema(settings.ema_decay)))
+    run = config.build_run(settings, data.samples)
+    state = config.fresh_state(run)
+    layout = jit_layout(make_train_step(run.family.objectives, ema=make_ema(settings.ema_decay)))
     log = Path(f"{preset}.jsonl")
     choices: dict[str, Any] = {"batch_size": settings.batch_size, "seed": settings.seed, "log": log, "log_every": 1}
     train(state, layout, data.source, steps=steps, progress=False, **choices)

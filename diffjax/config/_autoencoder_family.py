@@ -1,0 +1,177 @@
+"""Latent diffusion's autoencoder as a family: reconstruction, and latents of mean 0 and variance 1 to go on with.
+
+params    autoencoder --> autoencoder_loss     moments --> (mean z, mean z^2)     critic, where it has a weight
+sample    N(0, I) --> std z + mean --decode--> x0
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from diffjax import networks, vae
+from diffjax._arrays import check_key, normal_like, sample_keys
+from diffjax._typing import Cond, Index, Key, Params, Sample, Scalar
+from diffjax.config._family import AbstractFamily, Setting
+from diffjax.config._vae_family import Batch, doubled, image_shape, one_evaluation
+from diffjax.networks import AutoencoderKL, LatentSpace, PatchDiscriminator, draw_parameters
+from diffjax.training import Context, Family, Objective
+
+RATE = 0.05
+"""Of the latents' moments: each step moves them so far towards those of its batch."""
+Loss: TypeAlias = tuple[Array, dict[str, Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderFamily(AbstractFamily):
+    """The KL autoencoder of latent diffusion: images to small images of latents, and back (Rombach et al. 2022).
+
+    It is no generative model. Its latents are scaled to mean 0 and variance 1 over the training data, and its samples
+    decode draws of N(0, I) at that scale, which nothing was trained to match: they show what is lacking until diffusion
+    models the latents. There are no labels. A run becomes a folder that diffusers reads by
+
+        from diffjax import config, interop, vae
+
+        run, params = config.load_run("runs/digits_autoencoder")
+        module, weights = config.trained_autoencoder(run, params)
+        x0 = jnp.asarray(config.build_data(run.config.data).train[0])  # module has the scale that training followed
+        module = vae.with_unit_latents(module, weights, x0)
+        interop.save_pretrained("vae", weights, interop.autoencoder_config(module))
+
+    Attributes:
+      latents: channels of the latents.
+      width: channels of the finest resolution; each coarser one has twice as many.
+      depth: resolutions, each half the one before; the latents have the size of the last.
+      blocks: residual blocks of each resolution.
+      kl_weight: of the divergence from N(0, I), in nats over the number of pixels and channels.
+      critic_weight: of a critic of patches, which is trained beside it; 0 is none.
+    """
+
+    latents: int = 4
+    width: int = 32
+    depth: int = 2
+    blocks: int = 1
+    kl_weight: float = 1e-6
+    critic_weight: float = 0.0
+
+    def module(self, shape: tuple[int, ...]) -> AutoencoderKL:
+        """The network for images of a shape (h, w, c), with a scale of 1."""
+        groups = max(1, math.gcd(self.width, 128) // 4)  # of four channels at least, up to 32, where width allows it
+        return AutoencoderKL(
+            in_channels=shape[2],
+            out_channels=shape[2],
+            latent_channels=self.latents,
+            channels=doubled(self.width, self.depth),
+            blocks=self.blocks,
+            groups=groups,
+            scaling_factor=1.0,
+        )
+
+    def make(self, setting: Setting) -> Family:
+        shape = self._checked(setting)
+        module, critic = self.module(shape), PatchDiscriminator((self.width, 2 * self.width))
+        judged = self.critic_weight > 0
+
+        def init(key: Key, x0: Sample, cond: Cond) -> Params:
+            keys = [jax.random.fold_in(key, i) for i in range(2)]
+            params = {"autoencoder": draw_parameters(keys[0], module.init, x0)["params"]}
+            params["moments"] = {"mean": jnp.zeros(()), "square": jnp.ones(())}
+            return params | ({"critic": draw_parameters(keys[1], critic.init, x0)["params"]} if judged else {})
+
+        def judge(params: Params) -> Callable[[Sample], Array]:
+            return lambda x: jnp.asarray(critic.apply({"params": params["critic"]}, x))
+
+        def learn(params: Params, batch: Batch, context: Context) -> Loss:
+            loss, aux = vae.autoencoder_loss(
+                module,
+                params["autoencoder"],
+                context.key,
+                batch[0],
+                kl_weight=self.kl_weight,
+                critic=judge(params) if judged else None,
+                critic_weight=self.critic_weight,
+                index=context.index,
+            )
+            return loss, {name: jnp.mean(aux[name]) for name in ("reconstruction", "kl")}
+
+        def follow(params: Params, batch: Batch, context: Context) -> Loss:
+            """Its gradient is the distance to the batch's moments: a step of gradient descent is a moving average."""
+            mean, std = LatentSpace(params["autoencoder"], module).moments(batch[0])
+            first, second = jnp.mean(mean), jnp.mean(mean**2 + std**2)
+            moments = params["moments"]
+            loss = 0.5 * ((moments["mean"] - first) ** 2 + (moments["square"] - second) ** 2)
+            return loss, {"latent_mean": first, "latent_std": jnp.sqrt(second - first**2)}
+
+        def criticise(params: Params, batch: Batch, context: Context) -> Loss:
+            y = vae.reconstruct(module, params["autoencoder"], context.key, batch[0], index=context.index)
+            loss, aux = vae.critic_loss(judge(params), batch[0], y)
+            return loss, {"accuracy": aux["accuracy"]}
+
+        objectives = (Objective(learn, setting.tx, "autoencoder"), Objective(follow, optax.sgd(RATE), "moments"))
+        latent = (*(side // 2 ** (self.depth - 1) for side in shape[:2]), self.latents)
+        return Family(
+            init=init,
+            objectives=(*objectives, Objective(criticise, setting.tx, "critic")) if judged else objectives,
+            sample=_sampler(module, latent),
+            options=frozenset({"temperature"}),
+            nfe=one_evaluation,
+            encode=_encoder(module),
+            decode=jax.jit(lambda params, z, cond: _decoded(module, params, z)),
+        )
+
+    def trained(self, shape: tuple[int, ...], params: Params) -> tuple[AutoencoderKL, Params]:
+        """(module, its parameters) of a run's parameters, with the scale that its training kept."""
+        mean, std = _scale(params)
+        module = self.module(shape).clone(scaling_factor=float(1 / std), shift_factor=float(mean))
+        return module, params["autoencoder"]
+
+    def _checked(self, setting: Setting) -> tuple[int, ...]:
+        shape = image_shape("autoencoder", setting)
+        if setting.classes is not None:
+            raise ValueError(
+                f"data.conditional: autoencoder takes no labels, got {setting.classes} classes; --data.no-conditional"
+            )
+        smaller = 2 ** (self.depth - 1)
+        if any(side % smaller for side in shape[:2]):
+            raise ValueError(f"family.depth: sides must be multiples of 2^(depth - 1) = {smaller}, got {shape}")
+        most = shape[2] * smaller**2
+        if self.latents > most:
+            raise ValueError(f"family.latents: at most {most}, for no more latents than pixels, got {self.latents}")
+        return shape
+
+
+def _scale(params: Params) -> tuple[Array, Array]:
+    """(mean, std) of the latents over the training data, two scalars."""
+    mean, square = params["moments"]["mean"], params["moments"]["square"]
+    return mean, jnp.sqrt(jnp.maximum(square - mean**2, 1e-6))
+
+
+def _decoded(module: networks.AutoencoderKL, params: Params, z: Sample) -> Sample:
+    mean, std = _scale(params)
+    return LatentSpace(params["autoencoder"], module).decode(mean + std * z)
+
+
+def _encoder(module: networks.AutoencoderKL) -> Callable[[Params, Key, Sample, Cond], Sample]:
+    @jax.jit
+    def encode(params: Params, key: Key, x0: Sample, cond: Cond = None) -> Sample:
+        mean, std = _scale(params)
+        return (LatentSpace(params["autoencoder"], module).encode(key, x0) - mean) / std
+
+    return encode
+
+
+def _sampler(module: networks.AutoencoderKL, shape: tuple[int, ...]) -> Callable[..., Sample]:
+    @jax.jit
+    def sample(
+        params: Params, key: Key, index: Index, cond: Cond = None, *, temperature: Scalar | None = None
+    ) -> Sample:
+        check_key(key)
+        z = normal_like(sample_keys(key, index), jnp.zeros((index.shape[0], *shape)))
+        return _decoded(module, params, jnp.asarray((1.0 if temperature is None else temperature) * z))
+
+    return sample
