@@ -188,3 +188,8 @@ def test_autoencoder_and_critic_train_in_one_step(params):
 def test_what_cannot_be_trained_is_named(params, arguments, words):
     with pytest.raises(ValueError, match=words):
         vae.autoencoder_loss(AUTOENCODER, params, KEY, arguments.pop("x0", X0), **arguments)
+
+
+def test_unit_latents_need_an_image(params):
+    with pytest.raises(ValueError, match="x0: at least one sample"):
+        vae.with_unit_latents(AUTOENCODER, params, X0[:0])

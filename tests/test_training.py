@@ -832,5 +832,5 @@ def test_second_signal_ends_the_process_at_once(tmp_path, second):
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=1)
     process.send_signal(second)
-    assert process.wait(timeout=5) == -second
+    assert process.wait(timeout=60) == -second  # on a busy machine; the source is stuck for ten minutes
     process.communicate()

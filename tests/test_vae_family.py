@@ -351,21 +351,25 @@ def test_the_critic_is_trained_by_its_own_loss_alone(made):
     ],
 )
 def test_jit_and_pmap_train_alike(made, name, numbers):
-    """Free bits too, whose mean is over the whole batch."""
+    """Free bits too, whose mean is over the whole batch.
+
+    By gradient descent: Adam would divide the rounding of a gradient that is 0 by its size.
+    """
     family, params = made(name, **numbers)
     ema, found = make_ema(0.5), []
-    fresh = lambda: state_from_params(jax.random.key(2), jax.tree.map(jnp.array, params), family.objectives)
+    objectives = [objective._replace(tx=optax.sgd(0.01)) for objective in family.objectives]
+    fresh = lambda: state_from_params(jax.random.key(2), jax.tree.map(jnp.array, params), objectives)
     for layout in (
-        jit_layout(make_train_step(family.objectives, ema=ema), data_mesh(jax.devices()[:1])),
-        pmap_layout(make_train_step(family.objectives, ema=ema, axis_name="data"), jax.devices()[:2]),
+        jit_layout(make_train_step(objectives, ema=ema), data_mesh(jax.devices()[:1])),
+        pmap_layout(make_train_step(objectives, ema=ema, axis_name="data"), jax.devices()[:2]),
     ):
         state = layout.put_state(fresh())
         for _ in range(2):
             state, _ = layout.step(state, layout.put_batch((np.asarray(X0), None)))
         found.append(layout.get_state(state).params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), *found)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)
     changes = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), found[0], params)
-    assert max(jax.tree.leaves(changes)) > 5e-3
+    assert max(jax.tree.leaves(changes)) > 1e-3
 
 
 def test_moments_follow_the_latents_and_unit_latents_agree(made):

@@ -197,12 +197,11 @@ def _autoencoder():
 def _autoencoder_training():
     autoencoder, params, image = _autoencoder()
     judge = lambda x: jnp.mean(x, (1, 2, 3))
-    both = {"x0": image, "y": image}
+    both = {"x0": jnp.ones((B, 4, 4, 2)), "y": jnp.ones((B, 4, 4, 2))}
     return {
         "autoencoder_loss": Row(lambda x0: vae.autoencoder_loss(autoencoder, params, KEY, x0), {"x0": image}),
         "critic_loss": Row(lambda x0, y: vae.critic_loss(judge, x0, y), both, {"y": "paired"}),
         "reconstruct": Row(lambda x0: vae.reconstruct(autoencoder, params, KEY, x0), {"x0": image}),
-        "with_unit_latents": Row(lambda x0: vae.with_unit_latents(autoencoder, params, x0), {"x0": image}),
     }
 
 
@@ -534,6 +533,7 @@ WITH_SAMPLES: dict[str, Row] = {
 }
 
 NO_SAMPLES = {
+    "with_unit_latents": "its numbers become fields of a module, so it is not traced: test_autoencoder_training",
     **dict.fromkeys(
         [f"{name}.top_down" for name in ("VAE", "HierarchicalVAE", "DiffusionChain")], "called by `infer`, which checks"
     ),
