@@ -15,7 +15,7 @@ Source: Song et al. 2021, eqs. 6 and 13; Zhang & Chen 2023, eq. 4 (the family in
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import diffrax
 import equinox as eqx
@@ -35,6 +35,9 @@ from diffjax.samplers._batch import check_batch, over_devices, split_batch
 from diffjax.samplers._calls import jit_leaves
 from diffjax.samplers._solver_checks import AbstractField, check_ends, check_solver, with_denoiser
 from diffjax.samplers._stepper_solver import StepperSolver, parts
+
+SavedTimes: TypeAlias = Float[Array, " k"] | Float[np.ndarray, " k"] | Sequence[float | int]
+"""Descending times [k]."""
 
 
 class Flow(AbstractField):
@@ -139,7 +142,7 @@ def integrate(
     controller: diffrax.AbstractStepSizeController | None = None,
     adjoint: diffrax.AbstractAdjoint | None = None,
     max_steps: int | None = None,
-    save: Grid | Sequence | None = None,
+    save: SavedTimes | None = None,
     mesh: Mesh | None = None,
 ) -> Solution:
     """Solves `probability_flow`, `reverse_sde` or their like by diffrax, from noise to data. A jitted entry point.
@@ -195,7 +198,7 @@ def integrate_each(
     controller: diffrax.AbstractStepSizeController,
     adjoint: diffrax.AbstractAdjoint | None = None,
     max_steps: int | None = None,
-    save: Grid | Sequence | None = None,
+    save: SavedTimes | None = None,
     mesh: Mesh | None = None,
 ) -> Solution:
     """`integrate` with a step size for each sample, whose result does not depend on its batch. A jitted entry point.

@@ -252,7 +252,7 @@ class Autoregressive(AbstractLikelihood):
         check_key(key)
         x0, y = as_samples("x0", x0), as_samples("y", y)
         return {
-            "network": self.network.init(key, x0, jnp.zeros(x0.shape[0]), y),
+            "network": self.network.init(jax.random.fold_in(key, 0), x0, jnp.zeros(x0.shape[0]), y),
             "each": self.each.init(jax.random.fold_in(key, 1), y, x0),
         }
 
