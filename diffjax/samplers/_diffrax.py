@@ -36,8 +36,8 @@ from diffjax.samplers._calls import jit_leaves
 from diffjax.samplers._solver_checks import AbstractField, check_ends, check_solver, with_denoiser
 from diffjax.samplers._stepper_solver import StepperSolver, parts
 
-SavedTimes: TypeAlias = Float[Array, " k"] | Float[np.ndarray, " k"] | Sequence[float | int]
-"""Descending times [k]."""
+SavedTimes: TypeAlias = Float[Array, "..."] | Float[np.ndarray, "..."] | Sequence[float | int]
+"""Descending times [k]; another shape is refused by name, not by its type."""
 
 
 class Flow(AbstractField):

@@ -532,7 +532,7 @@ def test_levy_areas_that_a_path_lacks():
 def test_other_bad_arguments():
     flow, xt, ts = flow_of(dj.Cosine()), jnp.zeros((4, 2)), np.array([0.9, 0.5, 0.1])
     refused = lambda message: pytest.raises(ValueError, match=message)
-    for save in ([0.95], [0.2, 0.4], [[0.3]], [np.nan], []):
+    for save in ([0.95], [0.2, 0.4], np.array([[0.3]]), [np.nan], []):
         with refused("save: descending times from 0.9 to 0.1"):
             dj.integrate(flow, xt, ts, solver=diffrax.Heun(), save=save)
     with refused(r"keys: one row for each of 4 samples is needed, got shape \(2,\)"):
