@@ -89,6 +89,9 @@ DEFAULTS = {
         "warm_up": None,
         "kl_weight": None,
         "critic_weight": None,
+        "critic_start": None,
+        "perceptual": None,
+        "perceptual_weight": None,
     },
     "loss": {
         "name": "denoising",
@@ -412,6 +415,9 @@ ODD = c.Config(
         warm_up=0.6,
         kl_weight=0.003,
         critic_weight=0.08,
+        critic_start=0.15,
+        perceptual="a_folder",
+        perceptual_weight=2.25,
     ),
 )
 """A number of its own for every field."""
@@ -984,6 +990,7 @@ CHECKS = {
     "teacher": "test_a_student_has_its_teacher_s_configuration_but_for_what_distilling_changes",
     "family.name": "test_training_reaches_the_closed_form_and_writes_what_a_run_has",
     "family.likelihood": "test_a_likelihood_is_that_of_its_name_and_levels",
+    "family.perceptual": "test_features_are_those_of_the_classifier",
     "data.name": "test_a_toy_is_its_density_and_is_measured_on_draws_of_other_seeds",
     "data.path": "test_files_are_read_as_their_name_says",
     "data.conditional": "test_an_unconditional_network_gets_no_labels",

@@ -1,5 +1,6 @@
 """The families vae, hierarchical_vae and autoencoder on the command line, against the library's own calls."""
 
+import functools
 import json
 import re
 
@@ -23,6 +24,7 @@ from diffjax.training import (
     make_ema,
     make_train_step,
     pmap_layout,
+    save_weights,
     state_from_params,
 )
 
@@ -234,6 +236,8 @@ LOSSES = {
     ("hierarchical_vae", "warm_up"): 0.5,
     ("autoencoder", "kl_weight"): 3.0,
     ("autoencoder", "critic_weight"): 0.7,
+    ("autoencoder", "critic_start"): 0.5,
+    ("autoencoder", "perceptual_weight"): 3.0,
 }
 """(family, number) -> another value, of those that change the loss."""
 LEVELS = {("vae", "levels"): 17, ("hierarchical_vae", "levels"): 17}
@@ -275,6 +279,16 @@ X0 = jnp.asarray(load_digits()[0][:8])
 
 
 @pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """(folder, module, parameters) of a classifier of digits, away from its first values."""
+    folder, module = tmp_path_factory.mktemp("classifier"), networks.Classifier(10, channels=(8, 16))
+    start = from_linen(module).init(KEY, X0[:1], jnp.zeros(1))
+    params = jax.tree.map(lambda leaf: leaf + 0.2 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), start)
+    save_weights(folder / "weights.safetensors", params)
+    return str(folder), module, params
+
+
+@pytest.fixture(scope="module")
 def made():
     """(name, numbers) -> (family, its params on digits), each once."""
     found = {}
@@ -291,10 +305,11 @@ def made():
 
 
 @pytest.mark.parametrize(("name", "number"), list(LOSSES))
-def test_a_number_is_that_of_the_loss(made, name, number):
+def test_a_number_is_that_of_the_loss(made, classifier, name, number):
     """Against the library's call with the same number, which differs from the one without."""
     value = LOSSES[name, number]
-    family, params = made(name, **{number: value})
+    others = {"critic_start": {"critic_weight": 0.7}, "perceptual_weight": {"perceptual": classifier[0]}}
+    family, params = made(name, **{number: value}, **others.get(number, {}))
     index = jnp.arange(8) + 3
     context = Context(KEY, 2, index=index, total=8)
     found = jax.jit(lambda p: family.objectives[0].loss_fn(p, (X0, None), context)[0])(params)
@@ -306,7 +321,14 @@ def test_a_number_is_that_of_the_loss(made, name, number):
             critic = networks.PatchDiscriminator((4, 8))
             given["critic"] = lambda x: critic.apply({"params": params["critic"]}, x)
         loss = lambda p, **given: vae.autoencoder_loss(module, p["autoencoder"], KEY, X0, index=index, **given)[0]
+        if number == "critic_start":  # step 2 of 10, with 0.7 from step 5 on
+            given = {"kl_weight": 1e-6}
+        if number == "perceptual_weight":
+            given["perceptual"] = functools.partial(networks.classifier_features, *classifier[1:])
         other = loss(params, kl_weight=1e-6)
+        if number == "critic_start":
+            late = Context(KEY, 5, index=index, total=8)
+            other = family.objectives[0].loss_fn(params, (X0, None), late)[0]
     else:
         gaussian = vae.GaussianLikelihood()
         if name == "vae":
@@ -324,6 +346,40 @@ def test_beta_rises_over_its_share_of_the_training(made):
     family, params = made("vae", warm_up=0.5, beta=2.0)
     beta = jax.jit(lambda step: family.objectives[0].loss_fn(params, (X0, None), Context(KEY, step))[1]["beta"])
     np.testing.assert_allclose([beta(step) for step in (0, 1, 5, 9)], [0.0, 0.4, 2.0, 2.0], rtol=1e-6)
+
+
+def test_features_are_those_of_the_classifier(made, classifier):
+    """With a weight of 1 by default; a run is read, and sampled, without the folder."""
+    folder, module, weights = classifier
+    family, params = made("autoencoder", perceptual=folder)
+    found, aux = family.objectives[0].loss_fn(params, (X0, None), Context(KEY, index=jnp.arange(8)))
+    autoencoder = networks.AutoencoderKL(1, 1, 2, channels=(4, 8), blocks=1, groups=1, scaling_factor=1.0)
+    features = functools.partial(networks.classifier_features, module, weights)
+    loss, terms = vae.autoencoder_loss(autoencoder, params["autoencoder"], KEY, X0, perceptual=features)
+    np.testing.assert_allclose(aux["perceptual"], jnp.mean(terms["perceptual"]), rtol=1e-5)
+    np.testing.assert_allclose(found, loss, rtol=1e-5)
+    family, params = made("autoencoder", perceptual="gone")
+    assert family.sample(params, KEY, jnp.arange(2)).shape == (2, 8, 8, 1)
+
+
+def test_what_is_no_classifier_is_refused(classifier, tmp_path):
+    """Before anything is trained, when the data are looked at."""
+    family = lambda folder: c.construct("family", c.FAMILIES, c.FamilyConfig("autoencoder", perceptual=str(folder)))
+    check = lambda folder: family(folder).check_data(np.asarray(X0))
+    check(classifier[0])
+    with pytest.raises(ValueError, match=r"family.perceptual: a folder that scripts"):
+        check(tmp_path / "none")
+    save_weights(tmp_path / "weights.safetensors", {"dense": {"kernel": jnp.ones((2, 2))}})
+    with pytest.raises(ValueError, match=r"family.perceptual: .*weights.safetensors holds no classifier"):
+        check(tmp_path)
+    other = dict(classifier[2]) | {"logits": {"bias": jnp.ones(10), "kernel": jnp.ones((15, 10))}}
+    save_weights(tmp_path / "weights.safetensors", other)
+    with pytest.raises(ValueError, match=r"an array of shape \(15, 10\) in place of \(16, 10\)"):
+        interop.read_classifier(tmp_path)
+    coloured = networks.Classifier(10, channels=(8,)).init(KEY, jnp.zeros((1, 8, 8, 3)))["params"]
+    save_weights(tmp_path / "weights.safetensors", coloured)
+    with pytest.raises(ValueError, match=r"family.perceptual: the classifier .* 3 channels, the data have 1"):
+        check(tmp_path)
 
 
 def test_the_critic_is_trained_by_its_own_loss_alone(made):

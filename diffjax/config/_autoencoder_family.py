@@ -1,16 +1,19 @@
 """Latent diffusion's autoencoder as a family: reconstruction, and latents of mean 0 and variance 1 to go on with.
 
-params    autoencoder --> autoencoder_loss     moments --> (mean z, mean z^2)     critic, where it has a weight
+params    autoencoder --> autoencoder_loss     moments --> (mean z, mean z^2)
+          critic, where it has a weight
 sample    N(0, I) --> std z + mean --decode--> x0
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array
 
@@ -19,7 +22,15 @@ from diffjax._arrays import check_key, normal_like, sample_keys
 from diffjax._typing import Cond, Index, Key, Params, Sample, Scalar
 from diffjax.config._family import AbstractFamily, Setting
 from diffjax.config._vae_family import Batch, doubled, image_shape, one_evaluation
-from diffjax.networks import AutoencoderKL, LatentSpace, PatchDiscriminator, draw_parameters
+from diffjax.interop import read_classifier
+from diffjax.networks import (
+    AutoencoderKL,
+    Classifier,
+    LatentSpace,
+    PatchDiscriminator,
+    classifier_features,
+    draw_parameters,
+)
 from diffjax.training import Context, Family, Objective
 
 RATE = 0.05
@@ -50,6 +61,11 @@ class AutoencoderFamily(AbstractFamily):
       blocks: residual blocks of each resolution.
       kl_weight: of the divergence from N(0, I), in nats over the number of pixels and channels.
       critic_weight: of a critic of patches, which is trained beside it; 0 is none.
+      critic_start: share of the training before the critic counts, so that the reconstruction settles first; the critic
+        itself learns from the first step.
+      perceptual: folder of a classifier whose features a reconstruction is to share, as scripts/train_classifier.py
+        writes it: needed to train and to resume, not to sample. None: no such term.
+      perceptual_weight: of the mean square of the difference of these features.
     """
 
     latents: int = 4
@@ -58,6 +74,9 @@ class AutoencoderFamily(AbstractFamily):
     blocks: int = 1
     kl_weight: float = 1e-6
     critic_weight: float = 0.0
+    critic_start: float = 0.0
+    perceptual: str | None = None
+    perceptual_weight: float = 1.0
 
     def module(self, shape: tuple[int, ...]) -> AutoencoderKL:
         """The network for images of a shape (h, w, c), with a scale of 1."""
@@ -75,13 +94,18 @@ class AutoencoderFamily(AbstractFamily):
     def make(self, setting: Setting) -> Family:
         shape = self._checked(setting)
         module, critic = self.module(shape), PatchDiscriminator((self.width, 2 * self.width))
-        judged = self.critic_weight > 0
+        judged, late = self.critic_weight > 0, round(self.critic_start * setting.steps)
 
         def init(key: Key, x0: Sample, cond: Cond) -> Params:
             keys = [jax.random.fold_in(key, i) for i in range(2)]
             params = {"autoencoder": draw_parameters(keys[0], module.init, x0)["params"]}
             params["moments"] = {"mean": jnp.zeros(()), "square": jnp.ones(())}
             return params | ({"critic": draw_parameters(keys[1], critic.init, x0)["params"]} if judged else {})
+
+        @functools.cache
+        def features() -> Callable[[Sample], Array] | None:
+            found = self._classifier(shape[2])
+            return None if found is None else functools.partial(classifier_features, *found)
 
         def judge(params: Params) -> Callable[[Sample], Array]:
             return lambda x: jnp.asarray(critic.apply({"params": params["critic"]}, x))
@@ -93,11 +117,14 @@ class AutoencoderFamily(AbstractFamily):
                 context.key,
                 batch[0],
                 kl_weight=self.kl_weight,
+                perceptual=features(),
+                perceptual_weight=self.perceptual_weight,
                 critic=judge(params) if judged else None,
-                critic_weight=self.critic_weight,
+                critic_weight=jnp.where(context.step < late, 0.0, self.critic_weight),
                 index=context.index,
             )
-            return loss, {name: jnp.mean(aux[name]) for name in ("reconstruction", "kl")}
+            shown = ("reconstruction", "kl", *(() if self.perceptual is None else ("perceptual",)))
+            return loss, {name: jnp.mean(aux[name]) for name in shown}
 
         def follow(params: Params, batch: Batch, context: Context) -> Loss:
             """Its gradient is the distance to the batch's moments: a step of gradient descent is a moving average."""
@@ -129,6 +156,24 @@ class AutoencoderFamily(AbstractFamily):
         mean, std = _scale(params)
         module = self.module(shape).clone(scaling_factor=float(1 / std), shift_factor=float(mean))
         return module, params["autoencoder"]
+
+    def check_data(self, x0: np.ndarray) -> None:
+        self._classifier(x0.shape[-1])
+
+    def _classifier(self, channels: int) -> tuple[Classifier, Params] | None:
+        """The classifier whose features are compared, of images with so many channels; None if there is none."""
+        if self.perceptual is None:
+            return None
+        try:
+            classifier, params = read_classifier(self.perceptual)
+        except ValueError as error:
+            raise ValueError(f"family.perceptual: {str(error).removeprefix('path: ')}") from None
+        if (own := params["body"]["in"]["kernel"].shape[2]) != channels:
+            raise ValueError(
+                f"family.perceptual: the classifier in {self.perceptual} is of images with {own} channels, the data "
+                f"have {channels}; train one on these data, scripts/train_classifier.py"
+            )
+        return classifier, params
 
     def _checked(self, setting: Setting) -> tuple[int, ...]:
         shape = image_shape("autoencoder", setting)

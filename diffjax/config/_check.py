@@ -22,9 +22,9 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("guidance.logsnr_start", "a finite number", math.isfinite),
     ("family.latents family.width family.depth family.blocks", "at least 1", lambda n: n >= 1),
     ("family.levels", "at least 2", lambda n: n >= 2),
-    ("family.warm_up", "a number in [0, 1]", lambda x: 0 <= x <= 1),
+    ("family.warm_up family.critic_start", "a number in [0, 1]", lambda x: 0 <= x <= 1),
     (
-        "family.beta family.free_bits family.kl_weight family.critic_weight",
+        "family.beta family.free_bits family.kl_weight family.critic_weight family.perceptual_weight",
         "a finite number, not below 0",
         lambda x: 0 <= x < math.inf,
     ),

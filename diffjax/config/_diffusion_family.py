@@ -34,7 +34,7 @@ from diffjax.process import check_known
 from diffjax.samplers import CFGpp
 from diffjax.samplers._base import plan
 from diffjax.samplers._batch import split_batch
-from diffjax.samplers._sample_n import _chunk
+from diffjax.samplers._sample_n import sample_chunk
 from diffjax.training import Family
 
 _EXACT = 4
@@ -251,7 +251,7 @@ def _draw(key: Key, parts: Parts, denoiser: Any, shape: tuple[int, ...], index: 
     planned = plan(parts.process, parts.stepper, parts.ts, dtype)
     parts.stepper.check_denoiser(denoiser, parts.process, *planned)
     shared = (rest, key, parts.process, *as_leaves(planned, dtype))
-    return _chunk((rows, index), shared, tuple(shape), parts.stepper.final_denoise, _mesh_of(index))
+    return sample_chunk((rows, index), shared, tuple(shape), parts.stepper.final_denoise, _mesh_of(index))
 
 
 def _mesh_of(index: Index) -> Mesh | None:

@@ -22,6 +22,9 @@ class FamilyConfig:
     """What a decoder's numbers mean. gaussian: a density, with one learned standard deviation. logistic: probabilities
     of --family.levels grey levels, so that the bound is in bits per dimension. bernoulli: those of data that are -1 or
     1."""
+    perceptual: str | None = None
+    """The folder of a classifier, written by scripts/train_classifier.py, whose features an autoencoder's
+    reconstructions are to share with the data; by default there is no such term."""
 
 
 @options(name=names.DATA)

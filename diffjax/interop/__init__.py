@@ -8,6 +8,7 @@
 """
 
 from diffjax.interop._autoencoder import autoencoder_config as autoencoder_config
+from diffjax.interop._classifier import read_classifier as read_classifier
 from diffjax.interop._clock import OnSigma as OnSigma, OnSteps as OnSteps
 from diffjax.interop._files import read_tensors as read_tensors, write_tensors as write_tensors
 from diffjax.interop._inception import read_inception as read_inception

@@ -16,7 +16,11 @@ from diffjax.networks._attention import (
 )
 from diffjax.networks._autoencoder import AutoencoderKL as AutoencoderKL, LatentSpace as LatentSpace
 from diffjax.networks._blocks import ResidualBlock as ResidualBlock, enlarge as enlarge
-from diffjax.networks._classifier import Classifier as Classifier, classifier_features as classifier_features
+from diffjax.networks._classifier import (
+    Classifier as Classifier,
+    classifier_features as classifier_features,
+    classifier_of as classifier_of,
+)
 from diffjax.networks._coders import (
     ImageDecoder as ImageDecoder,
     ImageEncoder as ImageEncoder,

@@ -95,6 +95,25 @@ def classifier_features(
     return _body(classifier).apply({"params": params["body"]}, x, c_noise, True)  # pyright: ignore[reportReturnType]
 
 
+def classifier_of(params: Params) -> Classifier:
+    """The classifier that parameters are of, without dropout: its fields are seen in their names and shapes.
+
+    >>> import jax, jax.numpy as jnp
+    >>> module = Classifier(10, channels=(8, 16), blocks=2)
+    >>> classifier_of(module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]) == module
+    True
+
+    Args:
+      params: of a `Classifier`, a pytree of arrays [...].
+    """
+    body = params["body"]
+    widths = [body["in"]["kernel"].shape[-1]]
+    while (name := f"halve__{len(widths)}") in body:
+        widths.append(body[name]["kernel"].shape[-1])
+    blocks = sum(name.startswith("blocks__0__") for name in body)
+    return Classifier(params["logits"]["bias"].shape[0], channels=tuple(widths), blocks=blocks)
+
+
 def _body(classifier, name=None):
     c = classifier
     return _Body(c.channels, c.blocks, c.dropout, c.dtype, name=name)

@@ -90,14 +90,16 @@ def sample_n(
         kept = np.minimum(index, n - 1)  # the surplus repeats the last row
         some = [jnp.asarray(leaf[kept]) for leaf in leaves]
         split = (jax.tree.unflatten(layout, some), jnp.asarray(index))
-        x0 = _chunk(split, (rest, key, process, grid, weights), tuple(shape), final_denoise, mesh)
+        x0 = sample_chunk(split, (rest, key, process, grid, weights), tuple(shape), final_denoise, mesh)
         bar.set_description("drawing", refresh=start == 0)  # the first call has come back, so that it is compiled
         done.append(jax.block_until_ready(x0) if progress else x0)
     return jnp.concatenate(done)[:n]
 
 
 @eqx.filter_jit
-def _chunk(rows, shared, shape, final_denoise, mesh):
+def sample_chunk(rows, shared, shape, final_denoise, mesh):
+    """One chunk of `sample_n`: rows hold what each sample has of its own and its index, shared the rest."""
+
     def run(rows, shared):
         (some, index), (rest, key, process, ts, weights) = rows, shared
         denoiser, stepper = eqx.combine(some, rest)
