@@ -20,8 +20,10 @@ from diffjax.training import (
     Context,
     Family,
     data_mesh,
+    fsdp_layout,
     jit_layout,
     make_ema,
+    make_mesh,
     make_train_step,
     pmap_layout,
     save_weights,
@@ -398,15 +400,16 @@ def test_the_critic_is_trained_by_its_own_loss_alone(made):
 # --- training ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "numbers"),
     [
         ("vae", {"free_bits": 0.5, "likelihood": "logistic", "levels": 17}),
-        pytest.param("hierarchical_vae", {"blocks": 1}, marks=pytest.mark.slow),
-        pytest.param("autoencoder", {"critic_weight": 0.2}, marks=pytest.mark.slow),
+        ("hierarchical_vae", {"blocks": 1}),
+        ("autoencoder", {"critic_weight": 0.2}),
     ],
 )
-def test_jit_and_pmap_train_alike(made, name, numbers):
+def test_jit_pmap_and_fsdp_train_alike(made, name, numbers):
     """Free bits too, whose mean is over the whole batch.
 
     By gradient descent: Adam would divide the rounding of a gradient that is 0 by its size.
@@ -418,12 +421,14 @@ def test_jit_and_pmap_train_alike(made, name, numbers):
     for layout in (
         jit_layout(make_train_step(objectives, ema=ema), data_mesh(jax.devices()[:1])),
         pmap_layout(make_train_step(objectives, ema=ema, axis_name="data"), jax.devices()[:2]),
+        fsdp_layout(make_train_step(objectives, ema=ema), make_mesh(fsdp=2, devices=jax.devices()[:2]), min_size=16),
     ):
         state = layout.put_state(fresh())
         for _ in range(2):
             state, _ = layout.step(state, layout.put_batch((np.asarray(X0), None)))
         found.append(layout.get_state(state).params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)
+    for other in found[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found[0], other)
     changes = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), found[0], params)
     assert max(jax.tree.leaves(changes)) > 1e-3
 
