@@ -127,10 +127,14 @@ class Retimed(AbstractGaussianProcess):
                 check(jnp.isfinite(values), f"{name}: must be finite at t = 0 and 1, got {values}: clip the clock")
 
     def alpha(self, t: Time) -> Time:
-        return _finite_slope(lambda t: self.process.scales(self.clock.alpha(t), self.clock.sigma(t))[0], self.clock, t)
+        return self._scales(t, 0)
 
     def sigma(self, t: Time) -> Time:
-        return self.process.scales(self.clock.alpha(t), self.clock.sigma(t))[1]
+        return self._scales(t, 1)
+
+    def _scales(self, t: Time, which: int) -> Time:
+        scales = lambda t: self.process.scales(self.clock.alpha(t), self.clock.sigma(t))[which]
+        return _finite_slope(scales, self.clock, t)
 
     def logsnr(self, t: Time) -> Time:
         return self.clock.logsnr(t)
@@ -207,14 +211,14 @@ class Clipped(AbstractGaussianProcess):
 _AFTER_DATA = 1e-15  # a time at which sigma is small, and its square no denormal number
 
 
-def _finite_slope(alpha: Callable[[Time], Time], inner: AbstractGaussianProcess, t: Time) -> Time:
-    """alpha(t), of the shape of t, with the slope of a time next to it where the sigma of `inner` is 0.
+def _finite_slope(scale: Callable[[Time], Time], inner: AbstractGaussianProcess, t: Time) -> Time:
+    """alpha(t) or sigma(t), of the shape of t, with the slope of a time next to it where the sigma of `inner` is 0.
 
-    alpha is made of that sigma, whose own slope may be infinite there.
+    It is made of that sigma, whose own slope may be infinite there, and then 0 times it is NaN.
     """
     clean = jax.lax.stop_gradient(inner.sigma(t)) == 0
-    value = alpha(jnp.where(clean, t + _AFTER_DATA, t))
-    return jnp.where(clean, value + jax.lax.stop_gradient(alpha(t) - value), value)
+    value = scale(jnp.where(clean, t + _AFTER_DATA, t))
+    return jnp.where(clean, value + jax.lax.stop_gradient(scale(t) - value), value)
 
 
 def _same_lambda(process: Shifted | Retimed, other: AbstractGaussianProcess, t: Time, s: Time) -> tuple[Time, Time]:

@@ -44,7 +44,10 @@ def numbers_of(made):
 
 @pytest.mark.parametrize("name", processes)
 def test_slopes_at_the_ends_are_those_of_differences(name):
-    """In the numbers at the end itself, where every value is finite; in t towards the inside, or infinite there."""
+    """In the numbers at the end itself, where every value is finite; in t towards the inside.
+
+    Or infinite there: a wrapper then has the slope of a time next to the end, which is large and of the same sign.
+    """
     numbers, rest, direction = numbers_of(ALL_PROCESSES[name]())
     values = lambda numbers, *ends: at_the_ends(eqx.combine(numbers, rest), *ends)
     ends = (jnp.asarray(0.0), jnp.asarray(1.0))
@@ -71,9 +74,10 @@ def test_slopes_at_the_ends_are_those_of_differences(name):
     np.testing.assert_allclose(along, difference, rtol=1e-5, atol=1e-7)
     for slope, quotient in zip(in_time, differences, strict=True):
         slope = np.asarray(slope)[:-1]  # a sample has a square of its own to be the root of
-        finite = np.isfinite(slope)
-        np.testing.assert_allclose(slope[finite], quotient[:-1][finite], rtol=1e-3, atol=1e-3)
-        assert np.all(np.abs(quotient[:-1][~finite]) > 10)
+        quotient, finite = np.asarray(quotient)[:-1], np.abs(slope) < 1e5
+        np.testing.assert_allclose(slope[finite], quotient[finite], rtol=1e-3, atol=1e-3)
+        assert np.all(np.abs(quotient[~finite]) > 10)
+        assert np.all(np.sign(quotient[~finite]) == np.sign(slope[~finite]))
 
 
 def test_without_an_offset_the_cosine_begins_along_a_line():
