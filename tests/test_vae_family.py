@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from command_line import call, done, refused
+from safetensors.numpy import save_file
 
 from diffjax import config as c, from_linen, interop, likelihood, networks, vae
 from diffjax.cli._latents import in_turn, latents_of, pairs_of
@@ -364,6 +365,15 @@ def test_features_are_those_of_the_classifier(made, classifier):
     assert family.sample(params, KEY, jnp.arange(2)).shape == (2, 8, 8, 1)
 
 
+def test_a_classifier_that_is_read_within_a_trace_is_of_values(classifier):
+    """A loss reads it once, in its first trace, and every later one uses the same."""
+    folder, module, weights = classifier
+    read = []
+    jax.eval_shape(lambda: read.append(interop.read_classifier(folder)))
+    assert read[0][0] == module
+    jax.tree.map(np.testing.assert_array_equal, read[0][1], dict(weights))
+
+
 def test_what_is_no_classifier_is_refused(classifier, tmp_path):
     """Before anything is trained, when the data are looked at."""
     family = lambda folder: c.construct("family", c.FAMILIES, c.FamilyConfig("autoencoder", perceptual=str(folder)))
@@ -372,6 +382,9 @@ def test_what_is_no_classifier_is_refused(classifier, tmp_path):
     with pytest.raises(ValueError, match=r"family.perceptual: a folder that scripts"):
         check(tmp_path / "none")
     save_weights(tmp_path / "weights.safetensors", {"dense": {"kernel": jnp.ones((2, 2))}})
+    with pytest.raises(ValueError, match=r"family.perceptual: .*weights.safetensors holds no classifier"):
+        check(tmp_path)
+    save_file({"body": np.ones(2), "body/in/kernel": np.ones(2)}, tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match=r"family.perceptual: .*weights.safetensors holds no classifier"):
         check(tmp_path)
     other = dict(classifier[2]) | {"logits": {"bias": jnp.ones(10), "kernel": jnp.ones((15, 10))}}
