@@ -498,7 +498,8 @@ def test_a_walk_is_between_two_items_of_each_class(made):
 
     x = np.arange(8, dtype=np.float32)[:, None] + np.array([[1.0, 2.0]], np.float32)
     labels = np.array([1, 0, 1, 2, 0, 1, 0, 0], np.int32)
-    family = Family(None, (), None, encode=lambda params, key, x0, cond: (x0, 2 * x0**2), decode=decode)
+    encode = lambda params, key, x0, cond, index: (x0, 2 * x0**2)
+    family = Family(None, (), None, encode=encode, decode=decode)
     draw = type("Drawn", (), {"family": family, "params": {}})()
     data = type("Held", (), {"held_out": (x, labels)})()
     found = latents_of(draw, data, seed=0)
@@ -514,6 +515,37 @@ def test_a_walk_is_between_two_items_of_each_class(made):
         np.testing.assert_allclose(found.walk[row, 9, 0], x[last] + labels[last], rtol=1e-5)
     assert pairs_of(None, 5).tolist() == [[0, 1], [2, 3]]
     assert pairs_of(None, 1).shape == pairs_of(np.array([0, 1]), 2).shape == (0, 2)
+
+
+def test_items_are_encoded_some_at_a_time_and_a_single_one_makes_no_walk(made):
+    """What is drawn for an item comes from its place among all; held out may be one item, or one of each class."""
+    sizes = []
+
+    def encode(params, key, x0, cond, *, index):
+        sizes.append(len(x0))
+        return x0 + index[:, None]
+
+    family = Family(None, (), None, encode=encode, decode=lambda params, z, cond: z)
+    draw = type("Drawn", (), {"family": family, "params": {}})()
+    held = lambda x, labels=None: type("Held", (), {"held_out": (x, labels)})()
+    x = np.random.default_rng(0).normal(size=(203, 2)).astype(np.float32)
+    found = latents_of(draw, held(x), seed=0)
+    assert sizes == [68, 68, 68]  # one program for all parts
+    np.testing.assert_allclose(found.reconstructions, (x + np.arange(203)[:, None])[:50], rtol=1e-6)
+    assert found.error == pytest.approx(np.sqrt(np.mean(np.arange(203.0) ** 2)), rel=1e-5)
+    np.testing.assert_allclose(found.walk[9, 9], x[19] + 19, rtol=1e-6)
+    for n, labels in ((1, None), (2, np.array([1, 0]))):
+        found = latents_of(draw, held(x[:n], labels), seed=0)
+        assert (found.walk.shape, found.reconstructions.shape) == ((0, 10, 2), (n, 2))
+
+
+@pytest.mark.parametrize("name", ["vae", "autoencoder"])
+def test_the_latents_of_an_item_are_those_of_its_index(made, name):
+    family, params = made(name)
+    whole = jax.tree.leaves(family.encode(params, KEY, X0, None))
+    part = jax.tree.leaves(family.encode(params, KEY, X0[5:7], None, index=jnp.array([5, 6])))
+    for one, other in zip(whole, part, strict=True):
+        np.testing.assert_allclose(one[5:7], other, rtol=1e-4, atol=1e-5)
 
 
 # --- refused ---

@@ -201,11 +201,11 @@ def _decoded(module: networks.AutoencoderKL, params: Params, z: Sample) -> Sampl
     return LatentSpace(params["autoencoder"], module).decode(mean + std * z)
 
 
-def _encoder(module: networks.AutoencoderKL) -> Callable[[Params, Key, Sample, Cond], Sample]:
+def _encoder(module: networks.AutoencoderKL) -> Callable[..., Sample]:
     @jax.jit
-    def encode(params: Params, key: Key, x0: Sample, cond: Cond = None) -> Sample:
+    def encode(params: Params, key: Key, x0: Sample, cond: Cond = None, *, index: Index | None = None) -> Sample:
         mean, std = _scale(params)
-        return (LatentSpace(params["autoencoder"], module).encode(key, x0) - mean) / std
+        return (LatentSpace(params["autoencoder"], module).encode(key, x0, index=index) - mean) / std
 
     return encode
 

@@ -222,12 +222,12 @@ def _iwae(model: vae.AbstractVAE) -> Callable[..., Bound]:
     return bound
 
 
-def _encoder(model: vae.AbstractVAE) -> Callable[[Params, Key, Sample, Cond], Params]:
+def _encoder(model: vae.AbstractVAE) -> Callable[..., Params]:
     """Draws of q(z | x0), a tuple of one [b, ...] a level, the top first."""
 
     @jax.jit
-    def encode(params: Params, key: Key, x0: Sample, cond: Cond = None) -> Params:
-        levels = vae.infer(model, params, key, x0, cond).levels
+    def encode(params: Params, key: Key, x0: Sample, cond: Cond = None, *, index: Index | None = None) -> Params:
+        levels = vae.infer(model, params, key, x0, cond, index=index).levels
         return cast(Params, tuple(level.z for level in levels))
 
     return encode
