@@ -1,5 +1,6 @@
 """The families vae, hierarchical_vae and autoencoder on the command line, against the library's own calls."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -573,6 +574,10 @@ def test_the_latents_of_an_item_are_those_of_its_index(made, name):
         ("digits_autoencoder", ["--family.depth", 5], "family.depth: sides must be multiples of 2^(depth - 1) = 16"),
         ("digits_autoencoder", ["--data.conditional"], "data.conditional: autoencoder takes no labels, got 10 classes"),
         ("digits_autoencoder", ["--family.beta", 1], "family.beta: autoencoder has no such number, got 1.0"),
+        ("digits_autoencoder", ["--family.critic-start", 0.5], "family.critic_start: there is no critic, got 0.5"),
+        ("digits_autoencoder", ["--family.perceptual-weight", 2], "family.perceptual_weight: there are no features"),
+        ("digits_vae", ["--family.likelihood", "gaussian", "--family.levels", 17], "family.levels: gaussian has none"),
+        ("digits_vae", ["--family.name", "autoencoder", "--family.levels", 17], "family.levels: autoencoder has no"),
         (
             "digits",
             ["--family.likelihood", "logistic"],
@@ -586,6 +591,23 @@ def test_what_cannot_be_is_refused_before_anything_is_written(preset, options, m
     said = refused(capfd, "train", preset, "--out", out, *options)
     assert said.startswith(f"diffjax: {message}")
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "family"),
+    [
+        ("digits_vae", {"likelihood": "gaussian"}, c.FamilyConfig("vae")),
+        ("digits_vae", {"name": "hierarchical_vae"}, c.FamilyConfig("hierarchical_vae", "logistic", levels=17)),
+        ("digits_vae", {"name": "autoencoder"}, c.FamilyConfig("autoencoder")),
+        ("toy2d_vae", {"name": "diffusion"}, c.FamilyConfig()),
+        ("toy2d_vae", {"width": 5}, c.FamilyConfig("vae", latents=2, width=5)),
+    ],
+)
+def test_a_presets_numbers_that_another_choice_does_not_take_are_left_out(preset, changes, family):
+    """Of another family or likelihood; the command line has no word to take a number back."""
+    start = c.PRESETS[preset]
+    config = dataclasses.replace(start, family=dataclasses.replace(start.family, **changes))
+    assert c.with_family_defaults(config, {f"family.{name}" for name in changes}).family == family
 
 
 def test_bernoulli_is_refused_for_grey_digits(tmp_path, capfd):
