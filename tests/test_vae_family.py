@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from diffjax import config as c, from_linen, interop, likelihood, networks, vae
 from diffjax.cli._latents import in_turn, latents_of, pairs_of
+from diffjax.cli._train import _more_steps
 from diffjax.data import load_digits
 from diffjax.likelihood import slerp
 from diffjax.training import (
@@ -484,6 +485,15 @@ def test_an_autoencoder_becomes_a_folder_of_diffusers(runs, tmp_path):
     other = c.load_run(runs("toy2d_vae"))
     with pytest.raises(ValueError, match="run: one of the family autoencoder is needed, got vae"):
         c.trained_autoencoder(*other)
+
+
+def test_what_is_a_share_of_the_steps_is_said_where_these_become_more():
+    """A warm-up that was over begins again, for it is a share of a longer training."""
+    of = lambda steps, **numbers: c.Config(family=c.FamilyConfig("vae", **numbers), steps=steps)
+    plain = "9 steps become 20: from here the learning rate is that of a run of 20 steps"
+    assert _more_steps(of(9), of(20)) == plain
+    warm = plain.replace("learning rate is", "learning rate and family.warm_up are")
+    assert _more_steps(of(9, warm_up=0.5), of(20, warm_up=0.5)) == warm
 
 
 # --- the walk ---
