@@ -492,7 +492,7 @@ def test_what_is_a_share_of_the_steps_is_said_where_these_become_more():
     of = lambda steps, **numbers: c.Config(family=c.FamilyConfig("vae", **numbers), steps=steps)
     plain = "9 steps become 20: from here the learning rate is that of a run of 20 steps"
     assert _more_steps(of(9), of(20)) == plain
-    warm = plain.replace("learning rate is", "learning rate and family.warm_up are")
+    warm = plain.replace("learning rate is that", "learning rate and family.warm_up are those")
     assert _more_steps(of(9, warm_up=0.5), of(20, warm_up=0.5)) == warm
 
 

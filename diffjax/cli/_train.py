@@ -218,8 +218,8 @@ def _write_run(out: Path, options: Train, data: Data) -> None:
 def _more_steps(before: Config, config: Config) -> str:
     """What it means for a run to have more steps than before: what is a share of its length is another share now."""
     shares = [f"family.{name}" for name in ("warm_up", "critic_start") if getattr(config.family, name)]
-    what = "the learning rate is" if not shares else f"the learning rate and {' and '.join(shares)} are"
-    return f"{before.steps} steps become {config.steps}: from here {what} that of a run of {config.steps} steps"
+    what = f"the learning rate and {' and '.join(shares)} are those" if shares else "the learning rate is that"
+    return f"{before.steps} steps become {config.steps}: from here {what} of a run of {config.steps} steps"
 
 
 def _train(
