@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from nets import perturbed, quick_jit
 
-from diffjax import from_linen, networks, vae
+from diffjax import Network, from_linen, networks, vae
 
 KEY = jax.random.key(0)
 
@@ -212,6 +212,42 @@ def test_vmap_over_keys_is_one_after_the_other_and_values_compile_once():
     np.testing.assert_allclose([one(params, key, 0.5, 0.1) for key in keys], many, rtol=1e-5)
     one(params, keys[0], 1.0, 0.0)
     assert len(traced) == 2
+
+
+def test_levels_have_one_edge_between_them_in_any_precision():
+    """Probabilities sum to 1 in float32 where scales are least, and in bfloat16, which knows 17 levels; what lies on no
+    level is NaN within jit."""
+    for levels, dtype in ((256, jnp.float32), (17, jnp.float32), (17, jnp.bfloat16)):
+        likelihood, values = vae.DiscretisedLogistic(levels), np.linspace(-1, 1, levels, dtype=np.float32)[:, None]
+        of = quick_jit(lambda x0, y, own=likelihood: own.log_prob({}, jnp.broadcast_to(y, (len(x0), 2)), x0))
+        for k in (3, levels // 2, levels - 2):  # a location on an edge
+            for log_scale in (-15.0, -3.0, 0.0):
+                y = jnp.array([-1 + (2 * k + 1) / (levels - 1), log_scale])
+                nats = of(jnp.asarray(values, dtype), y)
+                assert nats.dtype == jnp.float32
+                assert float(jnp.exp(nats).sum()) == pytest.approx(1, abs=1e-5)
+    off = of(jnp.array([[-1.0], [0.03], [1.125]]), y)
+    assert np.isnan(off).tolist() == [False, True, True]
+    loss = lambda y: likelihood.log_prob({}, jnp.broadcast_to(y, (17, 2)), jnp.asarray(values)).sum()
+    assert np.all(np.isfinite(quick_jit(jax.grad(loss))(y)))
+
+
+def test_another_fixed_scale_compiles_nothing_anew():
+    traced = []
+    network = from_linen(networks.Perceptron((2,), depth=0))
+
+    def decode(params, z, c_noise, cond=None, *, key=None):
+        traced.append(1)
+        return z
+
+    decoder = Network(lambda key, z, c_noise, cond=None: {}, decode)
+    models = [vae.VAE(network, decoder, vae.GaussianLikelihood(std), 1) for std in (0.5, 2.0)]
+    x0 = points(4)[:, :1]
+    params = models[0].init(KEY, x0)
+    traced.clear()
+    first, second = (vae.iwae_bound(model, params, KEY, x0, draws=2)[0] for model in models)
+    assert len(traced) == 1
+    assert np.all(np.asarray(first) != np.asarray(second))
 
 
 def test_dropout_is_on_in_training_and_off_in_bounds():

@@ -179,11 +179,12 @@ class AutoencoderFamily(AbstractFamily):
     def _checked(self, setting: Setting) -> tuple[int, ...]:
         shape = image_shape("autoencoder", setting)
         if self.critic_start and not self.critic_weight:
-            raise ValueError(f"family.critic_start: there is no critic, got {self.critic_start}; --family.critic-weight")
-        if self.perceptual is None and self.perceptual_weight != type(self).perceptual_weight:
             raise ValueError(
-                f"family.perceptual_weight: there are no features, got {self.perceptual_weight}; --family.perceptual"
+                f"family.critic_start: there is no critic, got {self.critic_start}; --family.critic-weight"
             )
+        if self.perceptual is None and self.perceptual_weight != type(self).perceptual_weight:
+            weight = self.perceptual_weight
+            raise ValueError(f"family.perceptual_weight: there are no features, got {weight}; give --family.perceptual")
         if setting.classes is not None:
             raise ValueError(
                 f"data.conditional: autoencoder takes no labels, got {setting.classes} classes; --data.no-conditional"

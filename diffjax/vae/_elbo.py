@@ -18,7 +18,6 @@ al. 2016 (IAF), appendix C.8 (free bits); Razavi et al. 2019 (delta-VAE), eq. 5;
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import equinox as eqx
 import jax
@@ -40,8 +39,6 @@ from diffjax._typing import Cond, Index, Key, Params, Sample, Scalar
 from diffjax.vae._gaussian import HALF_LOG_TAU, AbstractPrior, DiagonalGaussian
 from diffjax.vae._model import AbstractVAE, check_vae, infer
 
-Group = Literal["latent", "channel", "level"]
-
 
 def negative_elbo(
     vae: AbstractVAE,
@@ -52,7 +49,7 @@ def negative_elbo(
     *,
     beta: Scalar = 1.0,
     free_bits: Scalar = 0.0,
-    group: Group = "latent",
+    group: str = "latent",
     index: Index | None = None,
     gather: Callable[[Array], Array] = lambda rate: rate,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:

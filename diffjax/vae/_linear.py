@@ -142,7 +142,8 @@ def optimal_linear_vae(
       The model, its latents in order of falling eigenvalues; collapsed ones have a column of zeros in W.
 
     Raises:
-      ValueError: latents are fewer than 1 or more than the data have features, or a scale is singular.
+      ValueError: latents are fewer than 1 or more than the data have features, the covariance has a negative
+        eigenvalue, or a scale is singular.
 
     Source: Lucas et al. 2019, section 4.2 and appendix A; Tipping & Bishop 1999, appendix A.
     """
@@ -155,6 +156,8 @@ def optimal_linear_vae(
     beta = as_scalar(beta)
     check(beta > 0, f"beta: must be positive, got {beta}")
     eigenvalues, vectors = jnp.linalg.eigh(covariance)
+    least, rounding = eigenvalues[0], 1e-5 * jnp.max(jnp.abs(eigenvalues))  # of moments in float32
+    check(least >= -rounding, f"covariance: must have no negative eigenvalue, got {least}")
     eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]
     if variance is None:
         if latents == n:
