@@ -179,9 +179,8 @@ class AutoencoderFamily(AbstractFamily):
     def _checked(self, setting: Setting) -> tuple[int, ...]:
         shape = image_shape("autoencoder", setting)
         if self.critic_start and not self.critic_weight:
-            raise ValueError(
-                f"family.critic_start: there is no critic, got {self.critic_start}; --family.critic-weight"
-            )
+            share = self.critic_start
+            raise ValueError(f"family.critic_start: there is no critic, got {share}; give --family.critic-weight")
         if self.perceptual is None and self.perceptual_weight != type(self).perceptual_weight:
             weight = self.perceptual_weight
             raise ValueError(f"family.perceptual_weight: there are no features, got {weight}; give --family.perceptual")
