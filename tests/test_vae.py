@@ -250,6 +250,28 @@ def test_another_fixed_scale_compiles_nothing_anew():
     assert np.all(np.asarray(first) != np.asarray(second))
 
 
+def test_numbers_that_are_known_are_looked_at_within_jit_too():
+    """Where losses are called: a weight of Python's is a value there, and only what is traced passes."""
+    model, x0, ones = perceptrons(), points(2), jnp.ones(2)
+    params = model.init(KEY, x0)
+    hierarchy = lambda variance: vae.LinearHierarchy(jnp.eye(2), jnp.eye(2), jnp.eye(2), variance)
+    calls = {
+        "beta: at least 0": lambda value: vae.negative_elbo(model, params, KEY, x0, beta=value)[0],
+        "free_bits: at least 0": lambda value: vae.negative_elbo(model, params, KEY, x0, free_bits=value)[0],
+        "temperature: a finite": lambda value: vae.generate(model, params, KEY, jnp.arange(2), temperature=value),
+        "std: must be positive": lambda value: vae.GaussianLikelihood(value).log_prob({}, x0, x0),
+        "correlation: must lie": lambda value: vae.least_rate(3, value),
+        "ramp: a share in": lambda value: vae.cyclic_warm_up(3, period=3, ramp=value),
+        "variance: beta times": lambda value: vae.rates_at_optimum(ones, value),
+        "variance: must be": lambda value: hierarchy(value).data_covariance(),
+        "beta: must be": lambda value: vae.optimal_linear_vae(ones, jnp.eye(2), 1, variance=1.0, beta=value).weight,
+    }
+    for words, call in calls.items():
+        with pytest.raises(ValueError, match=words):
+            jax.eval_shape(lambda call=call: call(-1.0))
+        jax.eval_shape(call, -1.0)
+
+
 def test_dropout_is_on_in_training_and_off_in_bounds():
     model, x0 = perceptrons(dropout=0.5), points(4)
     params = model.init(KEY, x0)

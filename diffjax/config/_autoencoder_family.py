@@ -51,7 +51,7 @@ class AutoencoderFamily(AbstractFamily):
 
         run, params = config.load_run("runs/digits_autoencoder")
         module, weights = config.trained_autoencoder(run, params)
-        x0 = jnp.asarray(config.build_data(run.config.data).train[0])  # module has the scale that training followed
+        x0 = jnp.asarray(config.build_data(run.config.data).train[0][:1000])  # without: the scale that training kept
         module = vae.with_unit_latents(module, weights, x0)
         interop.save_pretrained("vae", weights, interop.autoencoder_config(module))
 

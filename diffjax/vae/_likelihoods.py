@@ -26,6 +26,7 @@ from diffjax._arrays import (
     accumulator_dtype,
     as_samples,
     as_scalar,
+    at_once,
     check,
     check_key,
     is_concrete,
@@ -95,7 +96,8 @@ class GaussianLikelihood(AbstractLikelihood):
     def __init__(self, std: Scalar | None = None):
         self.std = None if std is None else as_scalar(std)
         if self.std is not None:
-            check((self.std > 0) & jnp.isfinite(self.std), f"std: must be positive, got {std}")
+            with at_once(std):
+                check((self.std > 0) & jnp.isfinite(self.std), f"std: must be positive, got {std}")
 
     def init(self, key: Key, y: Output, x0: Sample) -> Params:
         return {} if self.std is not None else {"log_std": jnp.zeros(())}

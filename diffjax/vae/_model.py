@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 from diffjax._arrays import (
     answered,
     as_samples,
+    at_once,
     check,
     check_key,
     default_index,
@@ -321,7 +322,8 @@ def generate(
     for one in temperature if isinstance(temperature, tuple) else (temperature,):
         if np.ndim(one):
             raise ValueError(f"temperature: one number, or a tuple of one a level, is needed, got {temperature}")
-        check((jnp.asarray(one) >= 0) & jnp.isfinite(one), f"temperature: a finite number, not below 0, got {one}")
+        with at_once(one):
+            check((jnp.asarray(one) >= 0) & jnp.isfinite(one), f"temperature: a finite number, not below 0, got {one}")
     latent_key, data_key = jax.random.split(key)
     levels = []
 
