@@ -59,6 +59,9 @@ def test_a_pixels_numbers_depend_on_pixels_before_it_alone():
     assert np.all(np.diag(used, -1)[np.arange(19) % 4 != 3]), "the pixel to the left"
     assert np.all(np.diag(used, -4)), "the pixel above"
     assert used[19, 0]
+    row, column = np.indices((5, 4)).reshape(2, 20, 1)
+    above, right = row - row.T, column.T - column
+    np.testing.assert_array_equal(used, ((above > 0) & (right <= above)) | ((above == 0) & (right < 0)))
     by_z = quick_jit(jax.jacobian(lambda z: network.apply({"params": params}, x, None, z)))(z)
     assert np.all(np.any(np.asarray(by_z) != 0, axis=-1))
     alone = quick_jit(lambda p: network.apply({"params": p}, x))({k: v for k, v in params.items() if "lat" not in k})
