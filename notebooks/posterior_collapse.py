@@ -145,8 +145,9 @@ print(f"3 latents: sigma^2 learned {learned.variance:.4f}, least eigenvalue kept
 # ## A nonlinear VAE
 #
 # A small change of any decoder away from a constant raises the bound only if it moves along a direction of the data
-# with more variance than beta sigma^2. So the largest eigenvalue is where every VAE starts to use its latents. Below it
-# a nonlinear one is free to do better. Here: two perceptrons on digits of 8 x 8 pixels, at seven values of sigma^2.
+# with more variance than beta sigma^2. So below the largest eigenvalue no VAE stays collapsed. Above it a constant is a
+# local optimum, which a nonlinear one may still beat where a few points lie far out; below it such a one is free to do
+# better than the linear optimum. Here: two perceptrons on digits of 8 x 8 pixels, at seven values of sigma^2.
 
 # %%
 x0 = jnp.asarray(data.load_digits(holdout=0.0)[0])

@@ -190,6 +190,11 @@ def test_what_cannot_be_trained_is_named(params, arguments, words):
         vae.autoencoder_loss(AUTOENCODER, params, KEY, arguments.pop("x0", X0), **arguments)
 
 
+def test_a_negative_weight_is_seen_within_jit_too(params):
+    with pytest.raises(ValueError, match="kl_weight: at least 0 is needed, got -1"):
+        jax.eval_shape(lambda p: vae.autoencoder_loss(AUTOENCODER, p, KEY, X0, kl_weight=-1.0)[0], params)
+
+
 def test_unit_latents_need_an_image(params):
     with pytest.raises(ValueError, match="x0: at least one sample"):
         vae.with_unit_latents(AUTOENCODER, params, X0[:0])

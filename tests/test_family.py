@@ -44,7 +44,7 @@ def draw(params, key, index, cond, *, temperature=None):
     return params["centre"] + params["mean"] + (1.0 if temperature is None else temperature) * noise
 
 
-def encode(params, key, x0, cond):
+def encode(params, key, x0, cond, *, index=None):
     """The posterior mean of z."""
     weight, scale = params["weight"], jnp.exp(params["log_scale"])
     inner = weight.T @ weight + scale**2 * jnp.eye(1)

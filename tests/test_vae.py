@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from nets import perturbed, quick_jit
 
-from diffjax import from_linen, networks, vae
+from diffjax import Network, from_linen, networks, vae
 
 KEY = jax.random.key(0)
 
@@ -59,6 +59,9 @@ def test_a_pixels_numbers_depend_on_pixels_before_it_alone():
     assert np.all(np.diag(used, -1)[np.arange(19) % 4 != 3]), "the pixel to the left"
     assert np.all(np.diag(used, -4)), "the pixel above"
     assert used[19, 0]
+    row, column = np.indices((5, 4)).reshape(2, 20, 1)
+    above, right = row - row.T, column.T - column
+    np.testing.assert_array_equal(used, ((above > 0) & (right <= above)) | ((above == 0) & (right < 0)))
     by_z = quick_jit(jax.jacobian(lambda z: network.apply({"params": params}, x, None, z)))(z)
     assert np.all(np.any(np.asarray(by_z) != 0, axis=-1))
     alone = quick_jit(lambda p: network.apply({"params": p}, x))({k: v for k, v in params.items() if "lat" not in k})
@@ -212,6 +215,64 @@ def test_vmap_over_keys_is_one_after_the_other_and_values_compile_once():
     np.testing.assert_allclose([one(params, key, 0.5, 0.1) for key in keys], many, rtol=1e-5)
     one(params, keys[0], 1.0, 0.0)
     assert len(traced) == 2
+
+
+def test_levels_have_one_edge_between_them_in_any_precision():
+    """Probabilities sum to 1 in float32 where scales are least, and in bfloat16, which knows 17 levels; what lies on no
+    level is NaN within jit."""
+    for levels, dtype in ((256, jnp.float32), (17, jnp.float32), (17, jnp.bfloat16)):
+        likelihood, values = vae.DiscretisedLogistic(levels), np.linspace(-1, 1, levels, dtype=np.float32)[:, None]
+        of = quick_jit(lambda x0, y, own=likelihood: own.log_prob({}, jnp.broadcast_to(y, (len(x0), 2)), x0))
+        for k in (3, levels // 2, levels - 2):  # a location on an edge
+            for log_scale in (-15.0, -3.0, 0.0):
+                y = jnp.array([-1 + (2 * k + 1) / (levels - 1), log_scale])
+                nats = of(jnp.asarray(values, dtype), y)
+                assert nats.dtype == jnp.float32
+                assert float(jnp.exp(nats).sum()) == pytest.approx(1, abs=1e-5)
+    off = of(jnp.array([[-1.0], [0.03], [1.125]]), y)
+    assert np.isnan(off).tolist() == [False, True, True]
+    loss = lambda y: likelihood.log_prob({}, jnp.broadcast_to(y, (17, 2)), jnp.asarray(values)).sum()
+    assert np.all(np.isfinite(quick_jit(jax.grad(loss))(y)))
+
+
+def test_another_fixed_scale_compiles_nothing_anew():
+    traced = []
+    network = from_linen(networks.Perceptron((2,), depth=0))
+
+    def decode(params, z, c_noise, cond=None, *, key=None):
+        traced.append(1)
+        return z
+
+    decoder = Network(lambda key, z, c_noise, cond=None: {}, decode)
+    models = [vae.VAE(network, decoder, vae.GaussianLikelihood(std), 1) for std in (0.5, 2.0)]
+    x0 = points(4)[:, :1]
+    params = models[0].init(KEY, x0)
+    traced.clear()
+    first, second = (vae.iwae_bound(model, params, KEY, x0, draws=2)[0] for model in models)
+    assert len(traced) == 1
+    assert np.all(np.asarray(first) != np.asarray(second))
+
+
+def test_numbers_that_are_known_are_looked_at_within_jit_too():
+    """Where losses are called: a weight of Python's is a value there, and only what is traced passes."""
+    model, x0, ones = perceptrons(), points(2), jnp.ones(2)
+    params = model.init(KEY, x0)
+    hierarchy = lambda variance: vae.LinearHierarchy(jnp.eye(2), jnp.eye(2), jnp.eye(2), variance)
+    calls = {
+        "beta: at least 0": lambda value: vae.negative_elbo(model, params, KEY, x0, beta=value)[0],
+        "free_bits: at least 0": lambda value: vae.negative_elbo(model, params, KEY, x0, free_bits=value)[0],
+        "temperature: a finite": lambda value: vae.generate(model, params, KEY, jnp.arange(2), temperature=value),
+        "std: must be positive": lambda value: vae.GaussianLikelihood(value).log_prob({}, x0, x0),
+        "correlation: must lie": lambda value: vae.least_rate(3, value),
+        "ramp: a share in": lambda value: vae.cyclic_warm_up(3, period=3, ramp=value),
+        "variance: beta times": lambda value: vae.rates_at_optimum(ones, value),
+        "variance: must be": lambda value: hierarchy(value).data_covariance(),
+        "beta: must be": lambda value: vae.optimal_linear_vae(ones, jnp.eye(2), 1, variance=1.0, beta=value).weight,
+    }
+    for words, call in calls.items():
+        with pytest.raises(ValueError, match=words):
+            jax.eval_shape(lambda call=call: call(-1.0))
+        jax.eval_shape(call, -1.0)
 
 
 def test_dropout_is_on_in_training_and_off_in_bounds():

@@ -1,5 +1,6 @@
 """The families vae, hierarchical_vae and autoencoder on the command line, against the library's own calls."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -10,9 +11,11 @@ import numpy as np
 import optax
 import pytest
 from command_line import call, done, refused
+from safetensors.numpy import save_file
 
 from diffjax import config as c, from_linen, interop, likelihood, networks, vae
 from diffjax.cli._latents import in_turn, latents_of, pairs_of
+from diffjax.cli._train import _more_steps
 from diffjax.data import load_digits
 from diffjax.likelihood import slerp
 from diffjax.training import (
@@ -364,6 +367,15 @@ def test_features_are_those_of_the_classifier(made, classifier):
     assert family.sample(params, KEY, jnp.arange(2)).shape == (2, 8, 8, 1)
 
 
+def test_a_classifier_that_is_read_within_a_trace_is_of_values(classifier):
+    """A loss reads it once, in its first trace, and every later one uses the same."""
+    folder, module, weights = classifier
+    read = []
+    jax.eval_shape(lambda: read.append(interop.read_classifier(folder)))
+    assert read[0][0] == module
+    jax.tree.map(np.testing.assert_array_equal, read[0][1], dict(weights))
+
+
 def test_what_is_no_classifier_is_refused(classifier, tmp_path):
     """Before anything is trained, when the data are looked at."""
     family = lambda folder: c.construct("family", c.FAMILIES, c.FamilyConfig("autoencoder", perceptual=str(folder)))
@@ -372,6 +384,9 @@ def test_what_is_no_classifier_is_refused(classifier, tmp_path):
     with pytest.raises(ValueError, match=r"family.perceptual: a folder that scripts"):
         check(tmp_path / "none")
     save_weights(tmp_path / "weights.safetensors", {"dense": {"kernel": jnp.ones((2, 2))}})
+    with pytest.raises(ValueError, match=r"family.perceptual: .*weights.safetensors holds no classifier"):
+        check(tmp_path)
+    save_file({"body": np.ones(2), "body/in/kernel": np.ones(2)}, tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match=r"family.perceptual: .*weights.safetensors holds no classifier"):
         check(tmp_path)
     other = dict(classifier[2]) | {"logits": {"bias": jnp.ones(10), "kernel": jnp.ones((15, 10))}}
@@ -472,6 +487,15 @@ def test_an_autoencoder_becomes_a_folder_of_diffusers(runs, tmp_path):
         c.trained_autoencoder(*other)
 
 
+def test_what_is_a_share_of_the_steps_is_said_where_these_become_more():
+    """A warm-up that was over begins again, for it is a share of a longer training."""
+    of = lambda steps, **numbers: c.Config(family=c.FamilyConfig("vae", **numbers), steps=steps)
+    plain = "9 steps become 20: from here the learning rate is that of a run of 20 steps"
+    assert _more_steps(of(9), of(20)) == plain
+    warm = plain.replace("learning rate is that", "learning rate and family.warm_up are those")
+    assert _more_steps(of(9, warm_up=0.5), of(20, warm_up=0.5)) == warm
+
+
 # --- the walk ---
 
 
@@ -485,7 +509,8 @@ def test_a_walk_is_between_two_items_of_each_class(made):
 
     x = np.arange(8, dtype=np.float32)[:, None] + np.array([[1.0, 2.0]], np.float32)
     labels = np.array([1, 0, 1, 2, 0, 1, 0, 0], np.int32)
-    family = Family(None, (), None, encode=lambda params, key, x0, cond: (x0, 2 * x0**2), decode=decode)
+    encode = lambda params, key, x0, cond, index: (x0, 2 * x0**2)
+    family = Family(None, (), None, encode=encode, decode=decode)
     draw = type("Drawn", (), {"family": family, "params": {}})()
     data = type("Held", (), {"held_out": (x, labels)})()
     found = latents_of(draw, data, seed=0)
@@ -501,6 +526,38 @@ def test_a_walk_is_between_two_items_of_each_class(made):
         np.testing.assert_allclose(found.walk[row, 9, 0], x[last] + labels[last], rtol=1e-5)
     assert pairs_of(None, 5).tolist() == [[0, 1], [2, 3]]
     assert pairs_of(None, 1).shape == pairs_of(np.array([0, 1]), 2).shape == (0, 2)
+
+
+def test_items_are_encoded_some_at_a_time_and_a_single_one_makes_no_walk(made):
+    """What is drawn for an item comes from its place among all; held out may be one item, or one of each class."""
+    sizes = []
+
+    def encode(params, key, x0, cond, *, index):
+        sizes.append(len(x0))
+        return x0 + index[:, None]
+
+    family = Family(None, (), None, encode=encode, decode=lambda params, z, cond: z)
+    draw = type("Drawn", (), {"family": family, "params": {}})()
+    held = lambda x, labels=None: type("Held", (), {"held_out": (x, labels)})()
+    x = np.random.default_rng(0).normal(size=(203, 2)).astype(np.float32)
+    found = latents_of(draw, held(x), seed=0)
+    assert sizes == [68, 68, 68]  # one program for all parts
+    np.testing.assert_allclose(found.reconstructions, (x + np.arange(203)[:, None])[:50], rtol=1e-6)
+    assert found.error == pytest.approx(np.sqrt(np.mean(np.arange(203.0) ** 2)), rel=1e-5)
+    np.testing.assert_allclose(found.walk[9, 9], x[19] + 19, rtol=1e-6)
+    for n, labels in ((1, None), (2, np.array([1, 0]))):
+        found = latents_of(draw, held(x[:n], labels), seed=0)
+        assert (found.walk.shape, found.reconstructions.shape) == ((0, 10, 2), (n, 2))
+
+
+@pytest.mark.parametrize("name", ["vae", "autoencoder"])
+def test_the_latents_of_an_item_are_those_of_its_index(made, name):
+    family, params = made(name)
+    index = jnp.arange(8) + 3
+    first = jax.tree.leaves(family.encode(params, KEY, X0, None, index=index))
+    again = jax.tree.leaves(family.encode(params, KEY, X0[::-1], None, index=index[::-1]))
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_allclose(one, other[::-1], rtol=1e-4, atol=1e-5)
 
 
 # --- refused ---
@@ -528,6 +585,10 @@ def test_a_walk_is_between_two_items_of_each_class(made):
         ("digits_autoencoder", ["--family.depth", 5], "family.depth: sides must be multiples of 2^(depth - 1) = 16"),
         ("digits_autoencoder", ["--data.conditional"], "data.conditional: autoencoder takes no labels, got 10 classes"),
         ("digits_autoencoder", ["--family.beta", 1], "family.beta: autoencoder has no such number, got 1.0"),
+        ("digits_autoencoder", ["--family.critic-start", 0.5], "family.critic_start: there is no critic, got 0.5"),
+        ("digits_autoencoder", ["--family.perceptual-weight", 2], "family.perceptual_weight: there are no features"),
+        ("digits_vae", ["--family.likelihood", "gaussian", "--family.levels", 17], "family.levels: gaussian has none"),
+        ("digits_vae", ["--family.name", "autoencoder", "--family.levels", 17], "family.levels: autoencoder has no"),
         (
             "digits",
             ["--family.likelihood", "logistic"],
@@ -541,6 +602,23 @@ def test_what_cannot_be_is_refused_before_anything_is_written(preset, options, m
     said = refused(capfd, "train", preset, "--out", out, *options)
     assert said.startswith(f"diffjax: {message}")
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "family"),
+    [
+        ("digits_vae", {"likelihood": "gaussian"}, c.FamilyConfig("vae")),
+        ("digits_vae", {"name": "hierarchical_vae"}, c.FamilyConfig("hierarchical_vae", "logistic", levels=17)),
+        ("digits_vae", {"name": "autoencoder"}, c.FamilyConfig("autoencoder")),
+        ("toy2d_vae", {"name": "diffusion"}, c.FamilyConfig()),
+        ("toy2d_vae", {"width": 5}, c.FamilyConfig("vae", latents=2, width=5)),
+    ],
+)
+def test_a_presets_numbers_that_another_choice_does_not_take_are_left_out(preset, changes, family):
+    """Of another family or likelihood; the command line has no word to take a number back."""
+    start = c.PRESETS[preset]
+    config = dataclasses.replace(start, family=dataclasses.replace(start.family, **changes))
+    assert c.with_family_defaults(config, {f"family.{name}" for name in changes}).family == family
 
 
 def test_bernoulli_is_refused_for_grey_digits(tmp_path, capfd):

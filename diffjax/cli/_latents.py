@@ -7,6 +7,7 @@ A walk keeps the label of its class, where there are labels, and goes from one i
 level. A diffusion has latents, too, but each is a solve of its flow: `family.encode` and `decode` have them in Python.
 """
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ from diffjax.training import local_copy
 _ITEMS, _SHOWN = 1000, 50
 """Items that are reconstructed to be measured, and in the picture."""
 _ROWS = _COLUMNS = 10
+_AT_A_TIME = 100
+"""Items that are encoded and decoded in one call, so that large images need no more memory than their training did."""
 
 
 class Latents(NamedTuple):
@@ -36,7 +39,8 @@ class Latents(NamedTuple):
     reconstructions: np.ndarray
     """[n, *d]."""
     walk: np.ndarray
-    """[rows, columns, *d]: of each row the first and the last are reconstructions of two items."""
+    """[rows, columns, *d]: of each row the first and the last are reconstructions of two items; no row where no class
+    has two items."""
 
     @property
     def name(self) -> str:
@@ -58,11 +62,19 @@ def latents_of(draw: Draw, data: Data, *, seed: int) -> Latents:
     params, key = local_copy(draw.params), jax.random.key(seed)
     x, labels = data.held_out
     order = in_turn(labels, len(x))[:_ITEMS]
-    x, cond = x[order], None if labels is None else jnp.asarray(labels[order])
-    z = encode(params, key, jnp.asarray(x), cond)
-    y = np.asarray(decode(params, z, cond))
+    n, x, cond = len(order), x[order], None if labels is None else jnp.asarray(labels[order])
+    parts, size = [], math.ceil(n / math.ceil(n / _AT_A_TIME))  # of all parts, so that one program does
+    for start in range(0, n, size):
+        index = np.minimum(np.arange(start, start + size), n - 1)  # the surplus of the last repeats the last item
+        own = None if cond is None else cond[index]
+        z = encode(params, key, jnp.asarray(x[index]), own, index=jnp.asarray(index))
+        parts.append((z, decode(params, z, own)))
+    z, y = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:n], *parts)
+    y = np.asarray(y)
     error = float(np.sqrt(np.mean((x.astype(np.float64) - y) ** 2)))
-    pairs = pairs_of(None if labels is None else labels[order], len(x))
+    pairs = pairs_of(None if labels is None else labels[order], n)
+    if not len(pairs):
+        return Latents(error, x[:_SHOWN], y[:_SHOWN], np.zeros((0, _COLUMNS, *x.shape[1:]), x.dtype))
     of = lambda rows: jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], z)
     kept = None if cond is None else cond[pairs[:, 0]]
     steps = []

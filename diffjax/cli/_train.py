@@ -209,13 +209,17 @@ def _write_run(out: Path, options: Train, data: Data) -> None:
     before = _check_folder(out, config)  # again: now nobody else writes
     kept = out / "config.json"
     if before is not None and before.steps < config.steps:
-        print_line(
-            f"{out}: {before.steps} steps become {config.steps}: from here the learning rate is that of a run of "
-            f"{config.steps} steps"
-        )
+        print_line(f"{out}: {_more_steps(before, config)}")
     if before != config or not kept.read_bytes().strip(b"\0 \n"):  # a power loss leaves it empty
         write_durably(kept, to_json(config))
     keep_data(out, data, hashed=config.data.path is not None, anew=options.accept_data)
+
+
+def _more_steps(before: Config, config: Config) -> str:
+    """What it means for a run to have more steps than before: what is a share of its length is another share now."""
+    shares = [f"family.{name}" for name in ("warm_up", "critic_start") if getattr(config.family, name)]
+    what = f"the learning rate and {' and '.join(shares)} are those" if shares else "the learning rate is that"
+    return f"{before.steps} steps become {config.steps}: from here {what} of a run of {config.steps} steps"
 
 
 def _train(

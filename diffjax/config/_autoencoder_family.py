@@ -46,11 +46,12 @@ class AutoencoderFamily(AbstractFamily):
     decode draws of N(0, I) at that scale, which nothing was trained to match: they show what is lacking until diffusion
     models the latents. There are no labels. A run becomes a folder that diffusers reads by
 
+        import jax.numpy as jnp
         from diffjax import config, interop, vae
 
         run, params = config.load_run("runs/digits_autoencoder")
         module, weights = config.trained_autoencoder(run, params)
-        x0 = jnp.asarray(config.build_data(run.config.data).train[0])  # module has the scale that training followed
+        x0 = jnp.asarray(config.build_data(run.config.data).train[0][:1000])  # without: the scale that training kept
         module = vae.with_unit_latents(module, weights, x0)
         interop.save_pretrained("vae", weights, interop.autoencoder_config(module))
 
@@ -59,13 +60,13 @@ class AutoencoderFamily(AbstractFamily):
       width: channels of the finest resolution; each coarser one has twice as many.
       depth: resolutions, each half the one before; the latents have the size of the last.
       blocks: residual blocks of each resolution.
-      kl_weight: of the divergence from N(0, I), in nats over the number of pixels and channels.
-      critic_weight: of a critic of patches, which is trained beside it; 0 is none.
+      kl_weight: weight of the divergence from N(0, I), in nats over the number of pixels and channels.
+      critic_weight: weight of a critic of patches, which is trained beside it; 0 is none.
       critic_start: share of the training before the critic counts, so that the reconstruction settles first; the critic
         itself learns from the first step.
       perceptual: folder of a classifier whose features a reconstruction is to share, as scripts/train_classifier.py
         writes it: needed to train and to resume, not to sample. None: no such term.
-      perceptual_weight: of the mean square of the difference of these features.
+      perceptual_weight: weight of the mean square of the difference of the features of --family.perceptual.
     """
 
     latents: int = 4
@@ -177,6 +178,12 @@ class AutoencoderFamily(AbstractFamily):
 
     def _checked(self, setting: Setting) -> tuple[int, ...]:
         shape = image_shape("autoencoder", setting)
+        if self.critic_start and not self.critic_weight:
+            share = self.critic_start
+            raise ValueError(f"family.critic_start: there is no critic, got {share}; give --family.critic-weight")
+        if self.perceptual is None and self.perceptual_weight != type(self).perceptual_weight:
+            weight = self.perceptual_weight
+            raise ValueError(f"family.perceptual_weight: there are no features, got {weight}; give --family.perceptual")
         if setting.classes is not None:
             raise ValueError(
                 f"data.conditional: autoencoder takes no labels, got {setting.classes} classes; --data.no-conditional"
@@ -201,11 +208,11 @@ def _decoded(module: networks.AutoencoderKL, params: Params, z: Sample) -> Sampl
     return LatentSpace(params["autoencoder"], module).decode(mean + std * z)
 
 
-def _encoder(module: networks.AutoencoderKL) -> Callable[[Params, Key, Sample, Cond], Sample]:
+def _encoder(module: networks.AutoencoderKL) -> Callable[..., Sample]:
     @jax.jit
-    def encode(params: Params, key: Key, x0: Sample, cond: Cond = None) -> Sample:
+    def encode(params: Params, key: Key, x0: Sample, cond: Cond = None, *, index: Index | None = None) -> Sample:
         mean, std = _scale(params)
-        return (LatentSpace(params["autoencoder"], module).encode(key, x0) - mean) / std
+        return (LatentSpace(params["autoencoder"], module).encode(key, x0, index=index) - mean) / std
 
     return encode
 

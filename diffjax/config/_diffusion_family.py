@@ -185,7 +185,7 @@ class DiffusionFunctions:
         found = log_likelihood(key, parts.process, parts.denoiser(network, cond), x0, **given)
         return found.nats, found.standard_error
 
-    def encode(self, params: Params, key: Key, x0: Sample, cond: Cond = None) -> Sample:
+    def encode(self, params: Params, key: Key, x0: Sample, cond: Cond = None, *, index: Index | None = None) -> Sample:
         """The latent [b, *d] that the probability flow takes x0 to; nothing is drawn."""
         from diffjax.likelihood import flow_encode
 

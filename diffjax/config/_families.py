@@ -103,12 +103,25 @@ def with_parts(config: Config, samples: Samples, parts: Parts) -> Run:
 def with_family_defaults(config: Config, given: Collection[str]) -> Config:
     """A configuration whose groups of options that its family has no use for are as in `Config()`.
 
+    So are those of the family's own group that the family, or its likelihood, does not take.
+
     Args:
-      config: a preset, say, which is made for diffusion, with changes.
+      config: a preset, say, which is made for diffusion or another family, with changes.
       given: paths of the options that were changed, such as "network.width": they stay, for `build_run` to refuse.
     """
     for group in names.FAMILIES[config.family.name].unused:
         part, plain = getattr(config, group), getattr(Config(), group)
         stay = {name: value for name, value in vars(part).items() if f"{group}.{name}" in given}
         config = dataclasses.replace(config, **{group: dataclasses.replace(plain, **stay)})
-    return config
+    return dataclasses.replace(config, family=_with_own_defaults(config.family, given))
+
+
+def _with_own_defaults(family: FamilyConfig, given: Collection[str]) -> FamilyConfig:
+    """The numbers and options of a family without those, not given, that are another family's or likelihood's."""
+    row = names.FAMILIES[family.name]
+    others = {option for option in vars(family) if option != "name" and not takes(row, option)}
+    plain = {option: getattr(FamilyConfig(), option) for option in others if f"family.{option}" not in given}
+    family = dataclasses.replace(family, **plain)
+    if family.likelihood != "logistic" and "family.levels" not in given:
+        family = dataclasses.replace(family, levels=None)
+    return family

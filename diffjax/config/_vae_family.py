@@ -9,7 +9,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import ClassVar, Literal, TypeAlias, cast
+from typing import ClassVar, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ class AbstractVAEFamily(AbstractFamily):
       warm_up: share of the training over which beta rises from 0.
     """
 
-    group: ClassVar[Literal["latent", "channel"]] = "latent"
+    group: ClassVar[str] = "latent"
     """What has free bits of its own."""
     likelihood: str = "gaussian"
     levels: int | None = None
@@ -160,7 +160,7 @@ class HierarchicalVAEFamily(AbstractVAEFamily):
       blocks: levels of each resolution.
     """
 
-    group: ClassVar[Literal["latent", "channel"]] = "channel"
+    group: ClassVar[str] = "channel"
     latents: int = 4
     width: int = 32
     depth: int = 2
@@ -222,12 +222,12 @@ def _iwae(model: vae.AbstractVAE) -> Callable[..., Bound]:
     return bound
 
 
-def _encoder(model: vae.AbstractVAE) -> Callable[[Params, Key, Sample, Cond], Params]:
+def _encoder(model: vae.AbstractVAE) -> Callable[..., Params]:
     """Draws of q(z | x0), a tuple of one [b, ...] a level, the top first."""
 
     @jax.jit
-    def encode(params: Params, key: Key, x0: Sample, cond: Cond = None) -> Params:
-        levels = vae.infer(model, params, key, x0, cond).levels
+    def encode(params: Params, key: Key, x0: Sample, cond: Cond = None, *, index: Index | None = None) -> Params:
+        levels = vae.infer(model, params, key, x0, cond, index=index).levels
         return cast(Params, tuple(level.z for level in levels))
 
     return encode

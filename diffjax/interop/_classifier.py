@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffjax._arrays import as_value
 from diffjax._typing import Params
 from diffjax.interop._files import read_tensors
 from diffjax.networks import Classifier, classifier_of, draw_parameters
@@ -23,7 +24,7 @@ def read_classifier(path: str | Path) -> tuple[Classifier, Params]:
       path: a folder that scripts/train_classifier.py wrote, or the file of weights in it.
 
     Returns:
-      (classifier, its parameters, a pytree of arrays [...]).
+      (classifier, its parameters, a pytree of arrays [...]), which are values inside jit too.
 
     Raises:
       ValueError: there is no such file, it cannot be read, or it is no classifier's, or holds NaN or infinity.
@@ -31,14 +32,14 @@ def read_classifier(path: str | Path) -> tuple[Classifier, Params]:
     path = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise ValueError(f"path: a folder that scripts/train_classifier.py wrote is needed, got {path}: no such file")
-    params: Params = {}
-    for name, array in read_tensors(path).items():
-        *outer, last = name.split("/")
-        inner = params
-        for part in outer:
-            inner = inner.setdefault(part, {})
-        inner[last] = array
+    tensors, params = read_tensors(path), {}
     try:
+        for name, array in tensors.items():
+            *outer, last = name.split("/")
+            inner = params
+            for part in outer:
+                inner = inner.setdefault(part, {})
+            inner[last] = array
         classifier = classifier_of(params)
         channels = params["body"]["in"]["kernel"].shape[2]
         side = 2 ** len(classifier.channels)
@@ -55,4 +56,4 @@ def _checked(wanted: jax.ShapeDtypeStruct, array: np.ndarray) -> jax.Array:
         raise ValueError(f"an array of shape {array.shape} in place of {wanted.shape}")
     if not np.isfinite(array).all():
         raise ValueError("NaN or infinity")
-    return jnp.asarray(array, wanted.dtype)
+    return as_value(array, wanted.dtype)  # a loss reads it within a trace, and keeps it

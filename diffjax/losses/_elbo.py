@@ -41,6 +41,8 @@ from diffjax.parameterisation._diffusion import Diffusion, check_diffusion
 from diffjax.process import AbstractGaussianProcess, AbstractTimes, ImportanceTimes, LowDiscrepancyTimes, logsnr_rate
 from diffjax.process._times import StratifiedTimes, UniformTimes
 
+OFF_LEVEL = 0.05
+"""How far from a level a value may lie, in distances of two levels: what float32 rounds, and no more."""
 _UNIFORM = (UniformTimes, StratifiedTimes, LowDiscrepancyTimes, ImportanceTimes)
 
 
@@ -102,7 +104,7 @@ def check_levels(x0: Sample, levels: int, low: float, high: float) -> None:
         place = (np.asarray(x0, np.float64).ravel() - low) * (levels - 1) / (high - low)
         off = np.abs(place - np.clip(np.round(place), 0, levels - 1))
         worst = np.asarray(x0).ravel()[np.argmax(off)]
-        check(off < 0.05, f"x0: must lie on {levels} levels spread evenly from {low:g} to {high:g}, got {worst}")
+        check(off < OFF_LEVEL, f"x0: must lie on {levels} levels spread evenly from {low:g} to {high:g}, got {worst}")
 
 
 @whole_numbers

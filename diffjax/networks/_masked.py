@@ -9,9 +9,11 @@
 
 Only the first convolution has mask A; of the later ones, a pixel's features hold pixels before it alone already. The
 channels of a pixel are predicted at once. With a receptive field that covers the image such a decoder needs no latents,
-which is how a posterior collapses.
+which is how a posterior collapses. A blind spot remains, whatever the depth: r rows above, what lies more than r times
+kernel // 2 columns to the right.
 
-Source: van den Oord et al. 2016 (Pixel recurrent neural networks), section 3.4, arXiv:1601.06759.
+Source: van den Oord et al. 2016 (Pixel recurrent neural networks), section 3.4, arXiv:1601.06759; the blind spot: van
+den Oord et al. 2016 (Conditional image generation with PixelCNN decoders), section 2.2, arXiv:1606.05328.
 """
 
 import jax.numpy as jnp

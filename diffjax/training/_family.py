@@ -43,7 +43,8 @@ class Family(NamedTuple):
       tighter_bounds: name -> a function like log_bound, for a lower bound that is nearer to log p(x0 | cond).
       discrete: whether log_bound is of a probability, x0 being on levels, and of no density: -nats/(d log 2) are then
         bits per dimension.
-      encode: `(params, key, x0, cond) -> z`, a pytree of latents with leaves [b, ...].
+      encode: `(params, key, x0, cond, *, index=None) -> z`, a pytree of latents with leaves [b, ...]; index [b] counts
+        x0 globally.
       decode: `(params, z, cond) -> x0`.
       denoiser: `(params, cond) -> Denoiser` or `FlowMap`, by which guidance, likelihood and inverse problems of
         diffusion go on.
@@ -83,7 +84,7 @@ class Family(NamedTuple):
     likelihood_kind: LikelihoodKind | None = None
     tighter_bounds: Mapping[str, Callable[..., tuple[Float[Array, " b"], Float[Array, " b"]]]] = MappingProxyType({})
     discrete: bool = False
-    encode: Callable[[Params, Key, Sample, Cond], Params] | None = None
+    encode: Callable[..., Params] | None = None
     decode: Callable[[Params, Params, Cond], Sample] | None = None
     denoiser: Callable[[Params, Cond], Denoiser | FlowMap] | None = None
 

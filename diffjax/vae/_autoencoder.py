@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 from diffjax._arrays import (
     answered,
     as_samples,
+    at_once,
     check,
     check_key,
     default_index,
@@ -93,7 +94,8 @@ def autoencoder_loss(
     x0 = as_samples("x0", x0)
     weights = {"kl_weight": kl_weight, "perceptual_weight": perceptual_weight, "critic_weight": critic_weight}
     for name, weight in weights.items():
-        check(jnp.asarray(weight) >= 0, f"{name}: at least 0 is needed, got {weight}")
+        with at_once(weight):
+            check(jnp.asarray(weight) >= 0, f"{name}: at least 0 is needed, got {weight}")
     if distance not in ("absolute", "squared"):
         raise ValueError(f"distance: absolute or squared is needed, got {distance!r}")
     index = default_index(x0.shape[0], index)

@@ -18,7 +18,6 @@ al. 2016 (IAF), appendix C.8 (free bits); Razavi et al. 2019 (delta-VAE), eq. 5;
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import equinox as eqx
 import jax
@@ -29,6 +28,7 @@ from diffjax._arrays import (
     accumulator_dtype,
     as_samples,
     as_scalar,
+    at_once,
     check,
     check_key,
     default_index,
@@ -40,8 +40,6 @@ from diffjax._typing import Cond, Index, Key, Params, Sample, Scalar
 from diffjax.vae._gaussian import HALF_LOG_TAU, AbstractPrior, DiagonalGaussian
 from diffjax.vae._model import AbstractVAE, check_vae, infer
 
-Group = Literal["latent", "channel", "level"]
-
 
 def negative_elbo(
     vae: AbstractVAE,
@@ -52,7 +50,7 @@ def negative_elbo(
     *,
     beta: Scalar = 1.0,
     free_bits: Scalar = 0.0,
-    group: Group = "latent",
+    group: str = "latent",
     index: Index | None = None,
     gather: Callable[[Array], Array] = lambda rate: rate,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
@@ -98,7 +96,8 @@ def negative_elbo(
     check_key(key)
     x0 = as_samples("x0", x0)
     for name, value in (("beta", beta), ("free_bits", free_bits)):
-        check(jnp.asarray(value) >= 0, f"{name}: at least 0 is needed, got {value}")
+        with at_once(value):
+            check(jnp.asarray(value) >= 0, f"{name}: at least 0 is needed, got {value}")
     index = default_index(x0.shape[0], index)
     latent_key, network_key = jax.random.split(key)
     dropout = jax.random.fold_in(network_key, index[0])  # where the batch is split, dropout differs by device
@@ -225,8 +224,9 @@ def cyclic_warm_up(
     """
     if period < 1:
         raise ValueError(f"period: at least one step is needed, got {period}")
-    ramp = jnp.asarray(ramp, jnp.float32)
-    check((ramp > 0) & (ramp <= 1), f"ramp: a share in (0, 1] is needed, got {ramp}")
+    with at_once(ramp):
+        ramp = jnp.asarray(ramp, jnp.float32)
+        check((ramp > 0) & (ramp <= 1), f"ramp: a share in (0, 1] is needed, got {ramp}")
     passed = (jnp.asarray(step, jnp.int32) % period).astype(jnp.float32) / period
     return jnp.asarray(start + (stop - start) * jnp.clip(passed / ramp, 0.0, 1.0))
 
@@ -254,10 +254,11 @@ class AutoregressivePrior(AbstractPrior):
 
     def __init__(self, correlation: Scalar):
         self.correlation = as_scalar(correlation)
-        check(
-            jnp.abs(self.correlation) < 1,
-            f"correlation: must lie in (-1, 1), where the prior is not singular, got {correlation}",
-        )
+        with at_once(correlation):
+            check(
+                jnp.abs(self.correlation) < 1,
+                f"correlation: must lie in (-1, 1), where the prior is not singular, got {correlation}",
+            )
 
     def divergence(self, posterior: DiagonalGaussian) -> Float[Array, "b *d"]:
         a, variance = self._along(posterior.mean)

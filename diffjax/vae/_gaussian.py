@@ -71,7 +71,7 @@ class DiagonalGaussian(AbstractPrior):
     def divergence(self, posterior: "DiagonalGaussian") -> Float[Array, "b *d"]:
         growth = posterior.log_std - self.log_std
         shift = (posterior.mean - self.mean) * jnp.exp(-self.log_std)
-        # s^2/s_p^2 - 1 - log(s^2/s_p^2), which loses no digits where the two scales are nearly equal.
+        # s^2/s_p^2 - 1 - log(s^2/s_p^2); by expm1, for 1 hides the digits of a ratio that is nearly 1.
         return 0.5 * (jnp.expm1(2 * growth) - 2 * growth + shift**2)
 
     def log_prob(self, z: Sample) -> Float[Array, "b *d"]:

@@ -32,6 +32,7 @@ from diffjax._arrays import (
     as_samples,
     as_scalar,
     as_value,
+    at_once,
     check,
     check_key,
     check_shape,
@@ -270,7 +271,8 @@ class LinearHierarchy(eqx.Module):
         smallest = jnp.linalg.eigvalsh(self.covariance)[0]
         check(smallest > 0, f"covariance: must be positive definite, got an eigenvalue of {smallest}")
         self.variance = as_scalar(variance)
-        check(self.variance > 0, f"variance: must be positive, got {variance}")
+        with at_once(variance):
+            check(self.variance > 0, f"variance: must be positive, got {variance}")
 
     def data_covariance(self) -> Float[Array, "n n"]:
         """The covariance of x, [n, n], whose mean is 0."""

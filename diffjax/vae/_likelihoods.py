@@ -23,7 +23,10 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from diffjax._arrays import (
+    accumulator_dtype,
     as_samples,
+    as_scalar,
+    at_once,
     check,
     check_key,
     is_concrete,
@@ -32,8 +35,9 @@ from diffjax._arrays import (
     sum_features,
     whole_numbers,
 )
-from diffjax._typing import Key, Network, Params, Sample
+from diffjax._typing import Key, Network, Params, Sample, Scalar
 from diffjax.losses import check_levels
+from diffjax.losses._elbo import OFF_LEVEL
 from diffjax.vae._gaussian import HALF_LOG_TAU, LOG_STD_RANGE
 
 Output: TypeAlias = Float[Array, "b *y"]
@@ -65,6 +69,11 @@ class AbstractLikelihood(eqx.Module):
         """A draw of p(x0 | y), [b, ..., c], from keys [b]."""
 
 
+def _nan_unless_all(fits, nats):
+    """nats [b], NaN for a sample of which a feature does not fit, [b, *d]."""
+    return jax.vmap(nan_unless)(jnp.all(fits.reshape(fits.shape[0], -1), axis=1), nats)
+
+
 def _fitting(y, x0, outputs):
     """(y, x0) of shapes that fit."""
     x0 = as_samples("x0", x0)
@@ -75,18 +84,20 @@ class GaussianLikelihood(AbstractLikelihood):
     """N(x0; y, std^2 I), a density, with one standard deviation for all features.
 
     Attributes:
-      std: fixed, positive; None: learned, as `params["log_std"]`, a scalar that starts at 0.
+      std: fixed, a positive scalar; None: learned, as `params["log_std"]`, a scalar that starts at 0.
 
     Raises:
       ValueError: std is not positive (a singular scale).
     """
 
     outputs: ClassVar[int] = 1
-    std: float | None = None
+    std: Float[Array, ""] | None
 
-    def __check_init__(self):
+    def __init__(self, std: Scalar | None = None):
+        self.std = None if std is None else as_scalar(std)
         if self.std is not None:
-            check((jnp.asarray(self.std) > 0) & jnp.isfinite(self.std), f"std: must be positive, got {self.std}")
+            with at_once(std):
+                check((self.std > 0) & jnp.isfinite(self.std), f"std: must be positive, got {std}")
 
     def init(self, key: Key, y: Output, x0: Sample) -> Params:
         return {} if self.std is not None else {"log_std": jnp.zeros(())}
@@ -112,7 +123,8 @@ class DiscretisedLogistic(AbstractLikelihood):
     """The probability of a level x0 under a logistic distribution of location and scale, rounded to the levels.
 
     The lowest level has all that lies below it, the highest all that lies above: probabilities sum to 1. y has
-    locations and log scales, [b, ..., 2 c].
+    locations and log scales, [b, ..., 2 c]. Under jit, where values cannot be looked at, the result is NaN for a sample
+    with a value that is no level.
 
     >>> import jax.numpy as jnp
     >>> levels = jnp.linspace(-1.0, 1.0, 4)[:, None]
@@ -148,14 +160,18 @@ class DiscretisedLogistic(AbstractLikelihood):
         y, x0 = _fitting(y, x0, self.outputs)
         check_levels(x0, self.levels, self.low, self.high)
         location, log_scale = self._parts(y)
-        half, inverse = 0.5 * self._step(), jnp.exp(-log_scale)
-        above, below = (x0 + half - location) * inverse, (x0 - half - location) * inverse
+        step, inverse = self._step(), jnp.exp(-log_scale)
+        # Edges by whole numbers: two levels have the same one between them, whatever the dtype of x0 has rounded off.
+        place = (x0.astype(accumulator_dtype(x0.dtype)) - self.low) / step
+        level = jnp.clip(jnp.round(place), 0, self.levels - 1)
+        above, below = ((self.low + step * (level + half) - location) * inverse for half in (0.5, -0.5))
         # F(a) - F(b) = F(a) F(-b) (1 - exp(b - a)), of which no factor loses digits in the tails.
-        lower = jnp.where(x0 < self.low + half, 0.0, jax.nn.log_sigmoid(-below))
-        upper = jnp.where(x0 > self.high - half, 0.0, jax.nn.log_sigmoid(above))
-        inside = (x0 > self.low + half) & (x0 < self.high - half)
-        width = jnp.where(inside, jnp.log(-jnp.expm1(-2 * half * inverse)), 0.0)
-        return sum_features(lower + upper + width)
+        first, last = level == 0, level == self.levels - 1
+        lower = jnp.where(first, 0.0, jax.nn.log_sigmoid(-below))
+        upper = jnp.where(last, 0.0, jax.nn.log_sigmoid(above))
+        width = jnp.where(first | last, 0.0, jnp.log(-jnp.expm1(-step * inverse)))
+        on_level = jnp.abs(place - level) < OFF_LEVEL
+        return _nan_unless_all(on_level, sum_features(lower + upper + width))
 
     def mean(self, params: Params, y: Output) -> Sample:
         """The locations, within low and high: the mean but for what is rounded and cut off."""
@@ -163,8 +179,8 @@ class DiscretisedLogistic(AbstractLikelihood):
 
     def sample(self, params: Params, keys: Shaped[Array, "b *k"], y: Output) -> Sample:
         location, log_scale = self._parts(as_samples("y", y))
-        uniform = jax.vmap(lambda key: jax.random.logistic(key, location.shape[1:], location.dtype))(keys)
-        place = (location + jnp.exp(log_scale) * uniform - self.low) / self._step()
+        noise = jax.vmap(lambda key: jax.random.logistic(key, location.shape[1:], location.dtype))(keys)
+        place = (location + jnp.exp(log_scale) * noise - self.low) / self._step()
         return self.low + self._step() * jnp.clip(jnp.round(place), 0, self.levels - 1)
 
     def _step(self):
@@ -211,7 +227,7 @@ class Bernoulli(AbstractLikelihood):
             )
         binary = (x0 == self.low) | (x0 == self.high)
         nats = sum_features(jax.nn.log_sigmoid(jnp.where(x0 == self.high, y, -y)))
-        return jax.vmap(nan_unless)(jnp.all(binary.reshape(x0.shape[0], -1), axis=1), nats)
+        return _nan_unless_all(binary, nats)
 
     def mean(self, params: Params, y: Output) -> Sample:
         return self.low + (self.high - self.low) * jax.nn.sigmoid(as_samples("y", y))
@@ -234,6 +250,9 @@ class Autoregressive(AbstractLikelihood):
       each: the likelihood of one pixel.
       shape: (h, w, c) of the images.
 
+    Raises:
+      ValueError: a part is of another kind, or the shape is not that of images.
+
     Source: van den Oord et al. 2016 (PixelCNN); Gulrajani et al. 2017 (PixelVAE).
     """
 
@@ -245,6 +264,8 @@ class Autoregressive(AbstractLikelihood):
     def __check_init__(self):
         if not isinstance(self.network, Network):
             raise ValueError(f"network: Network is needed (from_linen makes one), got {type(self.network).__name__}")
+        if not isinstance(self.each, AbstractLikelihood) or not self.each.outputs:
+            raise ValueError(f"each: the likelihood of one pixel is needed, got {type(self.each).__name__}")
         if len(self.shape) != 3:
             raise ValueError(f"shape: (height, width, channels) is needed, got {self.shape}")
 

@@ -18,7 +18,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_numbers, as_scalar, check, whole_numbers
+from diffjax._arrays import as_numbers, as_scalar, at_once, check, whole_numbers
 from diffjax._typing import Scalar
 from diffjax.analytic._gaussian import check_symmetric
 from diffjax.vae._gaussian import HALF_LOG_TAU
@@ -107,8 +107,9 @@ def best_encoder(
     Raises:
       ValueError: beta times the variance is not positive.
     """
-    noise = as_scalar(variance) * beta
-    check(noise > 0, f"variance: beta times the variance must be positive, got {noise}")
+    with at_once(variance, beta):
+        noise = as_scalar(variance) * beta
+        check(noise > 0, f"variance: beta times the variance must be positive, got {noise}")
     m = weight.T @ weight + noise * jnp.eye(weight.shape[1], dtype=weight.dtype)
     return jnp.linalg.solve(m, weight.T), noise / jnp.diag(m)
 
@@ -142,7 +143,8 @@ def optimal_linear_vae(
       The model, its latents in order of falling eigenvalues; collapsed ones have a column of zeros in W.
 
     Raises:
-      ValueError: latents are fewer than 1 or more than the data have features, or a scale is singular.
+      ValueError: latents are fewer than 1 or more than the data have features, the covariance has a negative
+        eigenvalue, or a scale is singular.
 
     Source: Lucas et al. 2019, section 4.2 and appendix A; Tipping & Bishop 1999, appendix A.
     """
@@ -152,16 +154,20 @@ def optimal_linear_vae(
         raise ValueError(f"covariance: shape {(n, n)} is needed for {n} features, got {covariance.shape}")
     check_symmetric(covariance, "covariance")
     check_latents(latents, n)
-    beta = as_scalar(beta)
-    check(beta > 0, f"beta: must be positive, got {beta}")
+    with at_once(beta):
+        beta = as_scalar(beta)
+        check(beta > 0, f"beta: must be positive, got {beta}")
     eigenvalues, vectors = jnp.linalg.eigh(covariance)
+    least, rounding = eigenvalues[0], 1e-5 * jnp.max(jnp.abs(eigenvalues))  # of moments in float32
+    check(least >= -rounding, f"covariance: must have no negative eigenvalue, got {least}")
     eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]
     if variance is None:
         if latents == n:
             raise ValueError(f"latents: fewer than the {n} features are needed to learn a variance, got {latents}")
         variance = _best_variance(eigenvalues, latents, beta)
-    variance = as_scalar(variance).astype(covariance.dtype)
-    check(variance > 0, f"variance: must be positive, got {variance}")
+    with at_once(variance):
+        variance = as_scalar(variance).astype(covariance.dtype)
+        check(variance > 0, f"variance: must be positive, got {variance}")
     excess = jnp.maximum(eigenvalues[:latents] - beta * variance, 0)
     weight = vectors[:, :latents] * jnp.sqrt(excess)
     encoder, latent_variances = best_encoder(weight, variance, beta=beta)
@@ -181,8 +187,9 @@ def rates_at_optimum(eigenvalues: Float[Array, " k"], variance: Scalar, *, beta:
     Raises:
       ValueError: beta times the variance is not positive.
     """
-    noise = as_scalar(variance) * beta
-    check(noise > 0, f"variance: beta times the variance must be positive, got {noise}")
+    with at_once(variance, beta):
+        noise = as_scalar(variance) * beta
+        check(noise > 0, f"variance: beta times the variance must be positive, got {noise}")
     return 0.5 * jnp.log(jnp.maximum(eigenvalues / noise, 1.0))
 
 

@@ -21,11 +21,14 @@ from typing import Any, NamedTuple, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from diffjax._arrays import (
     answered,
     as_samples,
+    at_once,
+    check,
     check_key,
     default_index,
     sample_keys,
@@ -229,10 +232,15 @@ def infer_at(vae: AbstractVAE, params: Params, z: tuple[Array, ...], x0: Sample,
     Args:
       vae, params, x0, cond: as `infer`'s, x0 [b, *d].
       z: latents of each level, a tuple, each [b, ...].
+
+    Raises:
+      ValueError: z is no tuple, has fewer or more levels, or latents of another shape.
     """
     check_vae(vae)
     x0 = as_samples("x0", x0)
-    return _inferred(vae, params, _given(z), x0, cond, None)
+    inference = _inferred(vae, params, _given(z), x0, cond, None)
+    _check_all_used(z, len(inference.levels))
+    return inference
 
 
 def _inferred(vae, params, choose, x0, cond, dropout):
@@ -268,6 +276,11 @@ def _given(z):
     return choose
 
 
+def _check_all_used(z, levels):
+    if len(z) > levels:
+        raise ValueError(f"z: the latents of {levels} level{'s' if levels > 1 else ''} are needed, got {len(z)}")
+
+
 def _check_level(number, shape):
     if 0 in shape[1:]:
         raise ValueError(f"latents: at least one latent is needed at level {number} (0 is the top), got shape {shape}")
@@ -299,13 +312,18 @@ def generate(
       Samples [n, *d].
 
     Raises:
-      ValueError: indices that are none, or a temperature that is not one a level.
+      ValueError: indices that are none, or a temperature that is negative, not finite, or not one a level.
 
     Source: temperatures by level: Child 2021 (VDVAE), section 5.
     """
     check_vae(vae)
     check_key(key)
     index = default_index(jnp.size(index), index)
+    for one in temperature if isinstance(temperature, tuple) else (temperature,):
+        if np.ndim(one):
+            raise ValueError(f"temperature: one number, or a tuple of one a level, is needed, got {temperature}")
+        with at_once(one):
+            check((jnp.asarray(one) >= 0) & jnp.isfinite(one), f"temperature: a finite number, not below 0, got {one}")
     latent_key, data_key = jax.random.split(key)
     levels = []
 
@@ -339,7 +357,7 @@ def decode(vae: AbstractVAE, params: Params, z: tuple[Array, ...], cond: Cond = 
       cond: conditions, a pytree of [b, ...], or None.
 
     Raises:
-      ValueError: z is no tuple, has too few levels, or latents of another shape.
+      ValueError: z is no tuple, has fewer or more levels, or latents of another shape.
     """
     check_vae(vae)
     choose, count = _given(z), []
@@ -351,4 +369,6 @@ def decode(vae: AbstractVAE, params: Params, z: tuple[Array, ...], cond: Cond = 
         count.append(None)
         return as_samples("z", choose(len(count) - 1, None), shape)
 
-    return vae.likelihood.mean(params["likelihood"], vae.top_down(params, draw, z[0].shape[0], None, cond))
+    y = vae.top_down(params, draw, z[0].shape[0], None, cond)
+    _check_all_used(z, len(count))
+    return vae.likelihood.mean(params["likelihood"], y)

@@ -437,8 +437,19 @@ def test_bad_input_is_refused_by_name():
         vae.DiscretisedLogistic().log_prob({}, jnp.zeros((1, 2)), jnp.full((1, 1), 0.101))
     with pytest.raises(ValueError, match="temperature: one number, or one a level"):
         vae.generate(made, params, KEY, jnp.arange(2), temperature=(1.0, 1.0))
+    for temperature, got in ((-1.0, "-1"), (float("nan"), "nan"), ((1.0, -0.5), "-0")):
+        with pytest.raises(ValueError, match=f"temperature: a finite number, not below 0, got {got}"):
+            vae.generate(made, params, KEY, jnp.arange(2), temperature=temperature)
     with pytest.raises(ValueError, match="z: latents of every level are needed, got those of 0"):
         vae.infer_at(made, params, (), x0)
+    for call in (lambda z: vae.infer_at(made, params, z, x0), lambda z: vae.decode(made, params, z)):
+        with pytest.raises(ValueError, match="z: the latents of 1 level are needed, got 2"):
+            call((x0, x0))
+    with pytest.raises(ValueError, match="group: one of latent, channel, level is needed, got 'pixel'"):
+        vae.negative_elbo(made, params, KEY, x0, group="pixel")
+    for each in (dj.networks.MaskedDecoder, vae.Autoregressive(made.encoder, vae.Bernoulli(), (2, 2, 1))):
+        with pytest.raises(ValueError, match="each: the likelihood of one pixel is needed, got"):
+            vae.Autoregressive(made.encoder, each, (2, 2, 1))
     for steps in (0, -3):
         with pytest.raises(ValueError, match=f"steps: at least one is needed, got {steps}"):
             vae.linear_warm_up(1, steps=steps)

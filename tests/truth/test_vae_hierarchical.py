@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,7 +114,7 @@ def test_data_determine_the_sum_of_the_rates_alone():
 class Line(vae.AbstractVAE):
     """z2 -> z1 -> x, one number each, with the exact posteriors: both are diagonal, for there is nothing else."""
 
-    likelihood: vae.AbstractLikelihood = vae.GaussianLikelihood(0.5)
+    likelihood: vae.AbstractLikelihood = eqx.field(default_factory=lambda: vae.GaussianLikelihood(0.5))
     a: ClassVar[float] = 0.8
     s: ClassVar[float] = 0.6
     w: ClassVar[float] = 1.3

@@ -228,6 +228,9 @@ def test_bad_input_is_refused_by_name():
         vae.optimal_linear_vae(jnp.zeros(3), jnp.diag(jnp.array([2.0, 1.0, 0.0])), 2)
     with pytest.raises(ValueError, match="beta: must be positive, got 0"):
         vae.optimal_linear_vae(mean, covariance, 2, beta=0.0)
+    for variance in (None, 1.0):
+        with pytest.raises(ValueError, match="covariance: must have no negative eigenvalue, got -0"):
+            vae.optimal_linear_vae(jnp.zeros(3), jnp.diag(jnp.array([3.0, 1.0, -0.5])), 1, variance=variance)
     with pytest.raises(ValueError, match="covariance: must be symmetric"):
         vae.optimal_linear_vae(jnp.zeros(2), jnp.array([[1.0, 0.5], [0.0, 1.0]]), 1)
     good = vae.optimal_linear_vae(mean, covariance, 2)
