@@ -43,9 +43,10 @@ TEACHER = ("teacher", "teacher_ddim")
 DDIM = (16, 32)
 CD = ("--loss.name", "consistency", "--loss.fewest", "18", "--loss.most", "18")
 PROGRESSIVE = ("--loss.name", "progressive", "--loss.teacher-steps", "8")
+FROM_64 = ("--loss.name", "progressive", "--loss.teacher-steps", "16")
 SLOWER = ("--updates", "250", "--learning-rate", "0.001")
 ROWS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
-    "progressive_4": ((*PROGRESSIVE, "--steps", "4", "--loss.first", "32", *SLOWER), (4,)),
+    "progressive_4": ((*FROM_64, "--steps", "4", "--loss.first", "64", *SLOWER), (4,)),
     "progressive_1": ((*PROGRESSIVE, "--steps", "1", "--loss.first", "16", *SLOWER), (1,)),
     "consistency": ((*CD, "--steps", "4", "--updates", "400"), (4, 1)),
 }
