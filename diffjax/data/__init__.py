@@ -4,6 +4,8 @@
     read as used: ImageFolder, Npz, ArrayRecords, HuggingFace ----------from_items --+--> source(seed, step, size)
     toy densities in the plane, scenes with captions --------------------------------+    -> x0 [size, *d], cond or None
 
+    captions --EncodedTexts--> with_texts(items, encoded), scenes.captioned(encoded): cond is a Text
+
     source --prefetch--> batches on the device, made ahead by a thread or by worker processes
 
 A source is a pure function with random access: the same seed, step and size give the same batch, always, so that the
@@ -27,6 +29,7 @@ from diffjax.data._records import ArrayRecords as ArrayRecords, write_records as
 from diffjax.data._scenes import Scene as Scene, Scenes as Scenes
 from diffjax.data._shapes import shapes as shapes
 from diffjax.data._source import Source as Source, whole as whole
+from diffjax.data._texts import EncodedTexts as EncodedTexts, with_texts as with_texts
 from diffjax.data._toys import (
     Checkerboard as Checkerboard,
     Mixture as Mixture,

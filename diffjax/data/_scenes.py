@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, Float32, Int, Int32
 
 from diffjax._arrays import whole_numbers
 from diffjax.data._grammar import CENTRES, PAIRS, Grammar, held_out_rows
-from diffjax.data._source import Batch, Part, check_position, generator, part_rows
+from diffjax.data._source import Batch, Part, Source, check_position, generator, part_rows
+from diffjax.data._texts import CaptionedSource, EncodedTexts
 
 
 class Scene(NamedTuple):
@@ -157,6 +158,15 @@ class Scenes:
         """True for factors [b, k] of this split, False for those that it never draws."""
         combination = self.grammar.combination
         return np.isin(combination(factors), np.unique(combination(self.rows)))
+
+    def captioned(self, encoded: EncodedTexts) -> Source:
+        """The same scenes with their encoded captions as condition, a `networks.Text`.
+
+        Raises:
+          ValueError: captions of this split that are not encoded.
+        """
+        encoded.rows(self.texts)
+        return CaptionedSource(self, encoded, self.captions)
 
     def _objects(self, factors):
         """[b, objects, factors of an object]."""

@@ -7,30 +7,14 @@ The null token is learned; a prompt without tokens (its mask all False) is "no c
 (Ho & Salimans 2022), and the network attends to the null token in its place.
 """
 
-from typing import Any, NamedTuple
-
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from diffjax._arrays import accumulator_dtype
-from diffjax._typing import Cond
+from diffjax._typing import Cond, Text as Text
 from diffjax.networks._init import normal
-
-
-class Text(NamedTuple):
-    """A condition: the encoded tokens of each sample's prompt.
-
-    No condition is a mask that is all False, so the null of `classifier_free` is `Text(0.0, False)`.
-
-    Attributes:
-      embedding: [b, n, k], such as the output of a `T5Encoder`.
-      mask: [b, n], True for a token, False for padding.
-    """
-
-    embedding: Any  # an array, or a number in the null of guidance
-    mask: Any
 
 
 class TextTokens(nn.Module):
