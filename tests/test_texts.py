@@ -17,6 +17,7 @@ from diffjax.data import (
     digit_scenes,
     from_arrays,
     from_items,
+    load_texts,
     prefetch,
     shapes,
     with_texts,
@@ -62,7 +63,7 @@ LINES = [line(i, text) for i, text in enumerate(TEXTS)]
 def test_a_table_comes_back_from_its_file_as_it_was(tmp_path, dtype):
     table = encoded(TIDY, dtype)
     table.save(tmp_path / "texts.npz")
-    loaded = EncodedTexts.load(tmp_path / "texts.npz")
+    loaded = load_texts(tmp_path / "texts.npz")
     assert isinstance(loaded.embedding, np.memmap)
     assert len(pickle.dumps(loaded)) < 300  # a worker maps the file itself
     back = pickle.loads(pickle.dumps(loaded))
@@ -133,7 +134,7 @@ def test_files_that_hold_no_table_are_named(tmp_path):
     np.savez(tmp_path / "part.npz", about=about, embedding=np.ones((1, 3, 2)), mask=np.ones((1, 3), bool))
     for name in ("other", "cut", "part", "absent"):
         with pytest.raises(ValueError, match=f"path: .*{name}.npz holds no encoded texts: .* encode-text"):
-            EncodedTexts.load(tmp_path / f"{name}.npz")
+            load_texts(tmp_path / f"{name}.npz")
 
 
 # --- captions of images ---

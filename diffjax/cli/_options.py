@@ -141,6 +141,45 @@ class Distill(Execution):
     """Random seed of the order of the data and the noise."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncodeText:
+    """Encode captions once, for text-conditional networks: `diffjax train shapes --data.text FOLDER`.
+
+    The folder holds a tokenizer, a frozen encoder and the embeddings of the captions, to which the same command with
+    other captions adds. An empty caption has no token: no condition.
+
+        $ diffjax encode-text shapes --out texts/shapes
+        $ diffjax encode-text images/ --out texts/mine --encoder pretrained --steps 3000
+        $ diffjax encode-text captions.txt --out texts/t5 --encoder t5-base/ --dtype float32
+    """
+
+    captions: tyro.conf.Positional[str]
+    """shapes or digit_scenes (all captions of their grammars); a text file with a caption on each line; or a
+    metadata.jsonl, or a folder or zip of images that has one."""
+    out: str
+    """Folder of the encoder and the embeddings, created if needed."""
+    field: str = "text"
+    """Field of metadata.jsonl that holds a caption."""
+    tokenizer: str | None = None
+    """A tokenizer.json, or its folder. Default: that of the encoder's folder; otherwise one is trained on the
+    captions."""
+    vocabulary: int = 512
+    """Size of the vocabulary of a tokenizer that is trained, at most."""
+    encoder: str = "random"
+    """random: T5 with random weights, frozen. pretrained: T5 trained on the captions by span corruption, then frozen.
+    Otherwise the folder of T5's published weights (config.json and .safetensors)."""
+    size: Literal["tiny", "mini", "midi", "small"] = "mini"
+    """Size of the encoder, random or pretrained: 32, 64, 128 or 512 features."""
+    steps: int = 1000
+    """Optimiser steps of the training of a pretrained encoder."""
+    length: int | None = None
+    """Tokens of a caption; longer ones are cut. Default: those of the longest caption, at most 128."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the stored embeddings."""
+    seed: int = 0
+    """Random seed of the encoder and its training."""
+
+
 @dataclass(frozen=True)
 class _Drawn:
     """What commands that draw samples of a run have in common."""

@@ -29,7 +29,7 @@ from diffjax.data._records import ArrayRecords as ArrayRecords, write_records as
 from diffjax.data._scenes import Scene as Scene, Scenes as Scenes
 from diffjax.data._shapes import shapes as shapes
 from diffjax.data._source import Source as Source, whole as whole
-from diffjax.data._texts import EncodedTexts as EncodedTexts, with_texts as with_texts
+from diffjax.data._texts import EncodedTexts as EncodedTexts, load_texts as load_texts, with_texts as with_texts
 from diffjax.data._toys import (
     Checkerboard as Checkerboard,
     Mixture as Mixture,

@@ -41,7 +41,7 @@ def read_metadata(files: Files, names: Sequence[str], field: str) -> tuple[tuple
             if not line.strip():
                 continue
             at = f"{where}, line {number}"
-            record = _parse(line, at)
+            record = parse_line(line, at)
             name = wanted.get(_composed(posixpath.join(posixpath.dirname(path), _file_name(record, at))))
             if name is None:
                 others += 1
@@ -78,7 +78,8 @@ def decode_lines(data: bytes, where: str) -> list[str]:
         raise ValueError(f"text: {where}, line {line}: byte {value:#04x} is no UTF-8; save the file as UTF-8") from None
 
 
-def _parse(line: str, at: str) -> dict[str, Any]:
+def parse_line(line: str, at: str) -> dict[str, Any]:
+    """The object of a line; raises `ValueError` where it is none, naming the place `at`."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:

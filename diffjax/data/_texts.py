@@ -1,6 +1,6 @@
 """Captions of items, and their encoded tokens: a table that is made once and read by caption.
 
-    texts --encode-text--> EncodedTexts: caption -> embedding [n, k], mask [n] --save, load--> texts.npz
+    texts --encode-text--> EncodedTexts: caption -> embedding [n, k], mask [n] --save, load_texts--> texts.npz
     items with `texts`, EncodedTexts --with_texts--> items whose condition is a Text --from_items--> source
 
 The table is of one tokenizer and one encoder, whose fingerprint is in the file: other embeddings never mix with these.
@@ -64,7 +64,7 @@ def check_texts(texts: Iterable[Any], where: Callable[[int], str] = "texts[{}]".
 class EncodedTexts:
     """Captions with the embeddings of their tokens, by one tokenizer and one encoder.
 
-        texts = EncodedTexts.load("texts/texts.npz")
+        texts = load_texts("texts/texts.npz")
         texts(["a red circle", ""])                  # Text(embedding [2, n, k], mask [2, n]); the second has no token
 
     Attributes:
@@ -151,32 +151,33 @@ class EncodedTexts:
         finally:
             part.unlink(missing_ok=True)
 
-    @classmethod
-    def load(cls, path: str | Path) -> "EncodedTexts":
-        """Reads what `save` wrote; the embeddings are mapped, not read.
-
-        Raises:
-          ValueError: it is no such file.
-        """
-        file = (str(path), file_state(path))
-        try:
-            about = json.loads(np.asarray(map_array(path, "about")).tobytes())
-            embedding, mask = map_array(path, "embedding"), np.array(map_array(path, "mask"))
-            dtype, texts, fingerprint = _DTYPES[about["dtype"]], tuple(about["texts"]), about["fingerprint"]
-            return cls(texts, embedding if embedding.dtype == dtype else embedding.view(dtype), mask, fingerprint, file)
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            why = str(error).removeprefix("path: ") or type(error).__name__
-            raise ValueError(f"path: {path} holds no encoded texts: {why}; write it anew by encode-text") from None
-
     def __reduce__(self):
         if self.file is None:
             return EncodedTexts, (self.texts, self.embedding, self.mask, self.fingerprint)
         return _load_again, self.file
 
 
+def load_texts(path: str | Path) -> EncodedTexts:
+    """Reads what `EncodedTexts.save` wrote; the embeddings [m, n, k] are mapped, not read.
+
+    Raises:
+      ValueError: it is no such file.
+    """
+    file = (str(path), file_state(path))
+    try:
+        about = json.loads(np.asarray(map_array(path, "about")).tobytes())
+        embedding, mask = map_array(path, "embedding"), np.array(map_array(path, "mask"))
+        dtype, texts, fingerprint = _DTYPES[about["dtype"]], tuple(about["texts"]), about["fingerprint"]
+        embedding = embedding if embedding.dtype == dtype else embedding.view(dtype)
+        return EncodedTexts(texts, embedding, mask, fingerprint, file)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        why = str(error).removeprefix("path: ") or type(error).__name__
+        raise ValueError(f"path: {path} holds no encoded texts: {why}; write it anew by encode-text") from None
+
+
 def _load_again(path: str, opened: tuple[int, int]) -> EncodedTexts:
     check_unchanged(path, opened)
-    return EncodedTexts.load(path)
+    return load_texts(path)
 
 
 def texts_of(items: Items) -> tuple[str, ...] | None:
