@@ -216,12 +216,22 @@ class Sample(_Drawn):
         $ diffjax sample runs/digits --sampler.name ddim --sampler.eta 1 --steps 100
         $ diffjax sample runs/digits --guidance.name projected --guidance 4 --interval -2 6
         $ diffjax sample runs/digits --known half.png --mask left.png --n 16
+        $ diffjax sample runs/shapes --text "a red circle above a small blue square" --guidance 3 --n 16
     """
 
     n: int = 100
     """Number of samples."""
     label: int | str | None = None
     """Class to draw: its label, or its name if classes have names. Default: all classes, one per row."""
+    text: tuple[str, ...] | None = None
+    """Prompts, each for an equal share of the samples, with captions under the images. Default: no prompt, the null
+    condition."""
+    prompts: str | None = None
+    """A text file with a prompt on each line, in place of --text. Default: no file."""
+    encoder: str | None = None
+    """Folder of the encoder of the prompts, by encode-text. Default: that of the run."""
+    numbers: tuple[float, ...] | None = None
+    """Numbers to draw samples for, of a run that is conditioned on a vector. Default: the null condition."""
     known: str | None = None
     """Inpainting: a picture of a sample's size, or an .npz with an array x. --mask marks the part to keep. Default: no
     inpainting."""
@@ -237,7 +247,7 @@ class Sample(_Drawn):
     seed: int = 0
     """Random seed. The same seed draws the same samples for any --n and --chunk."""
     out: str | None = None
-    """Output file: .png for a picture, .npz for arrays x and labels. Default: RUN/drawn.png."""
+    """Output file: .png for a picture, .npz for arrays x, labels and texts. Default: RUN/drawn.png."""
 
 
 @dataclass(frozen=True)
