@@ -505,6 +505,7 @@ def test_every_option_is_compared_with_what_it_stands_for():
         "test_distill",
         "test_family",
         "test_text_encoder",
+        "test_conditions",
     ):
         importlib.import_module(module)
     commands = {

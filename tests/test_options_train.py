@@ -300,6 +300,13 @@ ODD = c.Config(
         cells=6,
         image_size=9,
         channels=1,
+        text="texts",
+        text_field="caption",
+        size=48,
+        objects=1,
+        colours=3,
+        sizes=2,
+        jitter=0.25,
     ),
     c.ProcessConfig(
         "edm",
@@ -995,6 +1002,7 @@ CHECKS = {
     "data.path": "test_files_are_read_as_their_name_says",
     "data.conditional": "test_an_unconditional_network_gets_no_labels",
     "data.image_size": "test_images_are_scaled_to_the_size_of_the_configuration",
+    **dict.fromkeys(("data.text", "data.text_field"), "test_images_with_captions_and_classes_have_both"),
     "data.channels": "test_images_have_the_channels_of_the_configuration",
     "data.skip_bad": "test_an_item_that_is_skipped_gives_way_to_the_next_and_the_rest_stay",
     "data.flip": "test_digits_are_split_and_flipped_as_configured",
@@ -1031,6 +1039,7 @@ FILES = (
     "test_distill.py",
     "test_family.py",
     "test_vae_family.py",
+    "test_conditions.py",
 )
 
 

@@ -114,4 +114,4 @@ def keep_data(folder: Path, data: Data, *, hashed: bool, anew: bool = False) -> 
     record, _ = read_record(kept)
     if anew or samples_of(record) is None or (hashed and "sha256" not in record):
         digest = {"sha256": data.digest} if hashed else {}
-        write_durably(kept, json.dumps(digest | data.samples._asdict()) + "\n")
+        write_durably(kept, json.dumps(digest | data.samples.record()) + "\n")

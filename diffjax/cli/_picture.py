@@ -75,6 +75,6 @@ def save_captioned(path: Path, x: np.ndarray, captions: tuple[str, ...]) -> None
 
 def save_arrays(path: Path, x: np.ndarray, labels: np.ndarray | None, captions: tuple[str, ...] | None = None) -> None:
     """An .npz with x and, where there are any, labels and texts."""
-    given = {} if labels is None else {"labels": labels}
+    given: dict[str, Any] = {} if labels is None else {"labels": labels}
     given |= {} if captions is None else {"texts": np.array(captions)}
     np.savez(path, x=x, **given)

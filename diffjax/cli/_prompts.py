@@ -60,7 +60,7 @@ def asked_for(options: Sample, run: Run) -> Asked:
     elif samples.numbers is not None:
         cond = np.zeros((n, samples.numbers + 1), np.float32)
         if options.numbers is not None:
-            cond = with_presence(np.broadcast_to(np.float32(options.numbers), (n, samples.numbers)).copy())
+            cond = with_presence(np.tile(np.array(options.numbers, np.float32), (n, 1)))
     return Asked(cond, labels, label, captions)
 
 

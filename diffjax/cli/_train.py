@@ -202,7 +202,7 @@ def _checkpoints(out: Path, options: Train, data: Data, layout: Layout) -> Check
     """The checkpoints of a run, each with a copy of what else the folder has to have."""
     config = options.config
     about = {"config": hashlib.sha256(to_json(training_identity(config)).encode()).hexdigest()}
-    about |= {"configuration": to_json(config), "dataset": data.samples._asdict(), **layout.about}
+    about |= {"configuration": to_json(config), "dataset": data.samples.record(), **layout.about}
     try:
         return Checkpoints(out / "checkpoints", keep=options.keep, about=about)
     except ValueError as error:  # in use

@@ -19,6 +19,8 @@ from jaxtyping import Array
 from diffjax._arrays import check
 from diffjax._typing import Cascade, Cond, Text
 
+_ALWAYS = ("classes", "names")
+
 
 class Samples(NamedTuple):
     """All that a run needs to know of its data to draw samples; it is stored with the run."""
@@ -39,6 +41,10 @@ class Samples(NamedTuple):
     """Tokens of a caption and features of a token; None where the network is not conditioned on a text."""
     encoder: str | None = None
     """Fingerprint of the encoder of the captions."""
+
+    def record(self) -> dict[str, Any]:
+        """The fields as JSON has them; conditions that there are not are left out."""
+        return {name: value for name, value in self._asdict().items() if value is not None or name in _ALWAYS}
 
     @property
     def conditional(self) -> bool:

@@ -254,7 +254,8 @@ def _classes(*labels: np.ndarray) -> int:
 
 def _from_source(config: DataConfig, toy: Source) -> Data:
     if config.flip:
-        raise ValueError(f"data.flip: {config.name} has no items that may be flipped")
+        what = "captions that say left and right" if isinstance(toy, Scenes) else "no images to flip"
+        raise ValueError(f"data.flip: {config.name} has {what}")
     if isinstance(toy, Scenes):
         return _from_scenes(config, toy)
     if config.text is not None:

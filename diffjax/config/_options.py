@@ -37,11 +37,6 @@ class DataConfig:
     path: str | None = None
     """The file or folder to read; required where it is used, no default. Symbolic links are followed. Transparent
     parts of images become white; images of 16 bits a channel are refused."""
-    text: str | None = None
-    """Folder of encoded captions, by `diffjax encode-text`: the network is conditioned on the text. Images in folders
-    need a metadata.jsonl then. Default: no text."""
-    text_field: str = "text"
-    """Field of metadata.jsonl that holds an image's caption."""
     conditional: bool = True
     """Train a conditional network, if the data have labels, or numbers in their place."""
     flip: bool = False
@@ -55,6 +50,11 @@ class DataConfig:
     """Seed of the split into training and held-out items."""
     skip_bad: bool = False
     """Skip images that cannot be decoded, and count them; otherwise the first one ends the run."""
+    text: str | None = None
+    """Folder of encoded captions, by `diffjax encode-text`: the network is conditioned on the text. Images in folders
+    need a metadata.jsonl then. Default: no text."""
+    text_field: str = "text"
+    """Field of metadata.jsonl that holds an image's caption."""
 
 
 @options(name=names.PROCESSES, common=("logsnr_min", "logsnr_max"))

@@ -181,7 +181,11 @@ def image_folder_parts(
       text: folder of encoded captions, for which a metadata.jsonl is read.
       text_field: field of metadata.jsonl that holds a caption.
     """
-    fields = {"size": image_size, "channels": channels or 3, "text": None if text is None else text_field}
+    fields: dict[str, Any] = {
+        "size": image_size,
+        "channels": channels or 3,
+        "text": None if text is None else text_field,
+    }
     split = _image_parts(path, holdout, holdout_seed, fields)
     if not skip_bad:
         return split
@@ -191,6 +195,7 @@ def image_folder_parts(
 def _image_parts(path: str, holdout: float, holdout_seed: int, fields: dict[str, Any]) -> Split:
     """Folders of images: train next to test (or val), within others or not; or one part, with a share held out."""
     files, under = open_files(path), ""
+    uncaptioned: dict[str, Any] = fields | {"text": None}
     while True:
         folders, loose = image_folders(files, under)
         held_out = [name for name in _HELD_OUT if name in folders]
@@ -202,7 +207,7 @@ def _image_parts(path: str, holdout: float, holdout_seed: int, fields: dict[str,
             digest = functools.partial(_digest_of, train, test)
             left_out = Counter(train.left_out) + Counter(test.left_out)
             for name in sorted(folders - {"train", held_out[0]}):
-                other = ImageFolder(files, under=f"{under}/{name}", **fields | {"text": None})
+                other = ImageFolder(files, under=f"{under}/{name}", **uncaptioned)
                 left_out[f"images of the folder {name}"] = len(other)
             if loose:
                 left_out["images in no folder"] = loose
