@@ -15,7 +15,7 @@ from diffjax.cli._draw import Draw
 from diffjax.cli._hosts import log
 from diffjax.cli._print import is_watched, print_line
 from diffjax.config import Data
-from diffjax.config._conditions import take
+from diffjax.config._conditions import on_device, take
 from diffjax.process import AbstractGaussianProcess
 from diffjax.training import gather_rows, is_main, local_copy
 
@@ -159,8 +159,7 @@ def measure_likelihood(
     """
     each = -(-n // jax.process_count())  # a process has as many rows as every other; the surplus repeats the last
     index = np.minimum(np.arange(each) + jax.process_index() * each, n - 1)
-    x, cond = take(data.held_out, index)
-    x, cond = jnp.asarray(x), jax.tree.map(jnp.asarray, cond)
+    x, cond = on_device(take(data.held_out, index))
     assert draw.family.log_bound is not None
     log(f"compiling the likelihood, then measuring it on {n} held-out items ...")
     size = int(np.prod(data.shape))

@@ -112,6 +112,11 @@ def take(cond: Cond, rows: Any) -> Cond:
     return jax.tree.map(lambda leaf: leaf[rows], cond)
 
 
+def on_device(tree: Cond) -> Cond:
+    """A tree of arrays [n, ...] as JAX's."""
+    return jax.tree.map(jnp.asarray, tree)
+
+
 def _labels(labels: Any, classes: int) -> Array:
     needed = f"labels: whole numbers [b] from 0 to {classes}, the null label, are needed, got {labels}"
     if labels is None or isinstance(labels, tuple):
