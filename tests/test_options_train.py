@@ -239,7 +239,9 @@ PRESETS = {
         "batch_size": 32,
         "data.name": "shapes",
         "data.holdout": 0.1,
-        "network.blocks": 2,
+        "network.channels": (16, 32, 64),
+        "network.attention": (1, 2),
+        "network.head_channels": 16,
         "guidance.scale": 3.0,
     },
     "digit_scenes": {
@@ -247,7 +249,9 @@ PRESETS = {
         "batch_size": 32,
         "data.name": "digit_scenes",
         "data.holdout": 0.1,
-        "network.blocks": 2,
+        "network.channels": (16, 32, 64),
+        "network.attention": (1, 2),
+        "network.head_channels": 16,
         "guidance.scale": 3.0,
     },
     "digits_vae": {
