@@ -54,7 +54,7 @@ _ROWS = (
         optimiser=OptimiserConfig(learning_rate=2e-3),
         guidance=GuidanceConfig(dropout=0.0, scale=1.0),
     ),
-    # Fresh scenes in each step; 0.7 million parameters, 4 GFLOP a step. Attention, and with it the text, at 8x8 and 4x4.
+    # Fresh scenes in each step; 0.8 million parameters. Attention, and with it the text, at 8x8 and 4x4 pixels.
     Config(
         "shapes",
         steps=3000,
