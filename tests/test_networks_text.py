@@ -176,7 +176,9 @@ def test_how_a_text_is_used():
             make(text_width=5, text_use="mean")
 
 
-@pytest.mark.parametrize("make", [ddpm, ddpmpp, ncsnpp, adm])
+@pytest.mark.parametrize(
+    "make", [ddpm, adm, *(pytest.param(make, marks=pytest.mark.slow) for make in (ddpmpp, ncsnpp))]
+)
 def test_papers_networks_have_a_text(make):
     module = make((64, 64), attention=(1,), blocks=1, text_width=5, num_classes=3)
     cond = Cascade(text=TEXT, label=jnp.zeros(3, int))

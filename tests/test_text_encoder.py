@@ -271,6 +271,7 @@ def all_digit_captions():
     return [text for n in (1, 2) for text in digit_scenes("all", objects=n).texts]
 
 
+@pytest.mark.slow
 @covers("encode-text", "captions", "out", "vocabulary", "encoder", "size", "steps", "length", "dtype", "seed")
 def test_captions_of_a_grammar_are_encoded_once(capfd, tmp_path):
     out = tmp_path / "texts"
