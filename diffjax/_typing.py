@@ -5,7 +5,7 @@ height, width and channels). Time is a number in [0, 1] (0 data, 1 noise), one f
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
@@ -69,6 +69,39 @@ class FlowMap(Protocol):
     s <= t, each [] or [b]; `F(xt, t) -> x0_hat`, as a denoiser. A plain function of (xt, t, s) will do for `Jump`."""
 
     def __call__(self, xt: Sample, t: Time, s: Time | None = None) -> Sample: ...
+
+
+class Text(NamedTuple):
+    """A condition: the encoded tokens of each sample's prompt.
+
+    No condition is a mask that is all False, so the null of `classifier_free` is `Text(0.0, False)`.
+
+    Attributes:
+      embedding: [b, n, k], such as the output of a `T5Encoder`.
+      mask: [b, n], True for a token, False for padding.
+    """
+
+    embedding: Any  # an array, or a number in the null of guidance
+    mask: Any
+
+
+class Cascade(NamedTuple):
+    """The conditions of a network that has several; None for each that it does not have.
+
+    The unconditional one, for guidance, is the text `Text(0.0, False)`, the null label and the same low resolution.
+
+    Attributes:
+      text: a `Text`.
+      low_resolution: images [b, h, w, c] no larger than x; already noised to `noise_level`
+        (conditioning augmentation, Ho et al. 2022).
+      noise_level: [b], of the low-resolution images, on the scale of c_noise.
+      label: [b], of classes.
+    """
+
+    text: Text | None = None
+    low_resolution: Any = None
+    noise_level: Any = None
+    label: Any = None
 
 
 class Init(Protocol):

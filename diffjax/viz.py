@@ -5,7 +5,7 @@ chosen. `ax.figure.savefig(path)` writes one.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ from jaxtyping import Shaped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread, imsave
+from PIL import Image, ImageDraw, ImageFont
 
 from diffjax._arrays import whole_numbers
 
 Extent = tuple[float, float, float, float]
 """(x_min, x_max, y_min, y_max) of a picture of the plane."""
 
+_FONT = 12
+"""Pixels of a caption's letters."""
 PLANE: Extent = (-2.5, 2.5, -2.5, 2.5)
 
 
@@ -50,6 +53,63 @@ def save_grid(
     if enlarge < 1:
         raise ValueError(f"enlarge: at least 1 is needed, got {enlarge}")
     imsave(path, _tile(images, columns, gap).repeat(enlarge, axis=0).repeat(enlarge, axis=1), format="png")
+
+
+@whole_numbers
+def save_captioned(
+    path: str | Path,
+    images: Shaped[Any, "b h w c"],
+    captions: Sequence[str],
+    *,
+    columns: int | None = None,
+    enlarge: int = 8,
+    lines: int = 3,
+) -> None:
+    """Writes a grid of images as a PNG, each with its caption below it, in `lines` lines at most.
+
+    Args:
+      path: of the PNG.
+      images: [b, h, w, c] in [-1, 1] (clipped; c is 1 or 3).
+      captions: b of them.
+      columns: of the grid, nearly square by default.
+      enlarge: every pixel of an image is so many in the file, along both sides.
+      lines: of a caption; what does not fit is cut.
+
+    Raises:
+      ValueError: as of `save_grid`, or there is not one caption an image.
+    """
+    if len(captions) != len(images):
+        raise ValueError(f"captions: one an image is needed, {len(images)}, got {len(captions)}")
+    for name, value in {"enlarge": enlarge, "lines": lines}.items():
+        if value < 1:
+            raise ValueError(f"{name}: at least 1 is needed, got {value}")
+    font = ImageFont.load_default(size=_FONT)
+    size = np.asarray(images).shape[1:3]
+    margin, height = _FONT // 2, lines * (_FONT + 2)
+    width, rows = size[1] * enlarge, []
+    columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
+    for i, image in enumerate(images):
+        cell = Image.new("RGB", (width + margin, size[0] * enlarge + height), "white")
+        pixels = _tile(image[None], 1, 0).repeat(enlarge, axis=0).repeat(enlarge, axis=1)
+        cell.paste(Image.fromarray(pixels), (0, 0))
+        text = "\n".join(_wrapped(captions[i], width, font)[:lines])
+        ImageDraw.Draw(cell).multiline_text((0, size[0] * enlarge + 1), text, fill="black", font=font, spacing=1)
+        rows.append(np.asarray(cell))
+    blank = np.full_like(rows[0], 255)
+    rows += [blank] * (-len(rows) % columns)
+    picture = np.concatenate([np.concatenate(rows[i : i + columns], axis=1) for i in range(0, len(rows), columns)])
+    imsave(path, picture, format="png")
+
+
+def _wrapped(text, width, font) -> list[str]:
+    """The lines of a text, each no wider than so many pixels; a word that is wider is cut."""
+    found = [""]
+    for word in text.split():
+        while font.getlength(word) > width and len(word) > 1:
+            word = word[:-1]
+        joined = f"{found[-1]} {word}".strip()
+        found = [*found[:-1], joined] if font.getlength(joined) <= width else [*found, word]
+    return found
 
 
 def _tile(images, columns, gap) -> np.ndarray:

@@ -17,6 +17,7 @@ from diffjax import samplers, viz
 from diffjax.cli import (
     Checkpoint,
     Distill,
+    EncodeText,
     Evaluate,
     Hosts,
     Sample,
@@ -497,13 +498,22 @@ def test_a_run_is_written_to_its_own_name_by_default(tmp_path, monkeypatch, capf
 
 def test_every_option_is_compared_with_what_it_stands_for():
     """A new option needs a test that is marked as covering it."""
-    for module in ("test_cli_measure", "test_cli_checkpoint", "test_data_identity", "test_distill", "test_family"):
+    for module in (
+        "test_cli_measure",
+        "test_cli_checkpoint",
+        "test_data_identity",
+        "test_distill",
+        "test_family",
+        "test_text_encoder",
+        "test_conditions",
+    ):
         importlib.import_module(module)
     commands = {
         "train": Train,
         "distill": Distill,
         "sample": Sample,
         "evaluate": Evaluate,
+        "encode-text": EncodeText,
         "checkpoint": Checkpoint,
         "hosts": Hosts,
     }

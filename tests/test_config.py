@@ -157,8 +157,21 @@ def test_numbers_that_are_wrong_are_named(changes, message):
     ("arrays", "message"),
     [
         ({"x": np.array([[1.0], [np.nan], [2.0]])}, r"data\.path: x in .* holds nan"),
-        ({"x": np.ones((4, 1)), "y": np.ones(3, int)}, r"data\.path: y in .* must be 4 labels from 0, got int64\[3\]"),
+        (
+            {"x": np.ones((4, 1)), "y": np.ones(3, int)},
+            r"data\.path: y in .* must be 4 labels from 0, or .* \[4, k\], got int64\[3\]",
+        ),
         ({"x": np.ones((4, 1)), "y": np.ones(4)}, r"data\.path: y in .* got float64\[4\]"),
+        ({"x": np.ones((4, 1)), "y": np.ones((3, 2))}, r"data\.path: y in .* got float64\[3, 2\]"),
+        ({"x": np.ones((4, 1)), "y": np.ones((4, 0))}, r"data\.path: y in .* got float64\[4, 0\]"),
+        (
+            {"x": np.ones((4, 1)), "y": np.full((4, 2), np.nan)},
+            r"data\.path: y in .* holds nan; conditions must be finite",
+        ),
+        (
+            {"x": np.ones((4, 1)), "y": np.full((4, 2), 12.0)},
+            r"data\.path: y in .* of order one, got 12; give \(y - mean",
+        ),
         ({"z": np.ones(4)}, r"data\.path: no \.npz with an array x"),
         ({"x": np.array([{}, 3])}, r"data\.path: no \.npz with an array x"),
         ({"x": np.ones((4, 1), complex)}, r"data\.path: x in .* floats in \[-1, 1\] or uint8, got complex128"),

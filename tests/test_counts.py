@@ -19,7 +19,7 @@ PACKAGES = ["diffjax", *(f"diffjax.{m.name}" for m in pkgutil.iter_modules(dj.__
 APART = ("diffjax._arrays", "diffjax._typing", "diffjax.cli")
 # Records that are made by us, and what is read from JSON or the command line: `check_config` looks at these.
 RECORDS = {"FeatureStatistics", "Parts", "Pretrained", "Sampling", "Stage", "Layout", "Data", "Stopped", "Prefetch"}
-RECORDS |= {"Samples", "Context", "Loaded", "TrainedRun", "Inpainting", "Setting"}
+RECORDS |= {"Samples", "Context", "Loaded", "TrainedRun", "Inpainting", "Setting", "Vocabulary"}
 CONFIGS = {"Config", "DataConfig", "NetworkConfig", "OptimiserConfig", "SamplerConfig"}
 OTHERS = {
     "Restart",  # `sample_with_restarts` checks it, beside what it belongs to

@@ -121,7 +121,6 @@ def test_rotation_knows_distances_alone():
         ({"patch": 0}, "patch: .* 0"),
         ({"rope": 0.5}, "rope: a base above 1"),
         ({"width": 24, "heads": 4, "rope": 100.0}, "rope: .* 24/4"),
-        ({"num_classes": 3, "text_width": 5}, "num_classes=3"),
         ({"joint": True}, "joint: two streams need a text_width"),
         ({"joint": True, "text_width": 5, "emb_per_block": True}, "joint: .* emb_per_block"),
         ({"dropout": 1.0}, r"dropout: .* 1\.0"),

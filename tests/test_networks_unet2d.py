@@ -206,7 +206,7 @@ def test_bfloat16_is_close_and_the_output_float32(tiny):
         ({"blocks": 0}, "blocks|attention"),
         ({"head_channels": 17}, r"head_channels: 1 \.\. 16"),
         ({"dropout": 1.0}, "dropout"),
-        ({"num_classes": 3, "text_width": 8}, "text_width: 8 with num_classes 3"),
+        ({"text_width": 8, "text_use": "mean"}, "text_use: one of both, pooled, attention is needed, got .mean."),
     ],
 )
 def test_bad_fields_are_named(changes, message):

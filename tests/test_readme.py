@@ -15,6 +15,7 @@ from nets import perturbed
 import diffjax as dj
 from diffjax import guidance, interop, inverse, likelihood, metrics, networks, operators
 from diffjax.cli import main
+from diffjax.config import check_config
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -155,6 +156,21 @@ def test_the_commands_of_few_steps_are_read(monkeypatch):
     )
     assert (trained.config.loss.name, trained.out, measured.run) == ("mean_flow", measured.run, "runs/mean-flow")
     assert measured.sampler.steps == (1, 2, 4)
+
+
+def test_the_commands_of_texts_are_read(monkeypatch):
+    """Each option and name is one of its command; the runs themselves are those of test_conditions.py."""
+    read = []
+    for command in ("train", "encode_text", "sample"):
+        monkeypatch.setattr(f"diffjax.cli.run_{command}", lambda options, argv: read.append(options))
+    lines = [shlex.split(line, comments=True) for line in block("text-commands", "bash").splitlines()]
+    assert [main(words[1:]) for words in lines] == [0] * len(lines)
+    scenes, trained, drawn, mine, other = read
+    assert (trained.config.data.name, trained.config.data.text) == (scenes.captions, scenes.out)
+    assert (drawn.run, drawn.text) == ("runs/shapes", ("a red circle above a small blue square",))
+    assert drawn.guidance.scale == 3
+    assert (other.config.data.path, other.config.data.text) == (mine.captions, mine.out)
+    check_config(other.config)
 
 
 def test_the_recipe_of_few_steps(names):

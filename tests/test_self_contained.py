@@ -128,8 +128,9 @@ def test_records_that_are_none(tmp_path):
         return read_samples(tmp_path, "run")
 
     sound = {"shape": [4], "classes": 2, "names": ["a", "b"], "pictures": False, "largest": 2.5}
-    assert samples_of(sound) == ((4,), 2, ("a", "b"), False, 2.5)
-    assert samples_of(sound | {"classes": None, "names": None}) == ((4,), None, None, False, 2.5)
+    assert samples_of(sound)[:5] == ((4,), 2, ("a", "b"), False, 2.5)
+    assert samples_of(sound)[5:] == (None, None, None)
+    assert samples_of(sound | {"classes": None, "names": None})[:5] == ((4,), None, None, False, 2.5)
     changes = [{"pictures": 1}, {"largest": "2.5"}, {"largest": float("nan")}, {"shape": [0]}, {"shape": 3}]
     changes += [{"classes": True}, {"names": ["a"]}, {"names": [1, 2]}, {"names": 5}]
     for record in (None, *(sound | change for change in changes)):
@@ -173,4 +174,4 @@ def test_data_of_another_shape_are_never_accepted_and_are_digested_once(tmp_path
     (tmp_path / "data.json").write_text(json.dumps({"sha256": data.digest}))
     check_data(tmp_path, str(file), data, "out")
     keep_data(tmp_path, data, hashed=True)
-    assert read_samples(tmp_path, "run") == ((2,), 2, None, False, np.abs(x.astype(np.float32)).max())
+    assert read_samples(tmp_path, "run")[:5] == ((2,), 2, None, False, np.abs(x.astype(np.float32)).max())

@@ -26,6 +26,33 @@ def test_save_grid_writes_every_pixel_enlarged(tmp_path):
     np.testing.assert_array_equal(small[6:, 4:], 0)
 
 
+def test_save_captioned_writes_each_caption_below_its_image(tmp_path):
+    captions = [
+        "",
+        "a red circle",
+        "a red circle above a small blue square and a word toolongforonelineofthepicture",
+        "",
+        "x",
+    ]
+    viz.save_captioned(tmp_path / "a.png", IMAGES, captions, columns=2, enlarge=20, lines=2)
+    picture = np.rint(imread(tmp_path / "a.png")[..., :3] * 255).astype(int)
+    margin, below = 6, 2 * 14
+    assert picture.shape == (3 * (3 * 20 + below), 2 * (4 * 20 + margin), 3)
+    for i, image in enumerate(IMAGES):
+        row, column = i // 2 * (60 + below), i % 2 * (80 + margin)
+        pixels = np.rint((image + 1) * 127.5).repeat(20, axis=0).repeat(20, axis=1)
+        np.testing.assert_array_equal(picture[row : row + 60, column : column + 80], pixels)
+        text = picture[row + 60 : row + 60 + below, column : column + 80 + margin]
+        assert np.any(text < 128) == bool(captions[i])
+        assert np.all(text[:, 80:] == 255)  # no wider than the image
+        assert np.any(text[14:] < 128) == (len(captions[i]) > 20)  # a second line
+    np.testing.assert_array_equal(picture[2 * (60 + below) :, 80 + margin :], 255)
+    with pytest.raises(ValueError, match="captions: one an image is needed, 5, got 2"):
+        viz.save_captioned(tmp_path / "b.png", IMAGES, ["a", "b"])
+    with pytest.raises(ValueError, match="lines: at least 1 is needed, got 0"):
+        viz.save_captioned(tmp_path / "b.png", IMAGES, captions, lines=0)
+
+
 def test_grid_clips_and_repeats_grey(tmp_path):
     grey = np.array([-7.0, -1.0, 0.0, 1.0, 7.0, np.nan]).reshape(1, 2, 3, 1)
     viz.save_grid(tmp_path / "grid.png", grey, gap=0, enlarge=1)

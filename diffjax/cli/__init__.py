@@ -1,6 +1,6 @@
-"""The command line: `diffjax train | distill | sample | evaluate | checkpoint`.
+"""The command line: `diffjax train | distill | sample | evaluate | encode-text | checkpoint`.
 
-    argv --tyro--> Train | Distill | Sample | Evaluate | Checkpoint --> config builds --> training, samplers, metrics
+    argv --tyro--> Train | Distill | Sample | Evaluate | ... --> config builds --> training, samplers, metrics
                                                                            |
     RUN/config.json  RUN/checkpoints/  RUN/metrics.jsonl  RUN/loss.png  RUN/samples.png  RUN/results.json
 
@@ -38,12 +38,14 @@ from diffjax.cli._devices import default_layout as default_layout
 from diffjax.cli._distill import run_distill
 from diffjax.cli._draw import Draw as Draw
 from diffjax.cli._dry_run import measure_step as measure_step, state_bytes as state_bytes
+from diffjax.cli._encode_text import read_captions as read_captions, run_encode_text
 from diffjax.cli._evaluate import run_evaluate
 from diffjax.cli._help import READER, description
 from diffjax.cli._known import read_known as read_known, read_mask as read_mask
 from diffjax.cli._memory import keep_memory as keep_memory
 from diffjax.cli._options import (
     Distill as Distill,
+    EncodeText as EncodeText,
     Evaluate as Evaluate,
     Execution as Execution,
     Hosts as Hosts,
@@ -90,6 +92,7 @@ def _run(argv: list[str]) -> int:
             Distill: run_distill,
             Sample: run_sample,
             Evaluate: run_evaluate,
+            EncodeText: run_encode_text,
             Checkpoint: run_checkpoint,
         }
         commands[type(command)](command, argv)
@@ -133,13 +136,17 @@ def _collect_seldom() -> None:
     gc.set_threshold(50_000)
 
 
-def _parse(argv: list[str]) -> Train | Distill | Sample | Evaluate | Checkpoint:
+def _parse(argv: list[str]) -> Train | Distill | Sample | Evaluate | EncodeText | Checkpoint:
     """The command, by tyro; what it says of a mistake, in a box of several lines, becomes one `ValueError`."""
     for word in argv:
         check_utf8(word)
     if shutil.get_terminal_size().columns < _NARROWEST:
         os.environ["COLUMNS"] = str(_NARROWEST)  # the help of options would never fit
-    every = {command.__name__.lower(): command for command in (Train, Distill, Sample, Evaluate, Checkpoint)}
+    every = {
+        **{command.__name__.lower(): command for command in (Train, Distill, Sample, Evaluate)},
+        "encode-text": EncodeText,
+        "checkpoint": Checkpoint,
+    }
     commands: Any = functools.reduce(
         operator.or_,
         (Annotated[c, tyro.conf.subcommand(name, description=description(c))] for name, c in every.items()),

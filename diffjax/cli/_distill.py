@@ -23,7 +23,7 @@ def run_distill(options: Distill, argv: list[str]) -> None:
     """Distills a run, or goes on where that stopped; then draws samples and measures them."""
     check_folder(options.run)
     teacher = read_config(Path(options.run), "run")
-    if options.guidance is not None and read_samples(Path(options.run), "run").classes is None:
+    if options.guidance is not None and not read_samples(Path(options.run), "run").conditional:
         raise ValueError(f"guidance: the teacher knows no classes, got {options.guidance}; leave it out")
     out = f"{options.run.rstrip('/')}-{options.loss.name}" if options.out is None else options.out
     config = distilled(options, teacher, os.path.relpath(options.run, out))

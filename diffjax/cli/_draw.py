@@ -1,8 +1,8 @@
-"""Samples of a run, whatever their number: sample i depends on the seed, its label and i alone.
+"""Samples of a run, whatever their number: sample i depends on the seed, its condition and i alone.
 
 On several processes all draw together, each on its own devices, and all have the samples in the end.
 
-params, index, labels --> family.sample --> x0      by chunks, each spread over the devices
+params, index, cond --> family.sample --> x0      by chunks, each spread over the devices
 """
 
 import math
@@ -15,14 +15,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from diffjax._typing import Params
+from diffjax._typing import Cond, Params
 from diffjax.cli._hosts import log
 from diffjax.cli._print import is_watched
 from diffjax.training import Family, data_mesh, gather_to_host, is_main
 
 
 class Draw:
-    """Samples of a family by chunks, spread over the devices; sample i depends on the seed, its label and i alone."""
+    """Samples of a family by chunks, spread over the devices; sample i depends on seed, condition and i alone."""
 
     def __init__(
         self,
@@ -39,8 +39,8 @@ class Draw:
         self.mesh = data_mesh() if mesh is None else mesh
         self.params = on_every_device(params, self.mesh)
 
-    def __call__(self, n: int, labels: np.ndarray | None, seed: int, *, silent: bool = False) -> np.ndarray:
-        """n samples [n, *d] for labels [n] or None; it is said, and a terminal shows a bar, unless `silent`."""
+    def __call__(self, n: int, cond: Cond, seed: int, *, silent: bool = False) -> np.ndarray:
+        """n samples [n, *d] for conditions [n, ...] or None; it is said, with a bar on a terminal, unless `silent`."""
         if not silent:
             log(f"compiling the sampler, then drawing {n:,} sample{'s' if n > 1 else ''} ...")
         devices, key = self.mesh.size, jax.random.key(seed)
@@ -50,8 +50,9 @@ class Draw:
         bar = tqdm(range(0, n, size), desc="compiling", unit="chunk", disable=not progress)
         for start in bar:
             index = np.arange(start, start + size, dtype=np.int32)
-            cond = None if labels is None else self._split(np.asarray(labels)[np.minimum(index, n - 1)])
-            x0 = self.family.sample(self.params, key, self._split(index), cond, **self.options)
+            rows = np.minimum(index, n - 1)
+            own = jax.tree.map(lambda leaf, rows=rows: self._split(np.asarray(leaf)[rows]), cond)
+            x0 = self.family.sample(self.params, key, self._split(index), own, **self.options)
             bar.set_description("drawing", refresh=start == 0)  # the first call has come back, so that it is compiled
             done.append(jax.block_until_ready(x0) if progress else x0)
         return gather_to_host(jnp.concatenate(done)[:n])  # without the surplus of the last chunk

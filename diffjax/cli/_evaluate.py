@@ -78,6 +78,6 @@ def _read_data(options: Evaluate, config: Config) -> Data:
         data = build_data(config.data)
     except (OSError, ValueError) as error:
         raise ValueError(f"run: {options.run} is measured against its data, which cannot be read: {error}") from None
-    if config.data.path is not None:
-        check_data(Path(options.run), config.data.path, data, "run", accept=options.accept_data)
+    if (place := config.data.path or config.data.text) is not None:
+        check_data(Path(options.run), place, data, "run", accept=options.accept_data)
     return data

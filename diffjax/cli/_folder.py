@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffjax.config import Data, DataConfig
+from diffjax.config import Data, DataConfig, Samples
 from diffjax.config._data import has_images_in_folders
 from diffjax.config._run import DATA, read_record, samples_of
 from diffjax.training.checkpoint import check_utf8, write_durably
@@ -83,10 +83,10 @@ def check_data(folder: Path, path: str, data: Data, argument: str, *, accept: bo
         return
     record, _ = read_record(kept)
     samples = samples_of(record)
-    if samples is not None and samples[:2] != (data.shape, data.classes):
+    if samples is not None and _describe(samples) != _describe(data):
         raise ValueError(
-            f"{argument}: {folder} was trained on other data, {_describe(*samples[:2])}: {path} now holds "
-            f"{_describe(data.shape, data.classes)}; put back what it was, or train anew in another folder"
+            f"{argument}: {folder} was trained on other data, {_describe(samples)}: {path} now holds "
+            f"{_describe(data)}; put back what it was, or train anew in another folder"
         )
     if accept:
         return
@@ -100,8 +100,12 @@ def check_data(folder: Path, path: str, data: Data, argument: str, *, accept: bo
         )
 
 
-def _describe(shape: tuple[int, ...], classes: int | None) -> str:
-    return f"samples of shape {list(shape)} and {'no' if classes is None else classes} classes"
+def _describe(samples: Samples | Data) -> str:
+    found = f"samples of shape {list(samples.shape)} and {samples.classes or 'no'} classes"
+    found += "" if samples.numbers is None else f" and {samples.numbers} numbers"
+    if samples.text is None:
+        return found
+    return f"{found} and captions {list(samples.text)} by the encoder {(samples.encoder or '')[:12]}"
 
 
 def keep_data(folder: Path, data: Data, *, hashed: bool, anew: bool = False) -> None:
@@ -110,4 +114,4 @@ def keep_data(folder: Path, data: Data, *, hashed: bool, anew: bool = False) -> 
     record, _ = read_record(kept)
     if anew or samples_of(record) is None or (hashed and "sha256" not in record):
         digest = {"sha256": data.digest} if hashed else {}
-        write_durably(kept, json.dumps(digest | data.samples._asdict()) + "\n")
+        write_durably(kept, json.dumps(digest | data.samples.record()) + "\n")

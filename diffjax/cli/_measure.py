@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from diffjax._typing import Cond
 from diffjax.cli._draw import Draw
 from diffjax.cli._hosts import log
 from diffjax.cli._print import is_watched, print_line
 from diffjax.config import Data
+from diffjax.config._conditions import on_device, take
 from diffjax.process import AbstractGaussianProcess
 from diffjax.training import gather_rows, is_main, local_copy
 
@@ -51,22 +53,30 @@ def pixels(shape: tuple[int, ...]) -> Features:
 
 def measure(
     draw: Draw, data: Data, *, n: int, seed: int, features: Features | None = None
-) -> tuple[dict[str, float], np.ndarray, np.ndarray | None]:
-    """Distances of n samples to what is held out, with those of perfect and of useless samples; x and labels.
+) -> tuple[dict[str, float], np.ndarray, Cond]:
+    """Distances of n samples to what is held out, with those of perfect and of useless samples; x and conditions.
 
     All processes draw; process 0 measures, and the others have no distances. Images are compared by `features`, their
     pixels by default.
     """
-    labels = None if data.classes is None else proportional_labels(data.train[1], n)
+    cond = proportional_conditions(data.train[1], n)
     start = time.perf_counter()
-    x = draw(n, labels, seed)
+    x = draw(n, cond, seed)
     seconds = time.perf_counter() - start
     found = {}
     if is_main() and len(data.shape) == 1:
         found = _measure_plane(x, data)
     elif is_main():
         found = _measure_images(x, data, pixels(data.shape) if features is None else features)
-    return {"samples": n, "sampling seconds": seconds, **found}, x, labels
+    return {"samples": n, "sampling seconds": seconds, **found}, x, cond
+
+
+def proportional_conditions(cond: Cond, n: int) -> Cond:
+    """n conditions [n, ...]: of labels `proportional_labels`, of others as many of each of these [m, ...] up to one."""
+    if cond is None or (isinstance(cond, np.ndarray) and cond.ndim == 1):
+        return None if cond is None else proportional_labels(cond, n)
+    m = len(jax.tree.leaves(cond)[0])
+    return take(cond, np.arange(n) * m // n if n < m else np.arange(n) % m)
 
 
 def proportional_labels(labels: np.ndarray, n: int) -> np.ndarray:
@@ -149,8 +159,7 @@ def measure_likelihood(
     """
     each = -(-n // jax.process_count())  # a process has as many rows as every other; the surplus repeats the last
     index = np.minimum(np.arange(each) + jax.process_index() * each, n - 1)
-    x, labels = (None if part is None else jnp.asarray(part[index]) for part in data.held_out)
-    assert x is not None
+    x, cond = on_device(take(data.held_out, index))
     assert draw.family.log_bound is not None
     log(f"compiling the likelihood, then measuring it on {n} held-out items ...")
     size = int(np.prod(data.shape))
@@ -160,7 +169,7 @@ def measure_likelihood(
     unit = "nats per dimension" + ("" if draw.family.discrete else of)
     results = {}
     for bound, log_bound in {kind: draw.family.log_bound, **draw.family.tighter_bounds}.items():
-        found, _ = log_bound(params, key, x, labels, index=jnp.asarray(index))
+        found, _ = log_bound(params, key, x, cond, index=jnp.asarray(index))
         nats = gather_rows(np.asarray(found))[:n].astype(np.float64) / size
         results |= _mean(f"{what} of held out, {unit} ({bound})", nats)
         if draw.family.discrete:

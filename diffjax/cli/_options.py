@@ -141,6 +141,45 @@ class Distill(Execution):
     """Random seed of the order of the data and the noise."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncodeText:
+    """Encode captions once, for text-conditional networks: `diffjax train shapes --data.text FOLDER`.
+
+    The folder holds a tokenizer, a frozen encoder and the embeddings of the captions, to which the same command with
+    other captions adds. An empty caption has no token: no condition.
+
+        $ diffjax encode-text shapes --out texts/shapes
+        $ diffjax encode-text images/ --out texts/mine --encoder pretrained --steps 3000
+        $ diffjax encode-text captions.txt --out texts/t5 --encoder t5-base/ --dtype float32
+    """
+
+    captions: tyro.conf.Positional[str]
+    """shapes or digit_scenes (all captions of their grammars); a text file with a caption on each line; or a
+    metadata.jsonl, or a folder or zip of images that has one."""
+    out: str
+    """Folder of the encoder and the embeddings, created if needed."""
+    field: str = "text"
+    """Field of metadata.jsonl that holds a caption."""
+    tokenizer: str | None = None
+    """A tokenizer.json, or its folder. Default: that of the encoder's folder; otherwise one is trained on the
+    captions."""
+    vocabulary: int = 512
+    """Size of the vocabulary of a tokenizer that is trained, at most."""
+    encoder: str = "random"
+    """random: T5 with random weights, frozen. pretrained: T5 trained on the captions by span corruption, then frozen.
+    Otherwise the folder of T5's published weights (config.json and .safetensors)."""
+    size: Literal["tiny", "mini", "midi", "small"] = "mini"
+    """Size of the encoder, random or pretrained: 32, 64, 128 or 512 features."""
+    steps: int = 1000
+    """Optimiser steps of the training of a pretrained encoder."""
+    length: int | None = None
+    """Tokens of a caption; longer ones are cut. Default: those of the longest caption, at most 128."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the stored embeddings."""
+    seed: int = 0
+    """Random seed of the encoder and its training."""
+
+
 @dataclass(frozen=True)
 class _Drawn:
     """What commands that draw samples of a run have in common."""
@@ -177,12 +216,22 @@ class Sample(_Drawn):
         $ diffjax sample runs/digits --sampler.name ddim --sampler.eta 1 --steps 100
         $ diffjax sample runs/digits --guidance.name projected --guidance 4 --interval -2 6
         $ diffjax sample runs/digits --known half.png --mask left.png --n 16
+        $ diffjax sample runs/shapes --text "a red circle above a small blue square" --guidance 3 --n 16
     """
 
     n: int = 100
     """Number of samples."""
     label: int | str | None = None
     """Class to draw: its label, or its name if classes have names. Default: all classes, one per row."""
+    text: tuple[str, ...] | None = None
+    """Prompts, each for an equal share of the samples, with captions under the images. Default: no prompt, the null
+    condition."""
+    prompts: str | None = None
+    """A text file with a prompt on each line, in place of --text. Default: no file."""
+    encoder: str | None = None
+    """Folder of the encoder of the prompts, by encode-text. Default: that of the run."""
+    numbers: tuple[float, ...] | None = None
+    """Numbers to draw samples for, of a run that is conditioned on a vector. Default: the null condition."""
     known: str | None = None
     """Inpainting: a picture of a sample's size, or an .npz with an array x. --mask marks the part to keep. Default: no
     inpainting."""
@@ -198,7 +247,7 @@ class Sample(_Drawn):
     seed: int = 0
     """Random seed. The same seed draws the same samples for any --n and --chunk."""
     out: str | None = None
-    """Output file: .png for a picture, .npz for arrays x and labels. Default: RUN/drawn.png."""
+    """Output file: .png for a picture, .npz for arrays x, labels and texts. Default: RUN/drawn.png."""
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,19 @@ from typing import Any
 
 import numpy as np
 
+from diffjax._typing import Cascade, Cond
 from diffjax.config import Data, Samples
 
 
 def has_picture(data: Samples | Data) -> bool:
     """Whether samples make a picture: images of one or three channels, or points in the plane."""
     return data.shape == (2,) or (len(data.shape) == 3 and data.shape[-1] in (1, 3))
+
+
+def labels_in(cond: Cond) -> np.ndarray | None:
+    """The labels [n] in conditions [n, ...]; None where there are none."""
+    label = cond.label if isinstance(cond, Cascade) else cond
+    return label if isinstance(label, np.ndarray) and label.ndim == 1 else None
 
 
 def save_measured(path: Path, x: np.ndarray, labels: np.ndarray | None, data: Data) -> None:
@@ -57,9 +64,17 @@ def save_picture(
     figure.savefig(path, dpi=150)
 
 
-def save_arrays(path: Path, x: np.ndarray, labels: np.ndarray | None) -> None:
-    """An .npz with x and, where there are classes, labels."""
-    if labels is None:
-        np.savez(path, x=x)
-    else:
-        np.savez(path, x=x, labels=labels)
+def save_captioned(path: Path, x: np.ndarray, captions: tuple[str, ...]) -> None:
+    """Images [n, h, w, c] in rows of at most ten of one caption, which stands below each."""
+    from diffjax import viz
+
+    most = max(captions.count(text) for text in set(captions))
+    columns = min(10, most) if len(set(captions)) > 1 else None
+    viz.save_captioned(path, x, captions, columns=columns, enlarge=max(1, 128 // x.shape[1]))
+
+
+def save_arrays(path: Path, x: np.ndarray, labels: np.ndarray | None, captions: tuple[str, ...] | None = None) -> None:
+    """An .npz with x and, where there are any, labels and texts."""
+    given: dict[str, Any] = {} if labels is None else {"labels": labels}
+    given |= {} if captions is None else {"texts": np.array(captions)}
+    np.savez(path, x=x, **given)

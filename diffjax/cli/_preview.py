@@ -13,8 +13,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from diffjax._typing import Cond
 from diffjax.cli._draw import Draw
-from diffjax.cli._picture import has_picture, save_arrays, save_measured
+from diffjax.cli._measure import proportional_conditions
+from diffjax.cli._picture import has_picture, labels_in, save_arrays, save_measured
 from diffjax.config import Data, Run
 from diffjax.config._run import sampled_params
 from diffjax.training import TrainState, is_main
@@ -40,11 +42,14 @@ class Preview:
         try:
             n = _POINTS if len(self._data.shape) == 1 else _IMAGES
             classes = self._data.classes
-            labels = None if classes is None else (np.arange(n) * classes // n).astype(np.int32)
+            if classes is None or self._data.text is not None:
+                cond = proportional_conditions(self._data.held_out[1], n)
+            else:
+                cond = (np.arange(n) * classes // n).astype(np.int32)
             draw = Draw(self._run.family, sampled_params(self._run, state), mesh=self._mesh)
-            x = draw(n, labels, self._run.config.seed, silent=True)
+            x = draw(n, cond, self._run.config.seed, silent=True)
             if is_main():
-                self._write(step, x, labels)
+                self._write(step, x, cond)
         except Exception as error:
             if x is None and jax.process_count() > 1:
                 raise
@@ -52,17 +57,18 @@ class Preview:
                 self._warned = True
                 _warn(f"sample-every: {error or type(error).__name__}; training goes on without these samples")
 
-    def _write(self, step: int, x: np.ndarray, labels: np.ndarray | None) -> None:
+    def _write(self, step: int, x: np.ndarray, cond: Cond) -> None:
         self._folder.mkdir(exist_ok=True)
-        path = save_samples(self._folder / f"{step:07}", x, labels, self._data)
+        path = save_samples(self._folder / f"{step:07}", x, cond, self._data)
         if self._board is not None and has_picture(self._data):
             from diffjax import viz
 
             self._board.picture("samples", viz.read_picture(path), step)
 
 
-def save_samples(stem: Path, x: np.ndarray, labels: np.ndarray | None, data: Data) -> Path:
-    """STEM.png of samples that make a picture, else STEM.npz; returns which."""
+def save_samples(stem: Path, x: np.ndarray, cond: Cond, data: Data) -> Path:
+    """STEM.png of samples that make a picture, else STEM.npz with labels; returns which."""
+    labels = labels_in(cond)
     picture = has_picture(data)
     path = stem.with_name(f"{stem.name}.{'png' if picture else 'npz'}")
     (save_measured if picture else lambda path, x, labels, data: save_arrays(path, x, labels))(path, x, labels, data)

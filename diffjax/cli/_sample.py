@@ -13,15 +13,13 @@ from diffjax.cli._folder import check_beside_data, check_here
 from diffjax.cli._hosts import log, start_processes
 from diffjax.cli._known import read_known, read_mask
 from diffjax.cli._options import Sample
-from diffjax.cli._picture import has_picture, save_arrays, save_picture, save_rows
+from diffjax.cli._picture import has_picture, save_arrays, save_captioned, save_picture, save_rows
+from diffjax.cli._prompts import Asked, asked_for, listed
 from diffjax.cli._run import each_steps, open_run, read_trained, sampling_options
 from diffjax.config import STEPPERS, Config, Data, Inpainting, Samples, build_data, check_seed
-from diffjax.config._registry import did_you_mean, numbers_of
+from diffjax.config._registry import numbers_of
 from diffjax.config._run import check_folder
 from diffjax.training import run_on_main, sync_errors
-
-_SHOWN = 1000
-"""Names of classes that are printed."""
 
 
 def run_sample(options: Sample, argv: list[str]) -> None:
@@ -52,7 +50,7 @@ def run_sample(options: Sample, argv: list[str]) -> None:
     given = sampling_options(options, found)
     if out.suffix == ".png":
         sync_errors(lambda: check_beside_data(out, config.data))
-    label = _find_label(options.label, samples)
+    asked = sync_errors(lambda: asked_for(options, found))
     if out.suffix == ".png" and not has_picture(samples):
         raise ValueError(f"out: samples of shape {samples.shape} make no picture; name an .npz, got {out}")
     several = options.sampler.steps or ()
@@ -67,36 +65,29 @@ def run_sample(options: Sample, argv: list[str]) -> None:
     draws = {  # all of them, so that a number of steps that does not fit is refused before anything is drawn
         steps: Draw(run.family, params, each, chunk=options.chunk) for steps, each in each_steps(given, several).items()
     }
-    labels = _labels(options.n, samples.classes, label)
     for steps, draw in draws.items():
         start = time.perf_counter()
-        x = draw(options.n, labels, options.seed)
+        x = draw(options.n, asked.cond, options.seed)
         file = out.with_name(f"{out.stem}-{steps}{out.suffix}") if len(several) > 1 else out
-        run_on_main(lambda file=file, x=x: _save(file, x, labels, label, config, samples))
+        run_on_main(lambda file=file, x=x: _save(file, x, asked, config, samples))
         log(f"{options.n} samples in {time.perf_counter() - start:.1f} s: {file}")
     if samples.names is not None:
-        log(f"class: {label} = {samples.names[label]}" if label is not None else f"classes: {_listed(samples)}")
+        label = asked.label
+        log(f"class: {label} = {samples.names[label]}" if label is not None else f"classes: {listed(samples)}")
 
 
-def _save(
-    out: Path, x: np.ndarray, labels: np.ndarray | None, label: int | None, config: Config, samples: Samples
-) -> None:
+def _save(out: Path, x: np.ndarray, asked: Asked, config: Config, samples: Samples) -> None:
     if out.suffix == ".npz":
-        save_arrays(out, x, labels)
+        save_arrays(out, x, asked.labels, asked.captions)
+    elif asked.captions is not None and len(samples.shape) == 3:
+        save_captioned(out, x, asked.captions)
     else:
-        (save_rows if label is None else save_picture)(out, x, labels, _beside(config, samples))
+        (save_rows if asked.label is None else save_picture)(out, x, asked.labels, _beside(config, samples))
 
 
 def _check_parent(out: Path) -> None:
     if not out.absolute().parent.is_dir():
         raise ValueError(f"out: {out} is in a folder that does not exist")
-
-
-def _labels(n: int, classes: int | None, label: int | None) -> np.ndarray | None:
-    """Labels [n]: one class, or all classes in order, as evenly as n allows; None where there are none."""
-    if classes is None:
-        return None
-    return (np.arange(n) * classes // n if label is None else np.full(n, label)).astype(np.int32)
 
 
 def _check_times(ts: tuple[float, ...] | None, others: Mapping[str, object]) -> None:
@@ -110,28 +101,6 @@ def _check_times(ts: tuple[float, ...] | None, others: Mapping[str, object]) -> 
         raise ValueError(f"ts: two times or more in [0, 1] are needed, got {said}")
     if any(s >= t for t, s in itertools.pairwise(ts)):
         raise ValueError(f"ts: times must descend from noise (1) to data (0), got {said}")
-
-
-def _find_label(label: int | str | None, samples: Samples) -> int | None:
-    """The label of a class that is given by its label or its name; None where none is given."""
-    if label is None:
-        return None
-    if samples.classes is None:
-        raise ValueError(f"label: this run knows no classes, got {label}")
-    if isinstance(label, str) and label in (samples.names or ()):
-        return (samples.names or ()).index(label)
-    if isinstance(label, str) or not 0 <= label < samples.classes:
-        named = f": {_listed(samples)}" if samples.names else ""
-        near = did_you_mean(label, samples.names) if isinstance(label, str) and samples.names else ""
-        raise ValueError(f"label: the classes are 0 .. {samples.classes - 1}{named}, got {label}{near}")
-    return label
-
-
-def _listed(samples: Samples) -> str:
-    """0 = cat, 1 = dog, as many as are looked at."""
-    names = samples.names or ()
-    more = f", and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(f"{i} = {name}" for i, name in enumerate(names[:_SHOWN])) + more
 
 
 def _beside(config: Config, samples: Samples) -> Samples | Data:

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from diffjax._typing import Cond
 from diffjax.cli._devices import find_devices, name_devices
 from diffjax.cli._draw import Draw
 from diffjax.cli._dry_run import dry_run
@@ -106,7 +107,7 @@ def run_config(options: Train, given: Collection[str] = ()) -> None:
     keep_memory()
     check_layout(options)
     data, run = sync_errors(lambda: _prepare(out, options, given))
-    if jax.process_count() > 1 and config.data.path is not None:
+    if jax.process_count() > 1 and _is_read(config):
         check_same({"data.path: its contents (SHA-256)": sync_errors(lambda: data.digest)})
     layout = make_layout(options, run.family, ema)
     shapes = sync_errors(lambda: jax.eval_shape(lambda: fresh_state(run)))
@@ -123,6 +124,11 @@ def run_config(options: Train, given: Collection[str] = ()) -> None:
         for line in (*data.about, *about, *_skipped(data)):
             log(line)
         _train(options, out, data, run, layout, shapes, checkpoints, teacher)
+
+
+def _is_read(config: Config) -> bool:
+    """True if a run's data are read from files, which may change."""
+    return config.data.path is not None or config.data.text is not None
 
 
 def _check_packages(options: Train) -> None:
@@ -167,9 +173,9 @@ def _prepare(out: Path, options: Train, given: Collection[str]) -> tuple[Data, R
     check_beside_data(out, config.data)
     _check_folder(out, config)
     data = build_data(config.data)
-    if config.data.path is not None:
-        check_data(out, config.data.path, data, "out", accept=options.accept_data)
-    if data.classes is None and (unused := [path for path in given if path.startswith("guidance.")]):
+    if (place := config.data.path or config.data.text) is not None:
+        check_data(out, place, data, "out", accept=options.accept_data)
+    if not data.samples.conditional and (unused := [path for path in given if path.startswith("guidance.")]):
         raise ValueError(
             f"{min(unused)}: this run knows no classes, and guidance would have no effect; leave it out, or train with "
             "--data.conditional on data with labels"
@@ -196,7 +202,7 @@ def _checkpoints(out: Path, options: Train, data: Data, layout: Layout) -> Check
     """The checkpoints of a run, each with a copy of what else the folder has to have."""
     config = options.config
     about = {"config": hashlib.sha256(to_json(training_identity(config)).encode()).hexdigest()}
-    about |= {"configuration": to_json(config), "dataset": data.samples._asdict(), **layout.about}
+    about |= {"configuration": to_json(config), "dataset": data.samples.record(), **layout.about}
     try:
         return Checkpoints(out / "checkpoints", keep=options.keep, about=about)
     except ValueError as error:  # in use
@@ -212,7 +218,7 @@ def _write_run(out: Path, options: Train, data: Data) -> None:
         print_line(f"{out}: {_more_steps(before, config)}")
     if before != config or not kept.read_bytes().strip(b"\0 \n"):  # a power loss leaves it empty
         write_durably(kept, to_json(config))
-    keep_data(out, data, hashed=config.data.path is not None, anew=options.accept_data)
+    keep_data(out, data, hashed=_is_read(config), anew=options.accept_data)
 
 
 def _more_steps(before: Config, config: Config) -> str:
@@ -317,10 +323,10 @@ def _finish(out: Path, run: Run, data: Data, state: TrainState, mesh: Mesh, *, n
     for line in _skipped(data):
         log(line)
     draw = Draw(run.family, sampled_params(run, state), mesh=mesh)
-    results, x, labels = measure(draw, data, n=n, seed=run.config.seed)
+    results, x, cond = measure(draw, data, n=n, seed=run.config.seed)
     latents = latents_of(draw, data, seed=run.config.seed) if has_latents(run) else None
     results |= {} if latents is None else {latents.name: latents.error}
-    run_on_main(lambda: _write(out, data, results, x, labels, latents))
+    run_on_main(lambda: _write(out, data, results, x, cond, latents))
 
 
 def _write(
@@ -328,12 +334,12 @@ def _write(
     data: Data,
     results: dict[str, float],
     x: np.ndarray,
-    labels: np.ndarray | None,
+    cond: Cond,
     latents: Latents | None,
 ) -> None:
     write_durably(out / "results.json", json.dumps(results, indent=2) + "\n")
     show(results)
-    samples, curve = save_samples(out / "samples", x, labels, data), out / "loss.png"
+    samples, curve = save_samples(out / "samples", x, cond, data), out / "loss.png"
     if not has_picture(data):
         print_line(f"samples of shape {data.shape} make no picture: x is in {samples}")
     pictures = [] if latents is None or not has_picture(data) else save_latents(out, latents, data)
@@ -342,6 +348,8 @@ def _write(
     measures, losses = out / "results.json", out / "metrics.jsonl"
     print_line(f"\nsamples   {samples}{about}\nmeasures  {measures}\nlosses    {losses}{drawn}")
     label = f" --label {min(3, data.classes - 1)}" if data.classes else ""
+    label += ' --text "..."' if data.text is not None else ""
+    label += f" --numbers{' 0' * data.numbers}" if data.numbers is not None else ""
     print_line(f"draw more: diffjax sample {quoted(out)}{label} --n 25 --out more{samples.suffix}")
 
 

@@ -91,3 +91,8 @@ from diffjax.config._sampling import (
     samples_bound as samples_bound,
     trained_parts as trained_parts,
 )
+from diffjax.config._text_encoder import (
+    TextEncoder as TextEncoder,
+    load_text_encoder as load_text_encoder,
+    make_text_encoder as make_text_encoder,
+)

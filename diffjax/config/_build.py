@@ -14,6 +14,7 @@ from diffjax._arrays import whole_numbers
 from diffjax._typing import Cond, Network, Params, Sample
 from diffjax.config import _names as names
 from diffjax.config._check import check_config
+from diffjax.config._conditions import null_condition
 from diffjax.config._json import differences
 from diffjax.config._loss import LEARNED, AbstractLoss, Choices, Loss
 from diffjax.config._options import Config, GuidanceConfig, NetworkConfig, OptimiserConfig, ProcessConfig
@@ -32,21 +33,32 @@ from diffjax.training import Context, projected
 
 
 @whole_numbers
-def build(config: Config, classes: int | None, stage: int | None = None) -> Parts:
+def build(
+    config: Config,
+    classes: int | None,
+    stage: int | None = None,
+    *,
+    numbers: int | None = None,
+    text: tuple[int, int] | None = None,
+) -> Parts:
     """The objects of a configuration.
 
     Args:
       config: what to build.
       classes: the number of classes, from `Data`; None for an unconditional network.
       stage: of a training in stages, the last by default.
+      numbers: how many the network is conditioned on, as a vector, from `Data`.
+      text: tokens of a caption and features of a token, from `Data`.
 
     Raises:
       ValueError: a number is out of range, or not one of what it is given to.
     """
     check_config(config)
+    null, text_width = null_condition(classes, numbers, text is not None), None if text is None else text[1]
     parameterisation = construct("parameterisation", names.PARAMETERISATIONS, config.parameterisation)
     objective, process = _objective(config), _process(config.process, parameterisation)
-    diffusion = Diffusion(build_network(config.network, classes, objective.channels), process, parameterisation)
+    network = build_network(config.network, classes, objective.channels, text_width=text_width)
+    diffusion = Diffusion(network, process, parameterisation)
     times = lambda process: construct("times", names.TIMES, config.times, process)
     if isinstance(process, LEARNED) and not objective.trains_process:
         bounds = ", ".join(name for name, row in names.LOSSES.items() if row.trains_process)
@@ -65,16 +77,16 @@ def build(config: Config, classes: int | None, stage: int | None = None) -> Part
     if (after_update := getattr(names.NETWORKS[config.network.name], "after_update", None)) is not None:
         of_network = lambda params: params | {"network": after_update(params["network"])}
         tx = projected(tx, of_network if learned or frozen else after_update)
-    stepper, ts, rule = build_sampling(config, process, classes)
+    stepper, ts, rule = build_sampling(config, process, null)
     if objective.flow_map:
-        _check_map(config, objective, classes)
+        _check_map(config, objective, null)
     if stage < objective.stages - 1:  # drawn in its own number of steps
         ts = build_grid(config.sampler, process, objective.steps_of(stage))
     weighting = construct("weighting", names.WEIGHTINGS, config.weighting)
-    choices = Choices(times, weighting, null=classes, scale=config.guidance.scale, steps=steps, stage=stage)
+    choices = Choices(times, weighting, null=null, scale=config.guidance.scale, steps=steps, stage=stage)
     loss = _loss(config.guidance, objective, diffusion, rule, choices, learned, frozen)
     sampled = objective.diffusion(diffusion)
-    parts = Parts(sampled, tx, loss, objective, learned, frozen, stage, stepper, ts, classes, rule)
+    parts = Parts(sampled, tx, loss, objective, learned, frozen, stage, stepper, ts, null, rule)
     check_map_sampler(config, parts, ts)
     return parts
 
@@ -116,7 +128,7 @@ def _objective(config: Config) -> AbstractLoss:
     return objective
 
 
-def _check_map(config: Config, objective: AbstractLoss, classes: int | None) -> None:
+def _check_map(config: Config, objective: AbstractLoss, null: Cond) -> None:
     """Raises `ValueError` where a flow map cannot be trained on this input, or guidance would have no effect."""
     name, clock = config.loss.name, objective.defaults.get("parameterisation.clock")
     if clock is not None and config.parameterisation.clock != clock:
@@ -129,7 +141,7 @@ def _check_map(config: Config, objective: AbstractLoss, classes: int | None) -> 
             f"parameterisation.name: {name} samples from pure noise in a step, where {config.parameterisation.name} "
             "says nothing of the data; take v, x0, velocity or edm"
         )
-    if classes is None or config.teacher is not None:
+    if null is None or config.teacher is not None:
         return
     guidance, plain = config.guidance, GuidanceConfig()
     if not objective.guides and guidance.scale != 1:
@@ -146,8 +158,10 @@ def _check_map(config: Config, objective: AbstractLoss, classes: int | None) -> 
 
 
 @whole_numbers
-def build_network(config: NetworkConfig, classes: int | None, channels: int = 1) -> Network:
-    """The network of a configuration, conditional on labels of so many classes; None: unconditional.
+def build_network(
+    config: NetworkConfig, classes: int | None, channels: int = 1, *, text_width: int | None = None
+) -> Network:
+    """The network of a configuration, conditional on labels of so many classes, on a text of so many features, or both.
 
     Its output has `channels` times the channels of its input.
 
@@ -155,7 +169,8 @@ def build_network(config: NetworkConfig, classes: int | None, channels: int = 1)
       ValueError: a number does not fit the network.
     """
     check_config(config, "network.")
-    module = construct("network", names.NETWORKS, config, num_classes=classes, dtype=jnp.dtype(config.dtype))
+    given = {"num_classes": classes, "text_width": text_width, "dtype": jnp.dtype(config.dtype)}
+    module = construct("network", names.NETWORKS, config, **given)
     if channels == 1:
         return from_linen(module)
     return Network(_WidenedInit(module, channels), _WidenedApply(module, channels))

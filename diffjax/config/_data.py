@@ -10,37 +10,27 @@ import hashlib
 import warnings
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
+from pathlib import Path
 
+import jax
 import numpy as np
 from jaxtyping import Array
 
 from diffjax.config._check import check_config
+from diffjax.config._conditions import Samples as Samples, with_presence
 from diffjax.config._names import DATA
 from diffjax.config._options import DataConfig
 from diffjax.config._registry import construct, takes
-from diffjax.data import from_items, random_flip
+from diffjax.config._text_encoder import TEXTS
+from diffjax.data import EncodedTexts, Scenes, from_items, load_texts, random_flip
 from diffjax.data._image_folder import in_words
-from diffjax.data._items import Skipping
+from diffjax.data._items import Items, Skipping
 from diffjax.data._parts import Split, labels_of, read_some
 from diffjax.data._source import Batch, Part, Source
+from diffjax.data._texts import texts_of, with_texts
 
 _CLASSES = 1000  # whose counts are printed
-
-
-class Samples(NamedTuple):
-    """All that a run needs to know of its data to draw samples; it is stored with the run."""
-
-    shape: tuple[int, ...]
-    """Of one sample."""
-    classes: int | None
-    """How many the network is conditioned on; None where it is unconditional."""
-    names: tuple[str, ...] | None = None
-    """Of the classes, label by label, where they have names."""
-    pictures: bool = False
-    """Whether they are images, whose numbers are known to lie in [-1, 1]."""
-    largest: float = 0.0
-    """The largest number of the data, its sign left out; 0 where that is not known."""
+_TOYS, _SCENES = 4000, 2000  # draws that measures look at
 
 
 class Data:
@@ -48,7 +38,10 @@ class Data:
 
     Attributes:
       source: `(seed, step, size, *, part=(0, 1)) -> (x0, cond)`.
-      classes: how many the network is conditioned on; None where it is unconditional.
+      classes: how many the network is conditioned on; None where it is not conditioned on labels.
+      numbers: how many the network is conditioned on, as a vector; None where it is not.
+      text: tokens of a caption and features of a token; None where the network is not conditioned on a text.
+      encoder: fingerprint of the captions' encoder.
       names: of the classes, label by label; None where they have none.
       log_prob: the exact log density in nats, where there is one.
       about: lines for the user, of what there is: how many items, of which class, and what was left out.
@@ -70,7 +63,11 @@ class Data:
         about: tuple[str, ...] = (),
         bad: Callable[[], list[str]] = list,
         pictures: bool = False,
+        numbers: int | None = None,
+        text: tuple[int, int] | None = None,
+        encoder: str | None = None,
     ):
+        self.numbers, self.text, self.encoder = numbers, text, encoder
         self.about, self.bad, self._digest = about, bad, digest
         self.source, self.classes, self.names, self.log_prob = source, classes, names, log_prob
         self.pictures = pictures
@@ -82,16 +79,15 @@ class Data:
         if self._digest is not None:
             return self._digest()
         found = hashlib.sha256()
-        for array in (*self.train, *self.held_out):
-            if array is not None:
-                array = np.ascontiguousarray(array)
-                found.update(f"{array.dtype.str}{array.shape}".encode())
-                found.update(array.tobytes())
+        for leaf in jax.tree.leaves((*self.train, *self.held_out)):
+            array = np.ascontiguousarray(leaf)
+            found.update(f"{array.dtype.str}{array.shape}".encode())
+            found.update(array.tobytes())
         return found.hexdigest()
 
     @cached_property
     def train(self) -> Batch:
-        """x [n, *d] and labels [n] or None: the training items (where they are many, some), or fresh draws of a toy."""
+        """x [n, *d] and conditions [n, ...] or None: training items (where they are many, some), or draws of a toy."""
         return self._train() if callable(self._train) else self._train
 
     @cached_property
@@ -108,7 +104,8 @@ class Data:
     def samples(self) -> Samples:
         """What sampling needs to know of it."""
         largest = 1.0 if self.pictures else float(np.abs(self.train[0]).max())
-        return Samples(self.shape, self.classes, self.names, self.pictures, largest)
+        conditions = self.numbers, self.text, self.encoder
+        return Samples(self.shape, self.classes, self.names, self.pictures, largest, *conditions)
 
 
 def build_data(config: DataConfig) -> Data:
@@ -142,33 +139,79 @@ def has_images_in_folders(config: DataConfig) -> bool:
 
 
 def _from_items(config: DataConfig, split: Split) -> Data:
+    encoded = _encoded_texts(config)
+    if encoded is not None and texts_of(split.train) is None:
+        raise ValueError(f"data.text: {config.name} has no captions to be conditioned on, got {config.text}")
+    labels = [labels_of(part) for part in (split.train, split.held_out)]
+    conditional = config.conditional and labels[0] is not None
+    numbers = None if labels[0] is None or labels[0].ndim == 1 or not conditional else int(labels[0].shape[1])
     train, held_out = split.train, split.held_out
+    if encoded is not None:
+        both = conditional and numbers is None
+        train, held_out = _with_texts(train, encoded, both), _with_texts(held_out, encoded, both)
     if not len(held_out):
         raise ValueError(f"data.holdout: nothing is held out to measure against, got {config.holdout}")
     shape = np.shape(train[0][0])
     if config.flip and len(shape) != 3:
         raise ValueError(f"data.flip: images [h, w, c] are needed, {config.name} has items of shape {shape}")
     source = from_items(train, augment=random_flip if config.flip else None)
-    conditional = config.conditional and labels_of(train) is not None
-    read = lambda items: lambda: read_some(items, conditional=conditional)
+    read = lambda items: lambda: read_some(items, conditional=conditional or encoded is not None)
+    if numbers is not None:
+        source, read = _WithPresence(source), lambda items: lambda: _present(read_some(items, conditional=True))
     return Data(
-        source if conditional else _Unconditional(source),
+        source if conditional or encoded is not None else _Unconditional(source),
         read(train),
         read(held_out),
-        _classes(labels_of(train), labels_of(held_out)) if conditional else None,
+        _classes(*labels) if conditional and numbers is None else None,
         None,
         shape=shape,
         names=split.classes if conditional else None,
-        digest=split.digest,
-        about=_about(split, conditional),
+        digest=None if split.digest is None else _with_fingerprint(split.digest, encoded),
+        about=_about(split, conditional and numbers is None, numbers, encoded),
+        numbers=numbers,
+        text=None if encoded is None else encoded.shape,
+        encoder=None if encoded is None else encoded.fingerprint,
         bad=lambda: [text for part in (train, held_out) if isinstance(part, Skipping) for text in part.bad.values()],
         pictures=split.pictures,
     )
 
 
-def _about(split: Split, conditional: bool) -> tuple[str, ...]:
+def _with_texts(items: Items, encoded: EncodedTexts, labels: bool) -> Items:
+    try:
+        return with_texts(items, encoded, labels=labels)
+    except ValueError as error:
+        raise ValueError(f"data.text: {str(error).removeprefix('texts: ')}") from None
+
+
+def _with_fingerprint(digest: Callable[[], str], encoded: EncodedTexts | None) -> Callable[[], str]:
+    """The digest of files, and of the encoder of their captions."""
+    if encoded is None:
+        return digest
+    return lambda: hashlib.sha256(f"{digest()}{encoded.fingerprint}".encode()).hexdigest()
+
+
+def _encoded_texts(config: DataConfig) -> EncodedTexts | None:
+    """The captions of the folder `data.text`, encoded; None where there is none."""
+    if config.text is None:
+        return None
+    try:
+        return load_texts(Path(config.text) / TEXTS)
+    except ValueError as error:
+        raise ValueError(f"data.text: {str(error).removeprefix('path: ')}") from None
+
+
+def _about(split: Split, conditional: bool, numbers: int | None, encoded: EncodedTexts | None) -> tuple[str, ...]:
     """How many items there are, which label is which class, with its count in training, and what was left out."""
     lines = [f"data: {len(split.train):,} items to train on, {len(split.held_out):,} held out"]
+    if numbers is not None:
+        lines.append(f"condition: {numbers} numbers, y of the file")
+    if encoded is not None:
+        texts = texts_of(split.train) or ()
+        without = sum(not text for text in texts)
+        lines.append(
+            f"captions: {len(set(texts) - {''}):,} different, of {encoded.shape[0]} tokens"
+            + (f"; {without:,} items have none" if without else "")
+        )
     if conditional:
         counts = np.bincount(labels_of(split.train))
         names = split.classes
@@ -190,6 +233,20 @@ class _Unconditional:
         return self.source(seed, step, size, part=part)[0], None
 
 
+class _WithPresence:
+    """A source whose conditions are numbers [k, m], with the 1 that says that they are there."""
+
+    def __init__(self, source: Source):
+        self.source = source
+
+    def __call__(self, seed: int, step: int, size: int, *, part: Part = (0, 1)) -> Batch:
+        return _present(self.source(seed, step, size, part=part))
+
+
+def _present(batch: Batch) -> Batch:
+    return batch[0], with_presence(np.asarray(batch[1], np.float32))
+
+
 def _classes(*labels: np.ndarray) -> int:
     """One more than the largest label."""
     return max(int(part.max()) for part in labels) + 1
@@ -197,9 +254,45 @@ def _classes(*labels: np.ndarray) -> int:
 
 def _from_source(config: DataConfig, toy: Source) -> Data:
     if config.flip:
-        raise ValueError(f"data.flip: {config.name} has no images to flip")
+        what = "captions that say left and right" if isinstance(toy, Scenes) else "no images to flip"
+        raise ValueError(f"data.flip: {config.name} has {what}")
+    if isinstance(toy, Scenes):
+        return _from_scenes(config, toy)
+    if config.text is not None:
+        raise ValueError(f"data.text: {config.name} has no captions to be conditioned on, got {config.text}")
     source = toy if config.conditional else _Unconditional(toy)
     # Seeds that no run can have: what is measured against was not trained on.
-    train, held_out = source(2**32, 0, 4000), source(2**32 + 1, 0, 4000)
+    train, held_out = source(2**32, 0, _TOYS), source(2**32 + 1, 0, _TOYS)
     classes = None if train[1] is None else _classes(train[1], held_out[1])
     return Data(source, train, held_out, classes, getattr(toy, "log_prob", None))
+
+
+def _from_scenes(config: DataConfig, scenes: Scenes) -> Data:
+    encoded = _encoded_texts(config)
+    if config.conditional and encoded is None:
+        raise ValueError(
+            f"data.text: {config.name} is conditioned on captions, which are encoded first: diffjax encode-text "
+            f"{config.name} --out texts, then --data.text texts; or --data.no-conditional"
+        )
+    source, about = _Unconditional(scenes), f"data: fresh scenes of {len(scenes.rows):,} captions"
+    if config.conditional and encoded is not None:
+        try:
+            source = scenes.captioned(encoded)
+        except ValueError as error:
+            raise ValueError(f"data.text: {str(error).removeprefix('texts: ')}") from None
+        about += f", {encoded.shape[0]} tokens each"
+    elif encoded is not None:
+        raise ValueError(f"data.text: without --data.conditional no captions are needed, got {config.text}")
+    train, held_out = source(2**32, 0, _SCENES), source(2**32 + 1, 0, _SCENES)
+    return Data(
+        source,
+        train,
+        held_out,
+        None,
+        None,
+        shape=scenes.shape,
+        about=(about,),
+        pictures=True,
+        text=None if encoded is None else encoded.shape,
+        encoder=None if encoded is None else encoded.fingerprint,
+    )

@@ -220,7 +220,7 @@ class DiffusionFunctions:
                     f"guidance: this run is a flow map, which has its guidance built in, got {name} = {value}; "
                     "train, or distill, with another --guidance.scale"
                 )
-        if self.samples.classes is None and autoguidance is None:
+        if self.parts.null is None and autoguidance is None:
             for name, value in given.items():
                 raise ValueError(f"guidance.{name}: this run knows no classes, got {value}")
 

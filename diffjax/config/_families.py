@@ -60,7 +60,15 @@ def build_run(config: Config, samples: Samples, stage: int | None = None) -> Run
             path, _, value = differences(plain, given, group)[0]
             raise ValueError(f"{path}: family {config.family.name} has no use for it, got {value}; leave it out")
     if isinstance(made, DiffusionFamily):
-        return with_parts(config, samples, build(config, samples.classes, stage))
+        return with_parts(
+            config, samples, build(config, samples.classes, stage, numbers=samples.numbers, text=samples.text)
+        )
+    if samples.text is not None or samples.numbers is not None:
+        kind = "a text" if samples.text is not None else f"{samples.numbers} numbers"
+        raise ValueError(
+            f"data.conditional: family {config.family.name} is conditioned on labels alone, got {kind}; "
+            "--data.no-conditional, without --data.text"
+        )
     if config.teacher is not None:
         raise ValueError(f"teacher: family {config.family.name} learns from none, got {config.teacher}")
     tx = build_optimiser(config.optimiser, config.steps)

@@ -68,9 +68,11 @@ def _read_fields(cls: Any, values: object, path: str) -> Any:
 def training_identity(config: Config) -> Config:
     """A configuration without what changes nothing in what is learnt from the same data.
 
-    The number of workers, rematerialisation; where the files lie, and whether those that cannot be read end the run.
+    The number of workers, rematerialisation; where the files and the encoded captions lie, and whether those that
+    cannot be read end the run.
     """
-    data = dataclasses.replace(config.data, workers=0, path=None, skip_bad=False)
+    text = None if config.data.text is None else ""
+    data = dataclasses.replace(config.data, workers=0, path=None, text=text, skip_bad=False)
     return dataclasses.replace(config, data=data, network=dataclasses.replace(config.network, remat=False))
 
 

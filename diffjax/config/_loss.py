@@ -44,7 +44,7 @@ class Choices(NamedTuple):
       weighting: `(process, parameterisation, t) -> w`.
       learned: name -> parameters with the network's: those that are learned with them, as `init_learned` made them,
         and a teacher's.
-      null: the null label; None where the network is unconditional.
+      null: the null condition; None where the network is unconditional.
       scale: of classifier-free guidance.
       steps: updates of a stage of the training, of all of it where there is one.
       stage: which stage this is, from 0.
@@ -54,7 +54,7 @@ class Choices(NamedTuple):
     times: Callable[[AbstractGaussianProcess], AbstractTimes]
     weighting: Callable[[AbstractGaussianProcess, AbstractParameterisation, Time], Time]
     learned: Mapping[str, Params] = MappingProxyType({})
-    null: int | None = None
+    null: Cond = None
     scale: float = 1.0
     steps: int = 1
     stage: int = 0

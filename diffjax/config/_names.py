@@ -202,6 +202,8 @@ DATA = Names(
         "image_folder": parts.image_folder_parts,
         "mnist": parts.mnist_parts,
         "cifar10": parts.cifar10_parts,
+        "shapes": data.shapes,
+        "digit_scenes": data.digit_scenes,
     }
 )
 
@@ -236,6 +238,7 @@ def _of_paper(
     blocks: int,
     attention: tuple[int, ...],
     num_classes: int | None,
+    text_width: int | None,
     dropout: float,
     dtype: DTypeLike,
     remat: bool,
@@ -243,7 +246,7 @@ def _of_paper(
 ) -> LinenModule:
     """A paper's U-Net from the numbers of a configuration."""
     numbers: dict[str, Any] = {"attention": attention, "blocks": blocks, "dropout": dropout, **own}
-    return make(channels, num_classes=num_classes, **numbers).clone(dtype=dtype, remat=remat)
+    return make(channels, num_classes=num_classes, text_width=text_width, **numbers).clone(dtype=dtype, remat=remat)
 
 
 NETWORKS = Names(

@@ -27,7 +27,7 @@ class FamilyConfig:
     reconstructions are to share with the data; by default there is no such term."""
 
 
-@options(name=names.DATA)
+@options(name=names.DATA, common=("text",))
 @dataclass(frozen=True)
 class DataConfig:
     """Training data."""
@@ -38,7 +38,7 @@ class DataConfig:
     """The file or folder to read; required where it is used, no default. Symbolic links are followed. Transparent
     parts of images become white; images of 16 bits a channel are refused."""
     conditional: bool = True
-    """Train a class-conditional network, if the data have labels."""
+    """Train a conditional network, if the data have labels, or numbers in their place."""
     flip: bool = False
     """Mirror images left to right at random."""
     workers: int = 0
@@ -50,6 +50,11 @@ class DataConfig:
     """Seed of the split into training and held-out items."""
     skip_bad: bool = False
     """Skip images that cannot be decoded, and count them; otherwise the first one ends the run."""
+    text: str | None = None
+    """Folder of encoded captions, by `diffjax encode-text`: the network is conditioned on the text. Images in folders
+    need a metadata.jsonl then. Default: no text."""
+    text_field: str = "text"
+    """Field of metadata.jsonl that holds an image's caption."""
 
 
 @options(name=names.PROCESSES, common=("logsnr_min", "logsnr_max"))

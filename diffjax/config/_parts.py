@@ -34,8 +34,8 @@ class Parts(NamedTuple):
     stepper: AbstractStepper
     ts: Grid
     """Descending times [n + 1] to sample on."""
-    null: int | None
-    """The null label of classifier-free guidance, which is the number of classes; None if unconditional."""
+    null: Cond
+    """The null condition of classifier-free guidance, for labels the number of classes; None if unconditional."""
     rule: AbstractRule
     """Combines cond and uncond in guidance."""
 

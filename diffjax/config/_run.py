@@ -20,12 +20,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
-from jaxtyping import Array
 
-from diffjax._arrays import check
-from diffjax._typing import Denoiser, Grid, Params, Sample, Time
+from diffjax._typing import Cascade, Cond, Denoiser, Grid, Params, Sample, Text, Time
 from diffjax.config._averages import DECAY, averaged, find_snapshots, names
-from diffjax.config._data import Samples
+from diffjax.config._conditions import Samples
 from diffjax.config._denoising import Denoising
 from diffjax.config._families import Run, build_run, with_parts
 from diffjax.config._json import from_json
@@ -60,8 +58,9 @@ class TrainedRun(NamedTuple):
     ts: Grid
     """The descending grid [n + 1] that the run samples on."""
     stepper: AbstractStepper
-    null: int | None
-    """The label that says nothing, for `classifier_free`; None where the network is unconditional."""
+    null: Cond
+    """The null condition, for `classifier_free`: of labels the number of classes; None where the network is
+    unconditional."""
     shape: tuple[int, ...]
     """Of one sample."""
     names: tuple[str, ...] | None
@@ -76,36 +75,36 @@ class TrainedRun(NamedTuple):
     """What it was trained on, by its numbers."""
     stage: int = -1
     """How far a training in stages had come, from 0."""
+    samples: Samples | None = None
+    """What samples are like, and what they are conditioned on."""
 
-    def denoiser(self, labels: ArrayLike | None = None) -> Denoiser:
-        """The denoiser `(xt [b, *d], t) -> x0_hat`, given labels [b]; the null label for all where none are given.
+    def denoiser(self, cond: ArrayLike | Text | Cascade | None = None) -> Denoiser:
+        """The denoiser `(xt [b, *d], t) -> x0_hat`, given a condition; the null condition for all where none is given.
+
+        The condition is labels [b], numbers [b, k], a `networks.Text`, such as `load_text_encoder(FOLDER)(texts)`, or a
+        `networks.Cascade` of a text and a label, as the run was trained.
 
         Raises:
-          ValueError: labels are given to an unconditional network, or they are not whole numbers from 0 to `null`.
+          ValueError: a condition is given to an unconditional network, or it is of another kind.
         """
+        assert self.samples is not None
         of = lambda cond: self.objective.denoiser(self.diffusion, self.params, cond, self.stage)
+        if cond is not None:
+            return of(self.samples.condition(cond))
         if self.null is None:
-            if labels is not None:
-                raise ValueError("labels: the network of this run is unconditional, none are needed, got some")
             return of(None)
-        if labels is None:
-            conditional = of(jnp.asarray(self.null))
-            return OneLabelMap(conditional) if self.objective.flow_map else OneLabel(conditional)
-        labels = jnp.asarray(labels)
-        needed = f"labels: whole numbers [b] from 0 to {self.null}, the null label, are needed, got {labels}"
-        if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.ndim != 1:
-            raise ValueError(needed)
-        check((labels >= 0) & (labels <= self.null), needed)
-        return of(labels)
+        conditional = of(self.samples.unconditional())
+        return OneLabelMap(conditional) if self.objective.flow_map else OneLabel(conditional)
 
 
 class OneLabel(eqx.Module):
-    """A denoiser conditioned on one label, the same for each sample."""
+    """A denoiser with one condition, the same for each sample."""
 
     conditional: Any
 
     def _of(self, xt: Sample) -> Any:
-        cond = jnp.broadcast_to(self.conditional.cond, xt.shape[:1])
+        rows = lambda leaf: jnp.broadcast_to(leaf, (len(xt), *leaf.shape))
+        cond = jax.tree.map(rows, self.conditional.cond)
         return eqx.tree_at(lambda denoiser: denoiser.cond, self.conditional, cond)
 
     def __call__(self, xt: Sample, t: Time) -> Sample:
@@ -165,6 +164,7 @@ def load(run: str | Path, *, ema_width: float | None = None) -> TrainedRun:
         params,
         parts.objective,
         parts.stage,
+        samples,
     )
 
 
@@ -227,7 +227,16 @@ def samples_of(record: Any) -> Samples | None:
         pictures, largest = record["pictures"], record["largest"]
         if type(pictures) is not bool or type(largest) is not float or not math.isfinite(largest):
             return None
-        return Samples(tuple(shape), classes, None if given is None else tuple(given), pictures, largest)
+        numbers, text, encoder = (record.get(name) for name in ("numbers", "text", "encoder"))
+        if numbers is not None and not (type(numbers) is int and numbers > 0):
+            return None
+        if text is not None and not (len(text) == 2 and all(type(n) is int and n > 0 for n in text)):
+            return None
+        if type(encoder) is not (type(None) if text is None else str):
+            return None
+        text = None if text is None else (text[0], text[1])
+        names = None if given is None else tuple(given)
+        return Samples(tuple(shape), classes, names, pictures, largest, numbers, text, encoder)
     except (KeyError, TypeError):
         return None
 
@@ -354,7 +363,8 @@ def begin_from_teacher(config: Config, parts: Parts, state: TrainState, teacher:
     network = jax.tree.map(lambda new, old: jnp.asarray(old, new.dtype), state.params["teacher"], teacher.params)
     student = network
     if parts.objective.two_times:
-        student = with_second_time(parts.diffusion.network, network, state.key, *example(teacher.shape, teacher.null))
+        assert teacher.samples is not None
+        student = with_second_time(parts.diffusion.network, network, state.key, *teacher.samples.example())
     params = state.params | {"network": student, "teacher": network}
     return state_from_params(state.key, params, parts.training_objective(), averages=names(config))
 
@@ -366,14 +376,9 @@ def next_stage(config: Config, parts: Parts, state: TrainState) -> TrainState:
     return fresh._replace(step=state.step)
 
 
-def example(shape: tuple[int, ...], classes: int | None) -> tuple[Array, Array | None]:
-    """(x0 [1, *d], cond [1] or None): what a model takes, by its shapes."""
-    return jnp.zeros((1, *shape), jnp.float32), None if classes is None else jnp.zeros(1, jnp.int32)
-
-
 def fresh_state(run: Run) -> TrainState:
     """The state before the first step, of the shapes that a checkpoint is read into."""
-    x0, cond = example(run.samples.shape, run.samples.classes)
+    x0, cond = run.samples.example()
     key, averages = jax.random.key(run.config.seed), names(run.config)
     init_key, step_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)  # as `init_state`
     params = run.family.init(init_key, x0, cond)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax._arrays import whole_numbers
-from diffjax._typing import Denoiser, Grid, Params
+from diffjax._typing import Cond, Denoiser, Grid, Params
 from diffjax.config import _names as names
 from diffjax.config._check import check_config
 from diffjax.config._data import Data, Samples
@@ -45,7 +45,7 @@ def build_grid(config: SamplerConfig, process: AbstractGaussianProcess, steps: i
 
 
 def build_sampling(
-    config: Config, process: AbstractGaussianProcess, classes: int | None
+    config: Config, process: AbstractGaussianProcess, null: Cond
 ) -> tuple[AbstractStepper, Grid, AbstractRule]:
     """The stepper, the grid and the rule of guidance of a configuration.
 
@@ -56,7 +56,7 @@ def build_sampling(
     rule = construct("guidance", names.GUIDANCES, config.guidance, process=process)
     construct("sampler", names.THRESHOLDS, config.sampler, field="threshold")
     if isinstance(stepper, CFGpp):
-        if classes is None:
+        if null is None:
             raise ValueError("sampler.name: cfgpp is a form of guidance, and this run has no classes; name another one")
         around = {"sampler.clip": config.sampler.clip or None, "guidance.interval": config.guidance.interval}
         for name, value in (around | {"guidance.logsnr_start": config.guidance.logsnr_start}).items():
@@ -168,10 +168,10 @@ def guided(
     process: AbstractGaussianProcess,
     rule: AbstractRule,
     denoiser: Any,
-    null: int | None,
+    null: Cond,
     weak: Denoiser | None = None,
 ) -> Denoiser:
-    """A denoiser with the guidance of a configuration, against the null label or a weaker model."""
+    """A denoiser with the guidance of a configuration, against the null condition or a weaker model."""
     if weak is None:
         found = classifier_free(denoiser, null, choice.scale, rule=rule)
     else:

@@ -3,6 +3,7 @@
 The package is the user's: it is not imported here. `load_dataset(..., split="train")` or `load_from_disk` make one.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from diffjax._arrays import whole_numbers
 from diffjax.data._pictures import decode_image, prepare_image
 from diffjax.data._source import Batch
+from diffjax.data._texts import check_texts
 
 
 @whole_numbers
@@ -26,18 +28,28 @@ class HuggingFace:
       cond: the column of conditions: whole numbers are labels; None for none.
       size: of pictures, as `ImageFolder` has it.
       channels: of pictures, 3 or 1. Transparent parts are laid on white.
+      text: the column of captions, strings, for `with_texts`; None for none.
 
     Raises:
-      ValueError: a column is absent. When an item is read: its picture cannot be decoded.
+      ValueError: a column is absent, or a row's caption is no string. When an item is read: its picture cannot be
+        decoded.
     """
 
     def __init__(
-        self, dataset: Any, x: str = "image", cond: str | None = None, *, size: int | None = None, channels: int = 3
+        self,
+        dataset: Any,
+        x: str = "image",
+        cond: str | None = None,
+        *,
+        size: int | None = None,
+        channels: int = 3,
+        text: str | None = None,
     ):
-        for name in (x, cond):
+        for name in (x, cond, text):
             if name is not None and name not in dataset.column_names:
-                raise ValueError(f"x, cond: columns among {dataset.column_names} are needed, got {name!r}")
+                raise ValueError(f"x, cond, text: columns among {dataset.column_names} are needed, got {name!r}")
         self.dataset, self.x, self.cond, self.size, self.channels = dataset, x, cond, size, channels
+        self.text = text
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -49,6 +61,13 @@ class HuggingFace:
         except (OSError, ValueError, SyntaxError) as error:
             raise ValueError(f"{self.describe(index)}: {error}") from error
         return x, None if self.cond is None else np.asarray(row[self.cond])
+
+    @cached_property
+    def texts(self) -> tuple[str, ...] | None:
+        """The captions of all rows; None without a column of them."""
+        if self.text is None:
+            return None
+        return check_texts(list(self.dataset[self.text]), lambda i: f"text: row {i}, column {self.text}")
 
     def _array(self, value: Any) -> np.ndarray:
         if isinstance(value, Image.Image):

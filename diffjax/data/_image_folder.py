@@ -16,6 +16,7 @@ import numpy as np
 
 from diffjax._arrays import whole_numbers
 from diffjax.data._files import Files, open_files
+from diffjax.data._metadata import METADATA, read_metadata
 from diffjax.data._pictures import SUFFIXES, decode_image
 
 _CHECKED = 2**28  # bytes whose checksums are taken
@@ -33,21 +34,31 @@ class ImageFolder:
       size: pixels a side: the shorter side is scaled to it and the middle cut out. None leaves images as they are;
         then all must be of one shape.
       channels: 3 (colours) or 1 (grey). Transparent parts are laid on white.
+      text: the field of metadata.jsonl that holds an image's caption, usually "text"; None: there are no captions.
 
     Attributes:
       classes: names of the class folders, sorted (as numbers, where all are), or None where the images lie in no
         folders. Links to folders are followed.
       labels: int32 [n], places in `classes`, or None.
       names: paths of the images within `path`, sorted.
+      texts: their captions, for `with_texts`, or None.
       left_out: {suffix: count} of the files that are no images by their suffix, and of links that lead nowhere.
 
     Raises:
       ValueError: there is no such folder or zip, or no image in it; images lie both next to and in class folders; a
         member of the zip has an unsafe path or size. When an item is read: its file cannot be decoded; its path is
-        in the message.
+        in the message. With `text`: there is no metadata.jsonl, or an image has no line in it.
     """
 
-    def __init__(self, path: str | Path | Files, *, under: str = "", size: int | None = None, channels: int = 3):
+    def __init__(
+        self,
+        path: str | Path | Files,
+        *,
+        under: str = "",
+        size: int | None = None,
+        channels: int = 3,
+        text: str | None = None,
+    ):
         if size is not None and size < 1:
             raise ValueError(f"size: at least one pixel is needed, got {size}")
         if channels not in (1, 3):
@@ -70,6 +81,11 @@ class ImageFolder:
         if self.classes is not None:
             place = {name: i for i, name in enumerate(self.classes)}
             self.labels = np.array([place[inside[0]] for inside in folders], np.int32)
+        self.texts = None
+        if text is not None:
+            self.texts, others = read_metadata(self.files, self.names, text)
+            self.left_out.pop(".jsonl", None)
+            self.left_out |= {f"lines of {METADATA} without an image": others} if others else {}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -91,7 +107,7 @@ class ImageFolder:
         return self._where(self.names[index])
 
     def digest(self) -> str:
-        """SHA-256 of the images: their paths under the folder of classes, sizes and CRC-32, and the classes in order.
+        """SHA-256 of the images: their paths under the folder of classes, sizes and CRC-32; classes in order; captions.
 
         It does not depend on where the folder lies. Of more than 256 MiB the checksums of some are taken, drawn at
         random but always the same; the paths and sizes of all.
@@ -103,6 +119,8 @@ class ImageFolder:
                 break
             checked.add(self.names[place])
         found = hashlib.sha256(repr(self.classes).encode())
+        if self.texts is not None:
+            found.update(repr(self.texts).encode())
         for name in self.names:
             try:
                 checksum = self.files.checksum(name) if name in checked else "-"

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from diffjax.data._order import batch_positions, item_order
@@ -141,7 +142,16 @@ def gather(items: Items, indices: np.ndarray) -> Batch:
             raise ValueError(
                 f"items: {_name(items, index)} has shape {one.shape}, {_name(items, indices[0])} {x[0].shape}"
             )
-    return np.stack(x), None if read[0][1] is None else as_condition(np.stack([pair[1] for pair in read]))
+    return np.stack(x), _stack([pair[1] for pair in read])
+
+
+def _stack(conditions: list[Any]) -> Any:
+    """The conditions of k items as one: [k, ...]; trees, such as a `Text`, leaf by leaf as they are."""
+    if conditions[0] is None:
+        return None
+    if isinstance(conditions[0], tuple):
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *conditions)
+    return as_condition(np.stack(conditions))
 
 
 def _name(items: Items, index: Any) -> str:

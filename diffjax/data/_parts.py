@@ -91,7 +91,7 @@ def digits_parts(holdout: float, holdout_seed: int) -> Split:
 
 
 def file_parts(path: str | Path, holdout: float, holdout_seed: int) -> Split:
-    """An .npz with x [n, ...] (floats in [-1, 1], or uint8) and, if there are classes, y [n] integers."""
+    """An .npz with x [n, ...] (floats in [-1, 1], or uint8) and y: [n] integers (classes), or [n, k] floats."""
     # It is read without unpickling anything, and mapped where it is not compressed.
     path = Path(path)
     opened = file_state(path)
@@ -103,14 +103,34 @@ def file_parts(path: str | Path, holdout: float, holdout_seed: int) -> Split:
     x = map_array(path, "x")
     y = np.array(map_array(path, "y")) if labelled else None
     extremes = _check_x(path, x, opened)
-    if y is not None and (y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer) or y.min() < 0):
-        raise ValueError(f"path: y in {path} must be {len(x)} labels from 0, got {y.dtype}{list(y.shape)}")
-    if y is not None and y.max() >= 2**31:
-        raise ValueError(f"path: y in {path} must be labels of 32 bits, got {y.max()}; number the classes from 0")
+    y = None if y is None else _check_y(path, y, len(x))
     mapped = isinstance(x, np.memmap)
-    items = Npz(path, y="y" if labelled else None) if mapped else Arrays(x, None if y is None else y.astype(np.int32))
+    items = Npz(path, y="y" if labelled else None) if mapped else Arrays(x, y)
     about = {"pictures": _are_pictures(x, extremes), "doubts": tuple(doubts(f"path: x in {path}", x, extremes))}
     return _held_out_share(items, holdout, holdout_seed, **about)
+
+
+def _check_y(path: Path, y: np.ndarray, n: int) -> np.ndarray:
+    """Conditions of an .npz as int32 [n] (labels) or float32 [n, k]; a `ValueError` where they are neither."""
+    if np.issubdtype(y.dtype, np.floating):
+        if y.ndim != 2 or len(y) != n or not y.shape[1]:
+            raise ValueError(
+                f"path: y in {path} must be {n} labels from 0, or floats [{n}, k], got {y.dtype}{list(y.shape)}"
+            )
+        if not np.isfinite(y).all():
+            raise ValueError(f"path: y in {path} holds {y[~np.isfinite(y)].flat[0]}; conditions must be finite")
+        if (largest := np.abs(y).max()) > _LARGEST:
+            raise ValueError(
+                f"path: y in {path} must be floats of order one, got {largest:.6g}; give (y - mean)/std of each column"
+            )
+        return y.astype(np.float32)
+    if y.shape != (n,) or not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
+        raise ValueError(
+            f"path: y in {path} must be {n} labels from 0, or floats [{n}, k], got {y.dtype}{list(y.shape)}"
+        )
+    if y.max() >= 2**31:
+        raise ValueError(f"path: y in {path} must be labels of 32 bits, got {y.max()}; number the classes from 0")
+    return y.astype(np.int32)
 
 
 def _check_x(path: Path, x: np.ndarray, opened: tuple[int, int]) -> tuple[float, float]:
@@ -145,6 +165,8 @@ def image_folder_parts(
     image_size: int | None = None,
     channels: int | None = None,
     skip_bad: bool = False,
+    text: str | None = None,
+    text_field: str = "text",
 ) -> Split:
     """A folder or zip with a folder of images for each class; train and test (or val) may stand above them.
 
@@ -156,34 +178,42 @@ def image_folder_parts(
         their size.
       channels: 3 (colour) or 1 (grey); by default 3.
       skip_bad: take the next image instead of one that cannot be decoded.
+      text: folder of encoded captions, for which a metadata.jsonl is read.
+      text_field: field of metadata.jsonl that holds a caption.
     """
-    split = _image_parts(path, holdout, holdout_seed, image_size, channels or 3)
+    fields: dict[str, Any] = {
+        "size": image_size,
+        "channels": channels or 3,
+        "text": None if text is None else text_field,
+    }
+    split = _image_parts(path, holdout, holdout_seed, fields)
     if not skip_bad:
         return split
     return split._replace(train=Skipping(split.train), held_out=Skipping(split.held_out))
 
 
-def _image_parts(path: str, holdout: float, holdout_seed: int, size: int | None, channels: int) -> Split:
+def _image_parts(path: str, holdout: float, holdout_seed: int, fields: dict[str, Any]) -> Split:
     """Folders of images: train next to test (or val), within others or not; or one part, with a share held out."""
     files, under = open_files(path), ""
+    uncaptioned: dict[str, Any] = fields | {"text": None}
     while True:
         folders, loose = image_folders(files, under)
         held_out = [name for name in _HELD_OUT if name in folders]
         if "train" in folders and held_out:
-            train = ImageFolder(files, under=f"{under}/train", size=size, channels=channels)
-            test = ImageFolder(files, under=f"{under}/{held_out[0]}", size=size, channels=channels)
+            train = ImageFolder(files, under=f"{under}/train", **fields)
+            test = ImageFolder(files, under=f"{under}/{held_out[0]}", **fields)
             if train.classes != test.classes:
                 raise ValueError(f"path: train holds classes {train.classes}, {held_out[0]} {test.classes}")
             digest = functools.partial(_digest_of, train, test)
             left_out = Counter(train.left_out) + Counter(test.left_out)
             for name in sorted(folders - {"train", held_out[0]}):
-                other = ImageFolder(files, under=f"{under}/{name}", size=size, channels=channels)
+                other = ImageFolder(files, under=f"{under}/{name}", **uncaptioned)
                 left_out[f"images of the folder {name}"] = len(other)
             if loose:
                 left_out["images in no folder"] = loose
             return Split(train, test, digest, train.classes, left_out)
         if len(folders) != 1 or loose:
-            images = ImageFolder(files, under=under, size=size, channels=channels)
+            images = ImageFolder(files, under=under, **fields)
             about = {"classes": images.classes, "left_out": images.left_out, "digest": images.digest}
             return _held_out_share(images, holdout, holdout_seed, **about)
         under = f"{under}/{folders.pop()}".lstrip("/")  # a folder around it all

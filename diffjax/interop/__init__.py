@@ -25,4 +25,11 @@ from diffjax.interop._pretrained import (
 )
 from diffjax.interop._scheduler import SCHEDULERS as SCHEDULERS, read_scheduler as read_scheduler
 from diffjax.interop._scheduler_chain import Sampling as Sampling
-from diffjax.interop._tokenizer import tokenize as tokenize
+from diffjax.interop._t5 import t5_config as t5_config
+from diffjax.interop._tokenizer import (
+    Vocabulary as Vocabulary,
+    count_tokens as count_tokens,
+    tokenize as tokenize,
+    train_tokenizer as train_tokenizer,
+    vocabulary_of as vocabulary_of,
+)

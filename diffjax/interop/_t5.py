@@ -69,6 +69,36 @@ def t5_encoder(config: Mapping[str, Any], where: str) -> T5Encoder:
     )
 
 
+def t5_config(module: T5Encoder) -> dict[str, Any]:
+    """The content of config.json of an encoder, for `save_pretrained`; `t5_encoder` reads it back.
+
+    >>> t5_config(T5Encoder(100, width=64))["d_model"]
+    64
+
+    Args:
+      module: the encoder. Its dtype, dropout and remat are no part of a folder.
+
+    Raises:
+      ValueError: its activation is none of T5's.
+    """
+    found = [name for name, pair in FEED_FORWARD.items() if pair == (module.activation, module.gated)]
+    if not found:
+        raise ValueError(f"module: an activation of transformers is needed, got {module.activation}")
+    return {
+        "model_type": "t5",
+        "vocab_size": module.vocabulary,
+        "d_model": module.width,
+        "d_kv": module.head_channels,
+        "d_ff": module.hidden,
+        "num_layers": module.depth,
+        "num_heads": module.heads,
+        "relative_attention_num_buckets": module.buckets,
+        "relative_attention_max_distance": module.distance,
+        "layer_norm_epsilon": module.norm_epsilon,
+        "feed_forward_proj": found[0],
+    }
+
+
 def encoder_tensors(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
     """The encoder's tensors alone, the table of tokens under the name `shared.weight`.
 

@@ -1,11 +1,13 @@
 """Texts -> ids, by the `tokenizers` library (extra `text`) and a tokenizer.json, as transformers writes it.
 
+texts --train_tokenizer--> tokenizer.json: byte pair encoding (Sennrich et al. 2016) with T5's special tokens
 tokenizer.json + texts --> ids [b, length], mask [b, length] --> T5Encoder --> embedding --> Text(embedding, mask)
 """
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +18,25 @@ LARGEST = 2**28
 """Bytes of a tokenizer.json."""
 
 PADDING = ("<pad>", "[PAD]")
+_SENTINEL = "<extra_id_{}>"
+_SENTINELS = 100
+"""How many T5 has."""
+
+
+class Vocabulary(NamedTuple):
+    """What a tokenizer says of its ids.
+
+    Attributes:
+      size: one more than the largest id.
+      sentinels: the ids that stand for hidden spans, T5's `<extra_id_0>` and so on; none in other tokenizers.
+      unknown: the id of what has no token; None where every text has tokens.
+      added: how many tokens are added to each text (T5's `</s>`).
+    """
+
+    size: int
+    sentinels: tuple[int, ...]
+    unknown: int | None
+    added: int
 
 
 @whole_numbers
@@ -53,11 +74,68 @@ def tokenize(source: str | os.PathLike[str], texts: Sequence[str], length: int) 
     return ids, np.array([each.attention_mask for each in encoded], bool).reshape(-1, length)
 
 
-def _read(source):
+@whole_numbers
+def train_tokenizer(texts: Iterable[str], path: str | os.PathLike[str], *, vocabulary: int = 512) -> None:
+    """Trains byte pair encoding on texts and writes a tokenizer.json, the same for the same texts.
+
+    Special tokens are T5's: `<pad>` 0, `</s>` 1, which ends each text, `<unk>` 2, `<extra_id_0>` ... `<extra_id_9>`.
+    Where texts are of a small grammar, words become single tokens; a unigram model leaves most of them in letters.
+
+    Args:
+      texts: what to train on.
+      path: of the tokenizer.json to write.
+      vocabulary: ids at most; characters and special tokens are all kept, whatever it is.
+
+    Raises:
+      ValueError: there is no text; `tokenizers` is not installed.
+    """
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise ValueError("texts: at least one that is not empty is needed to train a tokenizer on, got none")
+    library = _library()
+    tokenizer = library.Tokenizer(library.models.BPE(unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = library.normalizers.NFKC()
+    tokenizer.pre_tokenizer = library.pre_tokenizers.Metaspace()
+    tokenizer.decoder = library.decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>", *(_SENTINEL.format(i) for i in range(10))]
+    fields = {"vocab_size": vocabulary, "special_tokens": special, "show_progress": False}
+    tokenizer.train_from_iterator(texts, library.trainers.BpeTrainer(**fields))
+    end = ("</s>", tokenizer.token_to_id("</s>"))
+    tokenizer.post_processor = library.processors.TemplateProcessing(single="$A </s>", special_tokens=[end])
+    tokenizer.save(str(path))
+
+
+def vocabulary_of(source: str | os.PathLike[str]) -> Vocabulary:
+    """What a tokenizer.json, or that of a folder, says of its ids; raises `ValueError` as `tokenize` does."""
+    tokenizer = _read(source)
+    numbers = tokenizer.get_vocab(with_added_tokens=True)
+    sentinels = (numbers.get(_SENTINEL.format(i)) for i in range(_SENTINELS))
+    return Vocabulary(
+        max(numbers.values()) + 1,
+        tuple(number for number in sentinels if number is not None),
+        numbers.get("<unk>"),
+        tokenizer.num_special_tokens_to_add(False),
+    )
+
+
+def count_tokens(source: str | os.PathLike[str], texts: Sequence[str]) -> np.ndarray:
+    """How many tokens each text has, [b], with those that the tokenizer adds and without a limit."""
+    tokenizer = _read(source)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return np.array([len(each.ids) for each in tokenizer.encode_batch(list(texts))], np.int64)
+
+
+def _library():
     try:
-        from tokenizers import Tokenizer
+        import tokenizers
     except ImportError:
         raise ValueError("source: tokenizers is not installed; pip install '.[text]' in diffjax's folder") from None
+    return tokenizers
+
+
+def _read(source):
+    Tokenizer = _library().Tokenizer
     path = pathlib.Path(source)
     path = path / "tokenizer.json" if path.is_dir() else path
     if not os.path.lexists(path):

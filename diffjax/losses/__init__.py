@@ -41,6 +41,10 @@ from diffjax.losses._score_matching import (
     sliced_score_matching as sliced_score_matching,
     sliced_score_matching_vr as sliced_score_matching_vr,
 )
+from diffjax.losses._span_corruption import (
+    corrupt_spans as corrupt_spans,
+    span_corruption_loss as span_corruption_loss,
+)
 from diffjax.losses._uncertainty import Uncertainty as Uncertainty, uncertainty_loss as uncertainty_loss
 from diffjax.losses._weighting import (
     P2 as P2,

@@ -70,7 +70,13 @@ from diffjax.networks._resample import (
     halve as halve,
 )
 from diffjax.networks._second_time import SecondTime as SecondTime, with_second_time as with_second_time
-from diffjax.networks._t5 import T5Encoder as T5Encoder, relative_buckets as relative_buckets
+from diffjax.networks._t5 import (
+    T5_SIZES as T5_SIZES,
+    T5Encoder as T5Encoder,
+    init_t5 as init_t5,
+    relative_buckets as relative_buckets,
+    sized_t5 as sized_t5,
+)
 from diffjax.networks._text import Text as Text, pooled as pooled
 from diffjax.networks._top_down import TopDown as TopDown
 from diffjax.networks._unet import UNet as UNet

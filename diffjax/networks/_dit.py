@@ -45,7 +45,7 @@ from diffjax.networks._noise_features import fourier_features
 from diffjax.networks._positions import rotation_angles, wave_positions
 from diffjax.networks._repeat import rematerialised, repeat
 from diffjax.networks._second_time import broadcast_times
-from diffjax.networks._text import TextTokens, pooled
+from diffjax.networks._text import TextTokens, pooled, split_text
 from diffjax.networks._transformer import Block, JointBlock, NoiseFeatures, embedding_layers
 
 
@@ -62,7 +62,7 @@ class DiT(nn.Module):
       patch: pixels along a side of a patch, a divisor of height and width.
       out_channels: k, the channels of y, those of x where None; twice those of x where the variance is learned too.
       num_classes: cond is an integer label [b] in 0 .. num_classes, the last being the null label.
-      text_width: cond is a `Text` with so many features.
+      text_width: cond is a `Text` with so many features; with num_classes as well, a `Cascade` of a text and a label.
       joint: the text is a second stream with separate weights, and its mean is embedded too; else it is attended to.
       qk_norm: normalise queries and keys, which keeps large networks stable in half precision.
       rope: base of rotary position embeddings (100, say), which replace added positions; none by default.
@@ -118,8 +118,6 @@ class DiT(nn.Module):
             raise ValueError(
                 f"rope: a base above 1, and heads of 4n features; got {self.rope}, {self.width}/{self.heads}"
             )
-        if self.num_classes is not None and self.text_width is not None:
-            raise ValueError(f"num_classes={self.num_classes}: there is a text_width too; cond is one of both")
         if self.joint and self.text_width is None:
             raise ValueError("joint: two streams need a text_width")
         if self.joint and (self.emb_per_block or self.norm_affine or not self.qkv_bias):
@@ -162,11 +160,10 @@ class DiT(nn.Module):
             "dtype": self._wide(),
             "layers": embedding_layers(self.noise_features),
         }
-        text = None
-        if self.text_width is not None:
-            text, cond = TextTokens(self.text_width, name="text")(cond), None
+        text, cond = split_text(cond, self.num_classes, self.text_width)
+        text = None if self.text_width is None else TextTokens(self.text_width, name="text")(text)
         if self.joint:
-            return self._two_streams(h, c_noise, text, angles, fields, embedding)
+            return self._two_streams(h, c_noise, cond, text, angles, fields, embedding)
         return self._one_stream(h, c_noise, cond, text, angles, fields, embedding)
 
     def _one_stream(self, h, c_noise, cond, text, angles, fields, embedding):
@@ -182,8 +179,8 @@ class DiT(nn.Module):
         (h,) = self._repeat(Block, fields, self.depth, (h,), emb, angles, text)
         return h, emb
 
-    def _two_streams(self, h, c_noise, text, angles, fields, embedding):
-        emb = ConditionEmbedding(**embedding, name="emb")(c_noise)
+    def _two_streams(self, h, c_noise, cond, text, angles, fields, embedding):
+        emb = ConditionEmbedding(**embedding, name="emb")(c_noise, cond)
         emb = emb + TwoLayers(self.width, self._wide(), name="text_embedder")(pooled(text, self._wide()))
         both = h, dense(self.width, self.dtype, name="context_embedder")(text.embedding)
         if self.depth > 1:

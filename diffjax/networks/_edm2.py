@@ -46,7 +46,7 @@ from diffjax.networks._magnitude import (
 )
 from diffjax.networks._repeat import rematerialised
 from diffjax.networks._second_time import broadcast_times
-from diffjax.networks._text import Text, check_label_or_text, pooled
+from diffjax.networks._text import Text, pooled
 
 EMBEDDING = "told"
 """The embedding's name in trained parameters, and that of the layers in the blocks that take it."""
@@ -67,7 +67,7 @@ class EDM2UNet(nn.Module):
       num_classes: cond is an integer label [b] in 0 .. num_classes, the last being the null label. None: cond is a
         vector [b, k] of features of order one, or None.
       text_width: cond is a `Text` of such embeddings, whose mean, of unit magnitude, is embedded. A text without
-        tokens is no condition. Not together with num_classes.
+        tokens is no condition. With num_classes as well, cond is a `Cascade` of a text and a label.
       dropout: the probability of dropping a feature in training.
       residual_balance: the paper's t of a residual sum: weight of the block's output against its input, in (0, 1).
       attention_balance: weight of the attention's output against its input, in (0, 1).
@@ -110,7 +110,6 @@ class EDM2UNet(nn.Module):
                 raise ValueError(
                     f"head_channels: a divisor of level {level}'s {width} is needed, got {self.head_channels}"
                 )
-        check_label_or_text(self.num_classes, self.text_width)
         check_dropout(self.dropout)
         for name in ("residual_balance", "attention_balance", "skip_balance", "label_balance"):
             if not 0 < getattr(self, name) < 1:

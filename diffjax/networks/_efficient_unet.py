@@ -17,16 +17,16 @@ B.1 and F, figures A.27-A.30; section 2.3 for conditions: attention pooling of t
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from diffjax._arrays import whole_numbers
-from diffjax._typing import Cond
+from diffjax._typing import Cascade as Cascade, Cond, Text
 from diffjax.networks._attention import attention
 from diffjax.networks._blocks import ResidualBlock, check_channels, conv, enlarge
 from diffjax.networks._embedding import ConditionEmbedding, EmbeddingLayers, two_dense
@@ -36,28 +36,9 @@ from diffjax.networks._noise_features import fourier_features
 from diffjax.networks._norm import GroupNorm
 from diffjax.networks._repeat import rematerialised, repeat
 from diffjax.networks._second_time import broadcast_noise, broadcast_times
-from diffjax.networks._text import Text, TextTokens
+from diffjax.networks._text import TextTokens
 
 TEXT_NORM: dict[str, Any] = {"epsilon": 1e-5, "affine": True, "fast": True}
-
-
-class Cascade(NamedTuple):
-    """The conditions of a network that has several; None for each that it does not have.
-
-    The unconditional one, for guidance, is the text `Text(0.0, False)`, the null label and the same low resolution.
-
-    Attributes:
-      text: a `Text`.
-      low_resolution: images [b, h, w, c] no larger than x; already noised to `noise_level`
-        (conditioning augmentation, Ho et al. 2022).
-      noise_level: [b], of the low-resolution images, on the scale of c_noise.
-      label: [b], of classes.
-    """
-
-    text: Text | None = None
-    low_resolution: Float[Array, "b h w c"] | None = None
-    noise_level: ArrayLike | None = None
-    label: Int[Array, " b"] | None = None
 
 
 @whole_numbers

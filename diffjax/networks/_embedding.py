@@ -4,7 +4,7 @@
     second time (few-step networks) ------------------------------+
                                                                   +--> SiLU --> emb [b, width]
     cond: label [b] -> table of num_classes + 1 rows -------------+
-          or text -> mean of its tokens [b, k] -> Dense ----------+
+          text -> mean of its tokens [b, k] -> Dense -------------+
           or vector [b, k] -> Dense ------------------------------+
 
 The last row of the table, label num_classes, is the null label: "no condition" in classifier-free guidance
@@ -29,7 +29,7 @@ from diffjax.networks._init import normal
 from diffjax.networks._layers import dense, rows_of
 from diffjax.networks._noise_features import fourier_features
 from diffjax.networks._second_time import SecondTimeLayers, add_second_time, first_time, two_layers
-from diffjax.networks._text import Text, TextTokens, pooled
+from diffjax.networks._text import Cascade, Text, TextTokens, pooled, split_text
 
 Term = Callable[["ConditionEmbedding", Any], Float[Array, "b width"]]
 """`(the embedding, an input) -> [b, width]`, called in the embedding's compact method: its parameters are there."""
@@ -99,7 +99,8 @@ class ConditionEmbedding(nn.Module):
       width: features, even.
       num_classes: cond is then an integer label [b] in 0 .. num_classes, the last being the null label. A label out
         of range is an error where it can be seen, and gives NaN under jit.
-      text_width: cond is then a `Text` of such embeddings. Both None: cond is a vector [b, k] or None.
+      text_width: cond is then a `Text` of such embeddings, and with num_classes a `Cascade` of a text and a label. Both
+        None: cond is a vector [b, k] or None.
       dtype: of the computation; float32 at least is meant, as it is little work.
       layers: what they are.
     """
@@ -133,7 +134,8 @@ class ConditionEmbedding(nn.Module):
             assert layers.noise_level is not None
             h = layers.add(h, layers.noise_level(self, noise_level))
         if text is None and self.text_width is not None:
-            text, cond = TextTokens(self.text_width, name="text_tokens")(cond), None
+            own, cond = split_text(cond, self.num_classes, self.text_width)
+            text = TextTokens(self.text_width, name="text_tokens")(own)
         if text is not None:
             h = layers.add(h, layers.text(self, text))
         if self.num_classes is not None:
@@ -143,12 +145,12 @@ class ConditionEmbedding(nn.Module):
         return layers.activation(h)
 
 
-def as_labels(cond: ArrayLike | Text | None, num_classes: int, shape: tuple[int, ...]) -> Int[Array, " b"]:
+def as_labels(cond: ArrayLike | Text | Cascade | None, num_classes: int, shape: tuple[int, ...]) -> Int[Array, " b"]:
     """A condition as labels [b] in 0 .. num_classes, or ValueError."""
     if cond is None:
         raise ValueError(f"cond: labels are needed with num_classes={num_classes}; {num_classes} is the null label")
-    if isinstance(cond, Text):
-        raise ValueError(f"cond: integer labels of shape {shape} are needed, got Text")
+    if isinstance(cond, Text | Cascade):
+        raise ValueError(f"cond: integer labels of shape {shape} are needed, got {type(cond).__name__}")
     labels = jnp.asarray(cond)
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != shape:
         raise ValueError(f"cond: integer labels of shape {shape} are needed, got {labels.dtype} {labels.shape}")
@@ -157,10 +159,11 @@ def as_labels(cond: ArrayLike | Text | None, num_classes: int, shape: tuple[int,
     return labels
 
 
-def as_vector(cond: ArrayLike | Text) -> Float[Array, "b k"]:
+def as_vector(cond: ArrayLike | Text | Cascade) -> Float[Array, "b k"]:
     """A condition as a vector [b, k], or ValueError."""
-    if isinstance(cond, Text):
-        raise ValueError("cond: a float vector [b, k] is needed without text_width, got Text; set text_width")
+    if isinstance(cond, Text | Cascade):
+        kind = type(cond).__name__
+        raise ValueError(f"cond: a float vector [b, k] is needed without text_width, got {kind}; set text_width")
     vector = jnp.asarray(cond)
     if not jnp.issubdtype(vector.dtype, jnp.floating) or vector.ndim != 2:
         raise ValueError(

@@ -24,7 +24,6 @@ from diffjax.networks._embedding import ConditionEmbedding
 from diffjax.networks._layers import check_dropout, dense, float32_at_least
 from diffjax.networks._repeat import rematerialised, repeat
 from diffjax.networks._second_time import broadcast_times
-from diffjax.networks._text import check_label_or_text
 
 
 @whole_numbers
@@ -45,7 +44,7 @@ class MLP(nn.Module):
       num_classes: cond is an integer label [b] in 0 .. num_classes, the last being the null label of classifier-free
         guidance. None: cond is a float vector [b, k], or None.
       text_width: cond is a `Text` of such embeddings, whose mean is embedded. A text without tokens is no condition.
-        Not together with num_classes.
+        With num_classes as well, cond is a `Cascade` of a text and a label.
       dropout: the probability of dropping a hidden feature in training.
       dtype: of the computation; parameters are float32.
       remat: recompute each block in the backward pass instead of storing its activations: less memory, more time.
@@ -53,8 +52,7 @@ class MLP(nn.Module):
       out_channels: size of y's last axis, that of x where None.
 
     Raises:
-      ValueError: a width that is odd, a negative depth, a dropout outside [0, 1), both num_classes and text_width,
-        or a cond that does not fit.
+      ValueError: a width that is odd, a negative depth, a dropout outside [0, 1), or a cond that does not fit.
     """
 
     width: int = 128
@@ -72,7 +70,6 @@ class MLP(nn.Module):
             raise ValueError(f"width: an even number is needed, got {self.width}")
         if self.depth < 0:
             raise ValueError(f"depth: at least 0 is needed, got {self.depth}")
-        check_label_or_text(self.num_classes, self.text_width)
         check_dropout(self.dropout)
         super().__post_init__()
 
@@ -124,8 +121,7 @@ class PlainMLP(nn.Module):
       scan: the layers after the first by `lax.scan`.
 
     Raises:
-      ValueError: a width that is odd, no hidden layer, a dropout outside [0, 1), both num_classes and text_width, or a
-        cond that does not fit.
+      ValueError: a width that is odd, no hidden layer, a dropout outside [0, 1), or a cond that does not fit.
     """
 
     width: int = 128
@@ -142,7 +138,6 @@ class PlainMLP(nn.Module):
             raise ValueError(f"width: an even number is needed, got {self.width}")
         if self.depth < 1:
             raise ValueError(f"depth: at least 1 is needed, got {self.depth}")
-        check_label_or_text(self.num_classes, self.text_width)
         check_dropout(self.dropout)
         super().__post_init__()
 

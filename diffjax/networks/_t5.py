@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -24,11 +25,20 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from diffjax._arrays import whole_numbers
+from diffjax._typing import Key, Params
 from diffjax.networks._attention import Attention, HeadNames
+from diffjax.networks._init import draw_parameters
 from diffjax.networks._layers import Function, NestedTable, Table, check_dropout, dense, float32_at_least, rms_norm
 from diffjax.networks._repeat import repeat
 
 NAMES = HeadNames("o", "q", "k", "v")
+T5_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"width": 32, "depth": 1, "heads": 2, "head_channels": 16, "hidden": 64},
+    "mini": {"width": 64, "depth": 2, "heads": 4, "head_channels": 16, "hidden": 128},
+    "midi": {"width": 128, "depth": 4, "heads": 8, "head_channels": 16, "hidden": 256},
+    "small": {"width": 512, "depth": 6, "heads": 8, "head_channels": 64, "hidden": 2048},
+}
+"""Fields of `T5Encoder` by the name of a size: the last is that of T5-small, the others are for small grammars."""
 
 
 @whole_numbers
@@ -93,6 +103,46 @@ class T5Encoder(nn.Module):
         fields = {name: getattr(self, name) for name in T5Stack.__dataclass_fields__ if name not in other}
         h = T5Stack(**fields, deterministic=deterministic, name="encoder")(h, mask)
         return h.astype(float32_at_least(self.dtype))
+
+
+@whole_numbers
+def sized_t5(vocabulary: int, size: str = "mini") -> T5Encoder:
+    """A T5 encoder of a size: "tiny", "mini", "midi", or "small", that of T5-small.
+
+    >>> sized_t5(100, "midi").width
+    128
+
+    Args:
+      vocabulary: number of ids.
+      size: one of `T5_SIZES`.
+
+    Raises:
+      ValueError: there is no such size.
+    """
+    if size not in T5_SIZES:
+        raise ValueError(f"size: one of {', '.join(T5_SIZES)} is needed, got {size!r}")
+    return T5Encoder(vocabulary, **T5_SIZES[size])
+
+
+def init_t5(key: Key, module: T5Encoder) -> Params:
+    """Parameters as T5 is initialised: a weight's variance is 1/fan_in, of queries 1/(fan_in head_channels).
+
+    Queries are not scaled in T5's attention, whose softmax would start peaked without the second. The biases of
+    relative positions have variance 1, where T5's is 1/width: an encoder that stays random attends by place, too.
+
+    Args:
+      key: one.
+      module: the encoder.
+
+    Returns:
+      The parameters, a pytree of float32 arrays, to be applied by `module.apply({"params": params}, ids, mask)`.
+
+    Source: Raffel et al. 2020; transformers' initialisation.
+    """
+    init = lambda *given: module.init(*given)["params"]
+    params = draw_parameters(key, init, jnp.zeros((1, 2), jnp.int32))
+    scaled = lambda path, leaf: leaf / module.head_channels**0.5 if path[-2].key == "q" else leaf
+    return jax.tree_util.tree_map_with_path(scaled, params)
 
 
 class T5Stack(nn.Module):

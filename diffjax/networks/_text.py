@@ -7,30 +7,14 @@ The null token is learned; a prompt without tokens (its mask all False) is "no c
 (Ho & Salimans 2022), and the network attends to the null token in its place.
 """
 
-from typing import Any, NamedTuple
-
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from diffjax._arrays import accumulator_dtype
-from diffjax._typing import Cond
+from diffjax._typing import Cascade as Cascade, Cond, Text as Text
 from diffjax.networks._init import normal
-
-
-class Text(NamedTuple):
-    """A condition: the encoded tokens of each sample's prompt.
-
-    No condition is a mask that is all False, so the null of `classifier_free` is `Text(0.0, False)`.
-
-    Attributes:
-      embedding: [b, n, k], such as the output of a `T5Encoder`.
-      mask: [b, n], True for a token, False for padding.
-    """
-
-    embedding: Any  # an array, or a number in the null of guidance
-    mask: Any
 
 
 class TextTokens(nn.Module):
@@ -62,10 +46,32 @@ def pooled(text: Text, dtype: DTypeLike) -> Float[Array, "b k"]:
     return (total / jnp.sum(mask, axis=1, keepdims=True)).astype(dtype)
 
 
-def check_label_or_text(num_classes: int | None, text_width: int | None) -> None:
-    """Raises `ValueError` where both are set: cond is a label or a `Text`."""
-    if num_classes is not None and text_width is not None:
-        raise ValueError(f"text_width: {text_width} with num_classes {num_classes}; one of them is needed")
+def split_text(cond: Cond, num_classes: int | None, text_width: int | None) -> tuple[Cond, Cond]:
+    """(text, what else there is) of a condition, each None where a network's fields do not name it.
+
+    A network with both fields has a `Cascade` of a text and a label, one with `text_width` alone a `Text`.
+
+    Raises:
+      ValueError: both fields, and cond is something else.
+    """
+    if text_width is None:
+        return None, cond
+    if num_classes is None:
+        return cond, None
+    if not isinstance(cond, Cascade) or cond.text is None or cond.label is None:
+        raise ValueError(f"cond: a Cascade with text and label is needed, got {type(cond).__name__}")
+    if cond.low_resolution is not None or cond.noise_level is not None:
+        raise ValueError("cond: this network takes no low-resolution image")
+    return cond.text, cond.label
+
+
+USES = ("both", "pooled", "attention")
+
+
+def check_text_use(text_use: str) -> None:
+    """Raises `ValueError` where it is none of `USES`."""
+    if text_use not in USES:
+        raise ValueError(f"text_use: one of {', '.join(USES)} is needed, got {text_use!r}")
 
 
 def _as_text(cond, width) -> tuple[Float[Array, "b n k"], Bool[Array, "b n"]]:

@@ -28,7 +28,7 @@ from diffjax.networks._layers import Function, Table, TwoLayers, check_dropout, 
 from diffjax.networks._noise_features import Waves
 from diffjax.networks._norm import GroupNorm
 from diffjax.networks._second_time import broadcast_times, first_time
-from diffjax.networks._text import TextTokens, check_label_or_text
+from diffjax.networks._text import TextTokens, check_text_use, split_text
 from diffjax.networks._unet2d_blocks import DownBlock, Settings, Stage, UpBlock
 
 
@@ -51,7 +51,8 @@ class UNet2D(nn.Module):
       num_classes: cond is an integer label [b] in 0 .. num_classes, the last being the null label of classifier-free
         guidance. None: cond is None, a number [b] that is embedded as c_noise is, or a vector [b, emb_width].
       text_width: cond is a `Text` of such embeddings: its mean is embedded, and every attention attends to it as well.
-        A text without tokens is no condition. Not together with num_classes.
+        A text without tokens is no condition. With num_classes as well, cond is a `Cascade` of a text and a label.
+      text_use: "both", "pooled" (the mean alone) or "attention" (without it).
       scale_shift: the embedding is a scale and a shift after the second norm, not a shift before it.
       groups: of the last norm; `groups_of(channels[0])` where None.
       norm_epsilon: epsilon of all norms.
@@ -79,6 +80,7 @@ class UNet2D(nn.Module):
     emb_width: int | None = None
     num_classes: int | None = None
     text_width: int | None = None
+    text_use: str = "both"
     scale_shift: bool = False
     groups: int | None = None
     norm_epsilon: float = 1e-6
@@ -104,7 +106,7 @@ class UNet2D(nn.Module):
         narrow = min(self._attended(), default=None)
         if self.head_channels is not None and narrow is not None and not 1 <= self.head_channels <= narrow:
             raise ValueError(f"head_channels: 1 .. {narrow} or None is needed, got {self.head_channels}")
-        check_label_or_text(self.num_classes, self.text_width)
+        check_text_use(self.text_use)
         check_dropout(self.dropout)
         super().__post_init__()
 
@@ -116,11 +118,11 @@ class UNet2D(nn.Module):
         wide = float32_at_least(self.dtype)
         c_noise = broadcast_times(self, c_noise, x).astype(wide)
         level = first_time(c_noise)
-        text = None
         embedding = self._embedding()
-        if self.text_width is not None:
-            text, cond = TextTokens(self.text_width, name="text_tokens")(cond), None
-        emb = embedding(c_noise, cond, text=text)
+        text, cond = split_text(cond, self.num_classes, self.text_width)
+        tokens = None if self.text_width is None else TextTokens(self.text_width, name="text_tokens")(text)
+        emb = embedding(c_noise, cond, text=None if self.text_use == "attention" else tokens)
+        text = None if self.text_use == "pooled" else tokens
         settings = self._settings(deterministic)
         image = x.astype(self.dtype)
         image = 2 * image - 1 if self.center else image

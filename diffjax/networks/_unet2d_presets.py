@@ -27,6 +27,7 @@ def ddpm(
     blocks: int = 2,
     dropout: float = 0.1,
     num_classes: int | None = None,
+    text_width: int | None = None,
 ) -> UNet2D:
     """DDPM's U-Net (Ho et al. 2020).
 
@@ -38,8 +39,10 @@ def ddpm(
       blocks: residual blocks a level.
       dropout: probability in training.
       num_classes: cond is a label 0 .. num_classes, the last the null label; None: no labels.
+      text_width: cond is a `Text` of such embeddings, with num_classes a `Cascade` of a text and a label.
     """
-    return _network(Stage(), channels, attention, blocks, blocks + 1, dropout=dropout, num_classes=num_classes)
+    fields = {"dropout": dropout, "num_classes": num_classes, "text_width": text_width}
+    return _network(Stage(), channels, attention, blocks, blocks + 1, **fields)
 
 
 @whole_numbers
@@ -50,13 +53,15 @@ def ddpmpp(
     blocks: int = 4,
     dropout: float = 0.1,
     num_classes: int | None = None,
+    text_width: int | None = None,
 ) -> UNet2D:
     """DDPM++ (Song et al. 2021).
 
     For images [b, h, w, c]; arguments as `ddpm`'s. `blocks` 8 is the deep one.
     """
     stage = Stage(residual=True, shortcut=True, rescale=math.sqrt(2))
-    return _network(stage, channels, attention, blocks, 1, dropout=dropout, num_classes=num_classes)
+    fields = {"dropout": dropout, "num_classes": num_classes, "text_width": text_width}
+    return _network(stage, channels, attention, blocks, 1, **fields)
 
 
 @whole_numbers
@@ -67,6 +72,7 @@ def ncsnpp(
     blocks: int = 4,
     dropout: float = 0.1,
     num_classes: int | None = None,
+    text_width: int | None = None,
     input_pyramid: Pyramid | None = input_residual,
     output_pyramid: Pyramid | None = None,
 ) -> UNet2D:
@@ -76,7 +82,8 @@ def ncsnpp(
     `input_pyramid=input_skip, output_pyramid=output_skip`: the input shrinks along, the output grows along.
     """
     stage = Stage(residual=True, shortcut=True, rescale=math.sqrt(2), taps=BINOMIAL)
-    network = _network(stage, channels, attention, blocks, 1, dropout=dropout, num_classes=num_classes)
+    fields = {"dropout": dropout, "num_classes": num_classes, "text_width": text_width}
+    network = _network(stage, channels, attention, blocks, 1, **fields)
     down = tuple(stage._replace(pyramid=input_pyramid) for stage in network.down)
     up = tuple(stage._replace(pyramid=output_pyramid) for stage in network.up)
     return network.clone(down=down, up=up, noise_features=Fourier())
@@ -90,6 +97,7 @@ def adm(
     blocks: int = 3,
     dropout: float = 0.1,
     num_classes: int | None = 1000,
+    text_width: int | None = None,
     head_channels: int = 64,
 ) -> UNet2D:
     """ADM's U-Net (Dhariwal & Nichol 2021).
@@ -97,9 +105,8 @@ def adm(
     For images [b, h, w, c]; arguments as `ddpm`'s. For 256 x 256 it has channels 256 (1, 1, 2, 2, 4, 4),
     attention (3, 4, 5), blocks 2, no dropout.
     """
-    network = _network(
-        Stage(residual=True), channels, attention, blocks, blocks + 1, dropout=dropout, num_classes=num_classes
-    )
+    fields = {"dropout": dropout, "num_classes": num_classes, "text_width": text_width}
+    network = _network(Stage(residual=True), channels, attention, blocks, blocks + 1, **fields)
     return network.clone(scale_shift=True, head_channels=head_channels, norm_epsilon=1e-5)
 
 

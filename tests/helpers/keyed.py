@@ -108,6 +108,9 @@ NETWORK = dj.Network(init_by_one_draw, one_draw)
 TWO = dj.Network(init_by_one_draw, two_answers)
 PARAMS = {"w": jnp.ones(1)}
 ANGLE = dj.Diffusion(NETWORK, VP, EDM)
+IDS = jnp.array([[3, 4, 5], [6, 7, 1], [8, 1, 0]])
+T5 = networks.T5Encoder(vocabulary=10, width=4, depth=1, heads=1, head_channels=4, hidden=4)
+T5_PARAMS = jax.tree.map(jnp.ones_like, jax.eval_shape(lambda: networks.init_t5(jax.random.key(0), T5)))
 
 
 def score_apply(params, x):
@@ -411,6 +414,15 @@ BY_INDEX = (
         "DiscretisedLogistic.sample": _of_likelihood(vae.DiscretisedLogistic(), {}, X),
         "Bernoulli.sample": _of_likelihood(vae.Bernoulli(), {}, X),
         "Autoregressive.sample": _of_likelihood(PIXELS, {"network": PARAMS, "each": {}}, X),
+        # texts
+        "corrupt_spans": Row(
+            lambda key, index: losses.corrupt_spans(key, IDS, IDS > 0, sentinels=jnp.array([9]), index=index)
+        ),
+        "span_corruption_loss": Row(
+            lambda key, index: losses.span_corruption_loss(
+                T5_PARAMS, key, IDS, IDS > 0, module=T5, sentinels=jnp.array([9]), index=index
+            )
+        ),
         # inverse problems
         "inpaint": Row(
             lambda key, index: inverse.inpaint(
@@ -465,6 +477,7 @@ WHOLE_BATCH = {
     "VAE.init": lambda key: GAUSSIAN_VAE.init(key, X),
     "HierarchicalVAE.init": lambda key: TOP_DOWN.init(key, IMAGES),
     "DiffusionChain.init": lambda key: vae.DiffusionChain(dj.Diffusion(NETWORK, VP, EPS), TS, (D,)).init(key, X),
+    "init_t5": lambda key: networks.init_t5(key, T5),
     "Autoregressive.init": lambda key: PIXELS.init(key, X, IMAGES),
     "consistency_tangent": lambda key: flow_maps.consistency_tangent(ANGLE, PARAMS, X, X, jnp.full(B, 0.5), key=key),
 }
