@@ -18,6 +18,7 @@ from typing import Any
 from diffjax import (
     analytic as analytic,
     flow_maps as flow_maps,
+    gan as gan,
     guidance as guidance,
     inverse as inverse,
     likelihood as likelihood,

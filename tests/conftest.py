@@ -38,6 +38,7 @@ _CHECKED = (
     "_arrays",
     "analytic",
     "flow_maps",
+    "gan",
     "guidance",
     "inverse",
     "likelihood",

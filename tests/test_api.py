@@ -63,7 +63,7 @@ def test_a_key_comes_first(name):
     if parameters["key"].kind is inspect.Parameter.KEYWORD_ONLY:
         return
     before = list(parameters)[: list(parameters).index("key")]
-    models = ("diffusion", "network", "vae", "autoencoder")
+    models = ("diffusion", "network", "vae", "gan", "autoencoder")
     assert before in ([], ["params"], *([model, "params"] for model in models))
 
 

@@ -16,7 +16,7 @@ ROWS = [
     {"guidance"},
     {"samplers"},
     {"losses", "inverse"},
-    {"likelihood", "flow_maps", "vae"},
+    {"likelihood", "flow_maps", "vae", "gan"},
     {"interop", "training", "metrics", "viz"},
     {"config"},
     {"cli"},

@@ -9,6 +9,13 @@ can be written as two pure functions is a network as well: `Network(init, apply)
 [b, 2], the clock at t and at s <= t: `with_second_time` makes a network's trained parameters ready for it.
 """
 
+from diffjax.networks._adversarial import (
+    Discriminator as Discriminator,
+    ImageDiscriminator as ImageDiscriminator,
+    ImageGenerator as ImageGenerator,
+    LatentNetwork as LatentNetwork,
+    WithLatent as WithLatent,
+)
 from diffjax.networks._attention import (
     Attention as Attention,
     ImageAttention as ImageAttention,

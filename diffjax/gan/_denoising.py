@@ -1,0 +1,280 @@
+"""The denoising diffusion GAN: a few large steps, each by a generator that knows what it cannot know.
+
+    x0 --> xs --one step forward--> xt                     real: (xs | xt, t)
+    xt, t, z --G--> x0' --q(xs | xt, x0')--> xs'           fake: (xs' | xt, t)
+
+Over a small step q(xs | xt) is Gaussian, and the mean of x0 is enough; over a large one it is not. The generator draws
+x0' from q(x0 | xt) by its latent z, so that K = 1 to 8 steps will do. With a deterministic x0 the variance of xs | xt
+lacks c_x0^2 var(x0 | xt), all of it in the last step, to t = 0.
+
+Source: Xiao, Kreis & Vahdat 2022 (Tackling the generative learning trilemma with denoising diffusion GANs), eqs. 3-6
+and algorithm 1, arXiv:2112.07804.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffjax._arrays import (
+    answered,
+    as_samples,
+    as_scalar,
+    check,
+    check_key,
+    check_shape,
+    check_time,
+    check_times,
+    expand,
+    is_concrete,
+    normal_like,
+    sample_keys,
+    time_dtype,
+    whole_numbers,
+)
+from diffjax._typing import Cond, Denoiser, FlowMap, Grid, GridLike, Index, Key, Network, Params, Sample, Scalar, Time
+from diffjax.gan._losses import Logits
+from diffjax.gan._model import AbstractGAN, Pairs, check_parts, draw_latents, with_power
+from diffjax.networks import WithLatent
+from diffjax.parameterisation._clock import clock_of_logsnr
+from diffjax.process import AbstractGaussianProcess
+from diffjax.process._gaussian import posterior_mean_std, prior
+from diffjax.samplers import AbstractStepper, ScheduleOnGrid, Step
+from diffjax.samplers._base import sample
+from diffjax.samplers._ddim import Coefficients, ddim_weights
+
+LatentGenerator: TypeAlias = Callable[[Sample, Time, Float[Array, "b k"]], Sample]
+"""`G(xt [b, *d], t [] or [b], z [b, latents]) -> x0 [b, *d]`, a draw of q(x0 | xt) where z ~ N(0, I)."""
+
+
+class NetworkGenerator(eqx.Module):
+    """`G(xt [b, *d], t [] or [b], z [b, latents]) -> x0 [b, *d]` of a network; made by `DenoisingGAN.conditioned`.
+
+    The network is given xt/sqrt(alpha^2 + sigma^2), -logsnr/8 as c_noise, and `WithLatent(z, cond)` as its condition.
+    """
+
+    network: Network = eqx.field(static=True)
+    process: AbstractGaussianProcess
+    params: Any
+    cond: Any
+
+    def per_sample_fields(self) -> tuple[str, ...]:
+        """The fields whose leaves have the batch axis, [b, ...]."""
+        return ("cond",)
+
+    def __call__(self, xt: Sample, t: Time, z: Float[Array, "b k"]) -> Sample:
+        xt = as_samples("xt", xt)
+        given = WithLatent(z, self.cond)
+        x0 = self.network.apply(self.params, scaled(self.process, xt, t), clock(self.process, t, xt), given)
+        return answered("generator", x0, xt.shape).astype(xt.dtype)
+
+
+@whole_numbers
+class LatentAncestral(AbstractStepper):
+    """Steps of a denoising diffusion GAN: x0 = G(xt, t, z) with a fresh z, then xs ~ q(xs | xt, x0).
+
+        xs = c_x xt + c_x0 G(xt, t, z) + c_z eps
+
+    `sample` takes the generator in the denoiser's place, a `LatentGenerator`. Steps are exact where the generator draws
+    from q(x0 | xt), whatever their number; the grid should be that of training, and end at t = 0.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax import gan
+    >>> process, ts = dj.VariancePreserving(), [1.0, 0.5, 0.0]
+    >>> generator = lambda xt, t, z: 3.0 + z  # of data N(3, 1) in one step
+    >>> xT = dj.prior(jax.random.key(0), process, (4, 2))
+    >>> dj.sample(jax.random.key(1), process, generator, xT, ts, gan.LatentAncestral(2)).shape
+    (4, 2)
+
+    Attributes:
+      latents: how many numbers z has.
+      temperature: multiplies z, at least 0, a scalar; 0 is a deterministic x0.
+
+    Raises:
+      ValueError: there is no latent, or a negative temperature.
+
+    Source: Xiao et al. 2022, eq. 5 and section 3.2.
+    """
+
+    order: ClassVar[int] = 1
+    evaluations_per_step: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = True
+    final_denoise: ClassVar[bool] = False
+
+    latents: int = eqx.field(static=True)
+    temperature: Scalar = eqx.field(converter=as_scalar, default=1.0)
+
+    def __check_init__(self):
+        if self.latents < 1:
+            raise ValueError(f"latents: at least one is needed, got {self.latents}")
+        check(self.temperature >= 0, f"temperature: at least 0 is needed, got {self.temperature}")
+
+    def prepare(self, grid: ScheduleOnGrid) -> Coefficients:
+        return ddim_weights(grid, 1.0)  # at eta = 1 that of q(xs | xt, x0)
+
+    def step(self, denoiser: Denoiser | FlowMap, x: Sample, at: Step, state: None) -> tuple[Sample, None]:
+        w = at.weights
+        z = draw_latents(at.keys_of(0), self.latents, x.dtype, self.temperature)
+        generator: Any = denoiser
+        x0 = answered("generator", generator(x, at.t, z), x.shape)
+        return w.c_x * x + w.c_x0 * x0 + w.c_z * normal_like(at.keys_of(1), x), None
+
+
+@whole_numbers
+class DenoisingGAN(AbstractGAN):
+    """A denoising diffusion GAN for a process and a grid of K steps.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax import from_linen, gan, networks
+    >>> generator = from_linen(networks.LatentNetwork(networks.MLP(width=16, depth=1)))
+    >>> discriminator = from_linen(networks.Discriminator(width=16, depth=1))
+    >>> ts = dj.uniform_grid(dj.VariancePreserving(), 4, ends=(1.0, 0.0))
+    >>> model = DenoisingGAN(generator, discriminator, dj.VariancePreserving(), ts, (2,), latents=4)
+    >>> params = model.init(jax.random.key(0), jnp.ones((4, 2)))
+    >>> gan.generate_samples(model, params, jax.random.key(1), jnp.arange(5)).shape
+    (5, 2)
+
+    Attributes:
+      generator: `(xt [b, *d], c_noise [b], WithLatent(z [b, latents], cond)) -> x0 [b, *d]`, such as
+        `networks.LatentNetwork` of any network of this library.
+      discriminator: `([xs, xt] [b, *d with twice the channels], c_noise [b], cond) -> logits [b, *m]`. Both are given
+        -logsnr/8 at t as c_noise, and x scaled as the process's xt by 1/sqrt(alpha^2 + sigma^2).
+      process: the forward process; steps are large, so its prior should be what is left of data at ts[0].
+      ts: a descending grid of times, [K + 1]; a last one of 0 is the data.
+      shape: of one sample, *d.
+      latents: how many numbers z has.
+      spectral: whether the discriminator has spectral norm.
+
+    Raises:
+      ValueError: a part is of another kind, there is no latent, or ts does not descend in [0, 1].
+
+    Source: Xiao et al. 2022.
+    """
+
+    generator: Network = eqx.field(static=True)
+    discriminator: Network = eqx.field(static=True)
+    process: AbstractGaussianProcess
+    ts: Grid
+    shape: tuple[int, ...] = eqx.field(static=True)
+    latents: int = eqx.field(static=True)
+    spectral: bool = eqx.field(static=True, default=False)
+
+    def __init__(
+        self,
+        generator: Network,
+        discriminator: Network,
+        process: AbstractGaussianProcess,
+        ts: GridLike,
+        shape: tuple[int, ...],
+        latents: int,
+        spectral: bool = False,  # noqa: FBT001, FBT002 - a field
+    ):
+        if not isinstance(process, AbstractGaussianProcess):
+            raise ValueError(f"process: a Gaussian process is needed, got {type(process).__name__}")
+        check_shape(shape)
+        self.generator, self.discriminator, self.process = generator, discriminator, process
+        self.ts = np.asarray(ts, np.float64) if is_concrete(ts) else jnp.asarray(ts)
+        self.shape, self.latents, self.spectral = tuple(shape), latents, spectral
+        check_parts(self)
+        if is_concrete(ts):
+            check_times(np.asarray(ts, np.float64), "descend")
+
+    def init(self, key: Key, x0: Sample, cond: Cond = None) -> Params:
+        check_key(key)
+        x0 = as_samples("x0", x0)
+        keys = [jax.random.fold_in(key, i) for i in range(3)]
+        none, given = jnp.zeros(x0.shape[0], x0.dtype), WithLatent(jnp.zeros((x0.shape[0], self.latents), x0.dtype), cond)
+        pair = jnp.concatenate([x0, x0], axis=-1)
+        params = {
+            "generator": self.generator.init(keys[0], x0, none, given),
+            "discriminator": self.discriminator.init(keys[1], pair, none, cond),
+        }
+        return with_power(self, keys[2], params)
+
+    def conditioned(self, params: Params, cond: Cond = None) -> NetworkGenerator:
+        """The generator as `G(xt, t, z) -> x0` [b, *d], what `sample` takes with `LatentAncestral(latents)`."""
+        return NetworkGenerator(self.generator, self.process, params["generator"], cond)
+
+    def pairs(self, params: Params, key: Key, x0: Sample, cond: Cond = None, *, index: Index) -> Pairs:
+        return denoising_pairs(
+            key, self.process, self.ts, self.conditioned(params, cond), x0, latents=self.latents, index=index
+        )
+
+    def logits(self, weights: Params, x: Sample, given: Any, cond: Cond = None) -> Logits:
+        xt, s, t = given
+        pair = jnp.concatenate([scaled(self.process, x, s), scaled(self.process, xt, t)], axis=-1)
+        return self.discriminator.apply(weights, pair, clock(self.process, t, x), cond)
+
+    def generate(
+        self, params: Params, key: Key, index: Index, cond: Cond = None, *, temperature: Scalar = 1.0
+    ) -> Sample:
+        prior_key, step_key = jax.random.split(key)
+        xT = prior(prior_key, self.process, (index.shape[0], *self.shape), index=index)
+        stepper = LatentAncestral(self.latents, temperature)
+        x0 = sample(step_key, self.process, self.conditioned(params, cond), xT, self.ts, stepper, index=index)
+        assert not isinstance(x0, tuple)  # nothing is saved
+        return x0
+
+
+@whole_numbers
+def denoising_pairs(
+    key: Key,
+    process: AbstractGaussianProcess,
+    ts: GridLike,
+    generator: LatentGenerator,
+    x0: Sample,
+    *,
+    latents: int,
+    index: Index,
+) -> Pairs:
+    """Real and generated xs for the same xt, each sample at a random step of the grid.
+
+        xs = alpha_s x0 + sigma_s eps,   xt = alpha_{t|s} xs + sigma_{t|s} eps',   xs' ~ q(xs | xt, G(xt, t, z))
+
+    Where G draws from q(x0 | xt), xs and xs' have the same law given xt.
+
+    Args:
+      key: what is drawn for sample i depends on (key, index_i) alone.
+      process: the forward process.
+      ts: a descending grid, [K + 1].
+      generator: `G(xt [b, *d], t [b], z [b, latents]) -> x0 [b, *d]`.
+      x0: data [b, *d].
+      latents: how many numbers z has.
+      index: global indices [b].
+
+    Returns:
+      `Pairs(real, fake, (xt, s, t))`, samples [b, *d] and times [b].
+
+    Source: Xiao et al. 2022, eq. 5 and algorithm 1.
+    """
+    check_key(key)
+    x0 = as_samples("x0", x0)
+    keys = [sample_keys(jax.random.fold_in(key, i), index) for i in range(5)]
+    grid = jnp.asarray(ts, time_dtype(x0))
+    k = jax.vmap(lambda key: jax.random.randint(key, (), 0, grid.shape[0] - 1))(keys[0])
+    t, s = grid[k], grid[k + 1]
+    growth, cond_std = process.conditional(t, s)
+    xs = expand(process.alpha(s), x0) * x0 + expand(process.sigma(s), x0) * normal_like(keys[1], x0)
+    xt = (expand(growth, x0) * xs + expand(cond_std, x0) * normal_like(keys[2], x0)).astype(x0.dtype)
+    made = answered("generator", generator(xt, t, draw_latents(keys[3], latents, x0.dtype)), x0.shape)
+    mean, std = posterior_mean_std(process, made, xt, s, t)
+    fake = mean + expand(std, x0) * normal_like(keys[4], x0)
+    return Pairs(xs.astype(x0.dtype), fake.astype(x0.dtype), (xt, s, t))
+
+
+def scaled(process: AbstractGaussianProcess, x: Sample, t: Time) -> Sample:
+    """x [b, *d] at t [] or [b] over sqrt(alpha^2 + sigma^2), of variance 1 where the data's is."""
+    check_time(t, x)
+    size = jnp.sqrt(process.alpha(t) ** 2 + process.sigma(t) ** 2)
+    return (x / expand(size, x)).astype(x.dtype)
+
+
+def clock(process: AbstractGaussianProcess, t: Time, x: Sample) -> Float[Array, " b"]:
+    """-logsnr/8 at t [] or [b], clipped, [b] for samples x [b, *d]."""
+    return jnp.broadcast_to(clock_of_logsnr(process, t), x.shape[:1]).astype(x.dtype)

@@ -1,0 +1,102 @@
+"""The Dirac-GAN, an oracle: one number generates, one discriminates, and gradient descent is a 2 x 2 matrix.
+
+    data at 0,   G = theta,   D(x) = psi x,   slope c of the loss at logit 0
+
+    one step of size h from (theta, psi) = (0, 0) + small:
+
+        simultaneous    [ 1      h c     ]          alternating, D first    [ 1 - h^2 c^2    h c (1 - h g) ]
+                        [ -h c   1 - h g ]                                  [ -h c           1 - h g       ]
+
+with g the sum of the penalties' gammas, of R1 and of R2: both are psi^2/2 here. The flow's eigenvalues are
+-g/2 +- sqrt(g^2/4 - c^2). Unregularised it turns for ever; simultaneous steps grow by sqrt(1 + h^2 c^2), alternating
+ones stay on a cycle; with a penalty both converge, fastest at g = 2 c, where the two eigenvalues meet: for logistic
+losses (c = 1/2) at gamma = 1 with R1, at gamma = 1/2 with R1 + R2.
+
+Source: Mescheder et al. 2018 (Which training methods for GANs do actually converge?), sections 2-4, arXiv:1801.04406.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Complex, Float
+
+from diffjax._arrays import as_scalar, check
+from diffjax._typing import Scalar
+
+
+class DiracGAN(eqx.Module):
+    """The Dirac-GAN near its equilibrium, theta = psi = 0, for a loss and penalties.
+
+    >>> from diffjax import gan
+    >>> dirac = gan.DiracGAN(gan.NonSaturating().slope, r1=1.0)
+    >>> print(dirac.eigenvalues().real, float(dirac.critical_gamma()))
+    [-0.5 -0.5] 1.0
+
+    Attributes:
+      slope: c, of the loss at logit 0 (`NonSaturating().slope`), positive, a scalar.
+      r1: gamma of the penalty on data, at least 0, a scalar.
+      r2: gamma of the penalty on samples, at least 0, a scalar.
+
+    Raises:
+      ValueError: a number is out of range.
+    """
+
+    slope: Float[Array, ""] = eqx.field(converter=as_scalar)
+    r1: Float[Array, ""] = eqx.field(converter=as_scalar, default=0.0)
+    r2: Float[Array, ""] = eqx.field(converter=as_scalar, default=0.0)
+
+    def __check_init__(self):
+        check(self.slope > 0, f"slope: must be positive, got {self.slope}")
+        for name in ("r1", "r2"):
+            check(getattr(self, name) >= 0, f"{name}: at least 0 is needed, got {getattr(self, name)}")
+
+    def jacobian(self) -> Float[Array, "2 2"]:
+        """Of the flow d(theta, psi)/d time = -(gradients of the two losses) at the equilibrium, [2, 2]."""
+        zero = jnp.zeros_like(self.slope)
+        return jnp.array([[zero, self.slope], [-self.slope, -(self.r1 + self.r2)]])
+
+    def eigenvalues(self) -> Complex[Array, " 2"]:
+        """Of the flow's Jacobian, [2], in closed form: with negative real parts training converges."""
+        damping = 0.5 * (self.r1 + self.r2)
+        square = damping**2 - self.slope**2
+        root = jnp.sqrt(jax.lax.complex(square, jnp.zeros_like(square)))
+        return jnp.stack([-damping + root, -damping - root])
+
+    def critical_gamma(self) -> Float[Array, ""]:
+        """The gamma at which the two eigenvalues meet, a scalar: 2 c with one penalty, c with both (of equal gammas).
+
+        Below it training turns about the equilibrium, above it one direction is slow. Which penalties there are is
+        seen by which gammas are positive; without any it is that of R1 alone.
+        """
+        return self.slope * jnp.where((self.r1 > 0) & (self.r2 > 0), 1.0, 2.0)
+
+    def update_matrix(self, step_size: Scalar, *, simultaneous: bool = False) -> Float[Array, "2 2"]:
+        """Of one step of plain gradient descent on (theta, psi), [2, 2].
+
+        Args:
+          step_size: h, the learning rate of both, a scalar.
+          simultaneous: both move at once; otherwise the discriminator first, and the generator against what it became.
+        """
+        h = jnp.asarray(step_size, jnp.result_type(self.slope))
+        one, zero = jnp.ones_like(h), jnp.zeros_like(h)
+        both = jnp.eye(2, dtype=h.dtype) + h * self.jacobian()
+        if simultaneous:
+            return both
+        discriminator = jnp.stack([jnp.stack([one, zero]), both[1]])
+        generator = jnp.stack([both[0], jnp.stack([zero, one])])
+        return generator @ discriminator
+
+    def spectral_radius(self, step_size: Scalar, *, simultaneous: bool = False) -> Float[Array, ""]:
+        """By how much a step shrinks the distance to the equilibrium in the long run, a scalar; above 1 it grows.
+
+        From trace T and determinant of the update matrix: sqrt(det) where the eigenvalues are complex, else
+        (|T| + sqrt(T^2 - 4 det))/2.
+
+        Args:
+          step_size, simultaneous: as of `update_matrix`, a scalar and a switch.
+        """
+        matrix = self.update_matrix(step_size, simultaneous=simultaneous)
+        trace, det = jnp.trace(matrix), matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]
+        inside = trace**2 - 4 * det
+        real = 0.5 * (jnp.abs(trace) + jnp.sqrt(jnp.maximum(inside, 0.0)))
+        return jnp.where(inside < 0, jnp.sqrt(jnp.abs(det)), real)

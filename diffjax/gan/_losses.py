@@ -1,0 +1,103 @@
+"""Losses of a discriminator and of the generator that it judges, as functions of logits.
+
+    a = D(real), b = D(fake)            discriminator                            generator
+    non-saturating                      softplus(-a) + softplus(b)               softplus(-b)
+    hinge                               max(0, 1 - a) + max(0, 1 + b)            -b
+    relativistic pairs                  softplus(-(a - b))                       softplus(-(b - a))
+
+With data of density p and samples of density q the best discriminator of the first is D* = log p/q, where its loss is
+2 log 2 - 2 JS(p, q); that of the third is log p/q up to a constant, since only differences of logits count. Near the
+equilibrium a small change of the generator is judged by the slope of the loss at logit 0: `slope`.
+
+Source: Goodfellow et al. 2014, section 3; Lim & Ye 2017 (Geometric GAN), hinge; Jolicoeur-Martineau 2019 (relativistic
+pairs); Huang et al. 2024 (R3GAN), eq. 3, arXiv:2501.05441.
+"""
+
+import abc
+from typing import ClassVar, TypeAlias
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float
+
+from diffjax._arrays import as_samples, mean_features
+
+Logits: TypeAlias = Float[Array, "b *m"]
+"""What a discriminator gives, positive for data: one number a sample, or several whose losses are averaged."""
+
+
+class AbstractGANLoss(eqx.Module):
+    """A pair of losses, each [b], of logits [b, *m]; means over m.
+
+    `slope` is minus the derivative of the generator's loss by its logit where all logits are 0.
+    """
+
+    slope: eqx.AbstractClassVar[float]
+
+    @abc.abstractmethod
+    def discriminator(self, real: Logits, fake: Logits) -> Float[Array, " b"]:
+        """The discriminator's loss [b], of its logits for data and for samples, each [b, *m]."""
+
+    @abc.abstractmethod
+    def generator(self, real: Logits, fake: Logits) -> Float[Array, " b"]:
+        """The generator's loss [b], of the same logits [b, *m]."""
+
+
+class NonSaturating(AbstractGANLoss):
+    """Logistic losses, the generator's of the label that it wants: its gradient does not vanish where it is found out.
+
+    >>> import jax.numpy as jnp
+    >>> print(NonSaturating().generator(jnp.zeros((1, 1)), jnp.zeros((1, 1))))
+    [0.6931472]
+
+    Source: Goodfellow et al. 2014, section 3.
+    """
+
+    slope: ClassVar[float] = 0.5
+
+    def discriminator(self, real: Logits, fake: Logits) -> Float[Array, " b"]:
+        real, fake = _pair(real, fake)
+        return mean_features(jax.nn.softplus(-real) + jax.nn.softplus(fake))
+
+    def generator(self, real: Logits, fake: Logits) -> Float[Array, " b"]:
+        return mean_features(jax.nn.softplus(-_pair(real, fake)[1]))
+
+
+class Hinge(AbstractGANLoss):
+    """The hinge loss, usually with spectral norm: logits beyond 1 on the right side cost nothing.
+
+    Source: Lim & Ye 2017 (Geometric GAN), section 3; Miyato et al. 2018, eqs. 16-17.
+    """
+
+    slope: ClassVar[float] = 1.0
+
+    def discriminator(self, real: Logits, fake: Logits) -> Float[Array, " b"]:
+        real, fake = _pair(real, fake)
+        return mean_features(jax.nn.relu(1 - real) + jax.nn.relu(1 + fake))
+
+    def generator(self, real: Logits, fake: Logits) -> Float[Array, " b"]:
+        return mean_features(-_pair(real, fake)[1])
+
+
+class Relativistic(AbstractGANLoss):
+    """Each sample against an item of data, the one at its place in the batch: which of the two is the real one?
+
+    A generator cannot win by moving all samples to where one half of the data is, as it can where data and samples are
+    judged apart. Source: Huang et al. 2024 (R3GAN), eq. 3.
+    """
+
+    slope: ClassVar[float] = 0.5
+
+    def discriminator(self, real: Logits, fake: Logits) -> Float[Array, " b"]:
+        real, fake = _pair(real, fake)
+        return mean_features(jax.nn.softplus(fake - real))
+
+    def generator(self, real: Logits, fake: Logits) -> Float[Array, " b"]:
+        real, fake = _pair(real, fake)
+        return mean_features(jax.nn.softplus(real - fake))
+
+
+def _pair(real, fake):
+    """(real, fake) of one shape."""
+    real = as_samples("real", real)
+    return real, as_samples("fake", fake, real.shape)
