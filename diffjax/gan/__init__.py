@@ -1,13 +1,13 @@
 """Generative adversarial networks, and the denoising diffusion GAN.
 
-    x0, z --> pairs --> real, fake --> judge --> logits --> NonSaturating | Hinge | Relativistic      GAN | DenoisingGAN
-                          |                                             |
-                          +--> gradient_penalty, lazy; spectral_norm    +--> discriminator_loss, generator_loss
-                                                                                       |
-    training_losses    both as `(params, batch, context) -> (loss, aux)`, for `training.Objective` <--+
-    r3gan              the annealed gamma and Adam of R3GAN
-    generate_samples   samples; of a denoising GAN also `sample(..., LatentAncestral(latents))`
-    DiracGAN           an oracle: gradient descent on two numbers is a matrix
+x0, z --> pairs --> real, fake --> judge --> logits --> NonSaturating | Hinge | Relativistic      GAN | DenoisingGAN
+                      |                                             |
+                      +--> gradient_penalty, lazy; spectral_norm    +--> discriminator_loss, generator_loss
+                                                                                   |
+training_losses    both as `(params, batch, context) -> (loss, aux)`, for `training.Objective` <--+
+r3gan              the annealed gamma and Adam of R3GAN
+generate_samples   samples; of a denoising GAN also `sample(..., LatentAncestral(latents))`
+DiracGAN           an oracle: gradient descent on two numbers is a matrix
 """
 
 from diffjax.gan._denoising import (

@@ -173,7 +173,7 @@ class DenoisingGAN(AbstractGAN):
         ts: GridLike,
         shape: tuple[int, ...],
         latents: int,
-        spectral: bool = False,  # noqa: FBT001, FBT002 - a field
+        spectral: bool = False,
     ):
         if not isinstance(process, AbstractGaussianProcess):
             raise ValueError(f"process: a Gaussian process is needed, got {type(process).__name__}")
@@ -189,7 +189,10 @@ class DenoisingGAN(AbstractGAN):
         check_key(key)
         x0 = as_samples("x0", x0)
         keys = [jax.random.fold_in(key, i) for i in range(3)]
-        none, given = jnp.zeros(x0.shape[0], x0.dtype), WithLatent(jnp.zeros((x0.shape[0], self.latents), x0.dtype), cond)
+        none, given = (
+            jnp.zeros(x0.shape[0], x0.dtype),
+            WithLatent(jnp.zeros((x0.shape[0], self.latents), x0.dtype), cond),
+        )
         pair = jnp.concatenate([x0, x0], axis=-1)
         params = {
             "generator": self.generator.init(keys[0], x0, none, given),
@@ -217,7 +220,8 @@ class DenoisingGAN(AbstractGAN):
         prior_key, step_key = jax.random.split(key)
         xT = prior(prior_key, self.process, (index.shape[0], *self.shape), index=index)
         stepper = LatentAncestral(self.latents, temperature)
-        x0 = sample(step_key, self.process, self.conditioned(params, cond), xT, self.ts, stepper, index=index)
+        generator: Any = self.conditioned(params, cond)  # which only this stepper calls, with z
+        x0 = sample(step_key, self.process, generator, xT, self.ts, stepper, index=index)
         assert not isinstance(x0, tuple)  # nothing is saved
         return x0
 

@@ -146,7 +146,7 @@ class GAN(AbstractGAN):
     ) -> Sample:
         return self._samples(params, key, index, cond, jnp.result_type(float), temperature)
 
-    def _samples(self, params, key, index, cond, dtype, temperature=1.0):
+    def _samples(self, params, key, index, cond, dtype, temperature: Scalar = 1.0):
         z = draw_latents(sample_keys(key, index), self.latents, dtype, temperature)
         x0 = self.generator.apply(params["generator"], z, jnp.zeros(z.shape[0], dtype), cond)
         return answered("generator", x0, (z.shape[0], ...))

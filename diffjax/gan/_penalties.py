@@ -31,9 +31,7 @@ from diffjax._typing import Key, Params, Sample, Scalar
 from diffjax.gan._losses import Logits
 
 
-def gradient_penalty(
-    discriminator: Callable[[Sample], Logits], x: Sample, gamma: Scalar = 1.0
-) -> Float[Array, " b"]:
+def gradient_penalty(discriminator: Callable[[Sample], Logits], x: Sample, gamma: Scalar = 1.0) -> Float[Array, " b"]:
     """gamma/2 |grad_x D(x)|^2 of each sample, [b]: R1 where x are data, R2 where they are samples.
 
     >>> import jax.numpy as jnp
@@ -99,9 +97,7 @@ def init_power(key: Key, params: Params) -> dict[str, Float[Array, " k"]]:
     return {path: draw(i, leaf) for i, (path, leaf) in enumerate(matrices.items())}
 
 
-def spectral_norm(
-    params: Params, power: dict[str, Float[Array, " k"]]
-) -> tuple[Params, dict[str, Float[Array, " k"]]]:
+def spectral_norm(params: Params, power: dict[str, Float[Array, " k"]]) -> tuple[Params, dict[str, Float[Array, " k"]]]:
     """(parameters with each matrix divided by its largest singular value, vectors after one more power iteration).
 
         v <- W u/|W u|,   u <- W'v/|W'v|,   sigma = v'W u,   W/sigma
@@ -134,7 +130,9 @@ def spectral_norm(
         if jnp.ndim(leaf) < 2:
             return leaf
         if path not in power or power[path].shape != leaf.shape[-1:]:
-            raise ValueError(f"power: a vector of shape {leaf.shape[-1:]} is needed for {path}; make them by init_power")
+            raise ValueError(
+                f"power: a vector of shape {leaf.shape[-1:]} is needed for {path}; make them by init_power"
+            )
         w, u = leaf.reshape(-1, leaf.shape[-1]), jax.lax.stop_gradient(power[path])
         fixed = jax.lax.stop_gradient(w)
         v = _unit(fixed @ u)

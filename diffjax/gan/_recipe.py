@@ -1,6 +1,6 @@
 """R3GAN's recipe: relativistic pairs, both penalties, and everything annealed along half a cosine.
 
-    from the first step to the last        gamma 1 -> 0.1 of it      Adam's beta2 0.9 -> 0.99      learning rate 1 -> 1/4
+    from the first step to the last      gamma 1 -> 0.1 of it      Adam's beta2 0.9 -> 0.99      learning rate 1 -> 1/4
 
 beta1 is 0. Networks have no normalisation layers (`networks.ImageGenerator`, `ImageDiscriminator`).
 

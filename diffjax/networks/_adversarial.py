@@ -7,9 +7,9 @@
 
     block                h -> leaky ReLU -> conv + Dense(emb) -> leaky ReLU -> conv* -> + h           * starts at zero
 
-Norms of a batch would make a sample's logit depend on the others, where a gradient penalty needs its own. Each is called
-as every other network, `(x, c_noise, cond)`: a discriminator of noisy pairs is given them along the last axis, and their
-noise level. A label is a condition of the generator and of the discriminator.
+Norms of a batch would make a sample's logit depend on the others, where a gradient penalty needs its own. Each is
+called as every other network, `(x, c_noise, cond)`: a discriminator of noisy pairs is given them along the last axis,
+and their noise level. A label is a condition of the generator and of the discriminator.
 
 Source: Huang et al. 2024 (R3GAN), section 3, no norms and residual branches from zero; the latent by a mapping network:
 Karras et al. 2019 (StyleGAN), section 2, and Xiao et al. 2022 (denoising diffusion GAN), appendix C.
@@ -48,7 +48,7 @@ class WithLatent(NamedTuple):
 
 @whole_numbers
 class Discriminator(nn.Module):
-    """`(x [b, *d], c_noise [b], cond) -> logits [b, 1]` of vectors, float32 at least; positive for what looks like data.
+    """`(x [b, *d], c_noise [b], cond) -> logits [b, 1]` of vectors, float32 at least; positive for data.
 
     >>> import jax, jax.numpy as jnp
     >>> from diffjax import from_linen
@@ -235,4 +235,3 @@ class _Block(nn.Module):
         if emb is not None:
             h = h + dense(self.channels, self.dtype, name="modulate")(emb.astype(self.dtype))[:, None, None]
         return x + conv(self.channels, 3, self.dtype, name="conv_2", zero=self.zero)(nn.leaky_relu(h, LEAK))
-

@@ -35,7 +35,9 @@ def trained(losses, *, simultaneous, size=2.0**-26):
     Where one of theta and psi is 0 and the other tiny, the losses are quadratic to rounding.
     """
     objectives = [training.Objective(loss_fn, optax.sgd(H), name) for name, loss_fn in losses.items()]
-    step = jax.jit(training.make_train_step(objectives, ema=lambda step, params, ema: params, simultaneous=simultaneous))
+    step = jax.jit(
+        training.make_train_step(objectives, ema=lambda step, params, ema: params, simultaneous=simultaneous)
+    )
     batch = jnp.zeros((3, 1)), None
     params = MODEL.init(jax.random.key(0), batch[0])
     state = training.state_from_params(jax.random.key(1), params, objectives)

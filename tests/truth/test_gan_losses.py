@@ -39,7 +39,7 @@ def on_features(features):
 
 
 def quantiles(law, n):
-    """n points of a law on the line whose mean of any function is the expectation, nearly: midpoints of equal shares."""
+    """n points of a law on the line whose mean of any function is nearly the expectation: midpoints of equal shares."""
     return law.ppf((np.arange(n) + 0.5) / n)[:, None]
 
 
