@@ -216,7 +216,7 @@ def _process(config: ProcessConfig, parameterisation: AbstractParameterisation) 
 
 @whole_numbers
 def build_optimiser(config: OptimiserConfig, steps: int, learned: tuple[str, ...] = ()) -> optax.GradientTransformation:
-    """Clipping, then Adam with a linear warm-up and a cosine decay over `steps` updates.
+    """Clipping, then Adam with a linear warm-up and a cosine decay over `steps` updates, of its beta2 too if asked.
 
     Weight decay leaves out what is never trained, `networks.trained`, and what is `learned` with the network.
     """
@@ -228,7 +228,16 @@ def build_optimiser(config: OptimiserConfig, steps: int, learned: tuple[str, ...
         decay_steps=steps,
         end_value=config.final * config.learning_rate,
     )
-    adam = optax.adamw(schedule, weight_decay=config.weight_decay, mask=decayed if learned else trained)
+    decay = {"weight_decay": config.weight_decay, "mask": decayed if learned else trained}
+    if config.beta2_final is None:
+        adam = optax.adamw(schedule, b1=config.beta1, b2=config.beta2, **decay)
+    else:
+        static = ("b1", "eps", "eps_root", "weight_decay", "mask")
+        annealed = optax.inject_hyperparams(optax.adamw, static_args=static)
+        share = optax.cosine_decay_schedule(1.0, steps)
+        change = config.beta2 - config.beta2_final
+        b2 = lambda step: config.beta2_final + change * share(step)
+        adam = annealed(learning_rate=schedule, b1=config.beta1, b2=b2, **decay)
     return optax.chain(optax.clip_by_global_norm(config.clip), adam)
 
 

@@ -10,6 +10,7 @@ from diffjax._typing import Denoiser
 from diffjax.config import _bounds, _denoising, _maps, _processes, _score_matching
 from diffjax.config._autoencoder_family import AutoencoderFamily
 from diffjax.config._family import DiffusionFamily
+from diffjax.config._gan_family import DenoisingGANFamily, GANFamily
 from diffjax.config._registry import Names, made, part, preset
 from diffjax.config._vae_family import HierarchicalVAEFamily, VAEFamily
 from diffjax.data import _parts as parts
@@ -33,6 +34,8 @@ FAMILIES = Names(
         "vae": VAEFamily,
         "hierarchical_vae": HierarchicalVAEFamily,
         "autoencoder": AutoencoderFamily,
+        "gan": GANFamily,
+        "ddgan": DenoisingGANFamily,
     }
 )
 """Kinds of models: rows but the first are of `AbstractFamily`."""

@@ -25,6 +25,9 @@ class FamilyConfig:
     perceptual: str | None = None
     """The folder of a classifier, written by scripts/train_classifier.py, whose features an autoencoder's
     reconstructions are to share with the data; by default there is no such term."""
+    loss: Literal["non_saturating", "hinge", "relativistic"] = "non_saturating"
+    """The loss of a GAN. non_saturating: logistic. hinge: with spectral norm in the discriminator. relativistic: each
+    sample against an item of data (R3GAN)."""
 
 
 @options(name=names.DATA, common=("text",))
@@ -171,6 +174,12 @@ class OptimiserConfig:
     """Largest global norm of the gradient; a longer gradient is scaled down to it."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW's)."""
+    beta1: float = 0.9
+    """Decay of the average of gradients; 0 or 0.5 for GANs."""
+    beta2: float = 0.999
+    """Decay of the average of squared gradients."""
+    beta2_final: float | None = None
+    """beta2 at the last step, approached along a cosine. Default: it stays."""
 
 
 @options(name=names.GUIDANCES)

@@ -100,6 +100,37 @@ _ROWS = (
         optimiser=OptimiserConfig(learning_rate=2e-3),
         family=FamilyConfig("vae", latents=2, width=128),
     ),
+    # R3GAN's recipe.
+    Config(
+        "digits_gan",
+        steps=3000,
+        batch_size=64,
+        optimiser=OptimiserConfig(5e-4, 0, 0.25, 10.0, beta1=0.0, beta2=0.9, beta2_final=0.99),
+        family=FamilyConfig("gan", loss="relativistic", latents=32, r1=0.5, r2=0.5, gamma_final=0.1),
+    ),
+    Config(
+        "digits_ddgan",
+        steps=3000,
+        batch_size=64,
+        optimiser=OptimiserConfig(5e-4, 0, 0.1, 10.0, beta1=0.5, beta2=0.9),
+        family=FamilyConfig("ddgan", latents=32),
+    ),
+    Config(
+        "toy2d_gan",
+        steps=6000,
+        batch_size=256,
+        data=DataConfig("mixture", conditional=False),
+        optimiser=OptimiserConfig(1e-3, 0, 0.25, 10.0, beta1=0.0, beta2=0.9, beta2_final=0.99),
+        family=FamilyConfig("gan", loss="relativistic", width=128, depth=3, r1=0.1, r2=0.1, gamma_final=0.1),
+    ),
+    Config(
+        "toy2d_ddgan",
+        steps=6000,
+        batch_size=256,
+        data=DataConfig("mixture", conditional=False),
+        optimiser=OptimiserConfig(1e-3, 0, 0.1, 10.0, beta1=0.5, beta2=0.9),
+        family=FamilyConfig("ddgan", width=128, depth=3),
+    ),
 )
 PRESETS: Mapping[str, Config] = types.MappingProxyType(Names({config.name: config for config in _ROWS}))
 ABOUT: Mapping[str, str] = {
@@ -114,5 +145,9 @@ ABOUT: Mapping[str, str] = {
     "digits_hvae": "Class-conditional 8x8 digits with a hierarchical variational autoencoder.",
     "digits_autoencoder": "The autoencoder of latent diffusion on 8x8 digits.",
     "toy2d_vae": "Points in the plane with a variational autoencoder.",
+    "digits_gan": "Class-conditional 8x8 digits with a GAN: R3GAN's recipe.",
+    "digits_ddgan": "Class-conditional 8x8 digits with a denoising diffusion GAN of four steps.",
+    "toy2d_gan": "Points in the plane with a GAN: R3GAN's recipe.",
+    "toy2d_ddgan": "Points in the plane with a denoising diffusion GAN of four steps.",
 }
 """What each preset is."""

@@ -36,7 +36,7 @@ from diffjax._typing import Cond, Index, Key, Network, Params, Sample, Scalar
 from diffjax.gan._losses import AbstractGANLoss, Logits, NonSaturating
 from diffjax.gan._penalties import gradient_penalty, init_power, lazy, spectral_norm
 
-Gamma: TypeAlias = Scalar | Callable[[Int[Array, ""] | int], Scalar]
+Gamma: TypeAlias = Scalar | Callable[[Any], Any]
 """The weight of a penalty, or a schedule of it, `step -> gamma`, such as those of optax."""
 
 
@@ -146,10 +146,14 @@ class GAN(AbstractGAN):
     ) -> Sample:
         return self._samples(params, key, index, cond, jnp.result_type(float), temperature)
 
-    def _samples(self, params, key, index, cond, dtype, temperature: Scalar = 1.0):
-        z = draw_latents(sample_keys(key, index), self.latents, dtype, temperature)
-        x0 = self.generator.apply(params["generator"], z, jnp.zeros(z.shape[0], dtype), cond)
+    def decode(self, params: Params, z: Float[Array, "b k"], cond: Cond = None) -> Sample:
+        """G(z), [b, *d], of latents z [b, latents]."""
+        z = as_samples("z", z)
+        x0 = self.generator.apply(params["generator"], z, jnp.zeros(z.shape[0], z.dtype), cond)
         return answered("generator", x0, (z.shape[0], ...))
+
+    def _samples(self, params, key, index, cond, dtype, temperature: Scalar = 1.0):
+        return self.decode(params, draw_latents(sample_keys(key, index), self.latents, dtype, temperature), cond)
 
 
 def draw_latents(keys: Any, latents: int, dtype: Any, temperature: Scalar = 1.0) -> Float[Array, "b k"]:
