@@ -99,6 +99,13 @@ DEFAULTS = {
         "critic_start": None,
         "perceptual": None,
         "perceptual_weight": None,
+        "loss": "non_saturating",
+        "r1": None,
+        "r2": None,
+        "gamma_final": None,
+        "every": None,
+        "updates": None,
+        "steps": None,
     },
     "loss": {
         "name": "denoising",
@@ -152,7 +159,16 @@ DEFAULTS = {
         "mlp_ratio": None,
         "norm_epsilon": None,
     },
-    "optimiser": {"learning_rate": 1e-3, "warmup": 200, "final": 0.0, "clip": 1.0, "weight_decay": 0.0},
+    "optimiser": {
+        "learning_rate": 1e-3,
+        "warmup": 200,
+        "final": 0.0,
+        "clip": 1.0,
+        "weight_decay": 0.0,
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "beta2_final": None,
+    },
     "guidance": {
         "name": "cfg",
         "scale": 1.5,
@@ -291,6 +307,16 @@ PRESETS = {
         "family.name": "vae",
         "family.latents": 2,
         "family.width": 128,
+    },
+    "digits_gan": {
+        "name": "digits_gan",
+        "batch_size": 64,
+        **R3GAN,
+        "optimiser.learning_rate": 5e-4,
+        "family.name": "gan",
+        "family.latents": 32,
+        "family.r1": 0.5,
+        "family.r2": 0.5,
     },
 }
 
@@ -452,6 +478,13 @@ ODD = c.Config(
         critic_start=0.15,
         perceptual="a_folder",
         perceptual_weight=2.25,
+        loss="hinge",
+        r1=0.06,
+        r2=0.07,
+        gamma_final=0.35,
+        every=14,
+        updates=11,
+        steps=8,
     ),
 )
 """A number of its own for every field."""
@@ -786,8 +819,10 @@ def by_adam(params, gradients, config, steps):
     warm, m, v, after = min(config.warmup, steps // 2), 0.0, 0.0, []
     for n, gradient in enumerate(gradients):
         gradient = gradient * min(1.0, config.clip / np.linalg.norm(gradient))
-        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
-        move = (m / (1 - 0.9 ** (n + 1))) / (np.sqrt(v / (1 - 0.999 ** (n + 1))) + 1e-8)
+        last = config.beta2 if config.beta2_final is None else config.beta2_final
+        b1, b2 = config.beta1, last + (config.beta2 - last) * 0.5 * (1 + np.cos(np.pi * n / steps))
+        m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
+        move = (m / (1 - b1 ** (n + 1))) / (np.sqrt(v / (1 - b2 ** (n + 1))) + 1e-8)
         cosine = 0.5 * (1 + np.cos(np.pi * (n - warm) / (steps - warm)))
         rate = n / warm if n < warm else config.final + (1 - config.final) * cosine
         params = params - config.learning_rate * rate * (move + config.weight_decay * params)
@@ -801,6 +836,7 @@ def by_adam(params, gradients, config, steps):
         (c.OptimiserConfig(), 8),  # the warm-up is half the run at most
         (ODD.optimiser, 9),
         (c.OptimiserConfig(learning_rate=0.05, warmup=0, clip=3.0), 4),
+        (c.OptimiserConfig(learning_rate=0.05, warmup=0, clip=3.0, beta1=0.0, beta2=0.8), 4),
         (c.OptimiserConfig(), 1),
     ],
 )
@@ -1025,6 +1061,7 @@ CHECKS = {
     "family.name": "test_training_reaches_the_closed_form_and_writes_what_a_run_has",
     "family.likelihood": "test_a_likelihood_is_that_of_its_name_and_levels",
     "family.perceptual": "test_features_are_those_of_the_classifier",
+    "family.loss": "test_a_loss_is_that_of_its_name",
     "data.name": "test_a_toy_is_its_density_and_is_measured_on_draws_of_other_seeds",
     "data.path": "test_files_are_read_as_their_name_says",
     "data.conditional": "test_an_unconditional_network_gets_no_labels",
@@ -1067,6 +1104,7 @@ FILES = (
     "test_family.py",
     "test_vae_family.py",
     "test_conditions.py",
+    "test_gan_family.py",
 )
 
 

@@ -196,6 +196,7 @@ ROWS = {
     "cifar10": (of_cifar10, IMAGES),
     "toy2d": (no_data, TRAIN[2:]),
     **dict.fromkeys(("digits_vae", "digits_hvae", "digits_autoencoder", "toy2d_vae"), (no_data, FAMILY)),
+    **dict.fromkeys(("digits_gan", "digits_ddgan", "toy2d_gan", "toy2d_ddgan"), (no_data, FAMILY)),
 }
 
 

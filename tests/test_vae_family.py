@@ -249,7 +249,8 @@ LEVELS = {("vae", "levels"): 17, ("hierarchical_vae", "levels"): 17}
 
 
 def test_each_number_of_a_family_has_a_check():
-    numbers = {(name, number) for name, row in c.FAMILIES.items() for number in c.numbers_of(row)}
+    rows = {name: row for name, row in c.FAMILIES.items() if "gan" not in name}  # which test_gan_family has
+    numbers = {(name, number) for name, row in rows.items() for number in c.numbers_of(row)}
     assert numbers == MODELS.keys() | LOSSES.keys() | LEVELS.keys()
 
 

@@ -234,9 +234,8 @@ def build_optimiser(config: OptimiserConfig, steps: int, learned: tuple[str, ...
     else:
         static = ("b1", "eps", "eps_root", "weight_decay", "mask")
         annealed = optax.inject_hyperparams(optax.adamw, static_args=static)
-        share = optax.cosine_decay_schedule(1.0, steps)
-        change = config.beta2 - config.beta2_final
-        b2 = lambda step: config.beta2_final + change * share(step)
+        share, final = optax.cosine_decay_schedule(1.0, steps), config.beta2_final
+        b2 = lambda step: final + (config.beta2 - final) * share(step)
         adam = annealed(learning_rate=schedule, b1=config.beta1, b2=b2, **decay)
     return optax.chain(optax.clip_by_global_norm(config.clip), adam)
 

@@ -15,6 +15,7 @@ Source: Huang et al. 2024 (R3GAN), section 3, no norms and residual branches fro
 Karras et al. 2019 (StyleGAN), section 2, and Xiao et al. 2022 (denoising diffusion GAN), appendix C.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -32,6 +33,8 @@ from diffjax.networks._second_time import broadcast_times
 
 LEAK = 0.2
 """Slope of leaky ReLUs below 0."""
+GAIN = math.sqrt(2 / (1 + LEAK**2))
+"""By which a leaky ReLU's answer is multiplied, so that layers keep the size of normal numbers: a latent would fade."""
 
 
 class WithLatent(NamedTuple):
@@ -86,7 +89,7 @@ class Discriminator(nn.Module):
         emb = embedding(broadcast_times(self, c_noise, x), cond)
         h = jnp.concatenate([x.reshape(x.shape[0], -1).astype(self.dtype), emb.astype(self.dtype)], axis=-1)
         for i in range(self.depth):
-            h = nn.leaky_relu(dense(self.width, self.dtype, name=f"hidden__{i}")(h), LEAK)
+            h = _activate(dense(self.width, self.dtype, name=f"hidden__{i}")(h))
         return dense(1, wide, name="logits")(h.astype(wide))
 
 
@@ -126,7 +129,7 @@ class ImageDiscriminator(nn.Module):
             if level:
                 h = conv(channels, 3, self.dtype, name=f"halve__{level}", stride=2)(h)
             h = _Block(channels, self.zero, self.dtype, name=f"blocks__{level}")(h, emb)
-        h = nn.leaky_relu(h, LEAK).reshape(x.shape[0], -1)
+        h = _activate(h).reshape(x.shape[0], -1)
         return dense(1, wide, name="logits")(h.astype(wide))
 
 
@@ -168,7 +171,7 @@ class ImageGenerator(nn.Module):
             if level < len(self.channels) - 1:
                 h = conv(self.channels[level], 3, self.dtype, name=f"double__{level}")(enlarge(h, *sizes[level]))
             h = _Block(self.channels[level], True, self.dtype, name=f"blocks__{level}")(h, emb)
-        h = nn.leaky_relu(h, LEAK)
+        h = _activate(h)
         return conv(self.shape[2], 3, self.dtype, name="out")(h).astype(float32_at_least(self.dtype))
 
 
@@ -215,7 +218,7 @@ class LatentNetwork(nn.Module):
             raise ValueError(f"cond: no label is taken without num_classes, got {type(cond.cond).__name__}")
         h = cond.z.astype(self.dtype)
         for i in range(self.depth):
-            h = nn.leaky_relu(dense(self.width, self.dtype, name=f"mapping__{i}")(h), LEAK)
+            h = _activate(dense(self.width, self.dtype, name=f"mapping__{i}")(h))
         if self.num_classes is not None:
             labels = as_labels(cond.cond, self.num_classes, (x.shape[0],))
             h = h + Table(self.num_classes + 1, self.width, name="labels")(labels).astype(h.dtype)
@@ -231,7 +234,12 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], emb: Float[Array, "b k"] | None) -> Float[Array, "b h w c"]:
-        h = conv(self.channels, 3, self.dtype, name="conv_1")(nn.leaky_relu(x, LEAK))
+        h = conv(self.channels, 3, self.dtype, name="conv_1")(_activate(x))
         if emb is not None:
             h = h + dense(self.channels, self.dtype, name="modulate")(emb.astype(self.dtype))[:, None, None]
-        return x + conv(self.channels, 3, self.dtype, name="conv_2", zero=self.zero)(nn.leaky_relu(h, LEAK))
+        return x + conv(self.channels, 3, self.dtype, name="conv_2", zero=self.zero)(_activate(h))
+
+
+def _activate(h: Array) -> Array:
+    """A leaky ReLU that keeps E[h^2] of normal numbers h of any shape."""
+    return GAIN * nn.leaky_relu(h, LEAK)

@@ -1,0 +1,329 @@
+"""The families gan and ddgan on the command line, against the library's own calls."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from command_line import call, done, refused
+
+import diffjax as dj
+from diffjax import config as c, from_linen, gan, networks
+from diffjax.data import load_digits
+from diffjax.training import (
+    Checkpoints,
+    Context,
+    data_mesh,
+    fsdp_layout,
+    jit_layout,
+    make_ema,
+    make_mesh,
+    make_train_step,
+    pmap_layout,
+    state_from_params,
+)
+
+KEY = jax.random.key(3)
+DIGITS = c.Setting((8, 8, 1), 10, True, optax.adam(1e-2), 10)
+POINTS = c.Setting((2,), None, False, optax.adam(1e-2), 10)
+TINY = ["--family.width", "4", "--family.depth", "1", "--family.latents", "3", "--steps", "6", "--batch-size", "16"]
+TINY += ["--samples", "20", "--save-every", "3", "--ema-decay", "0.5", "--devices", "1"]
+OWN = {
+    "toy2d_gan": ["--family.every", "2", "--family.updates", "2"],
+    "toy2d_ddgan": ["--family.steps", "2", "--family.loss", "hinge"],
+    "digits_gan": [],
+    "digits_ddgan": ["--family.steps", "2"],
+}
+PARAMS = [pytest.param(name, marks=[] if name == "toy2d_gan" else pytest.mark.slow) for name in OWN]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """preset -> folder of its run, tiny, made when it is asked for."""
+    from diffjax.cli import main
+
+    made = {}
+
+    def run(preset):
+        if preset not in made:
+            made[preset] = tmp_path_factory.mktemp("runs") / preset
+            assert main(command(preset, made[preset])) == 0
+        return made[preset]
+
+    return run
+
+
+def command(preset, out):
+    return ["train", preset, *TINY, *OWN[preset], "--out", str(out)]
+
+
+def library_model(preset):
+    """The model of a run of `runs`, put together by hand."""
+    ts = [1.0, 0.5, 0.0]
+    if preset == "toy2d_gan":
+        parts = networks.Perceptron((2,), 4, 1), networks.Discriminator(4, 1)
+        return gan.GAN(*map(from_linen, parts), latents=3)
+    if preset == "toy2d_ddgan":
+        parts = networks.LatentNetwork(networks.MLP(4, 1), 4), networks.Discriminator(4, 1)
+        return gan.DenoisingGAN(*map(from_linen, parts), dj.VariancePreserving(), ts, (2,), 3, spectral=True)
+    discriminator = networks.ImageDiscriminator((4,), num_classes=10)
+    if preset == "digits_gan":
+        generator = networks.ImageGenerator((8, 8, 1), (4,), num_classes=10)
+        return gan.GAN(from_linen(generator), from_linen(discriminator), latents=3)
+    generator = networks.LatentNetwork(networks.UNet((4,), blocks=1, attention=()), 4, num_classes=10)
+    parts = from_linen(generator), from_linen(discriminator)
+    return gan.DenoisingGAN(*parts, dj.VariancePreserving(), ts, (8, 8, 1), 3)
+
+
+@pytest.mark.parametrize("preset", PARAMS)
+def test_a_run_has_samples_and_measures(runs, preset):
+    folder = runs(preset)
+    files = {"samples.png", "results.json", "loss.png", "config.json", "data.json", "metrics.jsonl", "checkpoints"}
+    assert {path.name for path in folder.iterdir()} == files
+    results = json.loads((folder / "results.json").read_text())
+    assert any(re.match("(Frechet|sliced Wasserstein) distance to held out.*: samples", name) for name in results)
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"discriminator/loss", "discriminator/accuracy", "discriminator/penalty", "generator/loss"} <= last.keys()
+    assert ("power/loss" in last) == (preset == "toy2d_ddgan")
+    assert last["skipped"] == 0
+
+
+@pytest.mark.parametrize("preset", PARAMS)
+def test_samples_are_the_librarys(runs, preset, tmp_path, capfd):
+    folder, out = runs(preset), tmp_path / "x.npz"
+    done(capfd, "sample", folder, "--n", 11, "--chunk", 8, "--seed", 5, "--temperature", 0.7, "--out", out)
+    _, params = c.load_run(folder)
+    found = np.load(out)
+    cond = jnp.asarray(found["labels"]) if "labels" in found else None
+    assert (cond is not None) == preset.startswith("digits")
+    model, index = library_model(preset), jnp.arange(11)
+    wanted = gan.generate_samples(model, params, jax.random.key(5), index, cond, temperature=0.7)
+    np.testing.assert_allclose(found["x"], wanted, rtol=1e-4, atol=1e-5)
+    other = gan.generate_samples(model, params, jax.random.key(5), index, cond)
+    assert np.abs(found["x"] - other).max() > 1e-4 * np.abs(other).max()
+
+
+@pytest.mark.parametrize("preset", PARAMS)
+def test_it_goes_on_where_it_stopped_to_the_same_bits(runs, preset, capfd):
+    folder = runs(preset)
+    before = leaves_of(folder)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.rollback(3)
+    code, out, _ = call(capfd, *command(preset, folder))
+    assert code == 0
+    assert "from step 3, saved before" in out
+    jax.tree.map(np.testing.assert_array_equal, leaves_of(folder), before)
+
+
+def leaves_of(folder):
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps()[-1] == 6
+        return dict(checkpoints.leaves(6, ""))
+
+
+def test_it_has_no_likelihood(runs, capfd):
+    said = refused(capfd, "evaluate", runs("toy2d_gan"), "--likelihood", 5)
+    assert said == "diffjax: likelihood: this run (family gan) has none, 0 is needed, got 5\n"
+
+
+def test_it_is_evaluated(runs, capfd):
+    out = done(capfd, "evaluate", runs("toy2d_gan"), "--n", 20)
+    assert "sliced Wasserstein distance to held out: samples" in out
+
+
+# --- what each number does ---
+
+
+def family_of(name, **numbers):
+    return c.construct("family", c.FAMILIES, c.FamilyConfig(name, **numbers))
+
+
+NAMES = ["gan", pytest.param("ddgan", marks=pytest.mark.slow)]
+
+
+def built(name, setting=DIGITS, **numbers):
+    return family_of(name, **numbers).build(setting)
+
+
+def image_parts(channels=(32, 64), width=32):
+    """(generator of a gan, of a ddgan, discriminator) of digits with labels."""
+    unet = networks.UNet(channels, blocks=1, attention=())
+    return (
+        from_linen(networks.ImageGenerator((8, 8, 1), channels, num_classes=10)),
+        from_linen(networks.LatentNetwork(unet, width, num_classes=10)),
+        from_linen(networks.ImageDiscriminator(channels, num_classes=10)),
+    )
+
+
+def has(**numbers):
+    """Whether the parts are those of these channels."""
+
+    def holds(model):
+        of_gan, of_ddgan, discriminator = image_parts(**numbers)
+        generator = of_gan if isinstance(model, gan.GAN) else of_ddgan
+        return (model.generator, model.discriminator) == (generator, discriminator)
+
+    return holds
+
+
+MODELS = {
+    ("gan", "latents"): (5, lambda model: model.latents == 5),
+    ("gan", "width"): (6, has(channels=(6, 12), width=6)),
+    ("gan", "depth"): (3, has(channels=(32, 64, 128))),
+    ("ddgan", "latents"): (5, lambda model: model.latents == 5),
+    ("ddgan", "width"): (6, has(channels=(6, 12), width=6)),
+    ("ddgan", "depth"): (3, has(channels=(32, 64, 128))),
+    ("ddgan", "steps"): (2, lambda model: model.ts.tolist() == [1.0, 0.5, 0.0]),
+}
+"""(family, number) -> another value, and what it changes in the model."""
+TRAINING = {(name, number) for name in ("gan", "ddgan") for number in ("r1", "r2", "gamma_final", "every", "updates")}
+"""Of the losses and objectives."""
+
+
+def test_each_number_of_a_gan_has_a_check():
+    numbers = {(name, number) for name in ("gan", "ddgan") for number in c.numbers_of(c.FAMILIES[name])}
+    assert numbers == MODELS.keys() | TRAINING
+
+
+@pytest.mark.parametrize(("name", "number"), list(MODELS))
+def test_a_number_is_that_of_the_model(name, number):
+    value, holds = MODELS[name, number]
+    assert holds(built(name, **{number: value}))
+    assert not holds(built(name))
+    if number == "steps":
+        assert family_of(name, steps=value).make(DIGITS).nfe() == value
+
+
+def test_vectors_have_perceptrons():
+    made = built("gan", POINTS)
+    parts = from_linen(networks.Perceptron((2,), 32, 2)), from_linen(networks.Discriminator(32, 2))
+    assert (made.generator, made.discriminator) == parts
+    assert built("ddgan", POINTS).generator == from_linen(networks.LatentNetwork(networks.MLP(32, 2), 32))
+
+
+X0 = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.float32)
+SMALL = {"width": 4, "depth": 1, "latents": 3}
+
+
+@pytest.fixture(scope="module")
+def made():
+    """(name, numbers) -> (family of points, its model, its params), each once."""
+    found = {}
+
+    def make(name, **numbers):
+        key = (name, *sorted(numbers.items()))
+        if key not in found:
+            family = family_of(name, **SMALL | numbers)
+            whole = family.make(POINTS)
+            found[key] = whole, family.build(POINTS), whole.init(jax.random.key(1), X0[:1], None)
+        return found[key]
+
+    return make
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_penalties_are_weighted_and_lazy_as_configured(made, name):
+    """Against the library's call at step 4 of 10, where the weights have fallen along a cosine."""
+    family, model, params = made(name, r1=0.8, r2=0.3, gamma_final=0.2, every=2)
+    fall = 0.2 + 0.8 * 0.5 * (1 + np.cos(np.pi * 4 / 10))
+    index = jnp.arange(8) + 3
+    value = jax.jit(lambda step: family.objectives[0].loss_fn(params, (X0, None), Context(KEY, step, index=index))[0])
+    plain = jax.jit(lambda r1, r2: gan.discriminator_loss(model, params, KEY, X0, r1=r1, r2=r2, index=index)[0])
+    np.testing.assert_allclose(value(4), plain(2 * fall * 0.8, 2 * fall * 0.3), rtol=1e-5)
+    np.testing.assert_allclose(value(5), plain(0.0, 0.0), rtol=1e-5)
+    assert abs(float(plain(2 * fall * 0.8, 0.0) - value(4))) > 1e-5
+    assert abs(float(plain(0.0, 2 * fall * 0.3) - value(4))) > 1e-5
+
+
+@pytest.mark.parametrize("name", ["gan", "ddgan"])
+def test_updates_are_of_the_discriminator(made, name):
+    objectives = made(name, updates=3)[0].objectives
+    assert [(objective.of, objective.times) for objective in objectives] == [("discriminator", 3), ("generator", 1)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loss_is_that_of_its_name(made, name):
+    losses = {"non_saturating": gan.NonSaturating(), "hinge": gan.Hinge(), "relativistic": gan.Relativistic()}
+    context, seen = Context(KEY, index=jnp.arange(8)), []
+    for word, loss in losses.items():
+        family, model, params = made(name, loss=word, r1=0.0)
+        assert model.spectral == (word == "hinge")
+        assert [objective.of for objective in family.objectives][2:] == ["power"] * (word == "hinge")
+        for objective, function in zip(family.objectives, (gan.discriminator_loss, gan.generator_loss), strict=False):
+            found, wanted = jax.jit(
+                lambda p, objective=objective, function=function, loss=loss, model=model: (
+                    objective.loss_fn(p, (X0, None), context)[0],
+                    function(model, p, KEY, X0, loss=loss, index=context.index)[0],
+                )
+            )(params)
+            np.testing.assert_allclose(found, wanted, rtol=1e-6)
+            seen.append(float(found))
+    assert len({round(value, 4) for value in seen}) == 6
+
+
+# --- training ---
+
+
+@pytest.mark.parametrize(
+    ("name", "digits"),
+    [pytest.param(name, digits, marks=pytest.mark.slow) for digits in (False, True) for name in ("gan", "ddgan")],
+)
+def test_layouts_train_alike(name, digits):
+    """jit, pmap and FSDP, by gradient descent: Adam would divide the rounding of a gradient that is 0 by its size."""
+    family = family_of(name, width=8, depth=1, latents=3, loss="relativistic", r2=0.1, every=2)
+    whole = family.make(DIGITS if digits else POINTS)
+    x0, labels = (part[:8] for part in load_digits()) if digits else (np.asarray(X0), None)
+    cond = None if labels is None else np.asarray(labels)
+    params = whole.init(KEY, jnp.asarray(x0[:1]), None if cond is None else jnp.asarray(cond[:1]))
+    ema, found = make_ema(0.5), []
+    objectives = [objective._replace(tx=optax.sgd(0.01)) for objective in whole.objectives]
+    fresh = lambda: state_from_params(jax.random.key(2), jax.tree.map(jnp.array, params), objectives)
+    step = make_train_step(objectives, ema=ema)
+    for layout in (
+        jit_layout(step, data_mesh(jax.devices()[:1])),
+        pmap_layout(make_train_step(objectives, ema=ema, axis_name="data"), jax.devices()[:2]),
+        fsdp_layout(step, make_mesh(fsdp=2, devices=jax.devices()[:2]), min_size=16),
+    ):
+        state = layout.put_state(fresh())
+        for _ in range(2):
+            state, _ = layout.step(state, layout.put_batch((x0, cond)))
+        found.append(layout.get_state(state).params)
+    for other in found[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found[0], other)
+    changes = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), found[0], params)
+    assert max(jax.tree.leaves(changes)) > 1e-4
+
+
+# --- refused ---
+
+
+@pytest.mark.parametrize(
+    ("preset", "options", "message"),
+    [
+        ("toy2d_gan", ["--family.width", 5], "family.width: an even number is needed, got 5"),
+        ("toy2d_gan", ["--family.latents", 0], "family.latents: at least 1, got 0"),
+        ("toy2d_gan", ["--family.every", 0], "family.every: at least 1, got 0"),
+        ("toy2d_gan", ["--family.updates", 0], "family.updates: at least 1, got 0"),
+        ("toy2d_gan", ["--family.r1", -1], "family.r1: a finite number, not below 0, got -1"),
+        ("toy2d_gan", ["--family.steps", 2], "family.steps: gan has no such number, got 2"),
+        ("toy2d_ddgan", ["--family.steps", 9], "family.steps: 1 to 8, got 9"),
+        ("toy2d_ddgan", ["--family.beta", 1], "family.beta: ddgan has no such number, got 1.0"),
+        ("toy2d_ddgan", ["--process.name", "edm"], "process.name: family ddgan has no use for it, got edm"),
+        ("digits_gan", ["--family.likelihood", "logistic"], "family.likelihood: gan has no such option, got logistic"),
+        ("digits_vae", ["--family.loss", "hinge"], "family.loss: vae has no such option, got hinge"),
+        ("digits", ["--optimiser.beta2", 1], "optimiser.beta2: a number in [0, 1), got 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(preset, options, message, tmp_path, capfd):
+    out = tmp_path / "none"
+    said = refused(capfd, "train", preset, "--out", out, *options)
+    assert said.startswith(f"diffjax: {message}")
+    assert not out.exists()
+
+
+def test_a_temperature_below_0_is_refused(runs, capfd):
+    said = refused(capfd, "sample", runs("toy2d_gan"), "--temperature", -1)
+    assert said == "diffjax: temperature: a finite number, not below 0, got -1.0\n"
