@@ -210,6 +210,7 @@ class DenoisingGAN(AbstractGAN):
         )
 
     def logits(self, weights: Params, x: Sample, given: Any, cond: Cond = None) -> Logits:
+        x = as_samples("x", x)
         xt, s, t = given
         pair = jnp.concatenate([scaled(self.process, x, s), scaled(self.process, xt, t)], axis=-1)
         return self.discriminator.apply(weights, pair, clock(self.process, t, x), cond)
@@ -217,6 +218,7 @@ class DenoisingGAN(AbstractGAN):
     def generate(
         self, params: Params, key: Key, index: Index, cond: Cond = None, *, temperature: Scalar = 1.0
     ) -> Sample:
+        check_key(key)
         prior_key, step_key = jax.random.split(key)
         xT = prior(prior_key, self.process, (index.shape[0], *self.shape), index=index)
         stepper = LatentAncestral(self.latents, temperature)

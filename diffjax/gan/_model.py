@@ -136,9 +136,11 @@ class GAN(AbstractGAN):
 
     def pairs(self, params: Params, key: Key, x0: Sample, cond: Cond = None, *, index: Index) -> Pairs:
         x0 = as_samples("x0", x0)
-        return Pairs(x0, as_samples("fake", self._samples(params, key, index, cond, x0.dtype), x0.shape))
+        fake = self._samples(params, key, index, cond, x0.dtype)
+        return Pairs(x0, answered("generator", fake, x0.shape))
 
     def logits(self, weights: Params, x: Sample, given: Any, cond: Cond = None) -> Logits:
+        x = as_samples("x", x)
         return self.discriminator.apply(weights, x, jnp.zeros(x.shape[0], x.dtype), cond)
 
     def generate(

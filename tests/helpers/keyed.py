@@ -16,6 +16,7 @@ from registry import ALL_STEPPERS, ALL_TIMES
 import diffjax as dj
 from diffjax import (
     flow_maps,
+    gan,
     inverse,
     likelihood,
     losses,
@@ -237,6 +238,20 @@ TOP_DOWN = vae.HierarchicalVAE(
 )
 
 
+def _judge(params, x, c_noise, cond=None, *, key=None):
+    return params["w"] * x[:, :1]
+
+
+JUDGE = dj.Network(init_by_one_draw, _judge)
+POINTS_GAN = gan.GAN(_perceptron(D), JUDGE, latents=2, spectral=True)
+STEPS_GAN = gan.DenoisingGAN(NETWORK, JUDGE, VP, TO_ZERO, (D,), latents=2)
+GAN_PARAMS = {"generator": PARAMS, "discriminator": PARAMS, "power": {}}
+
+
+def _of_gan(function):
+    return Row(lambda key, index: function(STEPS_GAN, GAN_PARAMS, key, X, index=index))
+
+
 def _of_prior(prior):
     return Row(lambda key, index: prior.sample(sample_keys(key, index), (B, D)))
 
@@ -423,6 +438,17 @@ BY_INDEX = (
                 T5_PARAMS, key, IDS, IDS > 0, module=T5, sentinels=jnp.array([9]), index=index
             )
         ),
+        # generative adversarial networks
+        "discriminator_loss": _of_gan(gan.discriminator_loss),
+        "generator_loss": _of_gan(gan.generator_loss),
+        "denoising_pairs": Row(
+            lambda key, index: gan.denoising_pairs(key, VP, TO_ZERO, lambda xt, t, z: xt + z, X, latents=2, index=index)
+        ),
+        "generate_samples": Row(lambda key, index: gan.generate_samples(STEPS_GAN, GAN_PARAMS, key, index)),
+        "GAN.generate": Row(lambda key, index: POINTS_GAN.generate(GAN_PARAMS, key, index)),
+        "GAN.pairs": Row(lambda key, index: POINTS_GAN.pairs(GAN_PARAMS, key, X, index=index)),
+        "DenoisingGAN.generate": Row(lambda key, index: STEPS_GAN.generate(GAN_PARAMS, key, index)),
+        "DenoisingGAN.pairs": Row(lambda key, index: STEPS_GAN.pairs(GAN_PARAMS, key, X, index=index)),
         # inverse problems
         "inpaint": Row(
             lambda key, index: inverse.inpaint(
@@ -475,6 +501,9 @@ WHOLE_BATCH = {
         dj.Diffusion(NETWORK, VP, EPS), PARAMS, X, X, jnp.full(B, 0.5), weighting=losses.native, key=key
     ),
     "VAE.init": lambda key: GAUSSIAN_VAE.init(key, X),
+    "GAN.init": lambda key: POINTS_GAN.init(key, X),
+    "DenoisingGAN.init": lambda key: STEPS_GAN.init(key, X),
+    "init_power": lambda key: gan.init_power(key, {"a": jnp.zeros((2, 3)), "b": jnp.zeros((3, 2))}),
     "HierarchicalVAE.init": lambda key: TOP_DOWN.init(key, IMAGES),
     "DiffusionChain.init": lambda key: vae.DiffusionChain(dj.Diffusion(NETWORK, VP, EPS), TS, (D,)).init(key, X),
     "init_t5": lambda key: networks.init_t5(key, T5),

@@ -22,6 +22,7 @@ import diffjax as dj
 from diffjax import (
     analytic,
     flow_maps,
+    gan,
     guidance,
     inverse,
     likelihood,
@@ -36,13 +37,14 @@ from diffjax import (
 )
 
 PACKAGES = (
-    *("analytic", "flow_maps", "guidance", "inverse", "likelihood", "losses", "metrics"),
+    *("analytic", "flow_maps", "gan", "guidance", "inverse", "likelihood", "losses", "metrics"),
     *("operators", "parameterisation", "process", "samplers", "vae"),
 )
 SAMPLES = {"x", "x0", "xt", "eps", "y", "a", "guide", "latent", "ut", "uncond", "error", "noise", "density0"}
 SAMPLES |= {"features", "reference", "log_weights", "data", "mean", "means"}
 ANSWERS = {"denoiser", "denoisers", "guided", "plain", "unwanted", "score", "score_apply", "true_score", "network"}
 ANSWERS |= {"log_density", "log_densities", "log_prob", "operator", "penalty", "coupling", "times", "terminal"}
+ANSWERS |= {"generator", "discriminator"}
 ANSWERS |= {"pairs", "teacher", "reconstruction", "apply", "likelihood", "dequantisation", "drift", "diffusion", "pair"}
 
 B, D = 3, 2
@@ -247,7 +249,44 @@ def _top_down_init(x0):
     return vae.HierarchicalVAE(blocks, vae.DiscretisedLogistic()).init(KEY, x0)
 
 
+JUDGE = network(lambda params, x, c_noise, cond=None, *, key=None: x[:, :1])
+POINTS_GAN = gan.GAN(PLANE, JUDGE, latents=D)
+STEPS_GAN = gan.DenoisingGAN(PLANE, JUDGE, VP, TO_ZERO, (D,), latents=2)
+GAN_PARAMS = {"generator": PARAMS, "discriminator": PARAMS}
+
+
+def _pairs_of(generator, x0=X):
+    return gan.denoising_pairs(KEY, VP, TO_ZERO, generator, x0, latents=2, index=INDEX)
+
+
+def _adversarial(generator=PLANE.apply, discriminator=JUDGE.apply):
+    model = gan.GAN(network(generator), network(discriminator), latents=D)
+    return gan.discriminator_loss(model, GAN_PARAMS, KEY, X)
+
+
+def _by_steps(generator=PLANE.apply, discriminator=JUDGE.apply):
+    model = gan.DenoisingGAN(network(generator), network(discriminator), VP, TO_ZERO, (D,), latents=2)
+    return gan.discriminator_loss(model, GAN_PARAMS, KEY, X)
+
+
+def _of_gan(model):
+    name, given = type(model).__name__, (X, ROW + 0.2, ROW + 0.5)
+    return {
+        f"{name}.init": Row(lambda x0: model.init(KEY, x0), {"x0": X}),
+        f"{name}.pairs": Row(lambda x0: model.pairs(GAN_PARAMS, KEY, x0, index=INDEX), {"x0": X}),
+        f"{name}.logits": Row(lambda x: model.logits(PARAMS, x, given), {"x": X}),
+    }
+
+
 WITH_SAMPLES: dict[str, Row] = {
+    # generative adversarial networks
+    **_of_gan(POINTS_GAN),
+    **_of_gan(STEPS_GAN),
+    "discriminator_loss": Row(lambda x0: gan.discriminator_loss(STEPS_GAN, GAN_PARAMS, KEY, x0), {"x0": X}),
+    "generator_loss": Row(lambda x0: gan.generator_loss(STEPS_GAN, GAN_PARAMS, KEY, x0), {"x0": X}),
+    "denoising_pairs": Row(lambda x0: _pairs_of(lambda xt, t, z: xt, x0), {"x0": X}),
+    "gradient_penalty": Row(lambda x: gan.gradient_penalty(lambda x: x[:, :1], x), {"x": X}),
+    "NetworkGenerator.__call__": Row(lambda xt: STEPS_GAN.conditioned(GAN_PARAMS)(xt, 0.5, X), {"xt": X}),
     # variational autoencoders
     **_autoencoder_training(),
     "negative_elbo": Row(lambda x0: vae.negative_elbo(MODEL, MODEL_PARAMS, KEY, x0), {"x0": X}),
@@ -1042,6 +1081,41 @@ ASKED: dict[str, dict[str, Asked]] = {
             "network",
         ),
         "teacher": _asked(lambda d: flow_maps.consistency_tangent(MAP, PARAMS, X, X, ROW + 0.5, teacher=d)),
+    },
+    # generative adversarial networks
+    "GAN.__init__": {
+        "generator": Asked(lambda apply: _adversarial(apply), PLANE.apply, _spoilt(SHAPES | MORE), "generator"),
+        "discriminator": Asked(
+            lambda apply: _adversarial(discriminator=apply), JUDGE.apply, _spoilt(OBSERVED | MORE), "discriminator"
+        ),
+    },
+    "DenoisingGAN.__init__": {
+        "generator": Asked(lambda apply: _by_steps(apply), PLANE.apply, _spoilt(SHAPES | MORE), "generator"),
+        "discriminator": Asked(
+            lambda apply: _by_steps(discriminator=apply), JUDGE.apply, _spoilt(OBSERVED | MORE), "discriminator"
+        ),
+    },
+    "NetworkGenerator.__init__": {
+        "network": Asked(
+            lambda apply: gan.NetworkGenerator(network(apply), VP, PARAMS, None)(X, 0.5, X),
+            PLANE.apply,
+            _spoilt(SHAPES | MORE),
+            "generator",
+        )
+    },
+    "denoising_pairs": {"generator": Asked(_pairs_of, lambda xt, t, z: xt, _spoilt(SHAPES | MORE), "generator")},
+    "gradient_penalty": {
+        "discriminator": Asked(
+            lambda f: gan.gradient_penalty(f, X), lambda x: x[:, :1], _spoilt(OBSERVED | MORE), "discriminator"
+        )
+    },
+    "lazy": {
+        "penalty": Asked(
+            lambda f: gan.lazy(f, 0),
+            lambda: ROW,
+            _spoilt({n: ROWS[n] for n in ("a column", "whole numbers")}),
+            "penalty",
+        )
     },
     # variational autoencoders
     "VAE.__init__": {
