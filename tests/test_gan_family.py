@@ -67,7 +67,7 @@ def library_model(preset):
         parts = networks.Perceptron((2,), 4, 1), networks.Discriminator(4, 1)
         return gan.GAN(*map(from_linen, parts), latents=3)
     if preset == "toy2d_ddgan":
-        parts = networks.LatentNetwork(networks.MLP(4, 1), 4), networks.Discriminator(4, 1)
+        parts = networks.LatentNetwork(networks.PlainMLP(4, 1), 4), networks.Discriminator(4, 1)
         return gan.DenoisingGAN(*map(from_linen, parts), dj.VariancePreserving(), ts, (2,), 3, spectral=True)
     discriminator = networks.ImageDiscriminator((4,), num_classes=10)
     if preset == "digits_gan":
@@ -201,7 +201,7 @@ def test_vectors_have_perceptrons():
     made = built("gan", POINTS)
     parts = from_linen(networks.Perceptron((2,), 32, 2)), from_linen(networks.Discriminator(32, 2))
     assert (made.generator, made.discriminator) == parts
-    assert built("ddgan", POINTS).generator == from_linen(networks.LatentNetwork(networks.MLP(32, 2), 32))
+    assert built("ddgan", POINTS).generator == from_linen(networks.LatentNetwork(networks.PlainMLP(32, 2), 32))
 
 
 X0 = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2)), jnp.float32)

@@ -136,7 +136,7 @@ class DenoisingGANFamily(AbstractGANFamily):
         if len(setting.shape) == 3:
             module = networks.UNet(doubled(self.width, self.depth), blocks=1, attention=())
         else:
-            module = networks.MLP(self.width, self.depth)
+            module = networks.PlainMLP(self.width, self.depth)  # with residuals and norms (MLP) it learns slower
         generator = networks.LatentNetwork(module, self.width, num_classes=setting.classes)
         parts = from_linen(generator), from_linen(self.discriminator(setting))
         ts = np.linspace(1.0, 0.0, self.steps + 1)
