@@ -208,6 +208,16 @@ DEFAULTS = {
         "largest": None,
     },
 }
+R3GAN = {
+    "optimiser.warmup": 0,
+    "optimiser.final": 0.25,
+    "optimiser.clip": 10.0,
+    "optimiser.beta1": 0.0,
+    "optimiser.beta2": 0.9,
+    "optimiser.beta2_final": 0.99,
+    "family.loss": "relativistic",
+    "family.gamma_final": 0.1,
+}
 PRESETS = {
     "digits": {
         "steps": 1200,
@@ -311,12 +321,48 @@ PRESETS = {
     "digits_gan": {
         "name": "digits_gan",
         "batch_size": 64,
-        **R3GAN,
         "optimiser.learning_rate": 5e-4,
+        **R3GAN,
         "family.name": "gan",
         "family.latents": 32,
         "family.r1": 0.5,
         "family.r2": 0.5,
+    },
+    "digits_ddgan": {
+        "name": "digits_ddgan",
+        "batch_size": 64,
+        "optimiser.learning_rate": 5e-4,
+        **R3GAN,
+        "family.name": "ddgan",
+        "family.latents": 32,
+        "family.r1": 0.5,
+        "family.r2": 0.5,
+    },
+    "toy2d_gan": {
+        "name": "toy2d_gan",
+        "steps": 4000,
+        "batch_size": 256,
+        "data.name": "mixture",
+        "data.conditional": False,
+        **R3GAN,
+        "family.name": "gan",
+        "family.width": 128,
+        "family.depth": 3,
+        "family.r1": 0.1,
+        "family.r2": 0.1,
+    },
+    "toy2d_ddgan": {
+        "name": "toy2d_ddgan",
+        "steps": 4000,
+        "batch_size": 256,
+        "data.name": "mixture",
+        "data.conditional": False,
+        **R3GAN,
+        "family.name": "ddgan",
+        "family.width": 128,
+        "family.depth": 3,
+        "family.r1": 0.1,
+        "family.r2": 0.1,
     },
 }
 
@@ -432,7 +478,7 @@ ODD = c.Config(
         mlp_ratio=3.0,
         norm_epsilon=1e-5,
     ),
-    c.OptimiserConfig(0.05, 3, 0.15, 0.45, 0.55),
+    c.OptimiserConfig(0.05, 3, 0.15, 0.45, 0.55, 0.7, 0.8, 0.95),
     c.GuidanceConfig("projected", 2.5, (-3.0, 4.5), -6.25, 0.65, phi=0.55, parallel=0.35, norm=1.75),
     c.SamplerConfig(
         "ddim",

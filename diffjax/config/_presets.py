@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Mapping
+from typing import Any
 
 from diffjax.config._options import (
     Config,
@@ -14,6 +15,7 @@ from diffjax.config._options import (
 )
 from diffjax.config._registry import Names
 
+_R3GAN: dict[str, Any] = {"warmup": 0, "final": 0.25, "clip": 10.0, "beta1": 0.0, "beta2": 0.9, "beta2_final": 0.99}
 _ROWS = (
     # 1,437 images to train on.
     Config(
@@ -100,36 +102,36 @@ _ROWS = (
         optimiser=OptimiserConfig(learning_rate=2e-3),
         family=FamilyConfig("vae", latents=2, width=128),
     ),
-    # R3GAN's recipe.
+    # R3GAN's recipe, of the denoising GANs, too.
     Config(
         "digits_gan",
         steps=3000,
         batch_size=64,
-        optimiser=OptimiserConfig(5e-4, 0, 0.25, 10.0, beta1=0.0, beta2=0.9, beta2_final=0.99),
+        optimiser=OptimiserConfig(5e-4, **_R3GAN),
         family=FamilyConfig("gan", loss="relativistic", latents=32, r1=0.5, r2=0.5, gamma_final=0.1),
     ),
     Config(
         "digits_ddgan",
         steps=3000,
         batch_size=64,
-        optimiser=OptimiserConfig(5e-4, 0, 0.1, 10.0, beta1=0.5, beta2=0.9),
-        family=FamilyConfig("ddgan", latents=32),
+        optimiser=OptimiserConfig(5e-4, **_R3GAN),
+        family=FamilyConfig("ddgan", loss="relativistic", latents=32, r1=0.5, r2=0.5, gamma_final=0.1),
     ),
     Config(
         "toy2d_gan",
-        steps=6000,
+        steps=4000,
         batch_size=256,
         data=DataConfig("mixture", conditional=False),
-        optimiser=OptimiserConfig(1e-3, 0, 0.25, 10.0, beta1=0.0, beta2=0.9, beta2_final=0.99),
+        optimiser=OptimiserConfig(1e-3, **_R3GAN),
         family=FamilyConfig("gan", loss="relativistic", width=128, depth=3, r1=0.1, r2=0.1, gamma_final=0.1),
     ),
     Config(
         "toy2d_ddgan",
-        steps=6000,
+        steps=4000,
         batch_size=256,
         data=DataConfig("mixture", conditional=False),
-        optimiser=OptimiserConfig(1e-3, 0, 0.1, 10.0, beta1=0.5, beta2=0.9),
-        family=FamilyConfig("ddgan", width=128, depth=3),
+        optimiser=OptimiserConfig(1e-3, **_R3GAN),
+        family=FamilyConfig("ddgan", loss="relativistic", width=128, depth=3, r1=0.1, r2=0.1, gamma_final=0.1),
     ),
 )
 PRESETS: Mapping[str, Config] = types.MappingProxyType(Names({config.name: config for config in _ROWS}))
