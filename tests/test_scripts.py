@@ -50,6 +50,25 @@ def test_few_steps(tmp_path):
     assert (tmp_path / "few_steps.png").stat().st_size > 10_000
 
 
+def test_gan_25_gaussians(tmp_path):
+    """A second of each row: its line, and the table of those; the floor is the truth."""
+    out = tmp_path / "gan_25_gaussians.csv"
+    script = runpy.run_path(str(SCRIPTS / "gan_25_gaussians.py"))
+    for row in script["ROWS"]:
+        run("gan_25_gaussians", out, "--row", row, "--budget", "1", "--denoisers", str(tmp_path))
+    run("gan_25_gaussians", out, "--table")
+    lines = {line["row"]: line for line in csv.DictReader(out.open(newline=""))}
+    assert list(lines) == ["floor", "plain_gan", "r3gan", "ddgan", "ddim", "progressive"]
+    assert [line["nfe"] for line in lines.values()] == ["0", "1", "1", "4", "4", "4"]
+    floor = lines["floor"]
+    assert float(floor["on_mode"]) == pytest.approx(1 - np.exp(-4.5), abs=3e-3)
+    assert floor["modes"] == "25"
+    assert float(floor["kl"]) == pytest.approx(24 / 40_000, abs=6e-4)
+    distance = {row: float(line["sliced_wasserstein"]) for row, line in lines.items()}
+    assert all(distance["floor"] < 0.05 < found for row, found in distance.items() if row != "floor")
+    assert len(script["table"](out)) == 7
+
+
 def test_critically_damped(tmp_path, capsys):
     """After few steps of training, within twice the floor by VP and three times by CLD, whose solves need their steps:
     by 20 evaluations its flow ends seventeen floors away."""

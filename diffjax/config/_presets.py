@@ -15,6 +15,12 @@ from diffjax.config._options import (
 )
 from diffjax.config._registry import Names
 
+
+def _penalties(gamma: float) -> dict[str, Any]:
+    """Of R3GAN."""
+    return {"r1": gamma, "r2": gamma, "gamma_final": 0.1}
+
+
 _R3GAN: dict[str, Any] = {"warmup": 0, "final": 0.25, "clip": 10.0, "beta1": 0.0, "beta2": 0.9, "beta2_final": 0.99}
 _ROWS = (
     # 1,437 images to train on.
@@ -105,17 +111,17 @@ _ROWS = (
     # R3GAN's recipe, of the denoising GANs, too.
     Config(
         "digits_gan",
-        steps=3000,
+        steps=2000,
         batch_size=64,
         optimiser=OptimiserConfig(5e-4, **_R3GAN),
-        family=FamilyConfig("gan", loss="relativistic", latents=32, r1=0.5, r2=0.5, gamma_final=0.1),
+        family=FamilyConfig("gan", loss="relativistic", latents=32, width=16, every=4, **_penalties(0.5)),
     ),
     Config(
         "digits_ddgan",
-        steps=3000,
+        steps=2000,
         batch_size=64,
         optimiser=OptimiserConfig(5e-4, **_R3GAN),
-        family=FamilyConfig("ddgan", loss="relativistic", latents=32, r1=0.5, r2=0.5, gamma_final=0.1),
+        family=FamilyConfig("ddgan", loss="relativistic", latents=32, width=16, every=4, **_penalties(0.5)),
     ),
     Config(
         "toy2d_gan",
@@ -123,7 +129,7 @@ _ROWS = (
         batch_size=256,
         data=DataConfig("mixture", conditional=False),
         optimiser=OptimiserConfig(1e-3, **_R3GAN),
-        family=FamilyConfig("gan", loss="relativistic", width=128, depth=3, r1=0.1, r2=0.1, gamma_final=0.1),
+        family=FamilyConfig("gan", loss="relativistic", width=128, depth=3, **_penalties(0.1)),
     ),
     Config(
         "toy2d_ddgan",
@@ -131,7 +137,7 @@ _ROWS = (
         batch_size=256,
         data=DataConfig("mixture", conditional=False),
         optimiser=OptimiserConfig(1e-3, **_R3GAN),
-        family=FamilyConfig("ddgan", loss="relativistic", width=128, depth=3, r1=0.1, r2=0.1, gamma_final=0.1),
+        family=FamilyConfig("ddgan", loss="relativistic", width=128, depth=3, **_penalties(0.1)),
     ),
 )
 PRESETS: Mapping[str, Config] = types.MappingProxyType(Names({config.name: config for config in _ROWS}))
