@@ -76,7 +76,11 @@ def lazy(
     """
     if every < 1:
         raise ValueError(f"every: at least 1 is needed, got {every}")
-    checked = lambda: answered("penalty", penalty(), jnp.shape(penalty())[:1])
+
+    def checked():
+        value = penalty()
+        return answered("penalty", value, jnp.shape(value)[:1])
+
     if every == 1:
         return checked()
     shape = jax.eval_shape(checked)
