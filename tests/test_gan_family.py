@@ -106,7 +106,8 @@ def test_samples_are_the_librarys(runs, preset, tmp_path, capfd):
     assert np.abs(found["x"] - other).max() > 1e-4 * np.abs(other).max()
 
 
-@pytest.mark.parametrize("preset", PARAMS)
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", OWN)
 def test_it_goes_on_where_it_stopped_to_the_same_bits(runs, preset, capfd):
     folder = runs(preset)
     before = leaves_of(folder)
@@ -129,6 +130,7 @@ def test_it_has_no_likelihood(runs, capfd):
     assert said == "diffjax: likelihood: this run (family gan) has none, 0 is needed, got 5\n"
 
 
+@pytest.mark.slow
 def test_it_is_evaluated(runs, capfd):
     out = done(capfd, "evaluate", runs("toy2d_gan"), "--n", 20)
     assert "sliced Wasserstein distance to held out: samples" in out

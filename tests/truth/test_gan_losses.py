@@ -305,6 +305,7 @@ def test_spectral_norm_is_that_of_flax():
         np.testing.assert_allclose(power[name], state[key][0], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_train_step_is_one_power_iteration(standard):
     """The vectors are carried in the parameters; both losses use the normalised weights."""
     discriminator = from_linen(networks.Discriminator(width=4, depth=1, dtype=jnp.float64))
