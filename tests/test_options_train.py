@@ -333,7 +333,6 @@ PRESETS = {
     },
     "digits_ddgan": {
         "name": "digits_ddgan",
-        "steps": 2000,
         "batch_size": 64,
         "optimiser.learning_rate": 5e-4,
         **R3GAN,
@@ -341,8 +340,8 @@ PRESETS = {
         "family.latents": 32,
         "family.width": 16,
         "family.every": 4,
-        "family.r1": 0.5,
-        "family.r2": 0.5,
+        "family.r1": 0.05,
+        "family.r2": 0.05,
     },
     "toy2d_gan": {
         "name": "toy2d_gan",

@@ -118,10 +118,10 @@ _ROWS = (
     ),
     Config(
         "digits_ddgan",
-        steps=2000,
+        steps=3000,
         batch_size=64,
         optimiser=OptimiserConfig(5e-4, **_R3GAN),
-        family=FamilyConfig("ddgan", loss="relativistic", latents=32, width=16, every=4, **_penalties(0.5)),
+        family=FamilyConfig("ddgan", loss="relativistic", latents=32, width=16, every=4, **_penalties(0.05)),
     ),
     Config(
         "toy2d_gan",
