@@ -245,9 +245,15 @@ def test_every_loss_has_a_case_with_all_of_its_numbers_and_the_library_s_default
         found |= {(name, number): value for number, (_, value) in own.items() if value is not None}
         assert all(value != own[number][1] for number, value in numbers.items())
     assert found == LIBRARY
-    called = {"explicit_score_matching", "noise_conditional_sum", "per_sample_loss", "hybrid_loss"}
+    called = {
+        "explicit_score_matching",
+        "noise_conditional_sum",
+        "per_sample_loss",
+        "hybrid_loss",
+        "span_corruption_loss",
+    }
     # The first needs the true score, the second is for evaluation, the third is a part; critically damped Langevin's
-    # loss makes a score on positions and velocities, which is no denoiser.
+    # loss makes a score on positions and velocities, which is no denoiser; the last pretrains text encoders.
     modules = {inspect.getmodule(row) for row in c.LOSSES.values() if not row.flow_map}
     text = "".join(map(inspect.getsource, modules))
     left = {name for name in vars(losses) if name[0] != "_" and name.endswith(("_loss", "_elbo", "_bound", "_sum"))}
