@@ -24,7 +24,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import check_key, whole_numbers
 from diffjax._typing import Key, Params
 from diffjax.networks._attention import Attention, HeadNames
 from diffjax.networks._init import draw_parameters
@@ -137,8 +137,12 @@ def init_t5(key: Key, module: T5Encoder) -> Params:
     Returns:
       The parameters, a pytree of float32 arrays, to be applied by `module.apply({"params": params}, ids, mask)`.
 
+    Raises:
+      ValueError: key is no key.
+
     Source: Raffel et al. 2020; transformers' initialisation.
     """
+    check_key(key)
     init = lambda *given: module.init(*given)["params"]
     params = draw_parameters(key, init, jnp.zeros((1, 2), jnp.int32))
     scaled = lambda path, leaf: leaf / module.head_channels**0.5 if path[-2].key == "q" else leaf
