@@ -168,6 +168,27 @@ def test_every_flow_map_has_a_case_with_all_of_its_numbers():
 
 
 SAME = ("progressive", "least")  # of two steps there would be but one stage
+DEFAULTS = {
+    "mean_flow": {"mean": -0.4, "std": 1.0, "equal": 0.5, "power": 0.0, "offset": 0.001},
+    "improved_mean_flow": {"mean": -0.4, "std": 1.0, "equal": 0.5, "power": 0.0, "offset": 0.001},
+    "shortcut": {"finest": 128, "share": 0.25},
+    "consistency": {"fewest": 10, "most": 160, "c": 0.00054},
+    "continuous_consistency": {"mean": -1.0, "std": 1.4, "warm_up": 0.1, "c": 0.1},
+    "progressive": {"least": 1, "first": 16, "teacher_steps": 2},
+}
+"""Flow map -> its numbers where none is given."""
+
+
+def test_the_defaults_of_a_flow_map_are_these():
+    found = {name: c.numbers_of(row) for name, row in c.LOSSES.items() if row.flow_map}
+    assert {name: {key: value for key, (_, value) in of.items()} for name, of in found.items()} == DEFAULTS
+
+
+def test_the_levels_of_a_consistency_model_need_steps_to_double_in():
+    loss = c.LOSSES["consistency"](fewest=4, most=32)  # 4, 8, 16, 32
+    loss.check_steps(4)
+    with pytest.raises(ValueError, match="steps: at least 4 are needed"):
+        loss.check_steps(3)
 
 
 # --- training from data ---
