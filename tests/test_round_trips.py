@@ -1,5 +1,6 @@
 """What one part of the library gives another takes: every grid and method, and the command that training ends with."""
 
+import functools
 import inspect
 import itertools
 import shlex
@@ -16,6 +17,7 @@ from registry import ALL_GRIDS, ALL_PROCESSES, each_process
 
 import diffjax as dj
 from diffjax import process as processes, samplers
+from diffjax.cli import main
 from diffjax.config import PRESETS
 from diffjax.interop import SCHEDULERS, read_scheduler
 from diffjax.samplers import as_diffrax_solver, step_weights
@@ -186,6 +188,12 @@ def of_cifar10(folder):
     return ["--data.path", folder]
 
 
+def of_texts(name, folder):
+    line = ["encode-text", name, "--out", str(folder), "--size", "tiny", "--vocabulary", "80"]
+    assert main(line) == 0
+    return ["--data.text", folder]
+
+
 IMAGES = ["--network.channels", 2, "--network.blocks", 1, "--network.attention"]
 IMAGES += ["--batch-size", 8, "--sampler.steps", 2, "--samples", 8]
 FAMILY = ["--family.width", 4, "--batch-size", 8, "--samples", 8]
@@ -195,6 +203,7 @@ ROWS = {
     "mnist": (of_mnist, IMAGES),
     "cifar10": (of_cifar10, IMAGES),
     "toy2d": (no_data, TRAIN[2:]),
+    **{name: (functools.partial(of_texts, name), IMAGES) for name in ("shapes", "digit_scenes")},
     **dict.fromkeys(("digits_vae", "digits_hvae", "digits_autoencoder", "toy2d_vae"), (no_data, FAMILY)),
     **dict.fromkeys(("digits_gan", "digits_ddgan", "toy2d_gan", "toy2d_ddgan"), (no_data, FAMILY)),
 }
