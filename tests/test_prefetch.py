@@ -168,7 +168,7 @@ import multiprocessing, os, signal, numpy as np
 from diffjax.data import from_arrays, prefetch
 if __name__ == "__main__":
     batches = prefetch(from_arrays(np.zeros((100, 3000))), 0, 0, 50, workers=2)
-    next(batches)
+    next(batches), next(batches)  # one of each worker: both have started, and no longer heed signals
     workers = [child.pid for child in multiprocessing.active_children()]
     for pid in workers:  # as the terminal or the scheduler would, to the whole job
         os.kill(pid, signal.SIGINT), os.kill(pid, signal.SIGTERM)
