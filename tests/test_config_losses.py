@@ -312,6 +312,28 @@ def test_a_loss_that_cannot_be_is_refused_before_anything_is_traced(changes, mes
         c.build(dataclasses.replace(c.PRESETS["toy2d"], network=SMALL, **changes), None)
 
 
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("discrete_elbo", {"steps": 2, "levels": 2}),
+        ("learned_variance", {"steps": 2, "levels": 2, "share": 0.0}),
+        ("ncsn", {"noise_levels": 2}),
+        ("sliced_score_matching", {"projections": 1}),
+    ],
+)
+def test_the_least_number_of_a_loss_is_taken(name, least):
+    parts = c.build(configured(name, **least), None)
+    assert {number: getattr(parts.objective, number) for number in least} == least
+
+
+def test_ncsn_trains_at_as_many_levels_as_it_says(monkeypatch):
+    used = []
+    monkeypatch.setattr(losses, "noise_conditional_loss", lambda *a, ts, **k: used.append(ts) or (jnp.zeros(()), {}))
+    parts = c.build(configured("ncsn", noise_levels=5), None)
+    parts.loss(params_of(parts), (X0, None), Context(KEY, **ROWS))
+    np.testing.assert_allclose(used[0], UNIFORM(parts.process, 4))
+
+
 def test_score_matching_is_refused_on_pictures(tmp_path, capfd):
     out = tmp_path / "run"
     assert main(["train", "digits", "--loss.name", "sliced_score_matching", "--out", str(out)]) == 2
