@@ -128,6 +128,13 @@ class Network(NamedTuple):
 
     The network of a few-step model has a second time: `c_noise [b, 2]` is its clock at t and at s <= t. Ours have the
     layers for it only where they are initialised with it; `networks.with_second_time` adds them to trained parameters.
+
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> init = lambda key, x, c_noise, cond: {"scale": jnp.ones(())}
+    >>> apply = lambda params, x, c_noise, cond, *, key=None: params["scale"] * x
+    >>> print(dj.Network(init, apply).apply({"scale": 2.0}, jnp.ones((1, 2)), jnp.zeros(1), None))
+    [[2. 2.]]
     """
 
     init: Init

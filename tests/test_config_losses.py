@@ -218,6 +218,14 @@ def test_a_loss_by_name_trains_as_the_library_call_does(name, process, numbers, 
     assert aux["t"].shape == aux["per_sample"].shape == (6,)  # what the log of noise levels is made of
 
 
+@pytest.mark.slow
+def test_the_parts_of_a_learned_variance_are_logged():
+    parts = c.build(configured("learned_variance", steps=6, levels=9, share=0.02), None)
+    context = Context(KEY, **ROWS)
+    loss, aux = jax.jit(lambda p: parts.loss(p, (X0, None), context))(params_of(parts))
+    np.testing.assert_allclose(aux["simple"] + 0.02 * aux["bound"], loss, rtol=1e-5)
+
+
 def default(function, name):
     return inspect.signature(function).parameters[name].default
 

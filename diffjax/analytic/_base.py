@@ -57,5 +57,11 @@ def exact_denoiser(distribution: AbstractDistribution, process: AbstractGaussian
     """The optimal denoiser of a known distribution under a process, for samplers and likelihood to be tested with.
 
     It maps xt [b, *d] and t [] or [b] to x0_hat [b, *d].
+
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> denoiser = dj.exact_denoiser(dj.Gaussian(jnp.zeros(2), 1.0), dj.Rectified())
+    >>> print(denoiser(jnp.ones((1, 2)), 0.5))  # alpha/(alpha^2 + sigma^2) xt
+    [[1. 1.]]
     """
     return ExactDenoiser(distribution, process)

@@ -20,6 +20,12 @@ from diffjax.process import AbstractGaussianProcess
 class Gaussian(AbstractDistribution):
     """N(mean, covariance) as data.
 
+    >>> import jax, jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> data = dj.Gaussian(jnp.zeros((8, 8, 1)), 0.25)
+    >>> data.sample(jax.random.key(0), 3).shape
+    (3, 8, 8, 1)
+
     Args:
       mean: [*d], its shape is one sample's.
       covariance: a variance [] shared by all features, variances in the mean's shape [*d], or a full matrix [D, D] over

@@ -19,6 +19,12 @@ from diffjax.process import AbstractGaussianProcess
 class GaussianMixture(AbstractDistribution):
     """sum_k pi_k N(m_k, S_k) as data.
 
+    >>> import jax, jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> data = dj.GaussianMixture(jnp.array([[-1.0, 0.0], [1.0, 0.0]]), 0.01)
+    >>> data.sample(jax.random.key(0), 3).shape
+    (3, 2)
+
     Args:
       means: [k, *d].
       covariances: as `Gaussian`'s with a leading axis k: [k], [k, *d] or [k, D, D]; or one variance [] for all.

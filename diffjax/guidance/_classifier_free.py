@@ -67,6 +67,17 @@ def classifier_free(
 
     The scale is 1 + w: cond + (scale - 1)(cond - null). 1 is no guidance, 0 no condition.
 
+    >>> import jax, jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax import networks
+    >>> network = dj.from_linen(networks.MLP(width=16, depth=1, num_classes=10))
+    >>> diffusion = dj.Diffusion(network, dj.Cosine(), dj.VPrediction())
+    >>> xt, labels = jnp.ones((4, 2)), jnp.array([0, 1, 2, 3])
+    >>> params = network.init(jax.random.key(0), xt, jnp.zeros(4), labels)
+    >>> denoiser = dj.classifier_free(dj.make_denoiser(diffusion, params, labels), null=10, scale=2.0)
+    >>> denoiser(xt, 0.5).shape
+    (4, 2)
+
     Args:
       denoiser: from `make_denoiser` with a condition.
       null: the "no condition" that training dropped to (`drop_condition`): the same tree as the condition, each leaf

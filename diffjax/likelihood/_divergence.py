@@ -78,6 +78,14 @@ class Exact(eqx.Module):
 class Hutchinson(eqx.Module):
     """E[v' J v] over random v with E[v v'] = I; the probes are drawn once a solve.
 
+    >>> import jax, jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> process, data = dj.VariancePreserving(), dj.Gaussian(jnp.zeros(2), 1.0)
+    >>> denoiser, probes = dj.exact_denoiser(data, process), dj.Hutchinson(4)
+    >>> answer = dj.log_likelihood(jax.random.key(0), process, denoiser, jnp.ones((3, 2)), divergence=probes)
+    >>> answer.nats.shape, answer.standard_error.shape
+    ((3,), (3,))
+
     Attributes:
       count: probes for each sample; each costs one backward product a step.
       draw: `(key, shape, dtype) -> v`; default `jax.random.rademacher`, whose variance is the lowest;

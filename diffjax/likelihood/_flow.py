@@ -69,6 +69,14 @@ def log_likelihood(
 
     A denoiser, terminal or draw that is a plain function is static: keep one object rather than make one per call.
 
+    >>> import jax, jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> process, data = dj.VariancePreserving(), dj.Gaussian(jnp.zeros(2), 1.0)
+    >>> x0 = jnp.ones((1, 2))
+    >>> answer = dj.log_likelihood(jax.random.key(0), process, dj.exact_denoiser(data, process), x0)
+    >>> answer.nats.shape, round(float(answer.nats[0]), 2)  # -log(2 pi) - |x0|^2/2
+    ((1,), -2.84)
+
     Args:
       key: for Hutchinson's probes.
       process: the forward process.

@@ -62,6 +62,19 @@ def denoising_loss(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """E[ w(t) mean_features (eps - eps_hat)^2 ], estimated on a batch, for whatever the network predicts.
 
+    >>> import jax, jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax import losses, networks
+    >>> network = dj.from_linen(networks.MLP(width=16, depth=1))
+    >>> diffusion = dj.Diffusion(network, dj.Cosine(), dj.VPrediction())
+    >>> x0 = jnp.ones((4, 2))
+    >>> params = network.init(jax.random.key(0), x0, jnp.zeros(4), None)
+    >>> choices = {"times": dj.StratifiedTimes(diffusion.process), "weighting": losses.native}
+    >>> loss = lambda p: dj.denoising_loss(diffusion, p, jax.random.key(1), x0, **choices)
+    >>> (value, aux), slopes = jax.value_and_grad(loss, has_aux=True)(params)
+    >>> value.shape, aux["per_sample"].shape
+    ((), (4,))
+
     Args:
       diffusion: network, process and parameterisation; the network is called with a key, so dropout is on.
       params: the network's parameters.

@@ -35,6 +35,15 @@ LinenModule: TypeAlias = nn.Module
 def from_linen(module: nn.Module) -> Network:
     """A network from a Linen module.
 
+    >>> import jax, jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax import networks
+    >>> network = dj.from_linen(networks.MLP(width=16, depth=1))
+    >>> x, c_noise = jnp.zeros((4, 2)), jnp.zeros(4)
+    >>> params = network.init(jax.random.key(0), x, c_noise, None)
+    >>> network.apply(params, x, c_noise, None).shape
+    (4, 2)
+
     Args:
       module: is called as `module(x [b, *d], c_noise [b], cond)`, cond being None where there is no condition. A module
         that takes c_noise [b, 2] too may have more parameters then, for `with_second_time`. If its
@@ -162,6 +171,19 @@ class _LinenApply(_OfLinen):
 def from_nnx(build: "Callable[[nnx.Rngs], nnx.Module]") -> Network:
     """A network from an NNX module.
 
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> import diffjax as dj
+    >>> class Linear(nnx.Module):
+    ...     def __init__(self, rngs):
+    ...         self.layer = nnx.Linear(3, 2, rngs=rngs)
+    ...     def __call__(self, x, c_noise, cond):
+    ...         return self.layer(jnp.append(x, c_noise[:, None], axis=1))
+    >>> network, x = dj.from_nnx(Linear), jnp.zeros((4, 2))
+    >>> params = network.init(jax.random.key(0), x, jnp.zeros(4), None)
+    >>> network.apply(params, x, jnp.zeros(4), None).shape
+    (4, 2)
+
     Args:
       build: makes the module from its generators, `build(nnx.Rngs(key))`; the module is called as
         `module(x [b, *d], c_noise [b], cond)`; it is made before c_noise is seen, so its parameters are the same with a
@@ -227,6 +249,20 @@ def from_nnx(build: "Callable[[nnx.Rngs], nnx.Module]") -> Network:
 
 def from_equinox(build: Callable[[Key], eqx.Module]) -> Network:
     """A network from an Equinox module, which acts on one sample and is vmapped here.
+
+    >>> import equinox as eqx
+    >>> import jax, jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> class Linear(eqx.Module):
+    ...     layer: eqx.nn.Linear
+    ...     def __init__(self, key):
+    ...         self.layer = eqx.nn.Linear(3, 2, key=key)
+    ...     def __call__(self, x, c_noise, cond, *, key=None):
+    ...         return self.layer(jnp.append(x, c_noise))
+    >>> network, x = dj.from_equinox(Linear), jnp.zeros((4, 2))
+    >>> params = network.init(jax.random.key(0), x, jnp.zeros(4), None)
+    >>> network.apply(params, x, jnp.zeros(4), None).shape
+    (4, 2)
 
     Args:
       build: makes the module, `build(key)`; the module is called as `module(x [*d], c_noise [], cond, key=key)`, where

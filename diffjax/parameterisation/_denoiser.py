@@ -78,6 +78,16 @@ def apply_network(
 def make_denoiser(diffusion: Diffusion, params: Params, cond: Cond = None) -> NetworkDenoiser:
     """A network as a denoiser.
 
+    >>> import jax, jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax import networks
+    >>> network = dj.from_linen(networks.MLP(width=16, depth=1))
+    >>> diffusion = dj.Diffusion(network, dj.Cosine(), dj.VPrediction())
+    >>> xt = jnp.ones((4, 2))
+    >>> params = network.init(jax.random.key(0), xt, jnp.zeros(4), None)
+    >>> dj.make_denoiser(diffusion, params)(xt, 0.5).shape
+    (4, 2)
+
     Args:
       diffusion: network, process and parameterisation; the process is that of the xt which the denoiser will see, and
         may differ from the one trained on.
@@ -110,6 +120,13 @@ def predict(denoiser: Denoiser | FlowMap, xt: Sample, t: Time, s: Time | None = 
 
 def score(process: AbstractGaussianProcess, denoiser: Denoiser, xt: Sample, t: Time) -> Sample:
     """grad log p_t(xt) = (alpha x0_hat - xt)/sigma^2, [b, *d], for xt [b, *d] and t [] or [b].
+
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> process, data = dj.Rectified(), dj.Gaussian(jnp.zeros(2), 1.0)
+    >>> denoiser = dj.exact_denoiser(data, process)
+    >>> print(dj.score(process, denoiser, jnp.ones((1, 2)), 0.5))  # -xt/(alpha^2 + sigma^2)
+    [[-2. -2.]]
 
     Source: Tweedie's formula; Efron 2011, eq. 1.4; Vincent 2011.
     """

@@ -24,6 +24,12 @@ class EpsPrediction(AbstractParameterisation):
     processes end. The command line does so by itself. What remains at data of known range, such as pictures, is cut off
     by `static_threshold`.
 
+    >>> import diffjax as dj
+    >>> from diffjax.parameterisation import bounded
+    >>> process = bounded(dj.Cosine(), dj.EpsPrediction())
+    >>> [round(float(process.logsnr(t))) for t in (0.0, 1.0)]
+    [10, -10]
+
     Source: Ho et al. 2020, eq. 14.
     """
 
@@ -34,7 +40,15 @@ class EpsPrediction(AbstractParameterisation):
 
 
 class X0Prediction(AbstractParameterisation):
-    """The network predicts the data, y = x0."""
+    """The network predicts the data, y = x0.
+
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax.parameterisation import target
+    >>> x0, eps = jnp.full((1, 2), 2.0), jnp.ones((1, 2))
+    >>> print(target(dj.X0Prediction(), dj.Rectified(), x0, eps, 0.5))
+    [[2. 2.]]
+    """
 
     def coefficients(self, process: AbstractGaussianProcess, t: Time) -> tuple[Time, Time]:
         return jnp.ones_like(t), jnp.zeros_like(t)
@@ -56,14 +70,30 @@ class ScorePrediction(AbstractParameterisation):
 
 
 class VPrediction(AbstractParameterisation):
-    """The network predicts v = alpha eps - sigma x0. Source: Salimans & Ho 2022, section 4."""
+    """The network predicts v = alpha eps - sigma x0. Source: Salimans & Ho 2022, section 4.
+
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax.parameterisation import target
+    >>> x0, eps = jnp.full((1, 2), 2.0), jnp.ones((1, 2))
+    >>> print(target(dj.VPrediction(), dj.Rectified(), x0, eps, 0.5))
+    [[-0.5 -0.5]]
+    """
 
     def coefficients(self, process: AbstractGaussianProcess, t: Time) -> tuple[Time, Time]:
         return -process.sigma(t), process.alpha(t)
 
 
 class VelocityPrediction(AbstractParameterisation):
-    """The network predicts the velocity, y = alpha' x0 + sigma' eps. Source: Lipman et al. 2023, eq. 8."""
+    """The network predicts the velocity, y = alpha' x0 + sigma' eps. Source: Lipman et al. 2023, eq. 8.
+
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax.parameterisation import target
+    >>> x0, eps = jnp.full((1, 2), 2.0), jnp.ones((1, 2))
+    >>> print(target(dj.VelocityPrediction(), dj.Rectified(), x0, eps, 0.5))
+    [[-1. -1.]]
+    """
 
     def coefficients(self, process: AbstractGaussianProcess, t: Time) -> tuple[Time, Time]:
         return schedule_derivatives(process, t)

@@ -264,6 +264,12 @@ def prior(
 ) -> Float[Array, "b *d"]:
     """Noise to start sampling from, N(0, sigma(1)^2 I).
 
+    >>> import jax
+    >>> import diffjax as dj
+    >>> xT = dj.prior(jax.random.key(0), dj.EDM(), (1000, 2))
+    >>> xT.shape, round(float(xT.std()))
+    ((1000, 2), 77)
+
     Args:
       key: sample i is drawn from `fold_in(key, index_i)`, and depends on its global index alone.
       process: the forward process.
@@ -311,6 +317,13 @@ def posterior_mean_std(
         c_x = alpha_{t|s} sigma_s^2/sigma_t^2,   c_x0 = alpha_s sigma_{t|s}^2/sigma_t^2
 
     with (alpha_{t|s}, sigma_{t|s}) = process.conditional(t, s).
+
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> x0, xt = jnp.zeros((1, 2)), jnp.ones((1, 2))
+    >>> mean, std = dj.posterior_mean_std(dj.Rectified(), x0, xt, s=0.25, t=0.5)
+    >>> print(mean.shape, round(float(std), 3))
+    (1, 2) 0.236
 
     Args:
       process: the forward process.

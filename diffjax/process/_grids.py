@@ -22,6 +22,10 @@ Ends = tuple[Scalar, Scalar] | None
 def uniform_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None) -> Float[Array, " points"]:
     """n equal steps in t. Descending, shape [n + 1]. For `EDM` this is the paper's grid.
 
+    >>> import diffjax as dj
+    >>> print(dj.uniform_grid(dj.EDM(), 4))
+    [1.   0.75 0.5  0.25 0.  ]
+
     Raises:
       ValueError: n is not a positive integer, or `ends` do not descend inside [0, 1].
     """
@@ -49,6 +53,11 @@ def logsnr_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None) 
 
     Descending in t, shape [n + 1]. Source: Lu et al. 2022 (DPM-Solver), section 3.2.
 
+    >>> import diffjax as dj
+    >>> process = dj.VariancePreserving()
+    >>> [round(float(process.logsnr(t)), 1) for t in dj.logsnr_grid(process, 4, ends=(1.0, 0.01))]
+    [-10.0, -6.0, -1.9, 2.1, 6.2]
+
     Raises:
       ValueError: n is not a positive integer, or `ends` do not descend inside [0, 1], or logsnr is infinite there.
     """
@@ -63,6 +72,10 @@ def edm_grid(
     process: AbstractGaussianProcess, n: int, rho: Scalar = 7.0, *, ends: Ends = None
 ) -> Float[Array, " points"]:
     """n equal steps in (sigma/alpha)^(1/rho). Descending in t, shape [n + 1]; t_min may be where sigma = 0.
+
+    >>> import diffjax as dj
+    >>> [round(float(dj.EDM().sigma(t)), 3) for t in dj.edm_grid(dj.EDM(), 4)]
+    [80.0, 17.528, 2.515, 0.17, 0.002]
 
     Args:
       process: the forward process that the times are of.

@@ -18,6 +18,10 @@ from diffjax.process._gaussian import AbstractGaussianProcess, on_line
 class Rectified(AbstractGaussianProcess):
     """Rectified flow, alpha = 1 - t, sigma = t; the process of flow matching with a linear path.
 
+    >>> import diffjax as dj
+    >>> print(dj.Rectified().alpha(0.25), dj.Rectified().sigma(0.25))
+    0.75 0.25
+
     Source: Liu et al. 2023 (Flow straight and fast), eq. 1.
     """
 

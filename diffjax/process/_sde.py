@@ -150,6 +150,12 @@ def per_sample_path(
 ) -> PerSamplePath:
     """Brownian paths for a batch, for `reverse_sde`; sample i's path depends on (key, index_i) alone.
 
+    >>> import jax
+    >>> import diffjax as dj
+    >>> path = dj.per_sample_path(jax.random.key(0), 4, (2,))
+    >>> path.evaluate(-1.0, -0.9).shape
+    (4, 2)
+
     Args:
       key: one key for the batch.
       index: global indices [b], or the batch size b for 0 .. b - 1.

@@ -62,7 +62,14 @@ class AbstractTimes(eqx.Module):
 
 
 class UniformTimes(AbstractTimes):
-    """Independent uniform times on `process.interval()`."""
+    """Independent uniform times on `process.interval()`.
+
+    >>> import jax
+    >>> import diffjax as dj
+    >>> t, correction = dj.UniformTimes(dj.Cosine())(jax.random.key(0), 4)
+    >>> print(t.shape, correction)
+    (4,) [1. 1. 1. 1.]
+    """
 
     process: AbstractProcess
 
@@ -79,6 +86,13 @@ class StratifiedTimes(AbstractTimes):
     t_i = quantile((u + i/total) mod 1), one u for the batch, `total` strata.
 
     Each time is uniform on the interval, so the objective is `UniformTimes`'; its variance is lower.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> t, _ = dj.StratifiedTimes(dj.Rectified())(jax.random.key(0), 4)
+    >>> print(jnp.sort(jnp.floor(4 * t)))  # one in each quarter
+    [0. 1. 2. 3.]
+
     Source: Kingma et al. 2021 (Variational Diffusion Models), appendix I.1.
     """
 

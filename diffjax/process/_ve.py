@@ -21,6 +21,11 @@ from diffjax.process._gaussian import AbstractGaussianProcess, root_from_zero, w
 class VarianceExploding(AbstractGaussianProcess):
     """The VE process, dx = sigma sqrt(2 log(sigma_max/sigma_min)) dw.
 
+    >>> import diffjax as dj
+    >>> process = dj.VarianceExploding()
+    >>> print(process.alpha(1.0), process.sigma(1.0).round(2))
+    1.0 50.0
+
     Attributes:
       sigma_min: the noise's standard deviation at t = 0, in units of the data; positive.
       sigma_max: the noise's standard deviation at t = 1; more than sigma_min, and large against the data's diameter.
@@ -118,6 +123,10 @@ def _step(process: VarianceExploding | VarianceExplodingFromZero, t: Time, s: Ti
 
 class EDM(AbstractGaussianProcess):
     """EDM's process and clock.
+
+    >>> import diffjax as dj
+    >>> [round(float(dj.EDM().sigma(t)), 3) for t in (1.0, 0.5, 0.0)]
+    [80.0, 2.515, 0.002]
 
     Attributes:
       sigma_min: the noise's standard deviation at t = 0, in units of the data; positive.

@@ -47,6 +47,11 @@ class AbstractLinearBeta(eqx.Module):
 class VariancePreserving(AbstractLinearBeta, AbstractGaussianProcess):
     """The VP process with linear beta, dx = -beta(t) x/2 dt + sqrt(beta(t)) dw: DDPM's limit.
 
+    >>> import diffjax as dj
+    >>> process = dj.VariancePreserving()
+    >>> print(process.alpha(0.5).round(4), process.sigma(0.5).round(4))
+    0.2812 0.9597
+
     Attributes:
       beta_min: beta at t = 0, per unit of time; positive.
       beta_max: beta at t = 1; at least beta_min.
@@ -175,6 +180,11 @@ class Cosine(AbstractGaussianProcess):
 
     With shift 0, alpha = cos(pi t/2) and sigma = sin(pi t/2). For images of side d trained well at side d0, Hoogeboom
     et al. take shift = 2 log(d0/d).
+
+    >>> import diffjax as dj
+    >>> process = dj.Cosine()
+    >>> print(process.alpha(0.5).round(4), process.sigma(0.5).round(4), process.logsnr(0.5).round(4))
+    0.7071 0.7071 0.0
 
     Attributes:
       shift: added to the log signal-to-noise ratio, nats; finite.

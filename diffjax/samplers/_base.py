@@ -53,6 +53,15 @@ def sample(
     New values of the key, the process's numbers, the denoiser's parameters and conditions, xt and ts compile nothing;
     a denoiser that is a plain function is static, so keep one object rather than make one per call.
 
+    >>> import jax, jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> process, data = dj.Cosine(), dj.Gaussian(jnp.array([3.0, -1.0]), 0.01)
+    >>> denoiser, ts = dj.exact_denoiser(data, process), dj.logsnr_grid(process, 20)
+    >>> xT = dj.prior(jax.random.key(0), process, (1000, 2))
+    >>> x0 = dj.sample(None, process, denoiser, xT, ts, dj.DPMpp2M())
+    >>> print(x0.mean(0).round(1), x0.std(0).round(1))
+    [ 3. -1.] [0.1 0.1]
+
     Args:
       key: for stochastic steppers; may be None where the stepper is not.
       process: the forward process that the grid's times refer to.

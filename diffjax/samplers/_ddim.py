@@ -35,6 +35,16 @@ def optional_eta(value: Scalar | int | None) -> Array | None:
 class DDIM(AbstractStepper):
     """DDIM: order 1, one evaluation a step.
 
+    >>> import jax, jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> process = dj.Cosine()
+    >>> denoiser = dj.exact_denoiser(dj.Gaussian(jnp.zeros(2), 1.0), process)
+    >>> xT, ts = jnp.ones((1, 2)), dj.uniform_grid(process, 10)
+    >>> print(dj.sample(None, process, denoiser, xT, ts, dj.DDIM()).shape)
+    (1, 2)
+    >>> dj.sample(jax.random.key(0), process, denoiser, xT, ts, dj.DDIM(eta=1.0)).shape  # with noise
+    (1, 2)
+
     Attributes:
       eta: noise of a step, 0 to 1; 0 is deterministic, 1 is DDPM's ancestral step. An array is a leaf: it
         can change without compiling, and draws noise even if it holds 0.

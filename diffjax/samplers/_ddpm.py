@@ -19,6 +19,14 @@ from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
 class DDPM(AbstractStepper):
     """DDPM: weak order 1, one evaluation a step. A step to sigma = 0 adds no noise: it gives x0_hat.
 
+    >>> import jax, jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> process = dj.Cosine()
+    >>> denoiser = dj.exact_denoiser(dj.Gaussian(jnp.zeros(2), 1.0), process)
+    >>> xT, ts = jnp.ones((1, 2)), dj.uniform_grid(process, 10)
+    >>> dj.sample(jax.random.key(0), process, denoiser, xT, ts, dj.DDPM()).shape
+    (1, 2)
+
     Attributes:
       interpolation: v, which interpolates the log variance of a step: 0 is the posterior's variance (that of
         `DDIM(eta=1.0)`), 1 that of the forward step; a scalar in [0, 1].

@@ -37,6 +37,13 @@ class DPMpp2M(AbstractStepper):
 
     `ExponentialAdams(X0Prediction(), 2)` is its "heun" form.
 
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> process, xT = dj.VariancePreserving(), jnp.ones((1, 2))
+    >>> denoiser = dj.exact_denoiser(dj.Gaussian(jnp.zeros(2), 1.0), process)  # whose flow does not move
+    >>> print(dj.sample(None, process, denoiser, xT, dj.logsnr_grid(process, 40), dj.DPMpp2M()).round(2))
+    [[1.01 1.01]]
+
     Source: Lu et al. 2022b (DPM-Solver++: fast solver for guided sampling), algorithm 2.
     """
 

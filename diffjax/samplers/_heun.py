@@ -36,6 +36,13 @@ class Heun(AbstractEmbeddedStepper):
     """EDM's Heun sampler: order 2, two evaluations a step. A step to sigma = 0 is Euler's, as EDM has it, and so is
     one from alpha = 0, where sigma/alpha is infinite. The error estimate is the difference from Euler's step, DDIM's.
 
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> process, xT = dj.EDM(), jnp.full((1, 2), 80.0)
+    >>> denoiser = dj.exact_denoiser(dj.Gaussian(jnp.zeros(2), 1.0), process)
+    >>> print(dj.sample(None, process, denoiser, xT, dj.edm_grid(process, 40), dj.Heun()).round(2))
+    [[1.01 1.01]]
+
     Source: Karras et al. 2022, algorithm 1.
     """
 

@@ -45,6 +45,14 @@ def sample_n(
     Noise is the same bit for bit, and x0 to rounding, for any chunk, n and number of devices; sample i is row i of
     `sample(key_1, process, denoiser, prior(key_0, process, (n, *shape)), ts, stepper)` with key_0, key_1 = split(key).
 
+    >>> import jax, jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> process, data = dj.Cosine(), dj.Gaussian(jnp.array([3.0, -1.0]), 0.01)
+    >>> denoiser, ts = dj.exact_denoiser(data, process), dj.logsnr_grid(process, 20)
+    >>> x0 = dj.sample_n(jax.random.key(0), process, denoiser, (2,), 1000, ts=ts, stepper=dj.DDIM(1.0))
+    >>> x0.shape
+    (1000, 2)
+
     Args:
       key: for the prior and for stochastic steppers.
       process: the forward process that the grid's times refer to.

@@ -40,6 +40,13 @@ def bh2(h: OnGrid) -> OnGrid:
 class UniPC(AbstractMultistep):
     """UniPC-p: order p + 1, one evaluation a step.
 
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> process, xT = dj.VariancePreserving(), jnp.ones((1, 2))
+    >>> denoiser = dj.exact_denoiser(dj.Gaussian(jnp.zeros(2), 1.0), process)  # whose flow does not move
+    >>> print(dj.sample(None, process, denoiser, xT, dj.logsnr_grid(process, 40), dj.UniPC(2)).round(2))
+    [[1. 1.]]
+
     Attributes:
       p: number of evaluations that the predictor interpolates, 1 to 3.
       scale: B(h), `bh1` or `bh2`, or a function of one's own with B(h) = h + O(h^2). None for varying coefficients,
