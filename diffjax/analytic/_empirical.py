@@ -38,6 +38,14 @@ from diffjax.process import AbstractGaussianProcess
 class Empirical(AbstractDistribution):
     """sum_i pi_i delta(x0 - x_i): the data that a network is trained on, and the denoiser that it would learn by heart.
 
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax import analytic
+    >>> points = jnp.array([[0.0, 0.0], [4.0, 0.0]])
+    >>> denoiser = dj.exact_denoiser(analytic.Empirical(points), dj.Rectified())
+    >>> print(denoiser(jnp.array([[1.0, 0.0]]), 0.5).round(2))  # as near to both of alpha x0
+    [[2. 0.]]
+
     Args:
       data: x_i, [N, *d]; a leaf, so that it is an argument of jit and not a constant in it.
       weights: pi, [N], positive; normalised to sum to one. Default: equal.

@@ -82,12 +82,22 @@ class Box(eqx.Module):
 
 
 def cell_widths(box: Box) -> Float[Array, " d"]:
-    """The sides of one cell, shape [d]; their product is its volume."""
+    """The sides of one cell, shape [d]; their product is its volume.
+
+    >>> from diffjax import analytic
+    >>> print(analytic.cell_widths(analytic.Box([0.0], [1.0], 4)))
+    [0.25]
+    """
     return (box.high - box.low) / np.asarray(box.cells, box.low.dtype)
 
 
 def cell_centres(box: Box) -> Float[Array, "*cells d"]:
-    """The middle of each cell, shape [*cells, d]."""
+    """The middle of each cell, shape [*cells, d].
+
+    >>> from diffjax import analytic
+    >>> print(analytic.cell_centres(analytic.Box([0.0], [1.0], 4)).ravel())
+    [0.125 0.375 0.625 0.875]
+    """
     return _points(box, *(np.arange(n) + 0.5 for n in box.cells))
 
 
@@ -100,6 +110,12 @@ def _points(box, *places):
 @whole_numbers
 def cell_averages(box: Box, log_density: LogDensity, nodes: int = 4) -> Float[Array, "*cells"]:
     """The mean of a density over each cell, shape [*cells], by Gauss-Legendre quadrature.
+
+    >>> import jax.numpy as jnp
+    >>> from diffjax import analytic
+    >>> box = analytic.Box([0.0], [1.0], 4)
+    >>> print((8 * analytic.cell_averages(box, lambda x: jnp.log(x[:, 0]))).round(2))  # of the density x
+    [1. 3. 5. 7.]
 
     Args:
       box: the cells.

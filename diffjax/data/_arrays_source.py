@@ -53,6 +53,13 @@ def from_images(x: ArrayLike, cond: ArrayLike | None = None, *, augment: Augment
 
     Warns where the shape looks like channels first, or the values like [0, 1].
 
+    >>> import numpy as np
+    >>> from diffjax import data
+    >>> images, labels = np.zeros((10, 8, 8, 3), np.uint8), np.arange(10)
+    >>> x, cond = data.from_images(images, labels)(seed=0, step=0, size=4)
+    >>> x.shape, x.dtype, float(x.min()), cond.shape
+    ((4, 8, 8, 3), dtype('float32'), -1.0, (4,))
+
     Args:
       x: uint8 (floats stay as they are).
       cond: as `from_arrays` has it.

@@ -16,6 +16,11 @@ from diffjax.data._source import generator
 def load_digits(split: str = "train", *, holdout: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The images and labels of one part of the digits.
 
+    >>> from diffjax import data
+    >>> images, labels = data.load_digits()
+    >>> images.shape, images.dtype, labels.shape
+    ((1438, 8, 8, 1), dtype('float32'), (1438,))
+
     Args:
       split: "train" or "test".
       holdout: the share of each class that goes to the test part, in [0, 1), rounded to whole images.

@@ -80,7 +80,14 @@ def _block(seed: int, block: int, stream: int) -> np.ndarray:
 
 @whole_numbers
 def random_flip(x: np.ndarray, seed: int, positions: Int64[np.ndarray, " k"]) -> np.ndarray:
-    """Images [k, h, w, c] of which each is mirrored, left to right, with probability one half."""
+    """Images [k, h, w, c] of which each is mirrored, left to right, with probability one half.
+
+    >>> import numpy as np
+    >>> from diffjax import data
+    >>> x = np.arange(8.0).reshape(4, 1, 2, 1)
+    >>> data.random_flip(x, seed=0, positions=np.arange(4)).shape
+    (4, 1, 2, 1)
+    """
     flip = uniforms(seed, positions) < 0.5
     found = x.copy()
     found[flip] = x[flip, :, ::-1]

@@ -54,6 +54,11 @@ def prefetch(
             for batch in batches:
                 ...
 
+    >>> from diffjax import data
+    >>> with data.prefetch(data.two_moons(), seed=0, start=0, size=4, stop=3) as batches:
+    ...     [x.shape for x, _ in batches]
+    [(4, 2), (4, 2), (4, 2)]
+
     Args:
       source: `(seed, step, size) -> batch`, a pytree of leaves [size, ...]; with `part` where that is given. For
         workers it must be one that can be pickled (by cloudpickle): all of `diffjax.data` can.

@@ -107,6 +107,12 @@ def shapes(
     `source(seed, step, size) -> (x0 [size, h, w, 3], factors int32 [size, k])`; `source.captions(factors)` are their
     texts. Factors of an object are size, colour and shape, in the order of the caption.
 
+    >>> from diffjax import data
+    >>> scenes = data.shapes(size=16)
+    >>> x, _ = scenes(seed=0, step=0, size=4)
+    >>> x.shape
+    (4, 16, 16, 3)
+
     Args:
       split: "train", "test" (the combinations held out) or "all".
       size: pixels a side.

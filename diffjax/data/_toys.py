@@ -58,6 +58,12 @@ class Mixture:
 def mixture(*, components: int = 8, std: float = 0.1) -> Mixture:
     """Equal round Gaussians on a ring of radius sqrt(2 (1 - std^2)), so that each coordinate has variance 1.
 
+    >>> from diffjax import data
+    >>> source = data.mixture(components=8)
+    >>> x, _ = source(seed=0, step=0, size=4)
+    >>> x.shape, source.means.shape
+    ((4, 2), (8, 2))
+
     Args:
       components: number of Gaussians, at least 3 (for fewer, the two coordinates would differ in variance).
       std: standard deviation of each Gaussian, in (0, 1).
@@ -106,6 +112,11 @@ class Checkerboard:
 def checkerboard(*, cells: int = 4) -> Checkerboard:
     """A checkerboard, uniform on every other of `cells` x `cells` squares.
 
+    >>> from diffjax import data
+    >>> x, cond = data.checkerboard()(seed=0, step=0, size=4)
+    >>> x.shape, cond
+    ((4, 2), None)
+
     Args:
       cells: squares along a side, an even number.
 
@@ -121,6 +132,11 @@ def two_moons(*, noise: float = 0.05) -> Source:
     """Two interleaved half circles of radius 1 with Gaussian noise, standardised; the label is the moon, 0 or 1.
 
     (cos a, sin a) and (1 - cos a, 1/2 - sin a), a uniform on [0, pi]: means 1/2, 1/4, variances 3/4, 9/16 - 1/pi.
+
+    >>> from diffjax import data
+    >>> x, _ = data.two_moons()(seed=0, step=0, size=4)
+    >>> x.shape
+    (4, 2)
 
     Args:
       noise: standard deviation of the noise before standardising, not negative.
@@ -139,6 +155,11 @@ def swiss_roll(*, noise: float = 0.3) -> Source:
     """A spiral t (cos t, sin t), t uniform on [3 pi/2, 9 pi/2], with Gaussian noise, standardised.
 
     cond is None. Means 2 and 2/(3 pi), mean square radius 39 pi^2/4.
+
+    >>> from diffjax import data
+    >>> x, _ = data.swiss_roll()(seed=0, step=0, size=4)
+    >>> x.shape
+    (4, 2)
 
     Args:
       noise: standard deviation of the noise before standardising, not negative; the roll is then about 28 wide.

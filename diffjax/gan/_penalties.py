@@ -64,6 +64,12 @@ def lazy(
 
         mean over `every` steps = penalty
 
+    >>> import jax.numpy as jnp
+    >>> from diffjax import gan
+    >>> penalty = lambda: jnp.array([2.0])
+    >>> print(gan.lazy(penalty, 16, every=16), gan.lazy(penalty, 17, every=16))
+    [32.] [0.]
+
     Args:
       penalty: `() -> [b]`, such as `lambda: gradient_penalty(discriminator, x0, gamma)`.
       step: of training, such as `Context.step`.

@@ -87,6 +87,12 @@ class AbstractRule(AbstractGuide):
 class Linear(AbstractRule):
     """cond + (scale - 1) (cond - uncond). The same for eps, score and velocity, all affine in x0_hat at fixed xt.
 
+    >>> import jax.numpy as jnp
+    >>> from diffjax import guidance
+    >>> cond, uncond = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]])
+    >>> print(guidance.Linear()(cond, uncond, jnp.asarray(3.0), xt=jnp.zeros((1, 2)), t=0.5))
+    [[ 3. -2.]]
+
     Source: Ho & Salimans 2022 (Classifier-free diffusion guidance), eq. 6, with w = scale - 1.
     """
 

@@ -47,6 +47,15 @@ def classifier_guidance(
 ) -> Denoiser:
     """A denoiser guided by the gradient of log p(y | xt): one evaluation, and a classifier's value and gradient.
 
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax.guidance import classifier_guidance
+    >>> process = dj.Rectified()
+    >>> denoiser = dj.exact_denoiser(dj.Gaussian(jnp.zeros(2), 1.0), process)
+    >>> log_prob = lambda xt, t: xt[:, 0]  # wants the first feature large
+    >>> print(classifier_guidance(process, denoiser, log_prob, 1.0)(jnp.zeros((1, 2)), 0.5))  # sigma^2/alpha
+    [[0.5 0. ]]
+
     Args:
       process: the forward process that t refers to. t must lie where alpha > 0.
       denoiser: unconditional (then scale 1 samples p(x | y)) or already conditional (then scale 0 does).

@@ -55,6 +55,16 @@ def dps(
 ) -> Denoiser:
     """DPS as a denoiser: xt [b, *d], t [] or [b] -> an estimate of E[x0 | xt, y], [b, *d].
 
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax import guidance, operators
+    >>> process = dj.Rectified()
+    >>> denoiser = dj.exact_denoiser(dj.Gaussian(jnp.zeros(2), 1.0), process)
+    >>> y, observed = jnp.array([[2.0, 0.0]]), operators.Mask([1, 0])
+    >>> answer = guidance.dps(process, denoiser, observed, y, 0.5)(jnp.zeros((1, 2)), 0.5)
+    >>> bool(answer[0, 0] > 0), float(answer[0, 1])
+    (True, 0.0)
+
     Args:
       process: the forward process.
       denoiser: the prior's.

@@ -36,6 +36,14 @@ def extrapolate(
 ) -> Denoiser:
     """Any two denoisers as a guided one, `(xt [b, *d], t) -> [b, *d]`, at an evaluation of each.
 
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax.guidance import extrapolate
+    >>> process, xt = dj.Rectified(), jnp.zeros((1, 2))
+    >>> good, bad = (dj.exact_denoiser(dj.Gaussian(jnp.full(2, m), 1.0), process) for m in (1.0, 0.5))
+    >>> print(good(xt, 0.5), extrapolate(good, bad, 2.0)(xt, 0.5))
+    [[0.5 0.5]] [[0.75 0.75]]
+
     Args:
       cond: what to go towards.
       uncond: what to go away from. Where it is the same network with another condition, `classifier_free` does both in

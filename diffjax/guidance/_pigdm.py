@@ -78,6 +78,15 @@ def pigdm(
 ) -> Denoiser:
     """Pseudoinverse guidance as a denoiser: xt [b, *d], t [] or [b] -> an estimate of E[x0 | xt, y], [b, *d].
 
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax import guidance, operators
+    >>> process = dj.Rectified()
+    >>> denoiser = dj.exact_denoiser(dj.Gaussian(jnp.zeros(2), 1.0), process)
+    >>> y, observed = jnp.array([[2.0, 0.0]]), operators.Mask([1, 0])
+    >>> guidance.pigdm(process, denoiser, observed, y, 0.5)(jnp.zeros((1, 2)), 0.5).shape
+    (1, 2)
+
     Args:
       process: the forward process.
       denoiser: the prior's.

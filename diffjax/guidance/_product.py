@@ -59,6 +59,14 @@ def product(
 ) -> Denoiser:
     """The product of densities, prod_i p_i^w_i at each level, as a denoiser `(xt [b, *d], t) -> [b, *d]`.
 
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax.guidance import product
+    >>> process, xt = dj.Rectified(), jnp.zeros((1, 2))
+    >>> denoisers = [dj.exact_denoiser(dj.Gaussian(jnp.full(2, m), 1.0), process) for m in (0.0, 1.0)]
+    >>> print(product(process, denoisers, [0.5, 0.5])(xt, 0.5))  # the mean of the two
+    [[0.25 0.25]]
+
     Args:
       process: the forward process that t refers to, that of all denoisers.
       denoisers: one or more, each evaluated once.

@@ -21,6 +21,12 @@ from diffjax.guidance._base import AbstractRule, aligned, both, number
 class Projected(AbstractRule):
     """Adaptive projected guidance (APG) on x0_hat, without the paper's momentum.
 
+    >>> import jax.numpy as jnp
+    >>> from diffjax.guidance import Projected, extrapolate
+    >>> cond, uncond, xt = lambda xt, t: xt, lambda xt, t: jnp.array([[0.0, -1.0]]), jnp.array([[1.0, 0.0]])
+    >>> print(extrapolate(cond, uncond, 3.0, rule=Projected())(xt, 0.5))  # what is parallel to cond is dropped
+    [[1. 2.]]
+
     Attributes:
       parallel: share of the update parallel to the conditional x0_hat that is kept, the paper's eta: 0 none, 1 all;
         [] or [b].

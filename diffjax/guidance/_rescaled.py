@@ -20,6 +20,14 @@ from diffjax.guidance._base import AbstractRule, Linear, aligned, both, number
 class Rescaled(AbstractRule):
     """Guidance rescale: the guided x0_hat, rescaled by a share phi to the standard deviation of the conditional one.
 
+    >>> import jax.numpy as jnp
+    >>> from diffjax.guidance import Rescaled, extrapolate
+    >>> cond, uncond, xt = lambda xt, t: xt, lambda xt, t: 0.5 * xt, jnp.array([[1.0, -1.0]])
+    >>> print(extrapolate(cond, uncond, 3.0)(xt, 0.5))
+    [[ 2. -2.]]
+    >>> print(extrapolate(cond, uncond, 3.0, rule=Rescaled(1.0))(xt, 0.5))
+    [[ 1. -1.]]
+
     Attributes:
       phi: how far to rescale, from 0 (not at all) to 1 (fully), [] or [b]; the paper has 0.7.
       rule: the rule whose answer is rescaled.

@@ -93,6 +93,12 @@ def dynamic_threshold(
 
     clip(x0_hat, -s, s) bound/s, with an s >= bound for each x0_hat [*d].
 
+    >>> import jax.numpy as jnp
+    >>> from diffjax.guidance import dynamic_threshold
+    >>> denoiser = lambda xt, t: xt
+    >>> print(dynamic_threshold(denoiser, quantile=1.0)(jnp.array([[0.5, -2.0, 4.0, 0.0]]), 0.5))
+    [[ 0.125 -0.5    1.     0.   ]]
+
     Args:
       denoiser: any; a flow map stays one.
       quantile: s is this quantile of |x0_hat| over a sample's features; in (0, 1]. A Python number.

@@ -48,6 +48,12 @@ def average_bound(log_weights: Float[Array, "k b"]) -> tuple[Float[Array, " b"],
 def importance_weighted_bound(log_weights: Float[Array, "k b"]) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
     """(log mean_j w_j, its standard error by the delta method), each [b], of log weights [k, b].
 
+    >>> import jax.numpy as jnp
+    >>> from diffjax.likelihood import importance_weighted_bound
+    >>> bound, error = importance_weighted_bound(jnp.array([[-1.0], [-1.0], [-1.0]]))
+    >>> print(bound, error)
+    [-1.] [0.]
+
     Source: Burda et al. 2016 (IWAE), eq. 8.
     """
     return log_mean_exp(as_samples("log_weights", log_weights))

@@ -217,6 +217,11 @@ def slerp(a: Sample, b: Sample, weight: Time) -> Sample:
     1/sqrt(2) of it. Near-parallel latents are joined by the straight line; opposite ones have no one great circle, and
     are joined by a straight line too.
 
+    >>> import jax.numpy as jnp
+    >>> from diffjax.likelihood import slerp
+    >>> print(slerp(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), 0.5).round(3))
+    [[0.707 0.707]]
+
     Args:
       a: latents [b, *d].
       b: as many, [b, *d].

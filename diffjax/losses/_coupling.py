@@ -31,6 +31,12 @@ class Assignment(eqx.Module):
 
     A permutation within each condition keeps the batch's noise as it is. On two CPU cores, 2 ms for a batch of 64,
     20 ms for 256, 120 ms for 512.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from diffjax import losses
+    >>> x0, eps = jnp.array([[0.0], [5.0]]), jnp.array([[4.0], [1.0]])
+    >>> print(losses.Assignment()(jax.random.key(0), x0, eps, None).T)
+    [[1. 4.]]
     """
 
     def __call__(self, key: Key, x0: Sample, eps: Sample, cond: Cond = None) -> Sample:

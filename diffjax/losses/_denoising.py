@@ -40,7 +40,13 @@ from diffjax.process._gaussian import perturb
 
 
 def mean_square(error: Sample) -> Float[Array, " b"]:
-    """The mean over features of error^2, [b, *d] -> [b]: the penalty of every quadratic loss."""
+    """The mean over features of error^2, [b, *d] -> [b]: the penalty of every quadratic loss.
+
+    >>> import jax.numpy as jnp
+    >>> from diffjax import losses
+    >>> print(losses.mean_square(jnp.array([[1.0, 3.0]])))
+    [5.]
+    """
     error = as_samples("error", error)
     return mean_features(error**2)
 
@@ -182,6 +188,12 @@ def _weight_on_answer(weighting, process, parameterisation, t):
 
 def drop_condition(key: Key, cond: Cond, null: Cond, probability: Scalar, *, index: Index | None = None) -> Cond:
     """Condition dropout for classifier-free training: each sample's condition becomes null with a probability.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from diffjax import losses
+    >>> labels = jnp.arange(4)
+    >>> print(losses.drop_condition(jax.random.key(0), labels, null=10, probability=1.0))
+    [10 10 10 10]
 
     Args:
       key: sample i decides by `fold_in(key, index_i)`.

@@ -207,6 +207,12 @@ def negative_discrete_elbo(
 def snr_differences(process: AbstractGaussianProcess, ts: Grid) -> Float[Array, " k"]:
     """expm1(lambda_s - lambda_t) of each step of a descending grid [K + 1], [K]: twice its weight on the eps-error.
 
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax import losses
+    >>> print(losses.snr_differences(dj.Rectified(), jnp.array([0.5, 0.25])))  # 9 - 1
+    [8.]
+
     Raises:
       ValueError: logsnr is infinite at an end.
     """
@@ -225,7 +231,14 @@ def draw_steps(key: Key, steps: int, index: Index, total: int) -> Index:
 
 
 def prior_divergence(process: AbstractGaussianProcess, x0: Sample, t: Time = 1.0) -> Float[Array, " b"]:
-    """KL(q(xt | x0) || N(0, sigma(t)^2 I)) = exp(logsnr) ||x0||^2/2 in nats, [b], for x0 [b, *d] and a scalar t."""
+    """KL(q(xt | x0) || N(0, sigma(t)^2 I)) = exp(logsnr) ||x0||^2/2 in nats, [b], for x0 [b, *d] and a scalar t.
+
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax import losses
+    >>> print(losses.prior_divergence(dj.Rectified(), jnp.ones((1, 2)), 0.5).round(3))
+    [1.]
+    """
     x0 = as_samples("x0", x0)
     snr = jnp.asarray(process.alpha(t) / process.sigma(t)) ** 2
     return 0.5 * snr * sum_features(x0**2)

@@ -22,6 +22,11 @@ class PseudoHuber(eqx.Module):
     It acts on the error of the network's own answer, y_hat - y, and the weighting multiplies it as it would multiply
     the square; with `native` the loss is the penalty itself.
 
+    >>> import jax.numpy as jnp
+    >>> from diffjax import losses
+    >>> print(losses.PseudoHuber(c=3.0)(jnp.array([[4.0, 4.0]])))  # sqrt(16 + 9) - 3
+    [2.]
+
     Attributes:
       c: the root-mean-square error per feature at which the two regimes meet; positive.
     """

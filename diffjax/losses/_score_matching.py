@@ -48,6 +48,14 @@ def explicit_score_matching(
 ) -> Loss:
     """1/2 E||s(x) - grad log p(x)||^2 for samples x [b, *d] of p whose score is known: the Fisher divergence.
 
+    >>> import jax, jax.numpy as jnp
+    >>> from diffjax import losses
+    >>> x, score = jnp.ones((4, 2)), lambda x: -x
+    >>> apply = lambda params, x: params * x
+    >>> loss, _ = losses.explicit_score_matching(-1.0, jax.random.key(0), x, score_apply=apply, true_score=score)
+    >>> print(loss)
+    0.0
+
     Args:
       params: of the score network.
       key: unused, and so is `index`: nothing is drawn. They are there so that one loss can stand for another.
@@ -71,6 +79,13 @@ def implicit_score_matching(
     params: Params, key: Key, x: Sample, *, score_apply: ScoreApply, block: int = 1, index: Index | None = None
 ) -> Loss:
     """E[ 1/2 ||s||^2 + tr(ds/dx) ] with the exact trace: one forward product for each of the d features.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from diffjax import losses
+    >>> apply = lambda params, x: params * x
+    >>> loss, _ = losses.implicit_score_matching(-1.0, jax.random.key(0), jnp.ones((4, 2)), score_apply=apply)
+    >>> print(loss)  # |x|^2/2 - 2
+    -1.0
 
     Args:
       params: of the score network.
@@ -115,6 +130,13 @@ def sliced_score_matching(
     index: Index | None = None,
 ) -> Loss:
     """E_v[ 1/2 (v's)^2 + v'(ds/dx)v ]: one forward product for each projection v.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from diffjax import losses
+    >>> apply = lambda params, x: params * x
+    >>> loss, _ = losses.sliced_score_matching(-1.0, jax.random.key(0), jnp.ones((4, 2)), score_apply=apply)
+    >>> loss.shape
+    ()
 
     Args:
       params: of the score network.

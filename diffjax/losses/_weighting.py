@@ -30,7 +30,13 @@ from diffjax.process import AbstractGaussianProcess, logsnr_rate
 
 
 def constant(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
-    """w = 1: DDPM's simple loss. Of the shape of t. Source: Ho et al. 2020, eq. 14."""
+    """w = 1: DDPM's simple loss. Of the shape of t. Source: Ho et al. 2020, eq. 14.
+
+    >>> import diffjax as dj
+    >>> from diffjax import losses
+    >>> print(losses.constant(dj.Rectified(), dj.VPrediction(), 0.5))
+    1.0
+    """
     return jnp.ones_like(t)
 
 
@@ -38,12 +44,23 @@ def native(process: AbstractGaussianProcess, parameterisation: AbstractParameter
     """The weight that makes the loss the mean square of the error of the network's own output.
 
     Of the shape of t. With `VelocityPrediction` this is flow matching. `denoising_loss` computes that mean square.
+
+    >>> import diffjax as dj
+    >>> from diffjax import losses
+    >>> round(float(losses.native(dj.Rectified(), dj.X0Prediction(), 0.25)), 3)  # sigma^2/alpha^2
+    0.111
     """
     return 1 / eps_error_scale(parameterisation, process, t)
 
 
 def on_x0(process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
-    """w = e^-lambda: unit weight on ||x0 - x0_hat||^2. Of the shape of t."""
+    """w = e^-lambda: unit weight on ||x0 - x0_hat||^2. Of the shape of t.
+
+    >>> import diffjax as dj
+    >>> from diffjax import losses
+    >>> round(float(losses.on_x0(dj.Rectified(), dj.EpsPrediction(), 0.25)), 3)  # sigma^2/alpha^2
+    0.111
+    """
     return jnp.exp(-process.logsnr(t))
 
 
@@ -64,6 +81,12 @@ def flow_matching(process: AbstractGaussianProcess, parameterisation: AbstractPa
     """w = (1 + e^(-lambda/2))^2: unit weight on the squared error of eps - x0, a rectified flow's velocity.
 
     Of the shape of t. On another process it is the weight that a rectified flow has at the same logsnr.
+
+    >>> import diffjax as dj
+    >>> from diffjax import losses
+    >>> print(losses.flow_matching(dj.Rectified(), dj.VelocityPrediction(), 0.5))
+    4.0
+
     Source: Lipman et al. 2023, eq. 23.
     """
     return (1 + jnp.exp(-0.5 * process.logsnr(t))) ** 2
@@ -73,6 +96,11 @@ def likelihood_weighting(process: AbstractGaussianProcess, parameterisation: Abs
     """w = -lambda'(t) = g^2/sigma^2: the weight of the ELBO.
 
     Of the shape of t. Source: Song et al. 2021b (Maximum likelihood training of score-based diffusion models), eq. 8.
+
+    >>> import diffjax as dj
+    >>> from diffjax import losses
+    >>> print(losses.likelihood_weighting(dj.Rectified(), dj.VPrediction(), 0.5))
+    8.0
     """
     return -logsnr_rate(process, t)
 
@@ -95,6 +123,12 @@ class EDMWeighting(eqx.Module):
 
 class MinSNR(eqx.Module):
     """w = min(snr, gamma)/snr. Source: Hang et al. 2023 (Efficient diffusion training via min-SNR), eq. 9.
+
+    >>> import diffjax as dj
+    >>> from diffjax import losses
+    >>> weighting, process = losses.MinSNR(gamma=5.0), dj.Rectified()
+    >>> [round(float(weighting(process, dj.EpsPrediction(), t)), 3) for t in (0.5, 0.25)]  # min(1, 5/snr)
+    [1.0, 0.556]
 
     Attributes:
       gamma: the signal-to-noise ratio alpha^2/sigma^2 above which the weight of the x0-loss is constant; positive.

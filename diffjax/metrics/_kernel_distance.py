@@ -30,6 +30,12 @@ def kernel_distance(
     All pairs are used at once; the mean over random subsets that is often reported has the same expectation and a
     larger variance.
 
+    >>> import numpy as np
+    >>> from diffjax import metrics
+    >>> x, y = np.random.default_rng(0).normal(size=(2, 200, 3))
+    >>> metrics.kernel_distance(x, y) < metrics.kernel_distance(x, y + 1.0)
+    True
+
     Args:
       x: features of samples, [n, d].
       reference: features of data, [m, d].

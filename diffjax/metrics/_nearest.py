@@ -19,6 +19,11 @@ def nearest_distances(
 ) -> Float[np.ndarray, " n"]:
     """min_j |x_i - reference_j|, Euclidean over flattened features, [n] in float64; 0 for an exact copy.
 
+    >>> import numpy as np
+    >>> from diffjax import metrics
+    >>> metrics.nearest_distances(np.array([[0.0, 0.0]]), np.array([[3.0, 4.0], [6.0, 8.0]]))
+    array([5.])
+
     Args:
       x: [n, *d].
       reference: [m, *e], e as d.

@@ -27,6 +27,12 @@ def sliced_wasserstein(
 
     Between N(m, S) and its shift N(m + c, S), SW_2 is |c|/sqrt(d): a projection sees one coordinate's worth.
 
+    >>> import jax
+    >>> from diffjax import metrics
+    >>> x = jax.random.normal(jax.random.key(0), (500, 2))
+    >>> round(float(metrics.sliced_wasserstein(jax.random.key(1), x, x + 1.0)), 1)  # |1, 1|/sqrt(2)
+    1.0
+
     Args:
       key: for the directions.
       x: [n, *d].

@@ -109,6 +109,12 @@ class Linearised(NamedTuple):
 def linearise(operator: Operator, x: Sample) -> Linearised:
     """A(x) with its derivative at x and the adjoint of that; a linear operator is its own derivative.
 
+    >>> import jax.numpy as jnp
+    >>> from diffjax import operators
+    >>> near = operators.linearise(lambda x: x**2, jnp.array([[1.0, 3.0]]))
+    >>> print(near.value, near.push(jnp.ones((1, 2))))
+    [[1. 9.]] [[2. 6.]]
+
     Args:
       operator: x [b, *d] -> [b, *m], an `AbstractLinearOperator` or any function that JAX can differentiate.
       x: [b, *d].
@@ -129,6 +135,12 @@ def linearise(operator: Operator, x: Sample) -> Linearised:
 @whole_numbers
 def dot_product_test(key: Key, operator: Operator, shape: tuple[int, ...]) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(<A x, y>, <x, A' y>), two scalars, for normal x and y; they must agree.
+
+    >>> import jax
+    >>> from diffjax import operators
+    >>> ax_y, x_aty = operators.dot_product_test(jax.random.key(0), operators.Downsample((2,)), (4,))
+    >>> abs(float(ax_y - x_aty)) < 1e-5
+    True
 
     Args:
       key: for x and y.

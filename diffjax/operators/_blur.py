@@ -47,6 +47,12 @@ def edge(x: Float[Array, "..."], widths: Widths) -> Float[Array, "..."]:
 class Blur(AbstractLinearOperator):
     """Convolution over the leading feature axes, each channel alone; y has the shape of x, [b, *d].
 
+    >>> import jax.numpy as jnp
+    >>> from diffjax import operators
+    >>> blur = operators.Blur([0.25, 0.5, 0.25], boundary=operators.periodic)
+    >>> print(blur(jnp.array([[0.0, 4.0, 0.0, 0.0]])))
+    [[1. 2. 1. 0.]]
+
     Args:
       kernel: [k] for vectors, [kh, kw] for images [b, h, w, c].
       boundary: what lies beyond the border: `zero`, `periodic`, `reflecting` or `edge`.

@@ -36,6 +36,11 @@ def check_mask(mask: Bool[Array, "..."], shape: tuple[int, ...]) -> None:
 class Mask(AbstractLinearOperator):
     """A x = mask x: hidden features become 0, and y [b, *d] keeps the shape of x.
 
+    >>> import jax.numpy as jnp
+    >>> from diffjax import operators
+    >>> print(operators.Mask([1, 0, 1])(jnp.array([[2.0, 3.0, 4.0]])))
+    [[2. 0. 4.]]
+
     Args:
       mask: [*d], 1 or True where observed; an axis of length 1 is shared, as by the colours of an image.
 
@@ -54,6 +59,11 @@ class Mask(AbstractLinearOperator):
 @whole_numbers
 class Downsample(AbstractLinearOperator):
     """Averages over blocks: [b, h, w, c] -> [b, h/p, w/q, c] for factors (p, q).
+
+    >>> import jax.numpy as jnp
+    >>> from diffjax import operators
+    >>> print(operators.Downsample((2,))(jnp.array([[0.0, 2.0, 4.0, 6.0]])))
+    [[1. 5.]]
 
     Args:
       factors: one for each leading feature axis, such as (2, 2) for images and (4,) for vectors.
@@ -81,6 +91,11 @@ class Downsample(AbstractLinearOperator):
 class Grey(AbstractLinearOperator):
     """Colour to grey: the weighted sum over the last axis, [b, h, w, 3] -> [b, h, w, 1].
 
+    >>> import jax.numpy as jnp
+    >>> from diffjax import operators
+    >>> operators.Grey()(jnp.ones((1, 8, 8, 3))).shape
+    (1, 8, 8, 1)
+
     Args:
       weights: one a colour, [c]; by default the luma of ITU-R BT.601.
 
@@ -105,6 +120,11 @@ class Grey(AbstractLinearOperator):
 
 class Matrix(AbstractLinearOperator):
     """A matrix [m, D] on the flattened features: x [b, *d] -> y [b, m], with D the product of d.
+
+    >>> import jax.numpy as jnp
+    >>> from diffjax import operators
+    >>> print(operators.Matrix([[1.0, 1.0]])(jnp.array([[2.0, 3.0]])))
+    [[5.]]
 
     Raises:
       ValueError: it is no matrix of finite numbers, or, when called, D is another number.

@@ -30,6 +30,12 @@ def matrix_free(forward: Operator, backward: Callable[[Observation], Sample], sh
 
     A function whose adjoint JAX can find needs none of this: it is an operator as it is.
 
+    >>> import jax.numpy as jnp
+    >>> from diffjax import operators
+    >>> flip = lambda x: jnp.flip(x, axis=1)
+    >>> print(operators.matrix_free(flip, flip, (3,))(jnp.array([[1.0, 2.0, 3.0]])))
+    [[3. 2. 1.]]
+
     Args:
       forward: x [b, *d] -> A x [b, *m]; a pytree's arrays are leaves, a plain function is static.
       backward: y [b, *m] -> A' y [b, *d].

@@ -69,7 +69,15 @@ class AbstractParameterisation(eqx.Module):
 def target(
     parameterisation: AbstractParameterisation, process: AbstractGaussianProcess, x0: Sample, eps: Sample, t: Time
 ) -> Sample:
-    """What the network should answer, y = a x0 + b eps, [b, *d], for x0, eps [b, *d] and t [] or [b]."""
+    """What the network should answer, y = a x0 + b eps, [b, *d], for x0, eps [b, *d] and t [] or [b].
+
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax.parameterisation import target
+    >>> x0, eps = jnp.full((1, 2), 2.0), jnp.ones((1, 2))
+    >>> print(target(dj.VPrediction(), dj.Rectified(), x0, eps, 0.5))  # alpha eps - sigma x0
+    [[-0.5 -0.5]]
+    """
     x0 = as_samples("x0", x0)
     eps = as_samples("eps", eps, x0.shape)
     check_time(t, x0)
@@ -84,6 +92,14 @@ def recover(
 
     Exact up to conditioning: keep the pair you have rather than computing one from the other, for eps loses digits
     as sigma -> 0 and x0 as alpha -> 0.
+
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax.parameterisation import recover
+    >>> xt, v = jnp.full((1, 2), 1.5), jnp.full((1, 2), -0.5)
+    >>> x0, eps = recover(dj.VPrediction(), dj.Rectified(), v, xt, 0.5)
+    >>> print(x0, eps)
+    [[2. 2.]] [[1. 1.]]
     """
     xt = as_samples("xt", xt)
     y = as_samples("y", y, xt.shape)
@@ -95,7 +111,13 @@ def recover(
 
 
 def eps_error_scale(parameterisation: AbstractParameterisation, process: AbstractGaussianProcess, t: Time) -> Time:
-    """(alpha/(alpha b - sigma a))^2, of the shape of t: ||eps - eps_hat||^2 is this times ||y - y_hat||^2."""
+    """(alpha/(alpha b - sigma a))^2, of the shape of t: ||eps - eps_hat||^2 is this times ||y - y_hat||^2.
+
+    >>> import diffjax as dj
+    >>> from diffjax.parameterisation import eps_error_scale
+    >>> print(eps_error_scale(dj.X0Prediction(), dj.Rectified(), 0.25))  # alpha^2/sigma^2
+    9.0
+    """
     a, b = parameterisation.coefficients(process, t)
     alpha, sigma = process.alpha(t), process.sigma(t)
     of_eps = (a == 0) & (b != 0)  # y = b eps: alpha cancels, also where it is 0

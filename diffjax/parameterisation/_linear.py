@@ -60,6 +60,13 @@ class ScorePrediction(AbstractParameterisation):
     Train and sample it on `bounded(process, ScorePrediction())`, as eps; near the data the score itself is as large as
     1/sigma, 22,026 at logsnr 20.
 
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax.parameterisation import ScorePrediction, target
+    >>> x0, eps = jnp.full((1, 2), 2.0), jnp.ones((1, 2))
+    >>> print(target(ScorePrediction(), dj.Rectified(), x0, eps, 0.5))  # -eps/sigma
+    [[-2. -2.]]
+
     Source: Song & Ermon 2019, eq. 5; Tweedie's formula.
     """
 

@@ -58,6 +58,14 @@ def retime(denoiser: Denoiser, trained: AbstractGaussianProcess, sampled: Abstra
     answered as its nearest end is. A flow map that knows any pair (t, s) stays one; another becomes a denoiser, which
     refuses as it does.
 
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax.parameterisation import retime
+    >>> denoiser = dj.exact_denoiser(dj.Gaussian(jnp.zeros(2), 1.0), dj.Cosine())
+    >>> flow = retime(denoiser, dj.Cosine(), dj.Rectified())
+    >>> print(flow(jnp.ones((1, 2)), 0.5).round(3))  # alpha/(alpha^2 + sigma^2) xt
+    [[1. 1.]]
+
     Args:
       denoiser: of `trained`; any callable. One that is a pytree stays one.
       trained: the process that it knows.

@@ -150,14 +150,24 @@ def _growth(last: Any, rate: Any, along: Any, left: Any) -> Any:
 
 
 def chain_times(process: DiscreteChain) -> Float[Array, " k"]:
-    """The times of the chain's steps, k/K for k = 1 .. K, shape [k], ascending."""
+    """The times of the chain's steps, k/K for k = 1 .. K, shape [k], ascending.
+
+    >>> from diffjax.process import DiscreteChain, chain_times, linear_betas
+    >>> print(chain_times(DiscreteChain(linear_betas(4))))
+    [0.25 0.5  0.75 1.  ]
+    """
     k = process.betas.shape[0]
     return jnp.asarray(np.arange(1, k + 1) / k)
 
 
 @whole_numbers
 def linear_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Float[np.ndarray, " k"]:
-    """DDPM's betas, equally spaced, [k]; start and stop in (0, 1). Source: Ho et al. 2020, section 4 (1000 steps)."""
+    """DDPM's betas, equally spaced, [k]; start and stop in (0, 1). Source: Ho et al. 2020, section 4 (1000 steps).
+
+    >>> from diffjax.process import linear_betas
+    >>> print(linear_betas(3, 0.1, 0.3))
+    [0.1 0.2 0.3]
+    """
     _check_betas(steps, start, stop)
     return np.linspace(start, stop, steps)
 
@@ -165,7 +175,12 @@ def linear_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Float[n
 @whole_numbers
 def scaled_linear_betas(steps: int, start: float = 0.00085, stop: float = 0.012) -> Float[np.ndarray, " k"]:
     """Betas whose square roots are equally spaced, [k]. Source: Rombach et al. 2022 (latent diffusion), the released
-    code and Stable Diffusion's numbers (1000 steps); start and stop in (0, 1)."""
+    code and Stable Diffusion's numbers (1000 steps); start and stop in (0, 1).
+
+    >>> from diffjax.process import scaled_linear_betas
+    >>> print(scaled_linear_betas(3, 0.01, 0.09))
+    [0.01 0.04 0.09]
+    """
     _check_betas(steps, start, stop)
     return np.linspace(start**0.5, stop**0.5, steps) ** 2
 
@@ -173,6 +188,10 @@ def scaled_linear_betas(steps: int, start: float = 0.00085, stop: float = 0.012)
 @whole_numbers
 def cosine_betas(steps: int, offset: float = 0.008, largest: float = 0.999) -> Float[np.ndarray, " k"]:
     """1 - f((k + 1)/K)/f(k/K) with f(t) = cos^2(pi/2 (t + offset)/(1 + offset)), at most `largest`, [k].
+
+    >>> from diffjax.process import cosine_betas
+    >>> print(cosine_betas(4)[-1])  # its largest
+    0.999
 
     Source: Nichol & Dhariwal 2021 (Improved DDPM), eq. 17.
     """
@@ -185,6 +204,10 @@ def cosine_betas(steps: int, offset: float = 0.008, largest: float = 0.999) -> F
 def zero_terminal_snr(betas: Any) -> Float[np.ndarray, " k"]:
     """The betas [k] changed so that the last step leaves no signal: sqrt(alpha_bar) is shifted to end at 0, and scaled
     so that its first stays what it was.
+
+    >>> from diffjax.process import linear_betas, zero_terminal_snr
+    >>> float(zero_terminal_snr(linear_betas(10))[-1])
+    1.0
 
     Raises:
       ValueError: there are fewer than two betas, or one lies outside (0, 1).

@@ -208,12 +208,24 @@ def root_from_zero(square: Time, t: Time) -> Time:
 
 
 def logsnr_rate(process: AbstractGaussianProcess, t: Time) -> Time:
-    """lambda'(t), negative, of the shape of t; by jvp. -lambda' = g^2/sigma^2 is the weight of the ELBO."""
+    """lambda'(t), negative, of the shape of t; by jvp. -lambda' = g^2/sigma^2 is the weight of the ELBO.
+
+    >>> import diffjax as dj
+    >>> from diffjax.process import logsnr_rate
+    >>> print(logsnr_rate(dj.Rectified(), 0.5))  # -2/(t (1 - t))
+    -8.0
+    """
     return _value_and_rate(process.logsnr, t)[1]
 
 
 def schedule_derivatives(process: AbstractGaussianProcess, t: Time) -> tuple[Time, Time]:
-    """(alpha'(t), sigma'(t)), each of the shape of t; by jvp. They may be infinite at t = 0 and 1 themselves."""
+    """(alpha'(t), sigma'(t)), each of the shape of t; by jvp. They may be infinite at t = 0 and 1 themselves.
+
+    >>> import diffjax as dj
+    >>> from diffjax.process import schedule_derivatives
+    >>> print(*schedule_derivatives(dj.Rectified(), 0.5))
+    -1.0 1.0
+    """
     return _value_and_rate(process.alpha, t)[1], _value_and_rate(process.sigma, t)[1]
 
 
@@ -224,7 +236,13 @@ def _value_and_rate(function: Callable[[Time], Time], t: Time) -> tuple[Time, Ti
 
 
 def scales_from_logsnr(process: AbstractGaussianProcess, value: Time) -> tuple[Time, Time]:
-    """The process's (alpha, sigma) where its logsnr is `value`, each of the shape of `value` (+-inf too)."""
+    """The process's (alpha, sigma) where its logsnr is `value`, each of the shape of `value` (+-inf too).
+
+    >>> import diffjax as dj
+    >>> from diffjax.process import scales_from_logsnr
+    >>> print(*scales_from_logsnr(dj.Rectified(), 0.0))
+    0.5 0.5
+    """
     value = jnp.asarray(value)
     # By `where`: in jit, `minimum` loses its derivative where the value is computed twice and rounded otherwise.
     noisy = value < 0
@@ -291,6 +309,12 @@ def prior(
 
 def prior_log_prob(process: AbstractGaussianProcess, x: Sample, t: Time = 1.0) -> Float[Array, " b"]:
     """log N(x; 0, sigma(t)^2 I) in nats: the density that `prior` draws from, at t = 1.
+
+    >>> import jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax.process import prior_log_prob
+    >>> round(float(prior_log_prob(dj.Rectified(), jnp.zeros((1, 2)))[0]), 2)  # -log(2 pi)
+    -1.84
 
     Args:
       process: the forward process.

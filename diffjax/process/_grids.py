@@ -38,6 +38,11 @@ def uniform_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None)
 def quadratic_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None) -> Float[Array, " points"]:
     """n equal steps in sqrt(t). Descending, shape [n + 1]. Source: Song et al. 2021 (DDIM), appendix D.2.
 
+    >>> import diffjax as dj
+    >>> from diffjax.process import quadratic_grid
+    >>> print(quadratic_grid(dj.Rectified(), 4, ends=(1.0, 0.0)))
+    [1.     0.5625 0.25   0.0625 0.    ]
+
     Raises:
       ValueError: n is not a positive integer, or `ends` do not descend inside [0, 1].
     """
@@ -141,6 +146,11 @@ def shifted_grid(
     `Rectified` with ends (1, 0) it is Stable Diffusion 3's t -> shift t/(1 + (shift - 1) t). The steps are equal
     between the times that shift to the ends; where there are none in [0, 1], the first or last step makes up for
     it. See `Shifted` for a process so shifted.
+
+    >>> import diffjax as dj
+    >>> from diffjax.process import shifted_grid
+    >>> [round(float(t), 2) for t in shifted_grid(dj.Rectified(), 2, ends=(1.0, 0.0))]  # 3 t/(1 + 2 t)
+    [1.0, 0.75, 0.0]
 
     Args:
       process: the forward process that the times are of.

@@ -307,6 +307,10 @@ def least_rate(latents: int, correlation: Scalar) -> Float[Array, ""]:
 
         delta = 1/2 ((n - 2) log(1 + a^2) - log(1 - a^2)),   n >= 2;  0 of one latent
 
+    >>> from diffjax import vae
+    >>> print(vae.least_rate(8, 0.0), vae.least_rate(8, 0.5).round(2))
+    0.0 0.81
+
     Args:
       latents: n, along the axis of the prior; of several channels, each has this rate.
       correlation: a, in (-1, 1), a scalar.

@@ -112,6 +112,12 @@ def as_gaussian(y: Float[Array, "b *d"]) -> DiagonalGaussian:
 
     Log standard deviations are clipped to [-15, 10].
 
+    >>> import jax.numpy as jnp
+    >>> from diffjax import vae
+    >>> posterior = vae.as_gaussian(jnp.zeros((4, 6)))
+    >>> posterior.mean.shape
+    (4, 3)
+
     Raises:
       ValueError: the last axis is odd.
     """

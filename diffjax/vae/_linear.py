@@ -99,6 +99,12 @@ def best_encoder(
 
         V = M^-1 W',   d = beta sigma^2/diag(M),   M = W'W + beta sigma^2 I
 
+    >>> import jax.numpy as jnp
+    >>> from diffjax import vae
+    >>> encoder, variances = vae.best_encoder(jnp.array([[2.0], [0.0]]), 1.0)
+    >>> print(encoder.round(1), variances.round(1))
+    [[0.4 0. ]] [0.2]
+
     Args:
       weight: W, any, not only one with orthogonal columns.
       variance: sigma^2, positive.
@@ -178,6 +184,11 @@ def rates_at_optimum(eigenvalues: Float[Array, " k"], variance: Scalar, *, beta:
     """max(0, 1/2 log(lambda_i/(beta sigma^2))) in nats, [k]: the rate of each latent of the optimal linear VAE.
 
     A latent is collapsed, its rate 0, exactly where its eigenvalue is not above beta sigma^2.
+
+    >>> import jax.numpy as jnp
+    >>> from diffjax import vae
+    >>> print(vae.rates_at_optimum(jnp.array([4.0, 0.5]), 1.0).round(3))  # log(4)/2, and a collapsed latent
+    [0.693 0.   ]
 
     Args:
       eigenvalues: of the data's covariance, [k].
