@@ -713,3 +713,9 @@ def test_a_loss_s_own_sampler_may_be_named(tmp_path, monkeypatch):
         assert main(["train", "toy2d", "--loss.name", "consistency", *more]) == 0
     assert parsed[0] == parsed[1] == c.SamplerConfig("jump", 2, "angle", gamma=1.0)
     assert parsed[2] == dataclasses.replace(parsed[0], steps=4)
+
+
+def test_what_distils_a_teacher_and_what_needs_one():
+    """A loss that learns from data alone (improved MeanFlow, shortcut, ECT) is no method of `diffjax distill`."""
+    assert set(c.DISTILLERS) == {"progressive", "consistency", "continuous_consistency", "mean_flow"}
+    assert {name for name, row in c.LOSSES.items() if row.needs_teacher} == {"progressive"}
