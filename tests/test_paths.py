@@ -86,6 +86,7 @@ def test_help_in_a_narrow_terminal_and_without_docstrings():
         "$ diffjax sample runs/digits --sampler.name ddim --sampler.eta 1 --steps 100",
         "$ diffjax sample runs/digits --guidance.name projected --guidance 4 --interval -2 6",
         "$ diffjax sample runs/digits --known half.png --mask left.png --n 16",
+        '$ diffjax sample runs/shapes --text "a red circle above a small blue square" --guidance 3 --n 16',
     ]
 
 

@@ -11,7 +11,7 @@ from nets import quick_jit
 from registry import ALL_GRIDS, ALL_STEPPERS, QUICK_STEPPERS, each_stepper
 
 import diffjax as dj
-from diffjax import analytic, guidance, inverse, likelihood, losses, process, samplers
+from diffjax import analytic, flow_maps, gan, guidance, inverse, likelihood, losses, process, samplers, vae
 
 KEY = jax.random.key(0)
 _COUNT = itertools.count(1)
@@ -163,3 +163,60 @@ entries = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [], 
 @pytest.mark.parametrize("name", entries)
 def test_a_first_call_may_be_inside_jit(name):
     check_inside_jit(*ENTRIES[name], rtol=2e-5 if name == "log_likelihood" else 2e-6)
+
+
+PAIRS = flow_maps.SortedPairs(dj.UniformTimes(dj.Cosine()))
+ONES = np.ones((3, 2), np.float32)
+STILL = lambda xt, t: xt
+IDENTITY = dj.Network(lambda *args: {}, lambda params, x, c_noise, cond=None, *, key=None: x)
+OF_X0 = dj.Diffusion(IDENTITY, dj.Cosine(), dj.X0Prediction())
+REFUSED = {
+    "beta_min": lambda: dj.VariancePreserving(beta_min=-1.0),
+    "beta_max": lambda: process.SubVP(beta_min=1.0, beta_max=0.5),
+    "sigma_min": lambda: dj.EDM(sigma_min=-1.0),
+    "sigma_max": lambda: dj.VarianceExploding(sigma_max=0.001),
+    "shift": lambda: dj.Cosine(np.inf),
+    "offset": lambda: process.OffsetCosine(-1.0),
+    "power": lambda: process.Polynomial(-1.0),
+    "mass": lambda: process.CriticallyDamped(mass=-1.0),
+    "std": lambda: process.LognormalTimes(dj.EDM(), 0.0, -1.0),
+    "data_std": lambda: dj.X0Prediction(-1.0),
+    "eta": lambda: dj.DDIM(eta=2.0),
+    "interpolation": lambda: dj.DDPM(2.0),
+    "gamma": lambda: dj.Jump(gamma=2.0),
+    "s_churn": lambda: samplers.Churn(-1.0),
+    "c": lambda: losses.PseudoHuber(-1.0),
+    "epsilon": lambda: losses.OptimalTransport(-1.0),
+    "phi": lambda: guidance.Rescaled(2.0),
+    "share": lambda: flow_maps.PartlyEqual(PAIRS, 2.0),
+    "levels": lambda: likelihood.Quantisation(1),
+    "high": lambda: vae.Bernoulli(1.0, 0.0),
+    "slope": lambda: gan.DiracGAN(-1.0),
+    "covariance": lambda: dj.Gaussian(np.zeros(2), -1.0),
+    "covariances": lambda: dj.GaussianMixture(np.zeros((2, 2)), -1.0),
+    "weights": lambda: analytic.Empirical(ONES, np.array([1.0, -1.0, 1.0])),
+    "scale: must be finite": lambda: guidance.extrapolate(STILL, STILL, np.inf),
+    "scale: below 0": lambda: guidance.extrapolate(STILL, STILL, -1.0),
+    "bound": lambda: guidance.dynamic_threshold(STILL, bound=-1.0),
+    "largest": lambda: guidance.dynamic_threshold(STILL, largest=0.5),
+    "std: must be positive": lambda: guidance.dps(dj.Rectified(), STILL, STILL, ONES, -1.0),
+    "scale: below 0 it would": lambda: guidance.dps(dj.Rectified(), STILL, STILL, ONES, 1.0, scale=-1.0),
+    "weights: a positive sum": lambda: guidance.product(dj.Rectified(), [STILL, STILL], [0.0, 0.0]),
+    "weights: must be positive": lambda: guidance.density_mixture([STILL], [STILL], [-1.0]),
+    "weight": lambda: guidance.negation(dj.Rectified(), STILL, STILL, 2.0),
+    "eta: must not": lambda: dj.reverse_sde(dj.Rectified(), STILL, dj.per_sample_path(KEY, 3, (2,)), eta=-1.0),
+    "eta: must not be": lambda: samplers.SEEDS2(eta=-1.0),
+    "step": lambda: losses.finite_difference_sliced({}, KEY, jnp.asarray(ONES), score_apply=lambda p, x: -x, step=-1.0),
+    "offset: must be": lambda: flow_maps.mean_flow_loss(OF_X0, {}, KEY, jnp.asarray(ONES), pairs=PAIRS, offset=-1.0),
+    "mu0": lambda: flow_maps.ct_decay(2, mu0=2.0),
+    "t0": lambda: likelihood.flow_encode(dj.Rectified(), STILL, jnp.asarray(ONES), t0=2.0),
+    "ts": lambda: losses.LevelTimes([2.0]),
+    "step_size": lambda: samplers.langevin(KEY, lambda x: -x, ONES, steps=3, step_size=-1.0),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_a_number_out_of_range_is_refused_inside_jit_too(message):
+    for run in (REFUSED[message], jax.jit(lambda: (REFUSED[message](), jnp.zeros(()))[1])):
+        with pytest.raises(ValueError, match=f"^{message}\\b"):
+            run()

@@ -27,6 +27,7 @@ from diffjax._arrays import (
     check_time,
     expand,
     sample_keys,
+    values_at_once,
     whole_numbers,
 )
 from diffjax._typing import Key, Sample, Time
@@ -61,6 +62,7 @@ class Empirical(AbstractDistribution):
     log_weights: Float[Array, " N"] | None
     block: int = eqx.field(static=True)
 
+    @values_at_once
     def __init__(self, data: Any, weights: Float[Array, " N"] | None = None, block: int = 256):
         self.data = as_numbers("data", data)
         n = self.data.shape[0] if self.data.ndim else 0

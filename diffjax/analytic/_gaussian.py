@@ -11,7 +11,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_numbers, check, check_finite, check_key, check_time, sample_keys, whole_numbers
+from diffjax._arrays import (
+    as_numbers,
+    check,
+    check_finite,
+    check_key,
+    check_time,
+    sample_keys,
+    values_at_once,
+    whole_numbers,
+)
 from diffjax._typing import Key, Sample, Time
 from diffjax.analytic._base import AbstractDistribution, of_features
 from diffjax.process import AbstractGaussianProcess
@@ -39,6 +48,7 @@ class Gaussian(AbstractDistribution):
     variances: Float[Array, " D"]
     basis: Float[Array, "D D"] | None
 
+    @values_at_once
     def __init__(self, mean: Float[Array, "*d"], covariance: Float[Array, "..."] | float):
         mean, covariance = as_numbers("mean", mean), as_numbers("covariance", covariance, finite=False)
         size = mean.size

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_numbers, check, check_finite, check_key, sample_keys, whole_numbers
+from diffjax._arrays import as_numbers, check, check_finite, check_key, sample_keys, values_at_once, whole_numbers
 from diffjax._typing import Key, Sample, Time
 from diffjax.analytic._base import AbstractDistribution
 from diffjax.analytic._gaussian import Gaussian, check_symmetric
@@ -38,6 +38,7 @@ class GaussianMixture(AbstractDistribution):
     log_weights: Float[Array, " k"]
     components: Gaussian
 
+    @values_at_once
     def __init__(
         self,
         means: Float[Array, "k *d"],

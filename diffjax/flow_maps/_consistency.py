@@ -29,6 +29,7 @@ from diffjax._arrays import (
     answered,
     as_samples,
     as_scalar,
+    at_once,
     check,
     check_key,
     check_time,
@@ -36,6 +37,7 @@ from diffjax._arrays import (
     is_concrete,
     mean_features,
     time_dtype,
+    values_at_once,
     whole_numbers,
 )
 from diffjax._typing import Cond, Denoiser, Index, Key, Params, Penalty, Sample, Scalar, Time
@@ -168,7 +170,8 @@ def per_sample_consistency(
     eps = as_samples("eps", eps, x0.shape)
     check_time(t, x0)
     check_time(s, x0, "s")
-    check(jnp.asarray(s) <= jnp.asarray(t), f"s: a consistency model goes from t to s <= t, got t = {t}, s = {s}")
+    with at_once(s, t):
+        check(jnp.asarray(s) <= jnp.asarray(t), f"s: a consistency model goes from t to s <= t, got t = {t}, s = {s}")
     t, s = (jnp.broadcast_to(jnp.asarray(time, time_dtype(x0)), x0.shape[:1]) for time in (t, s))
     check_consistency(diffusion)
     process = diffusion.process
@@ -266,6 +269,7 @@ class OverGap(eqx.Module):
 
     sigma_max: Scalar = eqx.field(converter=as_scalar, default=80.0)
 
+    @values_at_once
     def __check_init__(self):
         check(self.sigma_max > 0, f"sigma_max: must be positive, got {self.sigma_max}")
 

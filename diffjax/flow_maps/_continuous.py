@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 from diffjax._arrays import (
     answered,
     as_samples,
+    at_once,
     check,
     check_key,
     check_time,
@@ -105,7 +106,8 @@ def continuous_consistency_loss(
     check_key(key)
     x0 = as_samples("x0", x0)
     if c is not None:
-        check(jnp.asarray(c) > 0, f"c: must be positive, or None for no normalisation, got {c}")
+        with at_once(c):
+            check(jnp.asarray(c) > 0, f"c: must be positive, or None for no normalisation, got {c}")
     n = x0.shape[0]
     t_key, eps, network_key, index = draw_noise(key, x0, index)
     drawn = times(t_key, n, index=index, total=n if total is None else total)
@@ -148,7 +150,8 @@ def consistency_tangent(
     x0 = as_samples("x0", x0)
     eps = as_samples("eps", eps, x0.shape)
     check_time(t, x0)
-    check((jnp.asarray(warm_up) >= 0) & (jnp.asarray(warm_up) <= 1), f"warm_up: must lie in [0, 1], got {warm_up}")
+    with at_once(warm_up):
+        check((jnp.asarray(warm_up) >= 0) & (jnp.asarray(warm_up) <= 1), f"warm_up: must lie in [0, 1], got {warm_up}")
     check_eulerian(diffusion)
     t = jnp.broadcast_to(jnp.asarray(t, time_dtype(x0)), x0.shape[:1])
     process, circle = diffusion.process, Circle(diffusion.parameterisation.data_std)

@@ -28,7 +28,7 @@ import numpy as np
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import as_scalar, as_value, check, check_times, is_concrete, whole_numbers
+from diffjax._arrays import as_scalar, as_value, at_once, check, check_times, is_concrete, values_at_once, whole_numbers
 from diffjax._typing import Index, Key, Scalar, Time
 from diffjax.process import AbstractGaussianProcess, AbstractTimes, ImportanceTimes
 from diffjax.process._times import independent
@@ -106,6 +106,7 @@ class EDMLevels(eqx.Module):
     sigma_min: Scalar = eqx.field(converter=as_scalar, default=0.002, kw_only=True)
     sigma_max: Scalar = eqx.field(converter=as_scalar, default=80.0, kw_only=True)
 
+    @values_at_once
     def __check_init__(self):
         check(self.n >= 2, f"n: at least 2 levels are needed, got {self.n}")
         check(self.rho > 0, f"rho: must be positive, got {self.rho}")
@@ -178,6 +179,7 @@ class ECTLevels(eqx.Module):
     k: Scalar = eqx.field(converter=as_scalar, default=8.0, kw_only=True)
     b: Scalar = eqx.field(converter=as_scalar, default=1.0, kw_only=True)
 
+    @values_at_once
     def __check_init__(self):
         if isinstance(self.times, ImportanceTimes):
             raise ValueError("times: ECT's density is part of its objective; take LognormalTimes, without a correction")
@@ -257,7 +259,8 @@ def ct_decay(levels: int | Int[Array, ""], *, s0: Scalar = 2.0, mu0: Scalar = 0.
 
     Source: Song et al. 2023, appendix C.
     """
-    check((jnp.asarray(mu0) > 0) & (jnp.asarray(mu0) < 1), f"mu0: must lie between 0 and 1, got {mu0}")
+    with at_once(mu0):
+        check((jnp.asarray(mu0) > 0) & (jnp.asarray(mu0) < 1), f"mu0: must lie between 0 and 1, got {mu0}")
     return jnp.exp(s0 * jnp.log(mu0) / jnp.asarray(levels))
 
 

@@ -36,12 +36,14 @@ from diffjax._arrays import (
     answered,
     as_samples,
     as_scalar,
+    at_once,
     check,
     check_key,
     check_time,
     expand,
     mean_features,
     time_dtype,
+    values_at_once,
     whole_numbers,
 )
 from diffjax._typing import Cond, Denoiser, Index, Key, Params, Sample, Scalar, Time
@@ -85,6 +87,7 @@ class GuidedVelocity(eqx.Module):
     low: Scalar = eqx.field(converter=as_scalar, default=0.0)
     high: Scalar = eqx.field(converter=as_scalar, default=1.0)
 
+    @values_at_once
     def __check_init__(self):
         if self.kappa is not None:
             check(self.kappa < 1, f"kappa: must be below 1, got {self.kappa}")
@@ -156,7 +159,8 @@ def mean_flow_loss(
     """
     check_key(key)
     x0 = as_samples("x0", x0)
-    check(jnp.asarray(offset) > 0, f"offset: must be positive, got {offset}")
+    with at_once(offset):
+        check(jnp.asarray(offset) > 0, f"offset: must be positive, got {offset}")
     n = x0.shape[0]
     pairs_key, eps, network_key, index = draw_noise(key, x0, index)
     drawn = pairs(pairs_key, n, index=index, total=n if total is None else total)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_scalar, check, check_key, default_index, sample_keys, whole_numbers
+from diffjax._arrays import as_scalar, check, check_key, default_index, sample_keys, values_at_once, whole_numbers
 from diffjax._typing import Index, Key, Scalar, Time
 from diffjax.process import AbstractProcess, AbstractTimes, LowDiscrepancyTimes
 from diffjax.process._times import StratifiedTimes
@@ -138,6 +138,7 @@ class PartlyEqual(AbstractPairs):
     pairs: AbstractPairs
     share: Scalar = eqx.field(converter=as_scalar, default=0.75)
 
+    @values_at_once
     def __check_init__(self):
         check((self.share >= 0) & (self.share <= 1), f"share: must lie in [0, 1], got {self.share}")
 

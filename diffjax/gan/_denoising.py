@@ -34,6 +34,7 @@ from diffjax._arrays import (
     normal_like,
     sample_keys,
     time_dtype,
+    values_at_once,
     whole_numbers,
 )
 from diffjax._typing import Cond, Denoiser, FlowMap, Grid, GridLike, Index, Key, Network, Params, Sample, Scalar, Time
@@ -109,6 +110,7 @@ class LatentAncestral(AbstractStepper):
     latents: int = eqx.field(static=True)
     temperature: Scalar = eqx.field(converter=as_scalar, default=1.0)
 
+    @values_at_once
     def __check_init__(self):
         if self.latents < 1:
             raise ValueError(f"latents: at least one is needed, got {self.latents}")

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
-from diffjax._arrays import as_scalar, check
+from diffjax._arrays import as_scalar, check, values_at_once
 from diffjax._typing import Scalar
 
 
@@ -45,6 +45,7 @@ class DiracGAN(eqx.Module):
     r1: Float[Array, ""] = eqx.field(converter=as_scalar, default=0.0)
     r2: Float[Array, ""] = eqx.field(converter=as_scalar, default=0.0)
 
+    @values_at_once
     def __check_init__(self):
         check(self.slope > 0, f"slope: must be positive, got {self.slope}")
         for name in ("r1", "r2"):

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array
 from typing_extensions import TypeAliasType
 
-from diffjax._arrays import answered, as_samples, as_scalar, check, check_time, expand, is_concrete
+from diffjax._arrays import answered, as_samples, as_scalar, check, check_time, expand, is_concrete, values_at_once
 from diffjax._typing import Denoiser, PerSample, Sample, Time
 
 Pair = TypeAliasType("Pair", Callable[[Sample, Time], tuple[Sample, Sample]])
@@ -45,6 +45,7 @@ def aligned(value: PerSample, xt: Sample) -> Array:
     return expand(jnp.asarray(value, xt.dtype), xt)
 
 
+@values_at_once
 def number(name: str, value: PerSample) -> Array:
     """A number as a float leaf.
 
@@ -58,6 +59,7 @@ def number(name: str, value: PerSample) -> Array:
     return value
 
 
+@values_at_once
 def check_sign(name: str, value: Array, negative: bool) -> None:
     """Raises `ValueError` where a number is below 0 and that was not requested."""
     check(

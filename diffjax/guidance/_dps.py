@@ -11,7 +11,7 @@ algorithm 1.
 
 import jax.numpy as jnp
 
-from diffjax._arrays import check, expand, sum_features
+from diffjax._arrays import check, expand, sum_features, values_at_once
 from diffjax._typing import Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import number
 from diffjax.guidance._posterior import AbstractPosterior, ObservationLike, observation, observe, positive
@@ -81,6 +81,7 @@ def dps(
     return DPS(process, denoiser, operator, observation(y), positive("std", std), _not_negative(scale))
 
 
+@values_at_once
 def _not_negative(scale):
     scale = number("scale", scale)
     check(scale >= 0, f"scale: below 0 it would lead away from y, got {scale}")

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import answered, as_samples, check, expand
+from diffjax._arrays import answered, as_samples, at_once, check, expand
 from diffjax._typing import Denoiser, LogProb, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractGuide, number
 from diffjax.guidance._product import same_shape
@@ -62,5 +62,6 @@ def density_mixture(
     if not denoisers or len(set(counts)) != 1:
         raise ValueError(f"denoisers, log_densities, weights: as many of each, one or more, got {counts}")
     for value in values:
-        check(value > 0, f"weights: must be positive, got {value}")
+        with at_once(value):
+            check(value > 0, f"weights: must be positive, got {value}")
     return Mixture(denoisers, log_densities, same_shape(values))

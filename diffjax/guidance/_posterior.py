@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array
 from typing_extensions import TypeAliasType
 
-from diffjax._arrays import as_numbers, as_samples, as_scalar, check, expand
+from diffjax._arrays import as_numbers, as_samples, as_scalar, check, expand, values_at_once
 from diffjax._typing import Denoiser, PerSample, Sample, Scalar, Time
 from diffjax.guidance._base import AbstractGuide
 from diffjax.operators import Linearised, linearise
@@ -138,6 +138,7 @@ def isotropic(process: AbstractGaussianProcess, data_std: Scalar, x: Sample, t: 
     return expand(c * sigma**2 / (c * alpha**2 + sigma**2), x).astype(x.dtype)
 
 
+@values_at_once
 def positive(name: str, value: PerSample) -> Array:
     """A number as a leaf, scalar or [b]; ValueError where it has another shape or is not positive."""
     value = as_scalar(value)

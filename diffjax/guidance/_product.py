@@ -18,7 +18,7 @@ from operator import add
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffjax._arrays import as_samples, check
+from diffjax._arrays import as_samples, at_once, check
 from diffjax._typing import Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractGuide, aligned, check_sign, number
 from diffjax.parameterisation._denoiser import predict
@@ -89,8 +89,9 @@ def product(
         raise ValueError(f"weights: one for each of one or more denoisers, got {len(values)} for {len(denoisers)}")
     for value in values:
         check_sign("weights", value, negative)
-    total = reduce(add, (jnp.asarray(value, jnp.result_type(float)) for value in values))
-    check(total > 0, f"weights: a positive sum is needed, or the product has no finite integral, got {total}")
+    with at_once(values):
+        total = reduce(add, (jnp.asarray(value, jnp.result_type(float)) for value in values))
+        check(total > 0, f"weights: a positive sum is needed, or the product has no finite integral, got {total}")
     return Product(process, denoisers, same_shape(values))
 
 
@@ -114,7 +115,8 @@ def negation(process: AbstractGaussianProcess, denoiser: Denoiser, unwanted: Den
     """
     weight = number("weight", weight)
     if_improper = "at high noise p/q^weight would have no finite integral; extrapolate has weights that sum to 1"
-    check((weight >= 0) & (weight < 1), f"weight: must lie in [0, 1), got {weight}: {if_improper}")
+    with at_once(weight):
+        check((weight >= 0) & (weight < 1), f"weight: must lie in [0, 1), got {weight}: {if_improper}")
     return Product(process, (denoiser, unwanted), same_shape((jnp.ones_like(weight), -weight)))
 
 

@@ -13,7 +13,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffjax._arrays import as_accumulators, as_scalar, check
+from diffjax._arrays import as_accumulators, as_scalar, check, values_at_once
 from diffjax._typing import Sample, Scalar, Time
 from diffjax.guidance._base import AbstractRule, aligned, both, number
 
@@ -44,6 +44,7 @@ class Projected(AbstractRule):
     parallel: Scalar = eqx.field(converter=lambda value: number("parallel", value), default=0.0)
     norm: Scalar = eqx.field(converter=as_scalar, default=float("inf"))
 
+    @values_at_once
     def __check_init__(self):
         check(self.norm > 0, f"norm: must be positive, got {self.norm}")
 

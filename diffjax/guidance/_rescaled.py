@@ -12,7 +12,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffjax._arrays import as_accumulators, check
+from diffjax._arrays import as_accumulators, check, values_at_once
 from diffjax._typing import Sample, Scalar, Time
 from diffjax.guidance._base import AbstractRule, Linear, aligned, both, number
 
@@ -41,6 +41,7 @@ class Rescaled(AbstractRule):
     phi: Scalar = eqx.field(converter=lambda value: number("phi", value), default=0.7)
     rule: AbstractRule = Linear()
 
+    @values_at_once
     def __check_init__(self):
         check((self.phi >= 0) & (self.phi <= 1), f"phi: must lie in [0, 1], got {self.phi}")
 

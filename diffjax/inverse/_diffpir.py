@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import lineax as lx
 
-from diffjax._arrays import as_samples, as_scalar, check, check_key
+from diffjax._arrays import as_samples, as_scalar, check, check_key, values_at_once
 from diffjax._typing import Denoiser, GridLike, Index, Key, PerSample, Sample, Scalar
 from diffjax.guidance import proximal
 from diffjax.guidance._posterior import CONJUGATE_GRADIENTS, ObservationLike
@@ -38,6 +38,7 @@ class Renoise(AbstractStepper):
 
     zeta: Scalar = eqx.field(converter=as_scalar, default=0.5)
 
+    @values_at_once
     def __check_init__(self):
         check((self.zeta >= 0) & (self.zeta <= 1), f"zeta: must lie in [0, 1], got {self.zeta}")
 

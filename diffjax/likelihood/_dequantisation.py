@@ -30,6 +30,7 @@ from diffjax._arrays import (
     normal_like,
     sample_keys,
     sum_features,
+    values_at_once,
     whole_numbers,
 )
 from diffjax._typing import Index, Key, Params, Sample
@@ -58,6 +59,7 @@ class Quantisation(eqx.Module):
     low: float = eqx.field(static=True, default=-1.0)
     high: float = eqx.field(static=True, default=1.0)
 
+    @values_at_once
     def __check_init__(self):
         check(self.levels >= 2, f"levels: a whole number, at least two, is needed, got {self.levels}")
         check(-np.inf < self.low < self.high < np.inf, f"high: must be more than low = {self.low}, got {self.high}")

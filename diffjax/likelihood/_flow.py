@@ -27,6 +27,7 @@ from diffjax._arrays import (
     nan_unless,
     sum_features,
     time_dtype,
+    values_at_once,
     whole_numbers,
 )
 from diffjax._typing import Denoiser, Index, Key, Sample, Scalar
@@ -118,6 +119,7 @@ def log_likelihood(
     )
 
 
+@values_at_once
 def flow_ends(process: AbstractGaussianProcess, t0: Scalar | None, dtype: DTypeLike) -> tuple[Scalar, Scalar]:
     """(t0, the interval's upper end), scalars; t0 None: the lower end, or in float32 logsnr 14 where that is later.
 

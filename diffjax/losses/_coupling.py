@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from diffjax._arrays import as_accumulators, as_samples, as_scalar, check, check_key
+from diffjax._arrays import as_accumulators, as_samples, as_scalar, check, check_key, values_at_once
 from diffjax._typing import Cond, Key, Sample, Scalar
 
 
@@ -65,6 +65,7 @@ class OptimalTransport(eqx.Module):
 
     epsilon: Scalar = eqx.field(converter=as_scalar, default=0.1)
 
+    @values_at_once
     def __check_init__(self):
         check(self.epsilon > 0, f"epsilon: must be positive, got {self.epsilon}")
 

@@ -36,6 +36,7 @@ from diffjax._arrays import (
     sample_keys,
     sum_features,
     time_dtype,
+    values_at_once,
     whole_numbers,
 )
 from diffjax._typing import Cond, GridLike, Index, Key, Network, Params, Reconstruction, Sample, Scalar
@@ -85,6 +86,7 @@ class BinDecoder(eqx.Module):
 
     levels: int = eqx.field(static=True)
 
+    @values_at_once
     def __check_init__(self):
         check(self.levels >= 2, f"levels: at least two are needed, got {self.levels}")
 

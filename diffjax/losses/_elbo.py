@@ -32,6 +32,7 @@ from diffjax._arrays import (
     sample_keys,
     sum_features,
     time_dtype,
+    values_at_once,
     whole_numbers,
 )
 from diffjax._typing import Cond, DrawTimes, Grid, GridLike, Index, Key, Params, Reconstruction, Sample, Scalar, Time
@@ -78,6 +79,7 @@ class LevelDecoder(eqx.Module):
     low: float = eqx.field(static=True, default=-1.0)
     high: float = eqx.field(static=True, default=1.0)
 
+    @values_at_once
     def __check_init__(self):
         check(self.levels >= 2, f"levels: at least two are needed, got {self.levels}")
         check(self.high > self.low, f"high: must be more than low = {self.low}, got {self.high}")

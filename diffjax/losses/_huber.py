@@ -12,7 +12,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_samples, as_scalar, check, mean_features
+from diffjax._arrays import as_samples, as_scalar, check, mean_features, values_at_once
 from diffjax._typing import Sample, Scalar
 
 
@@ -33,6 +33,7 @@ class PseudoHuber(eqx.Module):
 
     c: Scalar = eqx.field(converter=as_scalar, default=0.00054)
 
+    @values_at_once
     def __check_init__(self):
         check(self.c > 0, f"c: must be positive, got {self.c}")
 

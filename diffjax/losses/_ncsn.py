@@ -23,6 +23,7 @@ from diffjax._arrays import (
     normal_like,
     sample_keys,
     time_dtype,
+    values_at_once,
     whole_numbers,
 )
 from diffjax._typing import Cond, Grid, Index, Key, Params, Sample
@@ -31,6 +32,7 @@ from diffjax.losses._weighting import constant
 from diffjax.parameterisation._diffusion import Diffusion, check_diffusion
 
 
+@values_at_once
 def _as_levels(ts) -> Array:
     ts = jnp.asarray(ts)
     if ts.ndim != 1 or not ts.size:

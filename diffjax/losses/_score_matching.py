@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from diffjax._arrays import (
     answered,
     as_samples,
+    at_once,
     check,
     check_key,
     default_index,
@@ -233,7 +234,8 @@ def finite_difference_sliced(
     """
     check_key(key)
     x = as_samples("x", x)
-    check(jnp.asarray(step) > 0, f"step: must be positive, got {step}")
+    with at_once(step):
+        check(jnp.asarray(step) > 0, f"step: must be positive, got {step}")
     h = jnp.broadcast_to(jnp.asarray(step, x.dtype), x.shape[:1])
 
     def one(v):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from diffjax._arrays import as_scalar, check, default_index, sample_keys
+from diffjax._arrays import as_scalar, at_once, check, default_index, sample_keys
 from diffjax._typing import Index, Key, Params, Scalar
 from diffjax.networks import T5Encoder
 
@@ -49,9 +49,10 @@ def corrupt_spans(
       ValueError: share or length out of range.
     """
     share, length = as_scalar(share), as_scalar(length)
-    check((share > 0) & (share < 1), f"share: a number in (0, 1) is needed, got {share}")
-    least = share / (1 - share)
-    check((length >= 1) & (length >= least), f"length: at least 1, and share/(1 - share), is needed, got {length}")
+    with at_once(share, length):
+        check((share > 0) & (share < 1), f"share: a number in (0, 1) is needed, got {share}")
+        least = share / (1 - share)
+        check((length >= 1) & (length >= least), f"length: at least 1, and share/(1 - share), is needed, got {length}")
     begin = least / length  # the chance of a span after a token that is seen
     n = ids.shape[1]
     u = jax.vmap(lambda each: jax.random.uniform(each, (n,)))(sample_keys(key, default_index(len(ids), index)))

@@ -23,7 +23,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check
+from diffjax._arrays import as_scalar, check, values_at_once
 from diffjax._typing import Scalar, Time
 from diffjax.parameterisation import AbstractParameterisation, eps_error_scale
 from diffjax.process import AbstractGaussianProcess, logsnr_rate
@@ -114,6 +114,7 @@ class EDMWeighting(eqx.Module):
 
     data_std: Scalar = eqx.field(converter=as_scalar, default=0.5)
 
+    @values_at_once
     def __check_init__(self):
         check(self.data_std > 0, f"data_std: must be positive, got {self.data_std}")
 
@@ -136,6 +137,7 @@ class MinSNR(eqx.Module):
 
     gamma: Scalar = eqx.field(converter=as_scalar, default=5.0)
 
+    @values_at_once
     def __check_init__(self):
         check(self.gamma > 0, f"gamma: must be positive, got {self.gamma}")
 
@@ -156,6 +158,7 @@ class SoftMinSNR(eqx.Module):
 
     gamma: Scalar = eqx.field(converter=as_scalar, default=4.0)
 
+    @values_at_once
     def __check_init__(self):
         check(self.gamma > 0, f"gamma: must be positive, got {self.gamma}")
 
@@ -190,6 +193,7 @@ class P2(eqx.Module):
     k: Scalar = eqx.field(converter=as_scalar, default=1.0)
     gamma: Scalar = eqx.field(converter=as_scalar, default=1.0)
 
+    @values_at_once
     def __check_init__(self):
         check(self.k > 0, f"k: must be positive, got {self.k}")
 

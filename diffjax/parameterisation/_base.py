@@ -15,7 +15,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import as_samples, as_scalar, check, check_time, expand
+from diffjax._arrays import as_samples, as_scalar, check, check_time, expand, values_at_once
 from diffjax._typing import Sample, Scalar, Time
 from diffjax.parameterisation._clock import CLOCKS, clock_of_logsnr
 from diffjax.process import AbstractGaussianProcess, angle
@@ -38,6 +38,7 @@ class AbstractParameterisation(eqx.Module):
     data_std: Scalar = eqx.field(converter=as_scalar, default=1.0)
     clock: str = eqx.field(static=True, default="logsnr", kw_only=True)
 
+    @values_at_once
     def __check_init__(self):
         check(self.data_std > 0, f"data_std: must be positive, got {self.data_std}")
         if self.clock not in CLOCKS:

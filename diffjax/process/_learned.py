@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_scalar, at_once, check, check_key, whole_numbers
+from diffjax._arrays import as_scalar, at_once, check, check_key, values_at_once, whole_numbers
 from diffjax._typing import Key, Scalar, Time
 from diffjax.process._gaussian import AbstractGaussianProcess, on_circle, scales_from_logsnr
 
@@ -38,6 +38,7 @@ class LearnedLogsnr(AbstractGaussianProcess):
     logsnr_max: Scalar = eqx.field(converter=as_scalar, default=13.3)
     logsnr_min: Scalar = eqx.field(converter=as_scalar, default=-5.0)
 
+    @values_at_once
     def __check_init__(self):
         check_ends(self.logsnr_max, self.logsnr_min)
 

@@ -36,6 +36,7 @@ from diffjax._arrays import (
     nan_unless,
     normal_like,
     sample_keys,
+    values_at_once,
     whole_numbers,
 )
 from diffjax._typing import Index, Key, Sample, Scalar, Time
@@ -215,6 +216,7 @@ class LinearSDE(AbstractLinearBeta, AbstractLinearProcess):
     beta_min: Scalar = eqx.field(converter=as_scalar, default=1.0)
     beta_max: Scalar = eqx.field(converter=as_scalar, default=1.0)
 
+    @values_at_once
     def __check_init__(self):
         m = self.matrix.shape[-1] if self.matrix.ndim else 0
         for name in ("matrix", "noise"):
@@ -318,6 +320,7 @@ class CriticallyDamped(AbstractLinearBeta, AbstractLinearProcess):
     mass: Scalar = eqx.field(converter=as_scalar, default=0.25)
     gamma: Scalar = eqx.field(converter=as_scalar, default=0.04)
 
+    @values_at_once
     def __check_init__(self):
         check_rates(self)
         for name in ("mass", "gamma"):

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check
+from diffjax._arrays import as_scalar, check, values_at_once
 from diffjax._typing import Scalar, Time
 from diffjax.process._gaussian import AbstractGaussianProcess, on_line
 
@@ -58,6 +58,7 @@ class Polynomial(AbstractGaussianProcess):
 
     power: Scalar = eqx.field(converter=as_scalar, default=2.0)
 
+    @values_at_once
     def __check_init__(self):
         check((self.power > 0) & (self.power < jnp.inf), f"power: must be positive and finite, got {self.power}")
 

@@ -27,7 +27,7 @@ from jax.scipy.special import ndtr, ndtri
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_scalar, check, check_key, default_index, sample_keys, whole_numbers
+from diffjax._arrays import as_scalar, check, check_key, default_index, sample_keys, values_at_once, whole_numbers
 from diffjax._typing import Index, Key, Scalar, Time
 from diffjax.process._base import AbstractProcess
 from diffjax.process._gaussian import AbstractGaussianProcess, logsnr_rate
@@ -205,6 +205,7 @@ class LognormalTimes(AbstractTimes):
     mean: Scalar = eqx.field(converter=as_scalar, default=-1.2)
     std: Scalar = eqx.field(converter=as_scalar, default=1.2)
 
+    @values_at_once
     def __check_init__(self):
         check(self.std > 0, f"std: must be positive, got {self.std}")
 
@@ -237,6 +238,7 @@ class LogitNormalTimes(AbstractTimes):
     mean: Scalar = eqx.field(converter=as_scalar, default=0.0)
     std: Scalar = eqx.field(converter=as_scalar, default=1.0)
 
+    @values_at_once
     def __check_init__(self):
         check(self.std > 0, f"std: must be positive, got {self.std}")
 
@@ -275,6 +277,7 @@ class ModeTimes(AbstractTimes):
     process: AbstractProcess
     scale: Scalar = eqx.field(converter=as_scalar, default=1.29)
 
+    @values_at_once
     def __check_init__(self):
         most = 2 / (math.pi - 2)
         check(
@@ -314,6 +317,7 @@ class ImportanceTimes(AbstractTimes):
 
     q: AbstractTimes
 
+    @values_at_once
     def __check_init__(self):
         if isinstance(self.q, ImportanceTimes):
             raise ValueError("q: ImportanceTimes are corrected already, and twice is once too many; give their own q")

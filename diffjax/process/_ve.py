@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check
+from diffjax._arrays import as_scalar, check, values_at_once
 from diffjax._typing import Scalar, Time
 from diffjax.process._gaussian import AbstractGaussianProcess, root_from_zero, with_alpha_one
 
@@ -39,6 +39,7 @@ class VarianceExploding(AbstractGaussianProcess):
     sigma_min: Scalar = eqx.field(converter=as_scalar, default=0.01)
     sigma_max: Scalar = eqx.field(converter=as_scalar, default=50.0)
 
+    @values_at_once
     def __check_init__(self):
         _check_sigmas(self.sigma_min, self.sigma_max)
 
@@ -80,6 +81,7 @@ class VarianceExplodingFromZero(AbstractGaussianProcess):
     sigma_min: Scalar = eqx.field(converter=as_scalar, default=0.01)
     sigma_max: Scalar = eqx.field(converter=as_scalar, default=50.0)
 
+    @values_at_once
     def __check_init__(self):
         _check_sigmas(self.sigma_min, self.sigma_max)
 
@@ -143,6 +145,7 @@ class EDM(AbstractGaussianProcess):
     sigma_max: Scalar = eqx.field(converter=as_scalar, default=80.0)
     rho: Scalar = eqx.field(converter=as_scalar, default=7.0)
 
+    @values_at_once
     def __check_init__(self):
         check(self.sigma_min > 0, f"sigma_min: must be positive, got {self.sigma_min}")
         check(

@@ -19,7 +19,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check
+from diffjax._arrays import as_scalar, check, values_at_once
 from diffjax._typing import Scalar, Time
 from diffjax.process._gaussian import AbstractGaussianProcess, on_circle, root_from_zero
 
@@ -65,6 +65,7 @@ class VariancePreserving(AbstractLinearBeta, AbstractGaussianProcess):
     beta_min: Scalar = eqx.field(converter=as_scalar, default=0.1)
     beta_max: Scalar = eqx.field(converter=as_scalar, default=20.0)
 
+    @values_at_once
     def __check_init__(self):
         check_betas(self.beta_min, self.beta_max)
 
@@ -105,6 +106,7 @@ class SubVP(AbstractLinearBeta, AbstractGaussianProcess):
     beta_min: Scalar = eqx.field(converter=as_scalar, default=0.1)
     beta_max: Scalar = eqx.field(converter=as_scalar, default=20.0)
 
+    @values_at_once
     def __check_init__(self):
         check_betas(self.beta_min, self.beta_max)
 
@@ -148,6 +150,7 @@ class OrnsteinUhlenbeck(AbstractGaussianProcess):
 
     horizon: Scalar = eqx.field(converter=as_scalar, default=5.0)
 
+    @values_at_once
     def __check_init__(self):
         check(
             (self.horizon > 0) & (self.horizon < jnp.inf),
@@ -197,6 +200,7 @@ class Cosine(AbstractGaussianProcess):
 
     shift: Scalar = eqx.field(converter=as_scalar, default=0.0)
 
+    @values_at_once
     def __check_init__(self):
         check(jnp.isfinite(self.shift), f"shift: must be finite, got {self.shift}")
 
@@ -247,6 +251,7 @@ class OffsetCosine(AbstractGaussianProcess):
 
     offset: Scalar = eqx.field(converter=as_scalar, default=0.008)
 
+    @values_at_once
     def __check_init__(self):
         check((self.offset >= 0) & (self.offset < jnp.inf), f"offset: must be 0 or more and finite, got {self.offset}")
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from diffjax._arrays import as_scalar, check, is_concrete, on_host
+from diffjax._arrays import as_scalar, check, is_concrete, on_host, values_at_once
 from diffjax._typing import Scalar, Time
 from diffjax.process._gaussian import AbstractGaussianProcess
 from diffjax.process._learned import check_ends
@@ -75,6 +75,7 @@ class Shifted(AbstractGaussianProcess):
     process: AbstractGaussianProcess
     shift: Scalar = eqx.field(converter=as_scalar)
 
+    @values_at_once
     def __check_init__(self):
         check(jnp.isfinite(self.shift), f"shift: must be finite, got {self.shift}")
 
@@ -118,6 +119,7 @@ class Retimed(AbstractGaussianProcess):
     process: AbstractGaussianProcess
     clock: AbstractGaussianProcess
 
+    @values_at_once
     def __check_init__(self):
         if not is_concrete((self.process, self.clock)):
             return
@@ -167,6 +169,7 @@ class Clipped(AbstractGaussianProcess):
     logsnr_max: Scalar = eqx.field(converter=as_scalar)
     logsnr_min: Scalar = eqx.field(converter=as_scalar)
 
+    @values_at_once
     def __check_init__(self):
         check_ends(self.logsnr_max, self.logsnr_min)
         if is_concrete(self):

@@ -18,7 +18,7 @@ from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 
-from diffjax._arrays import as_scalar, check, normal_like
+from diffjax._arrays import as_scalar, check, normal_like, values_at_once
 from diffjax._typing import Denoiser, Numbers, Sample, Scalar
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import ddim_coefficients
@@ -46,6 +46,7 @@ class EulerAncestral(AbstractStepper):
 
     eta: Scalar = eqx.field(converter=as_scalar, default=1.0)
 
+    @values_at_once
     def __check_init__(self):
         check((self.eta >= 0) & (self.eta <= 1), f"eta: must lie in [0, 1], got {self.eta}")
 

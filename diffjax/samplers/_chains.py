@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 from typing_extensions import TypeAliasType
 
-from diffjax._arrays import accumulator_dtype, as_accumulators, check, default_index, sample_keys
+from diffjax._arrays import accumulator_dtype, as_accumulators, check, default_index, sample_keys, values_at_once
 from diffjax._typing import Index, Key, Sample, Saved, Scalar, Statistic
 from diffjax.samplers._base import _slots
 
@@ -38,6 +38,7 @@ class Chains(NamedTuple):
     """Mean acceptance probability of each chain after burn-in; None for methods that accept everything."""
 
 
+@values_at_once
 def step_sizes(step_size: StepSize, steps: int, dtype: DTypeLike) -> Float[Array, " steps"]:
     """A step size, scalar or [steps], as one number a step, [steps], checked.
 

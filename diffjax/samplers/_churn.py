@@ -18,7 +18,7 @@ from typing import ClassVar, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check, normal_like
+from diffjax._arrays import as_scalar, check, normal_like, values_at_once
 from diffjax._typing import Denoiser, Numbers, Sample, Scalar
 from diffjax.samplers._heun import HeunWeights, heun_step, heun_weights
 from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
@@ -62,6 +62,7 @@ class Churn(AbstractStepper):
     s_max: Scalar = eqx.field(converter=as_scalar, default=jnp.inf)
     s_noise: Scalar = eqx.field(converter=as_scalar, default=1.0)
 
+    @values_at_once
     def __check_init__(self):
         for name in ("s_churn", "s_min", "s_noise"):
             value = getattr(self, name)

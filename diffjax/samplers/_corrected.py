@@ -15,7 +15,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check, normal_like, whole_numbers
+from diffjax._arrays import as_scalar, check, normal_like, values_at_once, whole_numbers
 from diffjax._typing import Denoiser, Numbers, Sample, Scalar
 from diffjax.guidance import Product
 from diffjax.parameterisation._denoiser import predict
@@ -53,6 +53,7 @@ class LangevinCorrected(AbstractCorrected):
     corrections: int = eqx.field(static=True, default=4)
     step_size: Scalar = eqx.field(converter=as_scalar, default=0.1)
 
+    @values_at_once
     def __check_init__(self):
         check_corrections(self.corrections)
         check((self.step_size > 0) & (self.step_size < 2), f"step_size: must lie in (0, 2), got {self.step_size}")

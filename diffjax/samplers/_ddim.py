@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 import equinox as eqx
 from jaxtyping import Array
 
-from diffjax._arrays import as_scalar, check, normal_like
+from diffjax._arrays import as_scalar, check, normal_like, values_at_once
 from diffjax._typing import Denoiser, Numbers, OnGrid, Sample, Scalar
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import ddim_coefficients
@@ -60,6 +60,7 @@ class DDIM(AbstractStepper):
 
     eta: Scalar | None = eqx.field(converter=optional_eta, default=0.0)
 
+    @values_at_once
     def __check_init__(self):
         if self.eta is not None:
             check((self.eta >= 0) & (self.eta <= 1), f"eta: must lie in [0, 1], got {self.eta}")

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import equinox as eqx
 
-from diffjax._arrays import as_scalar, check
+from diffjax._arrays import as_scalar, check, values_at_once
 from diffjax._typing import Denoiser, Sample, Scalar
 from diffjax.samplers._ddim import Coefficients, ddim_step, ddim_weights
 from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step
@@ -43,6 +43,7 @@ class DDPM(AbstractStepper):
 
     interpolation: Scalar = eqx.field(converter=as_scalar, default=0.0)
 
+    @values_at_once
     def __check_init__(self):
         v = self.interpolation
         check((v >= 0) & (v <= 1), f"interpolation: must lie in [0, 1], got {v}")

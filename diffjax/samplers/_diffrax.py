@@ -26,7 +26,17 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from diffjax._arrays import as_samples, as_scalar, check, expand, is_concrete, nan_unless, time_dtype, whole_numbers
+from diffjax._arrays import (
+    as_samples,
+    as_scalar,
+    at_once,
+    check,
+    expand,
+    is_concrete,
+    nan_unless,
+    time_dtype,
+    whole_numbers,
+)
 from diffjax._typing import Denoiser, Grid, GridLike, Sample, Saved, Scalar, State, Time
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess, diagonal_noise, logsnr_rate, schedule_derivatives
@@ -133,7 +143,8 @@ def reverse_sde(
     Source: Song et al. 2021, eq. 6; Zhang & Chen 2023, eq. 4.
     """
     eta = as_scalar(eta)
-    check(eta >= 0, f"eta: must not be negative, got {eta}")
+    with at_once(eta):
+        check(eta >= 0, f"eta: must not be negative, got {eta}")
     drift = diffrax.ODETerm(ReverseDrift(process, denoiser, eta))
     return diffrax.MultiTerm(drift, diffrax.ControlTerm(ReverseDiffusion(process, eta), path))
 

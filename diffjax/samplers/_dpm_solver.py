@@ -17,7 +17,7 @@ from typing import ClassVar, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check, whole_numbers
+from diffjax._arrays import as_scalar, check, values_at_once, whole_numbers
 from diffjax._typing import Denoiser, Numbers, Sample, Scalar
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import ddim_coefficients
@@ -145,6 +145,7 @@ class DPMpp2S(AbstractEmbeddedStepper):
     evaluations_per_step: ClassVar[int] = 2
     r1: Scalar = eqx.field(converter=as_scalar, default=0.5)
 
+    @values_at_once
     def __check_init__(self):
         _check_fraction(self.r1)
 

@@ -30,7 +30,7 @@ import jax
 import numpy as np
 from typing_extensions import TypeAliasType
 
-from diffjax._arrays import check, whole_numbers
+from diffjax._arrays import at_once, check, whole_numbers
 from diffjax._typing import OnGrid, Scalar
 from diffjax.parameterisation import AbstractParameterisation
 from diffjax.process import ddim_coefficients
@@ -109,7 +109,8 @@ class ExponentialAdams(AbstractMultistep):
         self.eta, self.clock = optional_eta(eta), clock
         self.orders = None if orders is None else tuple(orders)
         if self.eta is not None:
-            check(self.eta >= 0, f"eta: must not be negative, got {self.eta}")
+            with at_once(self.eta):
+                check(self.eta >= 0, f"eta: must not be negative, got {self.eta}")
         for k, points in enumerate(self.orders or ()):
             if not 1 <= points <= min(k + 1, self.points):
                 raise ValueError(f"orders: step {k} has 1 to {min(k + 1, self.points)} points, got {points}")

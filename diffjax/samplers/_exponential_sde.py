@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffjax._arrays import as_scalar, check, normal_like
+from diffjax._arrays import as_scalar, check, normal_like, values_at_once
 from diffjax._typing import Denoiser, Numbers, OnGrid, Sample, Scalar
 from diffjax.parameterisation._denoiser import predict
 from diffjax.samplers._ddim import Coefficients
@@ -28,6 +28,7 @@ ALL_FORGOTTEN = 1e3
 """A step's h where it is infinite (from alpha = 0, or to sigma = 0): e^-h is then 0."""
 
 
+@values_at_once
 def non_negative(value: Scalar | int) -> Array:
     """An eta as a leaf, a scalar; ValueError where it is negative."""
     eta = as_scalar(value)

@@ -16,7 +16,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax._arrays import check, is_concrete, normal_like
+from diffjax._arrays import check, is_concrete, normal_like, values_at_once
 from diffjax._typing import Denoiser, FlowMap, GridLike, Numbers, Sample, Scalar, Weights
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import (
@@ -69,6 +69,7 @@ class Jump(AbstractStepper):
 
     gamma: Scalar | None = eqx.field(converter=optional_eta, default=0.0)
 
+    @values_at_once
     def __check_init__(self):
         if self.gamma is not None:
             check((self.gamma >= 0) & (self.gamma <= 1), f"gamma: must lie in [0, 1], got {self.gamma}")

@@ -17,7 +17,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check, expand, mean_features, normal_like, whole_numbers
+from diffjax._arrays import as_scalar, check, expand, mean_features, normal_like, values_at_once, whole_numbers
 from diffjax._typing import Denoiser, FlowMap, GridLike, Numbers, Sample, Scalar, State, Weights
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
@@ -133,6 +133,7 @@ class PredictorCorrector(AbstractCorrected):
     corrections: int = eqx.field(static=True, default=1)
     snr: Scalar = eqx.field(converter=as_scalar, default=0.16)
 
+    @values_at_once
     def __check_init__(self):
         check_corrections(self.corrections)
         check(self.snr > 0, f"snr: must be positive, got {self.snr}")

@@ -22,7 +22,7 @@ import lineax as lx
 from jaxtyping import PyTree
 from typing_extensions import TypeAliasType
 
-from diffjax._arrays import answered, as_scalar, check
+from diffjax._arrays import answered, as_scalar, at_once, check
 from diffjax._typing import Sample, Scalar, Time
 from diffjax.process import AbstractProcess
 from diffjax.samplers._solver_checks import AbstractField
@@ -87,6 +87,7 @@ def score_reverse_sde(
     Source: Anderson 1982; Song et al. 2021, eq. 16.
     """
     eta = as_scalar(eta)
-    check(eta >= 0, f"eta: must not be negative, got {eta}")
+    with at_once(eta):
+        check(eta >= 0, f"eta: must not be negative, got {eta}")
     drift = diffrax.ODETerm(ScoreDrift(process, score, eta))
     return diffrax.MultiTerm(drift, diffrax.ControlTerm(ScoreDiffusion(process, eta), path))

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import equinox as eqx
 
-from diffjax._arrays import as_scalar, check, normal_like
+from diffjax._arrays import as_scalar, check, normal_like, values_at_once
 from diffjax._typing import Denoiser, Sample, Scalar
 from diffjax.parameterisation._denoiser import predict
 from diffjax.samplers._dpmpp import DPMpp2MWeights, DPMpp3MWeights
@@ -136,6 +136,7 @@ class DPMppSDE(AbstractStepper):
     r: Scalar = eqx.field(converter=as_scalar, default=0.5)
     eta: Scalar = eqx.field(converter=non_negative, default=1.0)
 
+    @values_at_once
     def __check_init__(self):
         check((self.r > 0) & (self.r < 1), f"r: must lie in (0, 1), got {self.r}")
 

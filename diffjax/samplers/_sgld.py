@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from diffjax._arrays import answered, as_samples, check, check_key, whole_numbers
+from diffjax._arrays import answered, as_samples, check, check_key, values_at_once, whole_numbers
 from diffjax._typing import Index, Key, Sample, Scalar, Statistic
 from diffjax.samplers._chains import Chains, StepSize, run_chains, step_sizes
 from diffjax.samplers._unadjusted import AbstractUnadjusted, langevin_step
 
 
 @whole_numbers
+@values_at_once
 def polynomial_decay(steps: int, *, a: Scalar, b: Scalar = 1.0, gamma: Scalar = 1 / 3) -> Float[Array, " steps"]:
     """Step sizes a (b + k)^-gamma, k = 0 .. steps - 1, [steps], for scalars a, b and gamma.
 

@@ -33,6 +33,7 @@ from diffjax._arrays import (
     nan_unless,
     normal_like,
     sum_features,
+    values_at_once,
     whole_numbers,
 )
 from diffjax._typing import Key, Network, Params, Sample, Scalar
@@ -149,6 +150,7 @@ class DiscretisedLogistic(AbstractLikelihood):
     low: float = eqx.field(static=True, default=-1.0)
     high: float = eqx.field(static=True, default=1.0)
 
+    @values_at_once
     def __check_init__(self):
         check(self.levels >= 2, f"levels: at least two are needed, got {self.levels}")
         check(self.high > self.low, f"high: must be more than low = {self.low}, got {self.high}")
@@ -209,6 +211,7 @@ class Bernoulli(AbstractLikelihood):
     low: float = eqx.field(static=True, default=0.0)
     high: float = eqx.field(static=True, default=1.0)
 
+    @values_at_once
     def __check_init__(self):
         check(self.high > self.low, f"high: must be more than low = {self.low}, got {self.high}")
 

@@ -18,7 +18,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_numbers, as_scalar, at_once, check, whole_numbers
+from diffjax._arrays import as_numbers, as_scalar, at_once, check, values_at_once, whole_numbers
 from diffjax._typing import Scalar
 from diffjax.analytic._gaussian import check_symmetric
 from diffjax.vae._gaussian import HALF_LOG_TAU
@@ -47,6 +47,7 @@ class LinearVAE(eqx.Module):
     encoder: Float[Array, "k n"]
     latent_variances: Float[Array, " k"]
 
+    @values_at_once
     def __check_init__(self):
         if jnp.ndim(self.weight) != 2 or 0 in jnp.shape(self.weight):
             raise ValueError(f"weight: a matrix [n, k] is needed, got shape {jnp.shape(self.weight)}")
