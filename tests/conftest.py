@@ -9,6 +9,9 @@ program itself, the versions of jaxlib and XLA, the flags and the devices, so th
 anew (test_compiled.py). DIFFJAX_TEST_CACHE=off keeps nothing, nor does a home that cannot be written to. Processes
 that tests start do not take part.
 
+A process may map so many pieces of memory and no more (vm.max_map_count of Linux, 65,530), and each compiled program is
+a few of them: beyond it XLA crashes. So compiled programs are dropped from memory when half of them are there.
+
 Of the properties that are tested over every process, method, loss or record, a third of the cases are in the default
 suite and the others are slow: `THINNED` names the files.
 """
@@ -16,6 +19,7 @@ suite and the others are slow: `THINNED` names the files.
 import collections
 import contextlib
 import importlib.metadata
+import itertools
 import os
 import pathlib
 import zlib
@@ -83,6 +87,20 @@ def pytest_collection_modifyitems(items):
         cases.sort(key=lambda item: zlib.crc32(item.name.encode()))
         for item in cases[-(-len(cases) // 3) :]:
             item.add_marker(pytest.mark.slow)
+
+
+_TESTS = itertools.count(1)
+
+
+def pytest_runtest_teardown():
+    """Drops compiled programs before they are too many for one process."""
+    if next(_TESTS) % 10 == 0:
+        with contextlib.suppress(OSError, ValueError):  # no Linux
+            limit = int(pathlib.Path("/proc/sys/vm/max_map_count").read_text())
+            with open("/proc/self/maps", "rb") as maps:
+                pieces = sum(1 for _ in maps)
+            if pieces > limit // 2:
+                jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -166,7 +166,7 @@ def test_a_first_call_may_be_inside_jit(name):
 
 
 PAIRS = flow_maps.SortedPairs(dj.UniformTimes(dj.Cosine()))
-ONES = np.ones((3, 2), np.float32)
+ONES, ZEROS = np.ones((3, 2), np.float32), jnp.zeros((2, 2))
 STILL = lambda xt, t: xt
 IDENTITY = dj.Network(lambda *args: {}, lambda params, x, c_noise, cond=None, *, key=None: x)
 OF_X0 = dj.Diffusion(IDENTITY, dj.Cosine(), dj.X0Prediction())
@@ -192,8 +192,8 @@ REFUSED = {
     "levels": lambda: likelihood.Quantisation(1),
     "high": lambda: vae.Bernoulli(1.0, 0.0),
     "slope": lambda: gan.DiracGAN(-1.0),
-    "covariance": lambda: dj.Gaussian(np.zeros(2), -1.0),
-    "covariances": lambda: dj.GaussianMixture(np.zeros((2, 2)), -1.0),
+    "covariance": lambda: dj.Gaussian(ZEROS[0], -1.0),
+    "covariances": lambda: dj.GaussianMixture(ZEROS, -1.0),
     "weights": lambda: analytic.Empirical(ONES, np.array([1.0, -1.0, 1.0])),
     "scale: must be finite": lambda: guidance.extrapolate(STILL, STILL, np.inf),
     "scale: below 0": lambda: guidance.extrapolate(STILL, STILL, -1.0),
