@@ -166,7 +166,8 @@ def test_a_first_call_may_be_inside_jit(name):
 
 
 PAIRS = flow_maps.SortedPairs(dj.UniformTimes(dj.Cosine()))
-ONES, ZEROS = np.ones((3, 2), np.float32), jnp.zeros((2, 2))
+ONES, WEIGHTS = np.ones((3, 2), np.float32), jnp.array([1.0, -1.0, 1.0])
+MEAN, MEANS = jnp.zeros(2), jnp.zeros((2, 2))
 STILL = lambda xt, t: xt
 IDENTITY = dj.Network(lambda *args: {}, lambda params, x, c_noise, cond=None, *, key=None: x)
 OF_X0 = dj.Diffusion(IDENTITY, dj.Cosine(), dj.X0Prediction())
@@ -192,9 +193,9 @@ REFUSED = {
     "levels": lambda: likelihood.Quantisation(1),
     "high": lambda: vae.Bernoulli(1.0, 0.0),
     "slope": lambda: gan.DiracGAN(-1.0),
-    "covariance": lambda: dj.Gaussian(ZEROS[0], -1.0),
-    "covariances": lambda: dj.GaussianMixture(ZEROS, -1.0),
-    "weights": lambda: analytic.Empirical(ONES, np.array([1.0, -1.0, 1.0])),
+    "covariance": lambda: dj.Gaussian(MEAN, -1.0),
+    "covariances": lambda: dj.GaussianMixture(MEANS, -1.0),
+    "weights": lambda: analytic.Empirical(ONES, WEIGHTS),
     "scale: must be finite": lambda: guidance.extrapolate(STILL, STILL, np.inf),
     "scale: below 0": lambda: guidance.extrapolate(STILL, STILL, -1.0),
     "bound": lambda: guidance.dynamic_threshold(STILL, bound=-1.0),
@@ -211,7 +212,7 @@ REFUSED = {
     "mu0": lambda: flow_maps.ct_decay(2, mu0=2.0),
     "t0": lambda: likelihood.flow_encode(dj.Rectified(), STILL, jnp.asarray(ONES), t0=2.0),
     "ts": lambda: losses.LevelTimes([2.0]),
-    "step_size": lambda: samplers.langevin(KEY, lambda x: -x, ONES, steps=3, step_size=-1.0),
+    "step_size": lambda: samplers.langevin(KEY, lambda x: -x, jnp.asarray(ONES), steps=3, step_size=-1.0),
 }
 
 
