@@ -27,8 +27,8 @@ from diffjax.training import (
 )
 
 KEY = jax.random.key(3)
-DIGITS = c.Setting((8, 8, 1), 10, True, optax.adam(1e-2), 10)
-POINTS = c.Setting((2,), None, False, optax.adam(1e-2), 10)
+DIGITS = c.Setting((8, 8, 1), 10, True, lambda updates: optax.adam(1e-2), 10)
+POINTS = c.Setting((2,), None, False, lambda updates: optax.adam(1e-2), 10)
 TINY = ["--family.width", "4", "--family.depth", "1", "--family.latents", "3", "--steps", "6", "--batch-size", "16"]
 TINY += ["--samples", "20", "--save-every", "3", "--ema-decay", "0.5", "--devices", "1"]
 OWN = {
@@ -244,6 +244,27 @@ def test_penalties_are_weighted_and_lazy_as_configured(made, name):
 def test_updates_are_of_the_discriminator(made, name):
     objectives = made(name, updates=3)[0].objectives
     assert [(objective.of, objective.times) for objective in objectives] == [("discriminator", 3), ("generator", 1)]
+
+
+def seen(tx, count, beta2_final):
+    """By update, so many with a gradient of 1: how far Adam moves a number, [count]; with an annealed beta2, that."""
+
+    def one(state, _):
+        update, state = tx.update({"w": jnp.ones(())}, state, {"w": jnp.zeros(())})
+        return state, -update["w"] if beta2_final is None else state[1].hyperparams["b2"]
+
+    return np.asarray(jax.jit(lambda: jax.lax.scan(one, tx.init({"w": jnp.zeros(())}), length=count)[1])())
+
+
+@pytest.mark.parametrize(("beta2_final", "first"), [(None, [0, 2.5e-4, 5e-4, 7.5e-4, 1e-3]), (0.5, [0.999, 0.98679])])
+def test_schedules_of_several_updates_a_step_are_those_of_the_step(beta2_final, first):
+    """Those of the discriminator's optimiser end with the run, not after a third of it."""
+    optimiser = c.OptimiserConfig(warmup=4, final=0.1, beta1=0.0, beta2_final=beta2_final)
+    config = c.Config(optimiser=optimiser, steps=10, family=c.FamilyConfig("gan", updates=3, **SMALL))
+    made = c.build_run(config, c.Samples((2,), None)).family
+    found, of_generator = (seen(made.objectives[i].tx, n, beta2_final) for i, n in ((0, 30), (1, 10)))
+    np.testing.assert_allclose(found, np.repeat(of_generator, 3), rtol=1e-4)
+    np.testing.assert_allclose(of_generator[: len(first)], first, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
