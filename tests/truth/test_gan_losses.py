@@ -73,8 +73,8 @@ def test_large_logits_stay_finite(dtype):
 
 def test_accuracy_is_of_signs_or_of_pairs():
     """A constant added to all logits costs a relativistic discriminator nothing, so their signs say nothing."""
-    real, fake = jnp.array([[2.0], [1.0], [-1.0], [-3.0]]), jnp.array([[1.0], [-1.0], [-2.0], [0.0]])
-    for name, wanted in (("non-saturating", 0.5 * (2 + 2) / 4), ("hinge", 0.5 * (2 + 2) / 4), ("relativistic", 3 / 4)):
+    real, fake = jnp.array([[2.0], [1.0], [1.0], [-3.0]]), jnp.array([[1.0], [-1.0], [-2.0], [0.0]])
+    for name, wanted in (("non-saturating", 0.5 * (3 + 2) / 4), ("hinge", 0.5 * (3 + 2) / 4), ("relativistic", 3 / 4)):
         assert float(LOSSES[name].accuracy(real, fake)) == wanted
     moved = [float(LOSSES["relativistic"].accuracy(real + by, fake + by)) for by in (10.0, -10.0)]
     assert moved == [3 / 4, 3 / 4]
@@ -425,6 +425,11 @@ def test_losses_that_cannot_be_are_refused_before_they_are_traced(change, messag
 def test_a_recipe_that_cannot_be_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         gan.r3gan(**{"steps": 10} | change)
+
+
+def test_zeros_and_one_step_are_a_recipe():
+    recipe = gan.r3gan(1, gamma=0.0, final_gamma=0.0, final_learning_rate=0.0, beta2=0.0, final_beta2=0.0)
+    assert [float(recipe.gamma(step)) for step in (0, 1)] == [0.0, 0.0]
 
 
 def test_spectral_norm_without_its_vectors_is_refused():
