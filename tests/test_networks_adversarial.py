@@ -114,11 +114,12 @@ def test_the_gain_keeps_the_size_of_normal_numbers():
 
 def test_residual_branches_start_at_zero_unless_told_otherwise():
     kernels = {}
-    for zero in (True, False):
-        params = from_linen(networks.ImageDiscriminator((4,), zero=zero)).init(KEY, PICTURES, jnp.zeros(5))
-        kernels[zero] = np.asarray(params["blocks__0"]["conv_2"]["kernel"])
-    assert np.abs(kernels[True]).max() == 0
-    assert np.abs(kernels[False]).min() > 0
+    for given in ((), (None, False)):
+        params = from_linen(networks.ImageDiscriminator((4,), *given)).init(KEY, PICTURES, jnp.zeros(5))
+        kernels[given] = np.asarray(params["blocks__0"]["conv_2"]["kernel"])
+    assert np.abs(kernels[()]).max() == 0
+    assert np.abs(kernels[None, False]).min() > 0
+    assert params["blocks__0"]["modulate"]["kernel"].shape == (2 * 4, 4)  # of an embedding twice the finest channels
 
 
 @pytest.mark.parametrize("name", QUICK[:-1])
