@@ -157,3 +157,9 @@ def test_bfloat16_answers_in_float32(name):
 def test_what_does_not_fit_is_refused(make, x, cond, message):
     with pytest.raises(ValueError, match=message):
         from_linen(make()).init(KEY, x, jnp.zeros(5), cond)
+
+
+def test_the_smallest_mapping_has_one_layer_of_one_number():
+    network = from_linen(networks.LatentNetwork(networks.MLP(4, 1), width=1, depth=1))
+    params = network.init(KEY, POINTS, jnp.zeros(5), networks.WithLatent(POINTS))
+    assert params["mapping__0"]["kernel"].shape == (2, 1)
