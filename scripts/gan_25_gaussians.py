@@ -12,6 +12,10 @@ layers of 128, batches 256 points. The number of updates is what fits into the b
 Rows: floor (exact samples), plain_gan (non-saturating, no penalty), r3gan (relativistic pairs, R1 + R2, annealed),
 ddgan (4 steps), ddim (a denoiser, 4 steps), progressive (distilled from it to 4 steps, with a second budget).
 
+All GANs have the optimiser of R3GAN, Adam without a first moment from 2e-4, so that the first two rows differ in their
+loss and penalties alone. At 1e-3 R3GAN's discriminator stayed near zero, and after 6000 updates all samples were at one
+mode.
+
 Measured are 20,000 samples: the share within 3 standard deviations of a mode (exact samples: 0.989), the modes that at
 least 20 of these are at, the divergence KL(histogram of nearest modes || uniform) in nats (floor 24/40,000), and the
 sliced Wasserstein distance to exact samples.
@@ -75,7 +79,8 @@ def train(objectives_of, params, seed, budget):
             return step(state, (draw_data(key, BATCH), None))[0], None
 
         run = jax.jit(lambda state, keys: jax.lax.scan(update, state, keys)[0])
-        keys = lambda n: jax.random.split(jax.random.fold_in(jax.random.key(seed), n), CHUNK)
+        data_key = jax.random.key(4000 + seed)  # seed alone is that of the losses
+        keys = lambda n: jax.random.split(jax.random.fold_in(data_key, n), CHUNK)
         jax.block_until_ready(run(state, keys(0)))
         return run, state, keys
 
@@ -118,13 +123,13 @@ def _drawn(model, params, seed):
 
 def row_plain_gan(seed, folder):
     model = _plain()
-    params, updates = adversarial(model, seed, tx=lambda steps: optax.adam(1e-3, b1=0.5))
+    params, updates = adversarial(model, seed, tx=lambda steps: gan.r3gan(steps).tx)
     return _drawn(model, params, seed), 1, updates
 
 
 def row_r3gan(seed, folder):
     model = _plain()
-    recipe = lambda steps: gan.r3gan(steps, gamma=0.1, learning_rate=1e-3)
+    recipe = lambda steps: gan.r3gan(steps, gamma=0.01)
     gamma = lambda steps: recipe(steps).gamma
     given = {"loss": gan.Relativistic(), "r1": gamma, "r2": gamma}
     params, updates = adversarial(model, seed, tx=lambda steps: recipe(steps).tx, **given)
@@ -135,7 +140,7 @@ def row_ddgan(seed, folder):
     generator = dj.from_linen(networks.LatentNetwork(networks.PlainMLP(width=128, depth=3), width=128))
     ts = np.linspace(1, 0, STEPS + 1)
     model = gan.DenoisingGAN(generator, DISCRIMINATOR, dj.VariancePreserving(), ts, (2,), LATENTS)
-    recipe = lambda steps: gan.r3gan(steps, gamma=0.1, learning_rate=1e-3)
+    recipe = lambda steps: gan.r3gan(steps, gamma=0.01)
     gamma = lambda steps: recipe(steps).gamma
     given = {"loss": gan.Relativistic(), "r1": gamma, "r2": gamma}
     params, updates = adversarial(model, seed, tx=lambda steps: recipe(steps).tx, **given)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from command_line import call, covers, done, draw, measures, read_run, refused
-from figures import frechet, nearest, ring, sliced
+from figures import frechet, nearest, ring, shares_in_balls, sliced
 
 import diffjax as dj
 from diffjax.cli import _draw, _measure
@@ -160,11 +160,20 @@ def test_figures_of_images(monkeypatch):
     places = np.argsort(np.argsort(shuffled.reshape(40, 6))) - np.argsort(np.argsort(train.reshape(40, 6)))
     assert len(np.unique(places, axis=0)) > 30  # each in its own order
     some = lambda images: images.reshape(len(images), -1)[:, :4]
+    each = {"samples": x, "ceiling, training images": train}
+    few = lambda images: some(images)[[i * len(images) // 25 for i in range(25)]]
+    shares = {name: shares_in_balls(few(images), few(held_out)) for name, images in each.items()}
+    assert len({share for pair in shares.values() for share in pair}) == 4
     wanted = {
         "samples": 25,
         "Frechet distance to held out (four pixels): samples": frechet(some(x), some(held_out)),
         "Frechet distance to held out (four pixels): floor, training images": frechet(some(train), some(held_out)),
         "Frechet distance to held out (four pixels): ceiling, shuffled pixels": frechet(some(shuffled), some(held_out)),
+        **{
+            f"{what} (k = 3, 25 images each) (four pixels): {name}": share
+            for name, pair in shares.items()
+            for what, share in zip(("precision", "recall"), pair, strict=True)
+        },
         "nearest training image: samples, median": np.median(nearest(x, train)),
         "nearest training image: samples, least": np.min(nearest(x, train)),
         "nearest training image: held out, median": np.median(nearest(held_out, train)),
@@ -173,6 +182,23 @@ def test_figures_of_images(monkeypatch):
     check(found, wanted, 1e-6)
     plain = _measure.measure(drawing, data, n=25, seed=9)[0]
     assert plain["Frechet distance to held out: samples"] == pytest.approx(frechet(x, held_out), rel=1e-6)
+
+
+def test_images_that_are_in_order_are_taken_from_everywhere():
+    labels = np.repeat(np.arange(10), [40, 20, 30, 10, 50, 20, 30, 40, 50, 10])
+    counts = np.bincount(_measure.spread(labels, 60))
+    np.testing.assert_array_equal(counts, np.bincount(labels) // 5)
+    np.testing.assert_array_equal(_measure.spread(labels, 300), labels)
+
+
+def test_too_few_images_have_no_neighbours():
+    train, held_out = images(40, 0.0, 0), images(30, 0.1, 1)
+    data = Data(lambda *_: (train, None), (train, None), (held_out, None), None, None)
+    names = lambda n: [
+        name for name in _measure.measure(lambda *_: images(n, 0.5, 2), data, n=n, seed=0)[0] if "recall" in name
+    ]
+    assert names(3) == []
+    assert len(names(4)) == 2
 
 
 PIXELS = np.random.default_rng(0).normal(scale=0.5, size=(20, 2, 3, 1)).astype(np.float32)

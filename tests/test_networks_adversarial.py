@@ -114,11 +114,12 @@ def test_the_gain_keeps_the_size_of_normal_numbers():
 
 def test_residual_branches_start_at_zero_unless_told_otherwise():
     kernels = {}
-    for zero in (True, False):
-        params = from_linen(networks.ImageDiscriminator((4,), zero=zero)).init(KEY, PICTURES, jnp.zeros(5))
-        kernels[zero] = np.asarray(params["blocks__0"]["conv_2"]["kernel"])
-    assert np.abs(kernels[True]).max() == 0
-    assert np.abs(kernels[False]).min() > 0
+    for given in ((), (None, False)):
+        params = from_linen(networks.ImageDiscriminator((4,), *given)).init(KEY, PICTURES, jnp.zeros(5))
+        kernels[given] = np.asarray(params["blocks__0"]["conv_2"]["kernel"])
+    assert np.abs(kernels[()]).max() == 0
+    assert np.abs(kernels[None, False]).min() > 0
+    assert params["blocks__0"]["modulate"]["kernel"].shape == (2 * 4, 4)  # of an embedding twice the finest channels
 
 
 @pytest.mark.parametrize("name", QUICK[:-1])
@@ -156,3 +157,9 @@ def test_bfloat16_answers_in_float32(name):
 def test_what_does_not_fit_is_refused(make, x, cond, message):
     with pytest.raises(ValueError, match=message):
         from_linen(make()).init(KEY, x, jnp.zeros(5), cond)
+
+
+def test_the_smallest_mapping_has_one_layer_of_one_number():
+    network = from_linen(networks.LatentNetwork(networks.MLP(4, 1), width=1, depth=1))
+    params = network.init(KEY, POINTS, jnp.zeros(5), networks.WithLatent(POINTS))
+    assert params["mapping__0"]["kernel"].shape == (2, 1)

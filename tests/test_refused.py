@@ -32,7 +32,7 @@ def test_what_does_not_fit_is_refused_by_name(share):
 
 CALLS = """
 import jax, jax.numpy as jnp, numpy as np, diffjax as dj
-from diffjax import flow_maps
+from diffjax import flow_maps, gan
 p, d, ts, key = dj.Cosine(), lambda x, t: 0.5 * x, np.array([0.9, 0.5, 0.1]), jax.random.key(0)
 x = jnp.ones((2, 4))
 right = dj.sample(key, p, d, x, ts, dj.DDIM())
@@ -145,6 +145,22 @@ made = "from_linen, from_nnx and from_equinox make one"
 refused(f"network: Network is needed ({made}), got MLP", dj.Diffusion, dj.networks.MLP(8), p, v)
 refused("process: AbstractGaussianProcess is needed, got VPrediction", dj.Diffusion, network, v, p)
 refused("parameterisation: AbstractParameterisation is needed, got Cosine", dj.Diffusion, network, p, p)
+model = gan.GAN(network, network, 2)
+for call in (gan.training_losses, *(gan.discriminator_loss, gan.generator_loss, gan.generate_samples)):
+    given = () if call is gan.training_losses else ({}, key, np.arange(2) if call is gan.generate_samples else x)
+    refused("gan: GAN(generator, discriminator, latents) is needed, got Network", call, network, *given)
+    if call is not gan.generate_samples:
+        for bad in ("hinge", gan.Hinge):
+            refused(f"loss: one of logits is needed, such as NonSaturating(), got {bad!r}",
+                lambda: call(model, *given, loss=bad))
+refused("generator: a Network is needed (from_linen makes one), got MLP", gan.GAN, dj.networks.MLP(8), network, 2)
+refused("discriminator: a Network is needed (from_linen makes one), got Cosine", gan.GAN, network, p, 2)
+refused("latents: at least one is needed, got 0", gan.GAN, network, network, 0)
+steps = lambda process: gan.DenoisingGAN(network, network, process, [1.0, 0.0], (4,), 2)
+refused("process: a Gaussian process is needed, got VPrediction", steps, v)
+for bad in (0, jnp.arange(3)):
+    refused("index: one global index a sample is needed, shape (2,), got ",
+        lambda: gan.denoising_pairs(key, p, [1.0, 0.0], lambda xt, t, z: xt, x, latents=1, index=bad))
 """
 
 

@@ -34,7 +34,7 @@ from diffjax.training import (
 )
 
 KEY = jax.random.key(3)
-DIGITS = c.Setting((8, 8, 1), None, True, optax.adam(1e-2), 10)
+DIGITS = c.Setting((8, 8, 1), None, True, lambda updates: optax.adam(1e-2), 10)
 TINY = ["--family.width", "4", "--steps", "6", "--batch-size", "16", "--samples", "20"]
 TINY += ["--save-every", "3", "--ema-decay", "0.5", "--devices", "1", "--optimiser.learning-rate", "0.01"]
 OWN = {

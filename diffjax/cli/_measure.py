@@ -21,6 +21,7 @@ from diffjax.training import gather_rows, is_main, local_copy
 
 _WIDEST = 1024  # pixels whose covariance is taken as it is: its root costs width^3
 _PROJECTIONS = 256
+_NEIGHBOUR = 3  # of precision and recall: the paper's
 
 
 class Features(NamedTuple):
@@ -90,8 +91,8 @@ def proportional_labels(labels: np.ndarray, n: int) -> np.ndarray:
 
 
 def _measure_images(x: np.ndarray, data: Data, features: Features) -> dict[str, float]:
-    """Squared Frechet distances of features, and distances in pixels to the nearest training image."""
-    from diffjax.metrics import feature_statistics, frechet_distance, nearest_distances
+    """Squared Frechet distances, precision and recall of features, and distances to the nearest training image."""
+    from diffjax.metrics import feature_statistics, frechet_distance, nearest_distances, precision_recall
 
     train, held_out = data.train[0], data.held_out[0]
     shuffled = np.random.default_rng(0).permuted(train.reshape(len(train), -1), axis=1).reshape(train.shape)
@@ -102,11 +103,24 @@ def _measure_images(x: np.ndarray, data: Data, features: Features) -> dict[str, 
     for name, images in _shown(rows, "Frechet distances"):
         key = f"Frechet distance to held out{of}: {name}"
         results[key] = frechet_distance(feature_statistics(features.of(images)), target)
+    n = min(map(len, (x, train, held_out)))  # the balls around a set's items shrink as it grows: all have as many
+    if n > _NEIGHBOUR:
+        reference = features.of(spread(held_out, n))
+        rows = {"samples": x, "ceiling, training images": train}  # useless samples' balls are large: recall may be 1
+        for name, images in _shown(rows, "precision and recall"):
+            found = precision_recall(features.of(spread(images, n)), reference, k=_NEIGHBOUR)
+            for what, value in found._asdict().items():
+                results[f"{what} (k = {_NEIGHBOUR}, {n} images each){of}: {name}"] = value
     for name, images in _shown({"samples": x, "held out": held_out}, "nearest training images"):
         nearest = nearest_distances(images, train)
         results[f"nearest training image: {name}, median"] = float(np.median(nearest))
         results[f"nearest training image: {name}, least"] = float(np.min(nearest))
     return results
+
+
+def spread(images: np.ndarray, n: int) -> np.ndarray:
+    """n of the images [m, *d], evenly from all: in order of their labels the first ones are of some classes only."""
+    return images[np.arange(n) * len(images) // n]
 
 
 def _shown(rows: dict[str, Any], what: str) -> Iterator[tuple[str, Any]]:

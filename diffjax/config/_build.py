@@ -215,12 +215,18 @@ def _process(config: ProcessConfig, parameterisation: AbstractParameterisation) 
 
 
 @whole_numbers
-def build_optimiser(config: OptimiserConfig, steps: int, learned: tuple[str, ...] = ()) -> optax.GradientTransformation:
-    """Clipping, then Adam with a linear warm-up and a cosine decay over `steps` updates, of its beta2 too if asked.
+def build_optimiser(
+    config: OptimiserConfig, steps: int, learned: tuple[str, ...] = (), *, updates: int = 1
+) -> optax.GradientTransformation:
+    """Clipping, then Adam with a linear warm-up and a cosine decay over `steps` steps, of its beta2 too if asked.
 
-    Weight decay leaves out what is never trained, `networks.trained`, and what is `learned` with the network.
+    Weight decay leaves out what is never trained, `networks.trained`, and what is `learned` with the network. An
+    optimiser counts its updates: where a step has several, the schedules are of the step.
     """
+    if updates < 1:
+        raise ValueError(f"updates: at least 1 is needed, got {updates}")
     decayed = lambda params: {name: name == "network" and trained(part) for name, part in params.items()}
+    by_step = lambda schedule: schedule if updates == 1 else lambda count: schedule(count // updates)
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
@@ -230,13 +236,13 @@ def build_optimiser(config: OptimiserConfig, steps: int, learned: tuple[str, ...
     )
     decay = {"weight_decay": config.weight_decay, "mask": decayed if learned else trained}
     if config.beta2_final is None:
-        adam = optax.adamw(schedule, b1=config.beta1, b2=config.beta2, **decay)
+        adam = optax.adamw(by_step(schedule), b1=config.beta1, b2=config.beta2, **decay)
     else:
         static = ("b1", "eps", "eps_root", "weight_decay", "mask")
         annealed = optax.inject_hyperparams(optax.adamw, static_args=static)
         share, final = optax.cosine_decay_schedule(1.0, steps), config.beta2_final
         b2 = lambda step: final + (config.beta2 - final) * share(step)
-        adam = annealed(learning_rate=schedule, b1=config.beta1, b2=b2, **decay)
+        adam = annealed(learning_rate=by_step(schedule), b1=config.beta1, b2=by_step(b2), **decay)
     return optax.chain(optax.clip_by_global_norm(config.clip), adam)
 
 

@@ -71,8 +71,8 @@ def build_run(config: Config, samples: Samples, stage: int | None = None) -> Run
         )
     if config.teacher is not None:
         raise ValueError(f"teacher: family {config.family.name} learns from none, got {config.teacher}")
-    tx = build_optimiser(config.optimiser, config.steps)
-    setting = Setting(samples.shape, samples.classes, samples.pictures, tx, config.steps)
+    optimiser = lambda updates: build_optimiser(config.optimiser, config.steps, updates=updates)
+    setting = Setting(samples.shape, samples.classes, samples.pictures, optimiser, config.steps)
     return Run(config, samples, made.make(setting), None)
 
 

@@ -8,6 +8,7 @@ part, is made of more groups of options than any other: `build` makes its `Parts
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -23,15 +24,20 @@ class Setting(NamedTuple):
       shape: of one sample.
       classes: how many the model is conditioned on: cond are labels [b]; None: there is no condition.
       pictures: whether samples are images, whose values lie in [-1, 1].
-      tx: the optimiser.
-      steps: how many updates there will be.
+      optimiser: `updates -> tx`, an optimiser of so many updates a step, whose schedules count steps.
+      steps: how many steps there will be.
     """
 
     shape: tuple[int, ...]
     classes: int | None
     pictures: bool
-    tx: optax.GradientTransformation
+    optimiser: Callable[[int], optax.GradientTransformation]
     steps: int
+
+    @property
+    def tx(self) -> optax.GradientTransformation:
+        """The optimiser of one update a step."""
+        return self.optimiser(1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,13 +71,12 @@ class AbstractGANFamily(AbstractFamily):
             for name, gamma in (("r1", self.r1), ("r2", self.r2))
         }
         losses = gan.training_losses(model, loss=LOSSES[self.loss](), every=self.every, **gammas)
-        tx = {"power": optax.sgd(1.0)}
-        times = {"discriminator": self.updates}
+        times = {"discriminator": self.updates, "generator": 1}
+        tx = {name: setting.optimiser(n) for name, n in times.items()} | {"power": optax.sgd(1.0)}
         return Family(
             init=model.init,
             objectives=tuple(
-                Objective(loss_fn, tx.get(name, setting.tx), name, times.get(name, 1))
-                for name, loss_fn in losses.items()
+                Objective(loss_fn, tx[name], name, times.get(name, 1)) for name, loss_fn in losses.items()
             ),
             sample=_sampler(model),
             options=frozenset({"temperature"}),

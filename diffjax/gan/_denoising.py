@@ -29,6 +29,7 @@ from diffjax._arrays import (
     check_shape,
     check_time,
     check_times,
+    default_index,
     expand,
     is_concrete,
     normal_like,
@@ -181,15 +182,13 @@ class DenoisingGAN(AbstractGAN):
             raise ValueError(f"process: a Gaussian process is needed, got {type(process).__name__}")
         check_shape(shape)
         self.generator, self.discriminator, self.process = generator, discriminator, process
-        self.ts = np.asarray(ts, np.float64) if is_concrete(ts) else jnp.asarray(ts)
+        self.ts = _grid(ts)
         self.shape, self.latents, self.spectral = tuple(shape), latents, spectral
         check_parts(self)
-        if is_concrete(ts):
-            check_times(np.asarray(ts, np.float64), "descend")
 
     def init(self, key: Key, x0: Sample, cond: Cond = None) -> Params:
         check_key(key)
-        x0 = as_samples("x0", x0)
+        x0 = self._data(x0)
         keys = [jax.random.fold_in(key, i) for i in range(3)]
         none, given = (
             jnp.zeros(x0.shape[0], x0.dtype),
@@ -207,9 +206,8 @@ class DenoisingGAN(AbstractGAN):
         return NetworkGenerator(self.generator, self.process, params["generator"], cond)
 
     def pairs(self, params: Params, key: Key, x0: Sample, cond: Cond = None, *, index: Index) -> Pairs:
-        return denoising_pairs(
-            key, self.process, self.ts, self.conditioned(params, cond), x0, latents=self.latents, index=index
-        )
+        generator = self.conditioned(params, cond)
+        return denoising_pairs(key, self.process, self.ts, generator, self._data(x0), latents=self.latents, index=index)
 
     def logits(self, weights: Params, x: Sample, given: Any, cond: Cond = None) -> Logits:
         x = as_samples("x", x)
@@ -229,6 +227,10 @@ class DenoisingGAN(AbstractGAN):
         assert not isinstance(x0, tuple)  # nothing is saved
         return x0
 
+    def _data(self, x0: Sample) -> Sample:
+        x0 = as_samples("x0", x0)
+        return as_samples("x0", x0, (x0.shape[0], *self.shape))
+
 
 @whole_numbers
 def denoising_pairs(
@@ -239,7 +241,7 @@ def denoising_pairs(
     x0: Sample,
     *,
     latents: int,
-    index: Index,
+    index: Index | None = None,
 ) -> Pairs:
     """Real and generated xs for the same xt, each sample at a random step of the grid.
 
@@ -254,17 +256,23 @@ def denoising_pairs(
       generator: `G(xt [b, *d], t [b], z [b, latents]) -> x0 [b, *d]`.
       x0: data [b, *d].
       latents: how many numbers z has.
-      index: global indices [b].
+      index: global indices [b] (default 0 .. b - 1).
 
     Returns:
       `Pairs(real, fake, (xt, s, t))`, samples [b, *d] and times [b].
+
+    Raises:
+      ValueError: ts does not descend in [0, 1], there is no latent, or the generator answers another shape.
 
     Source: Xiao et al. 2022, eq. 5 and algorithm 1.
     """
     check_key(key)
     x0 = as_samples("x0", x0)
+    if latents < 1:
+        raise ValueError(f"latents: at least one is needed, got {latents}")
+    index = default_index(x0.shape[0], index)
     keys = [sample_keys(jax.random.fold_in(key, i), index) for i in range(5)]
-    grid = jnp.asarray(ts, time_dtype(x0))
+    grid = jnp.asarray(_grid(ts), time_dtype(x0))
     k = jax.vmap(lambda key: jax.random.randint(key, (), 0, grid.shape[0] - 1))(keys[0])
     t, s = grid[k], grid[k + 1]
     growth, cond_std = process.conditional(t, s)
@@ -274,6 +282,15 @@ def denoising_pairs(
     mean, std = posterior_mean_std(process, made, xt, s, t)
     fake = mean + expand(std, x0) * normal_like(keys[4], x0)
     return Pairs(xs.astype(x0.dtype), fake.astype(x0.dtype), (xt, s, t))
+
+
+def _grid(ts: GridLike) -> Grid:
+    """A descending grid, [K + 1], on the host where it is known."""
+    if not is_concrete(ts):
+        return jnp.asarray(ts)
+    grid = np.asarray(ts, np.float64)
+    check_times(grid, "descend")
+    return grid
 
 
 def scaled(process: AbstractGaussianProcess, x: Sample, t: Time) -> Sample:

@@ -18,7 +18,8 @@ from typing import ClassVar, TypeAlias
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from diffjax._arrays import as_samples, mean_features
 
@@ -42,6 +43,10 @@ class AbstractGANLoss(eqx.Module):
     def generator(self, real: Logits, fake: Logits) -> Float[Array, " b"]:
         """The generator's loss [b], of the same logits [b, *m]."""
 
+    @abc.abstractmethod
+    def accuracy(self, real: Logits, fake: Logits) -> Float[Array, ""]:
+        """The share [] of logits [b, *m] that the discriminator gets right; 1/2 is chance."""
+
 
 class NonSaturating(AbstractGANLoss):
     """Logistic losses, the generator's of the label that it wants: its gradient does not vanish where it is found out.
@@ -62,6 +67,9 @@ class NonSaturating(AbstractGANLoss):
     def generator(self, real: Logits, fake: Logits) -> Float[Array, " b"]:
         return mean_features(jax.nn.softplus(-_pair(real, fake)[1]))
 
+    def accuracy(self, real: Logits, fake: Logits) -> Float[Array, ""]:
+        return _right_signs(real, fake)
+
 
 class Hinge(AbstractGANLoss):
     """The hinge loss, usually with spectral norm: logits beyond 1 on the right side cost nothing.
@@ -77,6 +85,9 @@ class Hinge(AbstractGANLoss):
 
     def generator(self, real: Logits, fake: Logits) -> Float[Array, " b"]:
         return mean_features(-_pair(real, fake)[1])
+
+    def accuracy(self, real: Logits, fake: Logits) -> Float[Array, ""]:
+        return _right_signs(real, fake)
 
 
 class Relativistic(AbstractGANLoss):
@@ -96,8 +107,27 @@ class Relativistic(AbstractGANLoss):
         real, fake = _pair(real, fake)
         return mean_features(jax.nn.softplus(real - fake))
 
+    def accuracy(self, real: Logits, fake: Logits) -> Float[Array, ""]:
+        real, fake = _pair(real, fake)  # the sign of one logit says nothing: a constant added to all costs nothing
+        return _share(real > fake)
+
 
 def _pair(real, fake):
     """(real, fake) of one shape."""
     real = as_samples("real", real)
     return real, as_samples("fake", fake, real.shape)
+
+
+def _right_signs(real: Logits, fake: Logits) -> Float[Array, ""]:
+    real, fake = _pair(real, fake)
+    return 0.5 * (_share(real > 0) + _share(fake < 0))
+
+
+def _share(right: Bool[Array, "b *m"]) -> Float[Array, ""]:
+    return jnp.mean(right, dtype=jnp.result_type(float))
+
+
+def check_loss(loss: object) -> None:
+    """Raises `ValueError` where something else than an `AbstractGANLoss` is given, such as its class or its name."""
+    if not isinstance(loss, AbstractGANLoss):
+        raise ValueError(f"loss: one of logits is needed, such as NonSaturating(), got {loss!r}")

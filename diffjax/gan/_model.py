@@ -33,7 +33,7 @@ from diffjax._arrays import (
     whole_numbers,
 )
 from diffjax._typing import Cond, Index, Key, Network, Params, Sample, Scalar
-from diffjax.gan._losses import AbstractGANLoss, Logits, NonSaturating
+from diffjax.gan._losses import AbstractGANLoss, Logits, NonSaturating, check_loss
 from diffjax.gan._penalties import gradient_penalty, init_power, lazy, spectral_norm
 
 Gamma: TypeAlias = Scalar | Callable[[Any], Any]
@@ -84,6 +84,8 @@ class AbstractGAN(eqx.Module):
         """The discriminator as a function `x [b, *d] -> logits [b, *m]`, with spectral norm where it has that."""
         weights = params["discriminator"]
         if self.spectral:
+            if "power" not in params:
+                raise ValueError(f"params: spectral norm needs 'power', as init makes it, got {', '.join(params)}")
             weights = spectral_norm(weights, params["power"])[0]
         return lambda x: answered("discriminator", self.logits(weights, x, given, cond), (x.shape[0], ...))
 
@@ -228,27 +230,30 @@ def discriminator_loss(
 
     Returns:
       The loss, a scalar, and `per_sample` [b]; `real` and `fake` [b], mean logits; `penalty` [b], what the penalties
-      add; and `accuracy` [], the share of logits of the right sign.
+      add; and `accuracy` [], the share of logits of the right sign, or of relativistic pairs in the right order.
 
     Raises:
-      ValueError: a gamma is negative, `every` is not positive, or a network answers another shape.
+      ValueError: a gamma is negative, `every` is not positive, loss is something else, or a network answers another
+        shape.
 
     Source: Goodfellow et al. 2014; Mescheder et al. 2018, eq. 9.
     """
     check_gan(gan)
+    check_loss(loss)
     check_key(key)
     x0 = as_samples("x0", x0)
     pairs = gan.pairs(params, key, x0, cond, index=default_index(x0.shape[0], index))
     fixed = jax.lax.stop_gradient(pairs.fake)
     judge = gan.judge(params, pairs.given, cond)
     real, fake = judge(pairs.real), judge(fixed)
-    penalty = jnp.zeros(x0.shape[0], real.dtype)
+    judged = loss.discriminator(real, fake)
+    penalty = jnp.zeros_like(judged)
     for gamma, x in ((r1, pairs.real), (r2, fixed)):
         if not (isinstance(gamma, float | int) and gamma == 0):
             penalty = penalty + lazy(lambda x=x, gamma=gamma: gradient_penalty(judge, x, gamma), step, every=every)
-    per_sample = loss.discriminator(real, fake) + penalty
+    per_sample = judged + penalty
     aux = {"per_sample": per_sample, "real": mean_features(real), "fake": mean_features(fake), "penalty": penalty}
-    aux["accuracy"] = 0.5 * (jnp.mean(real > 0) + jnp.mean(fake < 0))
+    aux["accuracy"] = loss.accuracy(real, fake)
     return jnp.mean(per_sample), aux
 
 
@@ -277,11 +282,12 @@ def generator_loss(
       The loss, a scalar, and `per_sample` [b].
 
     Raises:
-      ValueError: a network answers another shape.
+      ValueError: loss is something else, or a network answers another shape.
 
     Source: Goodfellow et al. 2014, section 3; Huang et al. 2024 (R3GAN), eq. 3.
     """
     check_gan(gan)
+    check_loss(loss)
     check_key(key)
     x0 = as_samples("x0", x0)
     frozen = params | jax.lax.stop_gradient({name: params[name] for name in params if name != "generator"})
@@ -350,11 +356,15 @@ def training_losses(
       Name -> `(params, (x0 [b, *d], cond), context) -> (loss, aux)`; aux holds scalars.
 
     Raises:
-      ValueError: gan is something else, or `every` is not positive.
+      ValueError: gan or loss is something else, a gamma is negative, or `every` is not positive.
     """
     check_gan(gan)
+    check_loss(loss)
     if every < 1:
         raise ValueError(f"every: at least 1 is needed, got {every}")
+    for name, gamma in (("r1", r1), ("r2", r2)):
+        if not callable(gamma):
+            check(jnp.asarray(gamma) >= 0, f"{name}: at least 0 is needed, got {gamma}")
     at = lambda gamma, step: gamma(step) if callable(gamma) else gamma
 
     def judged(params: Params, batch: tuple[Sample, Cond], context: Any) -> tuple[Array, dict[str, Array]]:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from diffjax._arrays import (
     answered,
+    as_accumulators,
     as_samples,
     check,
     check_key,
@@ -52,7 +53,7 @@ def gradient_penalty(discriminator: Callable[[Sample], Logits], x: Sample, gamma
     x = as_samples("x", x)
     check(jnp.asarray(gamma) >= 0, f"gamma: at least 0 is needed, got {gamma}")
     of_batch = lambda x: jnp.sum(mean_features(answered("discriminator", discriminator(x), (x.shape[0], ...))))
-    squared = sum_features(jax.grad(of_batch)(x) ** 2)
+    squared = sum_features(as_accumulators(jax.grad(of_batch)(x)) ** 2)
     return (0.5 * jnp.asarray(gamma)).astype(squared.dtype) * squared
 
 

@@ -56,14 +56,19 @@ def r3gan(
       final_beta2: at the end.
 
     Raises:
-      ValueError: steps is not positive, or a gamma is negative.
+      ValueError: steps or a learning rate is not positive, a gamma is negative, or a beta2 not in [0, 1).
     """
     if steps < 1:
         raise ValueError(f"steps: at least one is needed, got {steps}")
     final_gamma = 0.1 * gamma if final_gamma is None else final_gamma
     for name, value in (("gamma", gamma), ("final_gamma", final_gamma)):
         check(value >= 0, f"{name}: at least 0 is needed, got {value}")
-    rate = annealed(learning_rate, 0.25 * learning_rate if final_learning_rate is None else final_learning_rate, steps)
+    for name, value in (("beta2", beta2), ("final_beta2", final_beta2)):
+        check((value >= 0) & (value < 1), f"{name}: a number in [0, 1) is needed, got {value}")
+    final_rate = 0.25 * learning_rate if final_learning_rate is None else final_learning_rate
+    check(learning_rate > 0, f"learning_rate: must be positive, got {learning_rate}")
+    check(final_rate >= 0, f"final_learning_rate: at least 0 is needed, got {final_rate}")
+    rate = annealed(learning_rate, final_rate, steps)
     return R3GAN(annealed(gamma, final_gamma, steps), adam(rate, annealed(beta2, final_beta2, steps)))
 
 

@@ -25,6 +25,15 @@ def nearest(x, reference):
     return np.array([np.sqrt(np.min(np.sum((reference - row) ** 2, axis=1))) for row in x])
 
 
+def shares_in_balls(x, reference, k=3):
+    """(precision, recall): shares of rows in a ball of the other set, as far as an item's k-th nearest of its own."""
+    x, reference = (np.asarray(z, np.float64).reshape(len(z), -1) for z in (x, reference))
+    lengths = lambda a, b: np.linalg.norm(a[:, None] - b, axis=2)
+    radii = lambda a: np.sort(lengths(a, a), axis=1)[:, k]  # the nearest is the item itself
+    share = lengths(x, reference) <= radii(reference), lengths(reference, x) <= radii(x)
+    return tuple(np.mean(inside.any(axis=1)) for inside in share)
+
+
 def ring(x):
     """The log density of eight Gaussians of standard deviation 0.1 on a ring of radius sqrt(2 (1 - 0.1^2)), [n]."""
     angles = np.arange(8) * np.pi / 4

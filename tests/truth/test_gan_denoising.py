@@ -266,3 +266,41 @@ def test_parts_that_do_not_fit_are_refused(change, message):
         gan.DenoisingGAN(**given | change)
     with pytest.raises(ValueError, match=r"cond: WithLatent\(z, label\) is needed, got NoneType"):
         networks.LatentNetwork(networks.MLP(width=4, depth=1)).init(KEY, jnp.zeros((1, 2)), jnp.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ts": [0.0, 1.0]}, "ts: must descend, got 0 and then 1"),
+        ({"ts": [1.0]}, "ts: at least two times in one dimension are needed"),
+        ({"latents": 0}, "latents: at least one is needed, got 0"),
+    ],
+)
+def test_pairs_that_cannot_be_are_refused(change, message):
+    given = {"ts": [1.0, 0.0], "latents": 1} | change
+    with pytest.raises(ValueError, match=message):
+        gan.denoising_pairs(KEY, dj.Cosine(), given.pop("ts"), lambda xt, t, z: xt, jnp.ones((3, 1)), **given)
+
+
+def test_data_of_another_shape_are_refused():
+    """Where they would train a model whose samples have the shape of its own."""
+    model = gan.DenoisingGAN(*linear_parts(), dj.Cosine(), [1.0, 0.0], (1,), latents=2)
+    params = model.init(KEY, jnp.ones((2, 1)), jnp.ones(2))
+    message = r"x0: shape \(2, 1\) is needed"
+    with pytest.raises(ValueError, match=message):
+        gan.discriminator_loss(model, params, KEY, jnp.ones((2, 3)), jnp.ones(2))
+    with pytest.raises(ValueError, match=message):
+        model.init(KEY, jnp.ones((2, 3)), jnp.ones(2))
+
+
+def test_samples_need_no_discriminator():
+    """Of a plain and of a denoising GAN: the generator's parameters will do."""
+    generator, discriminator = linear_parts()
+    cond, index = jnp.ones(3), jnp.arange(3)
+    model = gan.DenoisingGAN(generator, discriminator, dj.Cosine(), [1.0, 0.5, 0.0], (1,), latents=2)
+    params = model.init(KEY, jnp.ones((3, 1)), cond)
+    alone = {"generator": params["generator"]}
+    found, wanted = (gan.generate_samples(model, p, KEY, index, cond) for p in (alone, params))
+    np.testing.assert_array_equal(found, wanted)
+    plain = gan.GAN(dj.Network(generator.init, lambda p, z, c, cond=None, *, key=None: p["w"] * z), discriminator, 2)
+    assert gan.generate_samples(plain, alone, KEY, index).shape == (3, 2)

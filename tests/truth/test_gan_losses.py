@@ -71,6 +71,20 @@ def test_large_logits_stay_finite(dtype):
         assert loss.discriminator(far, -far).dtype == jnp.float32
 
 
+def test_accuracy_is_of_signs_or_of_pairs():
+    """A constant added to all logits costs a relativistic discriminator nothing, so their signs say nothing."""
+    real, fake = jnp.array([[2.0], [1.0], [1.0], [-3.0]]), jnp.array([[1.0], [-1.0], [-2.0], [0.0]])
+    for name, wanted in (("non-saturating", 0.5 * (3 + 2) / 4), ("hinge", 0.5 * (3 + 2) / 4), ("relativistic", 3 / 4)):
+        assert float(LOSSES[name].accuracy(real, fake)) == wanted
+    moved = [float(LOSSES["relativistic"].accuracy(real + by, fake + by)) for by in (10.0, -10.0)]
+    assert moved == [3 / 4, 3 / 4]
+    model = gan.GAN(fixed(real - 10), on_features(lambda x: x), latents=1)  # all logits of samples are negative
+    params = {"generator": {}, "discriminator": {"w": jnp.ones(1)}}
+    for name, loss in LOSSES.items():
+        found = gan.discriminator_loss(model, params, KEY, fake - 10, loss=loss)[1]["accuracy"]
+        assert float(found) == {"relativistic": 1 / 4}.get(name, 1 / 2)
+
+
 # --- the best discriminator ---
 
 P_LAW, Q_LAW = stats.norm(0.0, 1.0), stats.norm(1.0, 0.6)
@@ -221,6 +235,27 @@ def test_a_penalty_is_half_gamma_times_the_squared_gradient():
     np.testing.assert_allclose(gan.gradient_penalty(two, x, 0.7), found, rtol=1e-13)
 
 
+def test_a_penalty_in_bfloat16_squares_and_sums_in_float32():
+    """1 + 1/128 is a number of bfloat16, its square is none."""
+    x = jnp.ones((2, 3), jnp.bfloat16)
+    found = gan.gradient_penalty(lambda x: x @ jnp.full((3, 1), 1 + 1 / 128, jnp.bfloat16), x, 2.0)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, 3 * (1 + 1 / 128) ** 2, rtol=1e-6)
+
+
+def test_a_loss_of_logits_in_bfloat16_is_float32():
+    linear = lambda name: dj.Network(
+        lambda key, x, c, cond=None: {name: jnp.ones((x.shape[1], 1), x.dtype)},
+        lambda params, x, c, cond=None, *, key=None: x @ params[name],
+    )
+    model, x0 = gan.GAN(linear("g"), linear("d"), latents=2), jnp.ones((4, 1), jnp.bfloat16)
+    params = model.init(KEY, x0)
+    value, aux = gan.discriminator_loss(model, params, KEY, x0, r1=0.1, r2=jnp.float32(0.1), every=2)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(aux["penalty"], 0.2, rtol=1e-6)
+    assert gan.generator_loss(model, params, KEY, x0)[0].dtype == jnp.float32
+
+
 def test_gamma_is_traced():
     """Annealing it compiles nothing."""
     traces = []
@@ -355,3 +390,50 @@ def test_r3gan_anneals_along_a_cosine(standard):
         updates, state = recipe.tx.update({"w": jnp.full(1, gradient)}, state, params)
         wanted = -rate * gradient / (np.sqrt(moment / (1 - b2 ** (step + 1))) + 1e-8)
         np.testing.assert_allclose(updates["w"], [wanted], rtol=1e-4)
+
+
+# --- refused ---
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"r1": -1.0}, "r1: at least 0 is needed, got -1.0"),
+        ({"r2": float("nan")}, "r2: at least 0 is needed, got nan"),
+        ({"every": 0}, "every: at least 1 is needed, got 0"),
+    ],
+)
+def test_losses_that_cannot_be_are_refused_before_they_are_traced(change, message):
+    model = gan.GAN(fixed(jnp.ones((2, 1))), on_features(lambda x: x), latents=1)
+    with pytest.raises(ValueError, match=message):
+        gan.training_losses(model, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gamma": -1.0}, "gamma: at least 0 is needed, got -1.0"),
+        ({"final_gamma": -1.0}, "final_gamma: at least 0 is needed, got -1.0"),
+        ({"learning_rate": 0.0}, "learning_rate: must be positive, got 0.0"),
+        ({"final_learning_rate": -1.0}, "final_learning_rate: at least 0 is needed, got -1.0"),
+        ({"beta2": 1.0}, r"beta2: a number in \[0, 1\) is needed, got 1.0"),
+        ({"beta2": -0.1}, r"beta2: a number in \[0, 1\) is needed, got -0.1"),
+        ({"final_beta2": 1.0}, r"final_beta2: a number in \[0, 1\) is needed, got 1.0"),
+        ({"steps": 0}, "steps: at least one is needed, got 0"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        gan.r3gan(**{"steps": 10} | change)
+
+
+def test_zeros_and_one_step_are_a_recipe():
+    recipe = gan.r3gan(1, gamma=0.0, final_gamma=0.0, final_learning_rate=0.0, beta2=0.0, final_beta2=0.0)
+    assert [float(recipe.gamma(step)) for step in (0, 1)] == [0.0, 0.0]
+
+
+def test_spectral_norm_without_its_vectors_is_refused():
+    model = gan.GAN(fixed(jnp.ones((2, 1))), on_features(lambda x: x), latents=1, spectral=True)
+    params = {"generator": {}, "discriminator": {"w": jnp.ones(1)}}
+    with pytest.raises(ValueError, match="params: spectral norm needs 'power', as init makes it, got generator, disc"):
+        gan.discriminator_loss(model, params, KEY, jnp.ones((2, 1)))
