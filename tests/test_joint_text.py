@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from command_line import call, done, refused
+from hosts_worker import text_run, text_source
 
 import diffjax as dj
 from diffjax import config as c
 from diffjax.config._build import _scaled
 from diffjax.config._run import begin_from_encoder, fresh_state
 from diffjax.config._text_encoder import TEXTS
-from diffjax.data import shapes, whole
+from diffjax.data import shapes
 from diffjax.losses import drop_condition
 from diffjax.networks import MLP, Cascade, T5Encoder, Text, UNet, init_t5, with_text_encoder
 from diffjax.training import (
@@ -252,9 +253,7 @@ def test_an_encoder_whose_learning_rate_is_0_is_the_frozen_one():
 @pytest.mark.parametrize("joint", [False, True], ids=["frozen", "joint"])
 def test_texts_are_trained_on_alike_in_every_layout_and_a_cut_run_resumes_bitwise(joint, tmp_path):
     """Embeddings of a frozen encoder, or ids of one that is trained: on one device, on eight by jit, pmap and fsdp."""
-    optimiser = c.OptimiserConfig(0.02, warmup=0)
-    config = c.Config(network=NETWORK, optimiser=optimiser, guidance=c.GuidanceConfig(dropout=0.3), steps=8)
-    run = c.build_run(config, SAMPLES if joint else SAMPLES._replace(trained_encoder=None))
+    run, source = text_run(joint), text_source(joint)
     assert run.parts is not None
     make = lambda **more: make_train_step(run.parts.training_objective(), ema=make_ema(0.5), **more)
     layouts = {
@@ -268,30 +267,16 @@ def test_texts_are_trained_on_alike_in_every_layout_and_a_cut_run_resumes_bitwis
     for name, layout in layouts.items():
         with Checkpoints(tmp_path / name) as checkpoints:
             more = {"checkpoints": checkpoints, "save_every": 2, "log": tmp_path / f"{name}.jsonl", "log_every": 1}
-            found[name] = train(fresh_state(run), layout, captioned(joint), steps=4, **options, **more)
+            found[name] = train(fresh_state(run), layout, source, steps=4, **options, **more)
             checkpoints.rollback(2)
             state = checkpoints.restore(fresh_state(run))
-            again = train(state, layout, captioned(joint), steps=4, **options)
+            again = train(state, layout, source, steps=4, **options)
         jax.tree.map(np.testing.assert_array_equal, again._replace(key=None), found[name]._replace(key=None))
         lines = [json.loads(line)["loss"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         found[name] = lines, jax.device_get(found[name].params)
     for name in ("jit", "fsdp", "pmap"):
         np.testing.assert_allclose(found[name][0], found["one"][0], rtol=1e-6)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found[name][1], found["one"][1])
-
-
-def captioned(joint):
-    """Points [size, 4] and texts of zero to five tokens, a function of seed and step."""
-
-    @whole
-    def source(seed, step, size):
-        rng = np.random.default_rng((seed, step))
-        mask = np.arange(5) < rng.integers(0, 6, size)[:, None]
-        ids = rng.integers(3, 20, (size, 5)).astype(np.int32)
-        embedding = ids if joint else rng.normal(size=(size, 5, 8)).astype(np.float32)
-        return rng.normal(size=(size, 4)).astype(np.float32), Text(embedding, mask)
-
-    return source
 
 
 def test_options_of_an_encoder_that_is_not_trained_are_refused():
