@@ -77,7 +77,8 @@ class Text(NamedTuple):
     No condition is a mask that is all False, so the null of `classifier_free` is `Text(0.0, False)`.
 
     Attributes:
-      embedding: [b, n, k], such as the output of a `T5Encoder`.
+      embedding: [b, n, k], such as the output of a `T5Encoder`; of a network by `with_text_encoder`, which has the
+        encoder inside, ids [b, n] of tokens.
       mask: [b, n], True for a token, False for padding.
     """
 

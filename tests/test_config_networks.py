@@ -14,7 +14,7 @@ from diffjax import config as c, networks
 
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 1)), jnp.float32)
 SMALL = c.NetworkConfig(channels=(8, 16), head_channels=8, width=16, heads=2)
-NAMES = ("unet", "ddpm", "ddpmpp", "ncsnpp", "adm", "edm2", "dit", "uvit")
+NAMES = ("unet", "ddpm", "ddpmpp", "ncsnpp", "adm", "edm2", "efficient", "dit", "uvit")
 
 
 def small(name, **changes):
@@ -40,6 +40,27 @@ def test_a_network_by_name_computes_as_it_was_told(name):
 
 def _names_classes(path):
     return any(word in str(path[-1]) + str(path[-2:]) for word in ("class", "label", "embedding_table", "embedding"))
+
+
+@pytest.mark.slow
+def test_an_efficient_unet_takes_a_text_a_label_or_both():
+    """Each changes the answer, once the layers that start at zero do not."""
+    text = networks.Text(jnp.ones((2, 3, 5)), jnp.array([[True, True, False], [True, False, False]]))
+    label = jnp.array([0, 2])
+    kinds = ((None, 5, text), (3, None, label), (3, 5, networks.Cascade(text=text, label=label)), (None, None, None))
+    for classes, width, cond in kinds:
+        network = c.build_network(small("efficient"), classes, text_width=width)
+        params = jax.tree.map(lambda p: p + 0.1, network.init(jax.random.key(0), IMAGES, jnp.zeros(2), cond))
+        apply = jax.jit(network.apply)
+        y = apply(params, IMAGES, jnp.zeros(2), cond)
+        assert y.shape == IMAGES.shape
+        if width is not None:
+            other = networks.Text(text.embedding.at[0, 0, 0].set(3.0), text.mask)
+            other = other if classes is None else cond._replace(text=other)
+            assert jnp.abs(apply(params, IMAGES, jnp.zeros(2), other) - y)[0].max() > 1e-5
+        if classes is not None:
+            other = label + 1 if width is None else cond._replace(label=label + 1)
+            assert jnp.abs(apply(params, IMAGES, jnp.zeros(2), other) - y).max() > 1e-5
 
 
 ODD = c.NetworkConfig("unet", (16, 48, 80), 2, (0, 2), 8, 24, 5, 3, 4, True, 0.35, "bfloat16", True)
@@ -70,6 +91,14 @@ def test_a_network_is_the_module_of_its_name_with_its_numbers(monkeypatch):
             (kind, "ncsnpp"): n.ncsnpp(channels, **paper).clone(**late),
             (kind, "adm"): n.adm(channels, **paper, head_channels=unet["head_channels"]).clone(**late),
             (kind, "edm2"): n.EDM2UNet(**unet),
+            (kind, "efficient"): n.EfficientUNet(
+                channels,
+                (levels["blocks"],) * len(channels),
+                (1, 2, 2)[: len(channels)],
+                text_attention=levels["attention"],
+                scan=tokens["scan"],
+                **{name: value for name, value in unet.items() if name not in ("channels", "blocks")},
+            ),
             (kind, "dit"): n.DiT(**tokens),
             (kind, "uvit"): n.UViT(**tokens),
         }
@@ -97,7 +126,7 @@ def test_a_network_is_the_module_of_its_name_with_its_numbers(monkeypatch):
         if field.name not in generated | {"name"}
     )
     assert {name for _, name in expected} == set(get_args(get_type_hints(c.NetworkConfig)["name"]))
-    assert len({repr(module) for module in expected.values()}) == len(expected) == 18
+    assert len({repr(module) for module in expected.values()}) == len(expected) == 20
 
 
 @pytest.mark.parametrize(
@@ -106,6 +135,8 @@ def test_a_network_is_the_module_of_its_name_with_its_numbers(monkeypatch):
         ({"name": "dit", "heads": 3}, r"width: a multiple of 4 and of heads=3 is needed, got 16"),
         ({"name": "uvit", "depth": 2}, r"depth: an odd number"),
         ({"name": "adm", "attention": (5,)}, r"attention: levels are 0 .. 1, got \(5,\)"),
+        ({"name": "efficient", "head_channels": 7}, r"head_channels: a divisor of level 1's 16, got 7"),
+        ({"name": "efficient", "channels": (8, 9)}, r"channels: "),
         ({"name": "edm2", "head_channels": 7}, r"head_channels: a divisor"),
     ],
 )

@@ -134,6 +134,17 @@ def test_two_processes_train_save_and_resume_bitwise_in_every_layout(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_train_on_texts_as_one_does(tmp_path):
+    """Embeddings of a frozen encoder, and ids of one that is trained; each run is resumed in its middle."""
+    _, arrays = work(tmp_path, "texts")
+    _, alone = worker.texts(tmp_path / "one")
+    assert set(arrays.files) == alone.keys()
+    assert any("text_encoder" in path for path in alone)
+    for path, leaf in alone.items():
+        np.testing.assert_allclose(arrays[path], leaf, rtol=1e-3, atol=1e-4, err_msg=path)
+
+
+@pytest.mark.slow
 def test_training_that_ends_early_ends_in_both(tmp_path):
     """An uncaught error ends its process, and so the other: no launcher does, which would be too late."""
     program = ROOT / "tests" / "helpers" / "hosts_worker.py"

@@ -52,6 +52,7 @@ DEFAULTS = {
         "image_size": None,
         "channels": None,
         "text": None,
+        "text_encoder": "frozen",
         "text_field": "text",
         "size": None,
         "objects": None,
@@ -168,6 +169,7 @@ DEFAULTS = {
         "beta1": 0.9,
         "beta2": 0.999,
         "beta2_final": None,
+        "text_rate": 1.0,
     },
     "guidance": {
         "name": "cfg",
@@ -405,6 +407,7 @@ ODD = c.Config(
         image_size=9,
         channels=1,
         text="texts",
+        text_encoder="joint",
         text_field="caption",
         size=48,
         objects=1,
@@ -483,7 +486,7 @@ ODD = c.Config(
         mlp_ratio=3.0,
         norm_epsilon=1e-5,
     ),
-    c.OptimiserConfig(0.05, 3, 0.15, 0.45, 0.55, 0.7, 0.8, 0.95),
+    c.OptimiserConfig(0.05, 3, 0.15, 0.45, 0.55, 0.7, 0.8, 0.95, 0.6),
     c.GuidanceConfig("projected", 2.5, (-3.0, 4.5), -6.25, 0.65, phi=0.55, parallel=0.35, norm=1.75),
     c.SamplerConfig(
         "ddim",
@@ -1118,6 +1121,7 @@ CHECKS = {
     "data.conditional": "test_an_unconditional_network_gets_no_labels",
     "data.image_size": "test_images_are_scaled_to_the_size_of_the_configuration",
     **dict.fromkeys(("data.text", "data.text_field"), "test_images_with_captions_and_classes_have_both"),
+    "data.text_encoder": "test_data_of_a_joint_run_are_the_ids_of_their_captions",
     "data.channels": "test_images_have_the_channels_of_the_configuration",
     "data.skip_bad": "test_an_item_that_is_skipped_gives_way_to_the_next_and_the_rest_stay",
     "data.flip": "test_digits_are_split_and_flipped_as_configured",
@@ -1156,6 +1160,7 @@ FILES = (
     "test_vae_family.py",
     "test_conditions.py",
     "test_gan_family.py",
+    "test_joint_text.py",
 )
 
 

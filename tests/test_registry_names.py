@@ -826,7 +826,7 @@ def test_what_the_help_says_of_names_and_numbers_comes_from_the_classes():
     assert docs(c.ProcessConfig)["rho"] == ("edm: how much of the clock goes to small noise; positive. (default: 7)")
     assert "\nchurn: EDM's stochastic sampler: weak order 2" in docs(c.SamplerConfig)["name"]
     assert docs(c.NetworkConfig)["patch"] == "Used by dit, uvit."
-    assert docs(c.NetworkConfig)["head_channels"] == "Used by unet, adm, edm2."
+    assert docs(c.NetworkConfig)["head_channels"] == "Used by unet, adm, edm2, efficient."
     assert "dropout" not in docs(c.NetworkConfig)  # used by all
     for cls in (*GROUPS, c.DataConfig, c.NetworkConfig):
         for field, text in docs(cls).items():

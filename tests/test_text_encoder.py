@@ -242,7 +242,8 @@ def test_folders_and_arguments_that_do_not_fit_are_named(folder, tmp_path):
     encoder = load_text_encoder(folder)
     parts = encoder.tokenizer, encoder.module, encoder.params
     for make, message in (
-        (lambda: TextEncoder(*parts, 1), "length: more than 1 tokens are needed, got 1"),
+        (lambda: TextEncoder(*parts, 1), "length: more than 1 tokens are needed, at most 4096, got 1"),
+        (lambda: TextEncoder(*parts, 4097), "length: more than 1 tokens are needed, at most 4096, got 4097"),
         (lambda: TextEncoder(*parts, 8, "float16"), "dtype: one of float32, bfloat16 is needed, got 'float16'"),
         (lambda: TextEncoder(parts[0], TINY, parts[2], 8), r"tokenizer: .* has \d+ ids, the encoder is for 20"),
         (
@@ -252,6 +253,8 @@ def test_folders_and_arguments_that_do_not_fit_are_named(folder, tmp_path):
         (lambda: make_text_encoder(folder, CAPTIONS, size="tiny", seed=3), "dtype: .* float32, not bfloat16"),
         (lambda: make_text_encoder(tmp_path / "a", [""]), "texts: at least one"),
         (lambda: make_text_encoder(tmp_path / "a", CAPTIONS, encoder="t5"), "encoder: random, pretrained or a folder"),
+        (lambda: make_text_encoder(tmp_path / "a", CAPTIONS, encoder=""), "encoder: random, pretrained or a folder"),
+        (lambda: make_text_encoder(tmp_path / "a", CAPTIONS, tokenizer="none"), "tokenizer: no file none"),
         (lambda: load_text_encoder(tmp_path), r"text: .* holds no encoded texts \(there is no encode\.json"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -328,6 +331,7 @@ def test_captions_of_files_are_encoded(capfd, tmp_path):
         (
             (tmp_path / "absent", "captions: shapes, digit_scenes, a file or a folder is needed"),
             (images / "0.png", "captions: .* byte 0x89 is no UTF-8"),
+            ("", "captions: shapes, digit_scenes, a file or a folder is needed, got ''"),
         )
     ):
         assert re.search(message, refused(capfd, "encode-text", source, "--out", tmp_path / f"c{i}"))

@@ -240,6 +240,7 @@ def test_accented_names_are_found_however_they_are_written(tmp_path):
         (b'{"file_name": "0.png", "text": "a"}\n{"file', "line 2: it is no JSON"),
         ('{"file_name": "0.png", "text": "gr\u00fcn"}\n'.encode("latin-1"), "line 1: byte 0xfc is no UTF-8"),
         (json.dumps(LINES[0]).encode("utf-16"), "it is UTF-16; save it as UTF-8"),
+        (json.dumps(LINES[0]).encode("utf-32"), "it is UTF-32; save it as UTF-8"),
         ([line(0, "a\ud800")], "line 1: text: character 1 is half of a pair"),
         ([line(0, "word " * 30_000)], "line 1: text: at most 100,000 characters are needed, got 150,000"),
     ],

@@ -73,6 +73,8 @@ def read_captions(source: str, field: str = "text") -> list[str]:
         "shapes": lambda objects: shapes("all", objects=objects, colours=6, sizes=3).texts,
         "digit_scenes": lambda objects: digit_scenes("all", objects=objects).texts,
     }
+    if not source:
+        raise ValueError(f"captions: {', '.join(grammars)}, a file or a folder is needed, got ''")
     if source in grammars:
         return [text for objects in (1, 2) for text in grammars[source](objects)]
     path = Path(source)

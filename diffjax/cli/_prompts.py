@@ -45,7 +45,7 @@ def asked_for(options: Sample, run: Run) -> Asked:
     captions, text = None, None
     if samples.text is not None:
         if prompts is None:
-            text = Text(np.zeros((n, *samples.text), np.float32), np.zeros((n, samples.text[0]), bool))
+            text = samples.without_tokens(n)
         else:
             rows = np.arange(n) * len(prompts) // n
             captions = tuple(prompts[row] for row in rows)
@@ -99,7 +99,7 @@ def _encode(prompts: tuple[str, ...], folder: str, samples: Samples) -> Text:
             f"encoder: the run was trained on captions by the encoder {(samples.encoder or '')[:12]}, and {folder} "
             f"holds {encoder.fingerprint[:12]}; name its folder with --encoder"
         )
-    return encoder(prompts)
+    return encoder(prompts) if samples.trained_encoder is None else Text(*encoder.ids(prompts))
 
 
 def _labels(n: int, classes: int | None, label: int | None) -> np.ndarray | None:

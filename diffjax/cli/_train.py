@@ -56,6 +56,7 @@ from diffjax.config._families import check_data as check_data_of
 from diffjax.config._registry import construct
 from diffjax.config._run import (
     DATA,
+    begin_from_encoder,
     begin_from_teacher,
     fresh_state,
     next_stage,
@@ -313,7 +314,7 @@ def _begin(
     if done is not None:
         return layout.move_state(checkpoints.restore(layout.abstract(shapes))), done
     if config.teacher is None or run.parts is None:
-        return layout.init(lambda: fresh_state(run)), 0
+        return layout.init(lambda: begin_from_encoder(run, fresh_state(run))), 0
     teacher = read_teacher(config, run.parts, out) if teacher is None else teacher
     return layout.put_state(begin_from_teacher(config, run.parts, fresh_state(run), teacher)), 0
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 from diffjax._arrays import whole_numbers
 from diffjax._typing import Cond, Network, Params, Sample
@@ -23,8 +24,9 @@ from diffjax.config._registry import construct, takes
 from diffjax.config._sampling import build_grid, build_sampling, check_map_sampler, guided
 from diffjax.guidance import AbstractRule
 from diffjax.losses import drop_condition
-from diffjax.networks import trained
+from diffjax.networks import T5Encoder, trained, with_text_encoder
 from diffjax.networks._adapters import LinenModule, from_linen
+from diffjax.networks._with_text_encoder import DENOISER, ENCODER
 from diffjax.parameterisation import AbstractParameterisation, bounded
 from diffjax.parameterisation._denoiser import make_denoiser
 from diffjax.parameterisation._diffusion import Diffusion
@@ -40,6 +42,7 @@ def build(
     *,
     numbers: int | None = None,
     text: tuple[int, int] | None = None,
+    trained_encoder: T5Encoder | None = None,
 ) -> Parts:
     """The objects of a configuration.
 
@@ -49,6 +52,7 @@ def build(
       stage: of a training in stages, the last by default.
       numbers: how many the network is conditioned on, as a vector, from `Data`.
       text: tokens of a caption and features of a token, from `Data`.
+      trained_encoder: of the captions, where it is trained with the network, from `Data`.
 
     Raises:
       ValueError: a number is out of range, or not one of what it is given to.
@@ -58,6 +62,9 @@ def build(
     parameterisation = construct("parameterisation", names.PARAMETERISATIONS, config.parameterisation)
     objective, process = _objective(config), _process(config.process, parameterisation)
     network = build_network(config.network, classes, objective.channels, text_width=text_width)
+    if trained_encoder is not None:
+        fields = {"dtype": jnp.dtype(config.network.dtype), "remat": config.network.remat}
+        network = with_text_encoder(network, trained_encoder.clone(**fields))
     diffusion = Diffusion(network, process, parameterisation)
     times = lambda process: construct("times", names.TIMES, config.times, process)
     if isinstance(process, LEARNED) and not objective.trains_process:
@@ -74,7 +81,11 @@ def build(
     stage, steps = objective.stages - 1 if stage is None else stage, config.steps // objective.stages
     objective.check_steps(steps)
     tx = build_optimiser(config.optimiser, steps, (*learned, *frozen))
+    if config.optimiser.text_rate != 1:
+        tx = optax.chain(tx, _scaled(ENCODER, config.optimiser.text_rate))
     if (after_update := getattr(names.NETWORKS[config.network.name], "after_update", None)) is not None:
+        if trained_encoder is not None:
+            after_update = _of_denoiser(after_update)
         of_network = lambda params: params | {"network": after_update(params["network"])}
         tx = projected(tx, of_network if learned or frozen else after_update)
     stepper, ts, rule = build_sampling(config, process, null)
@@ -244,6 +255,21 @@ def build_optimiser(
         b2 = lambda step: final + (config.beta2 - final) * share(step)
         adam = annealed(learning_rate=by_step(schedule), b1=config.beta1, b2=by_step(b2), **decay)
     return optax.chain(optax.clip_by_global_norm(config.clip), adam)
+
+
+def _scaled(name: str, factor: float) -> optax.GradientTransformation:
+    """Updates of the entry of a name times a factor."""
+
+    def scale(path: jax.tree_util.KeyPath, leaf: Array) -> Array:
+        inside = any(getattr(key, "key", None) == name for key in path)
+        return factor * leaf if inside else leaf
+
+    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates))
+
+
+def _of_denoiser(after_update: Callable[[Params], Params]) -> Callable[[Params], Params]:
+    """What is done to a network's parameters after an update, where a text encoder stands beside them."""
+    return lambda params: params | {DENOISER: after_update(params[DENOISER])}
 
 
 def _loss(

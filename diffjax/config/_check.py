@@ -18,7 +18,11 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("guidance.dropout optimiser.final", "a number in [0, 1]", lambda x: 0 <= x <= 1),
     ("optimiser.beta1 optimiser.beta2 optimiser.beta2_final", "a number in [0, 1)", lambda x: 0 <= x < 1),
     ("optimiser.learning_rate optimiser.clip", "a positive number", lambda x: 0 < x < math.inf),
-    ("optimiser.weight_decay guidance.scale", "a finite number, not below 0", lambda x: 0 <= x < math.inf),
+    (
+        "optimiser.weight_decay optimiser.text_rate guidance.scale",
+        "a finite number, not below 0",
+        lambda x: 0 <= x < math.inf,
+    ),
     ("sampler.clip", "a finite number, 0 for off", lambda x: 0 <= x < math.inf),
     ("guidance.logsnr_start", "a finite number", math.isfinite),
     (

@@ -5,7 +5,8 @@
     text      Text(embedding [b, n, k], mask [b, n]), the null has no token
     both      Cascade(text=Text, label=int [b]), the null has neither
 
-The null is the condition of `losses.drop_condition` and `guidance.classifier_free`.
+The embedding of a text is the ids [b, n] of its tokens where the encoder is trained with the network. The null is the
+condition of `losses.drop_condition` and `guidance.classifier_free`.
 """
 
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from jaxtyping import Array
 
 from diffjax._arrays import check
 from diffjax._typing import Cascade, Cond, Text
+from diffjax.interop import t5_config
+from diffjax.networks import T5Encoder
 
 _ALWAYS = ("classes", "names")
 
@@ -41,10 +44,15 @@ class Samples(NamedTuple):
     """Tokens of a caption and features of a token; None where the network is not conditioned on a text."""
     encoder: str | None = None
     """Fingerprint of the encoder of the captions."""
+    trained_encoder: T5Encoder | None = None
+    """That encoder, where it is trained with the network."""
 
     def record(self) -> dict[str, Any]:
         """The fields as JSON has them; conditions that there are not are left out."""
-        return {name: value for name, value in self._asdict().items() if value is not None or name in _ALWAYS}
+        fields = self._asdict()
+        if self.trained_encoder is not None:
+            fields["trained_encoder"] = t5_config(self.trained_encoder)
+        return {name: value for name, value in fields.items() if value is not None or name in _ALWAYS}
 
     @property
     def conditional(self) -> bool:
@@ -70,8 +78,15 @@ class Samples(NamedTuple):
         label = None if self.classes is None else jnp.asarray(self.classes, jnp.int32)
         if self.text is None:
             return label
-        text = Text(jnp.zeros(self.text, jnp.float32), jnp.zeros(self.text[0], bool))
+        text = jax.tree.map(jnp.asarray, self.without_tokens())
         return text if label is None else Cascade(text=text, label=label)
+
+    def without_tokens(self, *rows: int) -> Text:
+        """The text [*rows, ...] that has no token, in NumPy."""
+        assert self.text is not None
+        ids = self.trained_encoder is not None
+        shape, dtype = (self.text[:1], np.int32) if ids else (self.text, np.float32)
+        return Text(np.zeros((*rows, *shape), dtype), np.zeros((*rows, self.text[0]), bool))
 
     def condition(self, given: Any) -> Cond:
         """A condition [b, ...] that the network takes: labels, numbers [b, k], a `Text` or a `Cascade` of both.
@@ -82,14 +97,33 @@ class Samples(NamedTuple):
         if self.text is not None and self.classes is not None:
             if not isinstance(given, Cascade):
                 raise ValueError(f"cond: a Cascade with text and label is needed, got {type(given).__name__}")
-            return Cascade(text=_text(given.text, self.text), label=_labels(given.label, self.classes))
+            return Cascade(text=self._text(given.text), label=_labels(given.label, self.classes))
         if self.text is not None:
-            return _text(given, self.text)
+            return self._text(given)
         if self.numbers is not None:
             return with_presence(_numbers(given, self.numbers))
         if self.classes is None:
             raise ValueError("labels: the network of this run is unconditional, none are needed, got some")
         return _labels(given, self.classes)
+
+    def _text(self, given: Any) -> Text:
+        assert self.text is not None
+        k = self.text[1]
+        joint = self.trained_encoder is not None
+        made = "Text(*load_text_encoder(FOLDER).ids(texts))" if joint else "load_text_encoder(FOLDER)(texts)"
+        if not isinstance(given, Text):
+            raise ValueError(f"cond: a Text is needed, of {made}, got {type(given).__name__}")
+        embedding, mask = jnp.asarray(given.embedding), jnp.asarray(given.mask)
+        if joint and (embedding.ndim != 2 or not jnp.issubdtype(embedding.dtype, jnp.integer)):
+            raise ValueError(
+                f"cond: ids [b, n] are needed, of {made}, for the encoder is in the run, got {embedding.dtype}"
+                f"{embedding.shape}"
+            )
+        if not joint and (embedding.ndim != 3 or embedding.shape[-1] != k):
+            raise ValueError(f"cond: embedding [b, n, {k}] is needed, of {made}, got {embedding.shape}")
+        if mask.dtype != jnp.bool_ or mask.shape != embedding.shape[:2]:
+            raise ValueError(f"cond: mask [b, n] of booleans is needed, got {mask.dtype}{mask.shape}")
+        return Text(embedding, mask)
 
 
 def null_condition(classes: int | None, numbers: int | None = None, text: bool = False) -> Cond:
@@ -136,14 +170,3 @@ def _numbers(given: Any, numbers: int) -> Array:
         raise ValueError(f"cond: numbers [b, {numbers}] are needed, got shape {found.shape}")
     check(jnp.isfinite(found), f"cond: finite numbers are needed, got {given}")
     return found
-
-
-def _text(given: Any, text: tuple[int, int]) -> Text:
-    if not isinstance(given, Text):
-        raise ValueError(f"cond: a Text is needed, of load_text_encoder(FOLDER)(texts), got {type(given).__name__}")
-    embedding, mask = jnp.asarray(given.embedding), jnp.asarray(given.mask)
-    if embedding.ndim != 3 or embedding.shape[-1] != text[1] or mask.shape != embedding.shape[:2]:
-        raise ValueError(
-            f"cond: embedding [b, n, {text[1]}] and mask [b, n] are needed, got {embedding.shape} and {mask.shape}"
-        )
-    return Text(embedding, mask)

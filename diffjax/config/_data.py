@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,13 +22,14 @@ from diffjax.config._conditions import Samples as Samples, with_presence
 from diffjax.config._names import DATA
 from diffjax.config._options import DataConfig
 from diffjax.config._registry import construct, takes
-from diffjax.config._text_encoder import TEXTS
+from diffjax.config._text_encoder import TEXTS, load_text_encoder
 from diffjax.data import EncodedTexts, Scenes, from_items, load_texts, random_flip
 from diffjax.data._image_folder import in_words
 from diffjax.data._items import Items, Skipping
 from diffjax.data._parts import Split, labels_of, read_some
 from diffjax.data._source import Batch, Part, Source
 from diffjax.data._texts import texts_of, with_texts
+from diffjax.networks import T5Encoder
 
 _CLASSES = 1000  # whose counts are printed
 _TOYS, _SCENES = 4000, 2000  # draws that measures look at
@@ -42,6 +44,7 @@ class Data:
       numbers: how many the network is conditioned on, as a vector; None where it is not.
       text: tokens of a caption and features of a token; None where the network is not conditioned on a text.
       encoder: fingerprint of the captions' encoder.
+      trained_encoder: that encoder, where it is trained with the network, whose conditions are ids then.
       names: of the classes, label by label; None where they have none.
       log_prob: the exact log density in nats, where there is one.
       about: lines for the user, of what there is: how many items, of which class, and what was left out.
@@ -66,8 +69,9 @@ class Data:
         numbers: int | None = None,
         text: tuple[int, int] | None = None,
         encoder: str | None = None,
+        trained_encoder: T5Encoder | None = None,
     ):
-        self.numbers, self.text, self.encoder = numbers, text, encoder
+        self.numbers, self.text, self.encoder, self.trained_encoder = numbers, text, encoder, trained_encoder
         self.about, self.bad, self._digest = about, bad, digest
         self.source, self.classes, self.names, self.log_prob = source, classes, names, log_prob
         self.pictures = pictures
@@ -104,7 +108,7 @@ class Data:
     def samples(self) -> Samples:
         """What sampling needs to know of it."""
         largest = 1.0 if self.pictures else float(np.abs(self.train[0]).max())
-        conditions = self.numbers, self.text, self.encoder
+        conditions = self.numbers, self.text, self.encoder, self.trained_encoder
         return Samples(self.shape, self.classes, self.names, self.pictures, largest, *conditions)
 
 
@@ -115,6 +119,8 @@ def build_data(config: DataConfig) -> Data:
       ValueError: a file cannot be read, or holds values that are not finite; or a number is out of range.
     """
     check_config(config, "data.")
+    if config.text_encoder == "joint" and config.text is None:
+        raise ValueError("data.text_encoder: joint starts with the encoder of --data.text, got no such folder")
     name, reads_files = config.name, takes(DATA[config.name], "path")
     if reads_files != (config.path is not None):
         why = f"{name} needs the place of its files" if reads_files else f"{name} reads no file"
@@ -139,7 +145,7 @@ def has_images_in_folders(config: DataConfig) -> bool:
 
 
 def _from_items(config: DataConfig, split: Split) -> Data:
-    encoded = _encoded_texts(config)
+    encoded, of_text = _encoded_texts(config)
     if encoded is not None and texts_of(split.train) is None:
         raise ValueError(f"data.text: {config.name} has no captions to be conditioned on, got {config.text}")
     labels = [labels_of(part) for part in (split.train, split.held_out)]
@@ -169,10 +175,9 @@ def _from_items(config: DataConfig, split: Split) -> Data:
         digest=None if split.digest is None else _with_fingerprint(split.digest, encoded),
         about=_about(split, conditional and numbers is None, numbers, encoded),
         numbers=numbers,
-        text=None if encoded is None else encoded.shape,
-        encoder=None if encoded is None else encoded.fingerprint,
         bad=lambda: [text for part in (train, held_out) if isinstance(part, Skipping) for text in part.bad.values()],
         pictures=split.pictures,
+        **of_text,
     )
 
 
@@ -190,14 +195,25 @@ def _with_fingerprint(digest: Callable[[], str], encoded: EncodedTexts | None) -
     return lambda: hashlib.sha256(f"{digest()}{encoded.fingerprint}".encode()).hexdigest()
 
 
-def _encoded_texts(config: DataConfig) -> EncodedTexts | None:
-    """The captions of the folder `data.text`, encoded; None where there is none."""
+def _encoded_texts(config: DataConfig) -> tuple[EncodedTexts | None, dict[str, Any]]:
+    """The captions of the folder `data.text`, encoded, and what `Data` holds of them; None where there is none.
+
+    They are ids where the encoder is trained with the network.
+    """
     if config.text is None:
-        return None
+        return None, {}
+    folder = Path(config.text)
     try:
-        return load_texts(Path(config.text) / TEXTS)
+        table = load_texts(folder / TEXTS)
+        about = {"text": table.shape, "encoder": table.fingerprint}
+        if config.text_encoder == "frozen":
+            return table, about
+        encoder = load_text_encoder(folder)
+        if encoder.fingerprint != table.fingerprint:
+            raise ValueError(f"{folder / TEXTS} is of another encoder than that of {folder}; write it anew")
+        return table.with_ids(*encoder.ids(table.texts)), about | {"trained_encoder": encoder.module}
     except ValueError as error:
-        raise ValueError(f"data.text: {str(error).removeprefix('path: ')}") from None
+        raise ValueError(f"data.text: {str(error).removeprefix('path: ').removeprefix('text: ')}") from None
 
 
 def _about(split: Split, conditional: bool, numbers: int | None, encoded: EncodedTexts | None) -> tuple[str, ...]:
@@ -209,7 +225,7 @@ def _about(split: Split, conditional: bool, numbers: int | None, encoded: Encode
         texts = texts_of(split.train) or ()
         without = sum(not text for text in texts)
         lines.append(
-            f"captions: {len(set(texts) - {''}):,} different, of {encoded.shape[0]} tokens"
+            f"captions: {len(set(texts) - {''}):,} different, of {encoded.tokens} tokens"
             + (f"; {without:,} items have none" if without else "")
         )
     if conditional:
@@ -268,7 +284,7 @@ def _from_source(config: DataConfig, toy: Source) -> Data:
 
 
 def _from_scenes(config: DataConfig, scenes: Scenes) -> Data:
-    encoded = _encoded_texts(config)
+    encoded, of_text = _encoded_texts(config)
     if config.conditional and encoded is None:
         raise ValueError(
             f"data.text: {config.name} is conditioned on captions, which are encoded first: diffjax encode-text "
@@ -280,7 +296,7 @@ def _from_scenes(config: DataConfig, scenes: Scenes) -> Data:
             source = scenes.captioned(encoded)
         except ValueError as error:
             raise ValueError(f"data.text: {str(error).removeprefix('texts: ')}") from None
-        about += f", {encoded.shape[0]} tokens each"
+        about += f", {encoded.tokens} tokens each"
     elif encoded is not None:
         raise ValueError(f"data.text: without --data.conditional no captions are needed, got {config.text}")
     train, held_out = source(2**32, 0, _SCENES), source(2**32 + 1, 0, _SCENES)
@@ -293,6 +309,5 @@ def _from_scenes(config: DataConfig, scenes: Scenes) -> Data:
         shape=scenes.shape,
         about=(about,),
         pictures=True,
-        text=None if encoded is None else encoded.shape,
-        encoder=None if encoded is None else encoded.fingerprint,
+        **of_text,
     )

@@ -19,7 +19,7 @@ from diffjax.config._data import Samples
 from diffjax.config._diffusion_family import diffusion_family
 from diffjax.config._family import AbstractFamily, DiffusionFamily, Setting
 from diffjax.config._json import differences
-from diffjax.config._options import Config, FamilyConfig
+from diffjax.config._options import Config, FamilyConfig, OptimiserConfig
 from diffjax.config._parts import Parts
 from diffjax.config._registry import construct, takes
 from diffjax.networks import AutoencoderKL
@@ -59,9 +59,22 @@ def build_run(config: Config, samples: Samples, stage: int | None = None) -> Run
         if given != plain:
             path, _, value = differences(plain, given, group)[0]
             raise ValueError(f"{path}: family {config.family.name} has no use for it, got {value}; leave it out")
+    if samples.trained_encoder is None and (rate := config.optimiser.text_rate) != OptimiserConfig.text_rate:
+        raise ValueError(
+            f"optimiser.text_rate: no text encoder is trained, got {rate}; it needs data.text_encoder joint"
+        )
     if isinstance(made, DiffusionFamily):
         return with_parts(
-            config, samples, build(config, samples.classes, stage, numbers=samples.numbers, text=samples.text)
+            config,
+            samples,
+            build(
+                config,
+                samples.classes,
+                stage,
+                numbers=samples.numbers,
+                text=samples.text,
+                trained_encoder=samples.trained_encoder,
+            ),
         )
     if samples.text is not None or samples.numbers is not None:
         kind = "a text" if samples.text is not None else f"{samples.numbers} numbers"

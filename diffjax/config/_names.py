@@ -252,6 +252,38 @@ def _of_paper(
     return make(channels, num_classes=num_classes, text_width=text_width, **numbers).clone(dtype=dtype, remat=remat)
 
 
+def _efficient(
+    *,
+    channels: tuple[int, ...],
+    blocks: int,
+    attention: tuple[int, ...],
+    head_channels: int,
+    num_classes: int | None,
+    text_width: int | None,
+    dropout: float,
+    dtype: DTypeLike,
+    remat: bool,
+    scan: bool,
+) -> networks.EfficientUNet:
+    """Imagen's Efficient U-Net: each level after the first halves, then works; levels with attention see the text."""
+    strides = (1, *(2,) * (len(channels) - 1))
+    same = (blocks,) * len(channels)
+    return networks.EfficientUNet(
+        channels,
+        same,
+        strides,
+        attention,
+        attention,
+        head_channels,
+        text_width,
+        num_classes=num_classes,
+        dropout=dropout,
+        dtype=dtype,
+        remat=remat,
+        scan=scan,
+    )
+
+
 NETWORKS = Names(
     {
         "mlp": networks.MLP,
@@ -261,6 +293,7 @@ NETWORKS = Names(
         "ncsnpp": preset(networks.ncsnpp.__doc__, _of_paper, networks.ncsnpp),
         "adm": preset(networks.adm.__doc__, _of_paper, networks.adm, head_channels=64),
         "edm2": networks.EDM2UNet,
+        "efficient": made(_efficient),
         "dit": networks.DiT,
         "uvit": networks.UViT,
     }

@@ -56,6 +56,9 @@ class DataConfig:
     text: str | None = None
     """Folder of encoded captions, by `diffjax encode-text`: the network is conditioned on the text. Images in folders
     need a metadata.jsonl then. Default: no text."""
+    text_encoder: Literal["frozen", "joint"] = "frozen"
+    """What becomes of the encoder of --data.text. frozen: its embeddings are read from there. joint: it starts as it is
+    there, and is trained with the network, a part of the run's parameters."""
     text_field: str = "text"
     """Field of metadata.jsonl that holds an image's caption."""
 
@@ -180,6 +183,8 @@ class OptimiserConfig:
     """Decay of the average of squared gradients."""
     beta2_final: float | None = None
     """beta2 at the last step, approached along a cosine. Default: it stays."""
+    text_rate: float = 1.0
+    """Learning rate of a text encoder that is trained with the network, as a multiple of the network's."""
 
 
 @options(name=names.GUIDANCES)

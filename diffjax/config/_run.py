@@ -31,7 +31,10 @@ from diffjax.config._loss import AbstractLoss
 from diffjax.config._options import Config
 from diffjax.config._parts import Parts
 from diffjax.config._sampling import parts_at_step, samples_bound, trained_parts
+from diffjax.config._text_encoder import load_text_encoder
+from diffjax.interop._t5 import t5_encoder
 from diffjax.networks import with_second_time
+from diffjax.networks._with_text_encoder import ENCODER
 from diffjax.parameterisation._diffusion import Diffusion
 from diffjax.process import AbstractGaussianProcess
 from diffjax.samplers import AbstractStepper
@@ -228,6 +231,11 @@ def samples_of(record: Any) -> Samples | None:
         if type(pictures) is not bool or type(largest) is not float or not math.isfinite(largest):
             return None
         numbers, text, encoder = (record.get(name) for name in ("numbers", "text", "encoder"))
+        trained = record.get("trained_encoder")
+        if trained is not None:
+            trained = t5_encoder(trained, DATA)
+            if text is None or text[1] != trained.width:
+                return None
         if numbers is not None and not (type(numbers) is int and numbers > 0):
             return None
         if text is not None and not (len(text) == 2 and all(type(n) is int and n > 0 for n in text)):
@@ -236,8 +244,8 @@ def samples_of(record: Any) -> Samples | None:
             return None
         text = None if text is None else (text[0], text[1])
         names = None if given is None else tuple(given)
-        return Samples(tuple(shape), classes, names, pictures, largest, numbers, text, encoder)
-    except (KeyError, TypeError):
+        return Samples(tuple(shape), classes, names, pictures, largest, numbers, text, encoder, trained)
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
 
 
@@ -367,6 +375,26 @@ def begin_from_teacher(config: Config, parts: Parts, state: TrainState, teacher:
         student = with_second_time(parts.diffusion.network, network, state.key, *teacher.samples.example())
     params = state.params | {"network": student, "teacher": network}
     return state_from_params(state.key, params, parts.training_objective(), averages=names(config))
+
+
+def begin_from_encoder(run: Run, state: TrainState) -> TrainState:
+    """A fresh state whose text encoder has the weights of the folder `data.text`; the same one if it trains none.
+
+    Raises:
+      ValueError: the folder no longer holds the encoder that the data were read with.
+    """
+    parts, samples = run.parts, run.samples
+    if parts is None or samples.trained_encoder is None:
+        return state
+    encoder = load_text_encoder(run.config.data.text or "")
+    if encoder.fingerprint != samples.encoder:
+        raise ValueError(f"data.text: {run.config.data.text} holds another encoder than before; start again")
+    weights = jax.tree.map(jnp.asarray, encoder.params)
+    if parts.learned:
+        params = state.params | {"network": state.params["network"] | {ENCODER: weights}}
+    else:
+        params = state.params | {ENCODER: weights}
+    return state_from_params(state.key, params, parts.training_objective(), averages=names(run.config))
 
 
 def next_stage(config: Config, parts: Parts, state: TrainState) -> TrainState:

@@ -43,6 +43,8 @@ from diffjax.networks import T5Encoder, init_t5, sized_t5
 from diffjax.training.checkpoint import write_durably
 
 TEXTS, TOKENIZER, ENCODER, ABOUT = "texts.npz", "tokenizer.json", "encoder", "encode.json"
+MOST = 4096
+"""Tokens of a text: attention is between all pairs of them."""
 _AT_A_TIME = 64
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
 
@@ -65,8 +67,8 @@ class TextEncoder:
       dtype: of embeddings, "float32" or "bfloat16"; they are computed in the module's own.
 
     Raises:
-      ValueError: a dtype of another name, a length that the tokenizer's own tokens fill, or a tokenizer that has more
-        ids than the encoder.
+      ValueError: a dtype of another name, a length that the tokenizer's own tokens fill or beyond 4096, or a tokenizer
+        that has more ids than the encoder.
     """
 
     tokenizer: Path
@@ -79,8 +81,10 @@ class TextEncoder:
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype: one of {', '.join(_DTYPES)} is needed, got {self.dtype!r}")
         vocabulary = vocabulary_of(self.tokenizer)
-        if self.length <= vocabulary.added:
-            raise ValueError(f"length: more than {vocabulary.added} tokens are needed, got {self.length}")
+        if not vocabulary.added < self.length <= MOST:
+            raise ValueError(
+                f"length: more than {vocabulary.added} tokens are needed, at most {MOST}, got {self.length}"
+            )
         if vocabulary.size > self.module.vocabulary:
             raise ValueError(
                 f"tokenizer: {self.tokenizer} has {vocabulary.size} ids, the encoder is for {self.module.vocabulary}"
@@ -277,7 +281,7 @@ def make_text_encoder(
         return _existing(folder, about, length, dtype)
     if not texts:
         raise ValueError("texts: at least one that is not empty is needed, got none")
-    if weights is not None and not Path(weights).is_dir():
+    if weights is not None and not (encoder and Path(weights).is_dir()):
         raise ValueError(f"encoder: random, pretrained or a folder of T5's weights is needed, got {encoder!r}")
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / TOKENIZER
@@ -287,7 +291,10 @@ def make_text_encoder(
         train_tokenizer(texts, place, vocabulary=vocabulary)
     else:
         path = Path(tokenizer)
-        vocabulary_of(path)  # refused where it is none
+        try:
+            vocabulary_of(path)
+        except ValueError as error:
+            raise ValueError(f"tokenizer: {str(error).removeprefix('source: ')}") from None
         write_durably(place, (path / TOKENIZER if path.is_dir() else path).read_text(encoding="utf-8"))
     about_ids = vocabulary_of(place)
     length = min(longest, int(count_tokens(place, texts).max())) if length is None else length

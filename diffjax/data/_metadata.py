@@ -14,7 +14,7 @@ from diffjax.data._files import Files, is_safe
 from diffjax.data._texts import check_text
 
 METADATA = "metadata.jsonl"
-_BYTE_ORDER = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_BYTE_ORDER = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 def read_metadata(files: Files, names: Sequence[str], field: str) -> tuple[tuple[str, ...], int]:
@@ -68,7 +68,7 @@ def decode_lines(data: bytes, where: str) -> list[str]:
     Raises:
       ValueError: it is in another encoding; the line and the byte are named.
     """
-    other = _BYTE_ORDER.get(data[:2])
+    other = next((name for mark, name in _BYTE_ORDER.items() if data.startswith(mark)), None)
     if other is not None:
         raise ValueError(f"text: {where}: it is {other}; save it as UTF-8")
     try:

@@ -69,7 +69,7 @@ class EncodedTexts:
 
     Attributes:
       texts: m captions, each once.
-      embedding: [m, n, k], bfloat16 or float32.
+      embedding: [m, n, k], bfloat16 or float32; or the ids [m, n] of their tokens, int32 (`with_ids`).
       mask: [m, n] bool, True for a token.
       fingerprint: of the tokenizer, the encoder and the length that they were encoded by.
 
@@ -86,12 +86,17 @@ class EncodedTexts:
 
     def __post_init__(self):
         shape = (len(self.texts), *self.embedding.shape[1:2])
-        if self.embedding.ndim != 3 or self.mask.shape != self.embedding.shape[:2] or self.mask.shape != shape:
+        ids = self.embedding.dtype == np.int32
+        if (
+            self.embedding.ndim != (2 if ids else 3)
+            or self.mask.shape != self.embedding.shape[:2]
+            or self.mask.shape != shape
+        ):
             raise ValueError(
                 f"embedding: [m, n, k] and a mask [m, n] of {len(self.texts)} texts are needed, got "
                 f"{list(self.embedding.shape)} and {list(self.mask.shape)}"
             )
-        if self.embedding.dtype not in _DTYPES.values() or self.mask.dtype != bool:
+        if not (ids or self.embedding.dtype in _DTYPES.values()) or self.mask.dtype != bool:
             raise ValueError(
                 f"embedding: bfloat16 or float32, and a bool mask are needed, got {self.embedding.dtype} and "
                 f"{self.mask.dtype}"
@@ -103,6 +108,15 @@ class EncodedTexts:
     def shape(self) -> tuple[int, int]:
         """(n, k): tokens of a caption, features of a token."""
         return self.embedding.shape[1], self.embedding.shape[2]
+
+    @property
+    def tokens(self) -> int:
+        """n, tokens of a caption."""
+        return self.mask.shape[1]
+
+    def with_ids(self, ids: np.ndarray, mask: np.ndarray) -> "EncodedTexts":
+        """The same captions with the ids [m, n] of their tokens, int32, and a mask [m, n] in place of embeddings."""
+        return EncodedTexts(self.texts, ids, mask, self.fingerprint)
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -124,15 +138,16 @@ class EncodedTexts:
         return np.array([self._places[text] if text else -1 for text in asked], np.int64)
 
     def take(self, rows: Int[np.ndarray, "*b"]) -> Text:
-        """The condition of rows [*b]: embedding [*b, n, k] and mask [*b, n]; without a token where a row is -1."""
+        """The condition of rows [*b]: embedding [*b, n, k], or ids, and mask [*b, n]; no token where a row is -1."""
         rows = np.asarray(rows)
         there = rows >= 0
         place = np.where(there, rows, 0)
         if not len(self.texts):
-            n, k = self.shape
-            return Text(np.zeros((*rows.shape, n, k), self.embedding.dtype), np.zeros((*rows.shape, n), bool))
+            nothing = np.zeros((*rows.shape, *self.embedding.shape[1:]), self.embedding.dtype)
+            return Text(nothing, np.zeros((*rows.shape, self.mask.shape[1]), bool))
         embedding = np.asarray(self.embedding[place])
-        return Text(np.where(there[..., None, None], embedding, 0), self.mask[place] & there[..., None])
+        present = there.reshape(*rows.shape, *(1,) * (self.embedding.ndim - 1))
+        return Text(np.where(present, embedding, np.zeros((), embedding.dtype)), self.mask[place] & there[..., None])
 
     def __call__(self, texts: Iterable[str]) -> Text:
         """The condition of captions: embedding [b, n, k] and mask [b, n]."""

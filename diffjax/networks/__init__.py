@@ -97,3 +97,4 @@ from diffjax.networks._unet2d_blocks import (
 )
 from diffjax.networks._unet2d_presets import adm as adm, ddpm as ddpm, ddpmpp as ddpmpp, ncsnpp as ncsnpp
 from diffjax.networks._uvit import UViT as UViT
+from diffjax.networks._with_text_encoder import with_text_encoder as with_text_encoder

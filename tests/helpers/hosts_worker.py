@@ -1,9 +1,10 @@
 """One of several processes of a run, for `test_hosts.py`: does what must be done together, and writes down what it saw.
 
-    python scripts/launch.py --processes 2 --program tests/helpers/hosts_worker.py FOLDER short|long|again|ends
+    python scripts/launch.py --processes 2 --program tests/helpers/hosts_worker.py FOLDER short|long|again|texts|ends
 
 short: shared errors, shares of the data, two steps. long: trains in three layouts, saves, and draws samples.
-again: new processes go on from the middle. ends: each way in which training ends early; the last one ends the process.
+again: new processes go on from the middle. texts: runs on captions, resumed. ends: each way in which training ends
+early; the last one ends the process.
 Process i writes FOLDER/PART_i.json, and process 0 arrays beside it.
 """
 
@@ -25,7 +26,7 @@ BATCH, STEPS, HALF, SEED = 16, 6, 3, 3
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("part", choices=["short", "long", "again", "ends"])
+    parser.add_argument("part", choices=["short", "long", "again", "texts", "ends"])
     parser.add_argument("--coordinator")
     parser.add_argument("--num-processes", type=int)
     parser.add_argument("--process-id", type=int)
@@ -123,6 +124,58 @@ def long(folder):
             state = go(layout, state, checkpoints, save_every=HALF, log=folder / name / "log.jsonl", log_every=1)
         arrays |= leaves(name, state)
     return {}, arrays
+
+
+def texts(folder):
+    """Runs on texts: embeddings, and ids of an encoder that is trained with the network; the second half resumed."""
+    from diffjax.training import Checkpoints, jit_layout, make_ema, make_train_step, train
+
+    arrays = {}
+    for joint in (False, True):
+        run = text_run(joint)
+        layout = jit_layout(make_train_step(run.parts.training_objective(), ema=make_ema(0.5)))
+        options = {"batch_size": BATCH, "seed": SEED, "placed": True, "progress": False}
+        read, init = text_source(joint), lambda run=run: fresh(run)
+        with Checkpoints(folder / f"texts_{joint}") as checkpoints:
+            train(layout.init(init), layout, read, steps=2, checkpoints=checkpoints, **options)
+            state = layout.move_state(checkpoints.restore(layout.abstract(layout.init(init))))
+            state = train(state, layout, read, steps=4, **options)
+        arrays |= leaves(f"texts_{joint}", state)
+    return {}, arrays
+
+
+def fresh(run):
+    """A state of a run before its first step."""
+    from diffjax.config._run import fresh_state
+
+    return fresh_state(run)
+
+
+def text_run(joint):
+    """A run conditioned on texts of five tokens, whose encoder is trained with it or frozen."""
+    from diffjax import config as c
+    from diffjax.networks import T5Encoder
+
+    encoder = T5Encoder(vocabulary=20, width=8, depth=1, heads=2, head_channels=4, hidden=8) if joint else None
+    samples = c.Samples((4,), None, text=(5, 8), encoder="a", trained_encoder=encoder)
+    network, optimiser = c.NetworkConfig("mlp", width=8, depth=1), c.OptimiserConfig(0.02, warmup=0)
+    config = c.Config(network=network, optimiser=optimiser, guidance=c.GuidanceConfig(dropout=0.3), steps=8)
+    return c.build_run(config, samples)
+
+
+def text_source(joint):
+    """Points [size, 4] and texts of zero to five tokens, a function of seed and step."""
+    from diffjax.data import whole
+    from diffjax.networks import Text
+
+    def source(seed, step, size):
+        rng = np.random.default_rng((seed, step))
+        mask = np.arange(5) < rng.integers(0, 6, size)[:, None]
+        ids = rng.integers(3, 20, (size, 5)).astype(np.int32)
+        embedding = ids if joint else rng.normal(size=(size, 5, 8)).astype(np.float32)
+        return rng.normal(size=(size, 4)).astype(np.float32), Text(embedding, mask)
+
+    return whole(source)
 
 
 def again(folder):

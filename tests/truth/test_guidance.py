@@ -361,6 +361,42 @@ def test_thresholds_are_imagens():
         np.testing.assert_allclose(got[i], np.clip(x0[i], -s, s) / s, rtol=1e-12)
 
 
+def test_a_dynamic_threshold_at_its_ends_is_a_maximum_or_a_clip_and_looks_at_one_sample():
+    """quantile 1 divides by the largest value; largest = bound is the static clip; others in the batch do not count."""
+    x0 = jnp.asarray(
+        2 * np.random.default_rng(0).normal(size=(4, 5, 3)) * np.array([0.1, 1.0, 3.0, 9.0])[:, None, None]
+    )
+    t, here = jnp.asarray(0.5), lambda xt, t: xt
+    largest = np.abs(x0).max(axis=(1, 2), keepdims=True)
+    got = guidance.dynamic_threshold(here, 1.0)(x0, t)
+    np.testing.assert_allclose(got, x0 / np.maximum(largest, 1), rtol=1e-12)
+    static = guidance.dynamic_threshold(here, 0.7, 1.5, largest=1.5)(x0, t)
+    np.testing.assert_array_equal(static, guidance.static_threshold(here, -1.5, 1.5)(x0, t))
+    threshold = guidance.dynamic_threshold(here, 0.7)
+    together = threshold(x0, t)
+    for i in (0, 2):
+        np.testing.assert_allclose(threshold(x0[i : i + 1], t)[0], together[i], rtol=1e-12)
+        # No other sample has a part in the answer, or in its slope.
+        slope = jax.grad(lambda x, i=i: jnp.sum(jnp.sin(threshold(x, t)[i])))(x0)
+        assert np.isfinite(slope).all()
+        np.testing.assert_array_equal(np.delete(slope, i, axis=0), 0)
+        step = np.zeros(x0.shape)
+        step[i] = 1e-6 * np.random.default_rng(1).normal(size=(5, 3))
+        value = lambda x, i=i: jnp.sum(jnp.sin(threshold(x, t)[i]))
+        np.testing.assert_allclose(value(x0 + step) - value(x0 - step), 2 * np.sum(slope * step), rtol=1e-5)
+
+
+def test_a_dynamic_threshold_of_half_precision_is_that_of_its_numbers():
+    """The place of the quantile among 3000 numbers is not rounded to eight bits, and the answer stays in range."""
+    x0 = (2 * np.random.default_rng(0).normal(size=(2, 3000))).astype(jnp.bfloat16)
+    got = jax.jit(lambda x: guidance.dynamic_threshold(lambda xt, t: xt)(x, jnp.asarray(0.5)))(jnp.asarray(x0))
+    assert got.dtype == jnp.bfloat16
+    s = np.percentile(np.abs(x0.astype(float)), 99.5, axis=1, keepdims=True)
+    want = np.clip(x0.astype(float), -s, s) / s
+    np.testing.assert_allclose(np.asarray(got, float), want, rtol=2**-6)
+    assert np.abs(got.astype(float)).max() <= 1
+
+
 @pytest.mark.slow
 def test_cfgpp_is_algorithm_2():
     """DDIM in eps: denoised with guidance, renoised with the null's eps; by NumPy, several steps."""
