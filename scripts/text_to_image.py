@@ -13,7 +13,8 @@ falls with the share of the budget that is spent.
 
 Rows: floor (real images, and with shuffled captions), frozen_mini (the base: a T5 encoder of 64 features, pretrained by
 span corruption on the captions and frozen), random_mini (the same with random weights), frozen_tiny and frozen_midi (32
-and 128 features). The base is drawn with static, dynamic and no threshold; its seed 0 writes text_to_image_samples.png.
+and 128 features), joint_mini (64 features, trained with the network from random weights). The base is drawn with
+static, dynamic and no threshold; its seed 0 writes text_to_image_samples.png.
 
 Measured are --samples pictures of captions that are trained on, and as many of combinations of colour and shape that
 never are: the share of the seven factors that classifiers read as the caption names them, the share of pictures with
@@ -31,7 +32,7 @@ import pickle
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,6 +73,8 @@ class Row(NamedTuple):
     size: str
     settings: tuple[tuple[str, float], ...]
     """(threshold, scale)."""
+    training: str = "frozen"
+    """frozen, or joint: the encoder is trained with the network."""
 
 
 _STATIC = tuple(("static", scale) for scale in FEW_SCALES)
@@ -89,6 +92,8 @@ ROWS: dict[str, Row | None] = {
     "frozen_tiny": Row("pretrained", "tiny", _STATIC),
     "frozen_midi": Row("pretrained", "midi", _STATIC),
 }
+if "text_encoder" in {field.name for field in fields(config.DataConfig)}:
+    ROWS["joint_mini"] = Row("random", "mini", _STATIC, training="joint")
 SPLITS = {"trained": "train", "held out": "test"}
 
 
@@ -103,7 +108,8 @@ def configuration(row, seed, folder):
     if not (texts / "texts.npz").is_file():
         encoder.encode(every).save(texts / "texts.npz")
     preset = config.PRESETS["shapes"]
-    return replace(preset, seed=seed, data=replace(preset.data, text=str(texts), size=SIDE))
+    given = {"text": str(texts), "size": SIDE} | ({"text_encoder": "joint"} if row.training == "joint" else {})
+    return replace(preset, seed=seed, data=replace(preset.data, **given))
 
 
 def learning_rate(peak, share):
@@ -128,7 +134,7 @@ def train(run, source, budget):
         average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
         return params, average, state, loss
 
-    params = run.parts.init(key, *run.samples.example())
+    params = config.fresh_state(run).params
     carry = params, params, tx.init(params)
     jax.block_until_ready(update(*carry, 0, 0.0, source(run.config.seed, 0, size)))  # compiled, and thrown away
     begun, step, losses = time.process_time(), 0, []
@@ -259,7 +265,8 @@ def pictures(samplers, data, params, path):
     """Four samples of each prompt, at several scales and thresholds, with the captions above them."""
     from matplotlib.figure import Figure
 
-    shown = (("static", 1.0), ("static", 3.0), ("static", 10.0), ("dynamic", 3.0), ("dynamic", 10.0), ("none", 10.0))
+    every = (("static", 1.0), ("static", 3.0), ("static", 10.0), ("dynamic", 3.0), ("dynamic", 10.0), ("none", 10.0))
+    shown = [setting for setting in every if setting[0] in samplers]
     cond = data.encoded([text for text in PROMPTS for _ in range(4)])
     figure = Figure(figsize=(10, 9), layout="constrained")
     for each, text in zip(figure.subfigures(len(PROMPTS), 1), PROMPTS, strict=True):

@@ -132,7 +132,7 @@ def train_factors(
         optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_onecycle_schedule(max(steps, 2), learning_rate))
     )
     objective = Objective(partial(_cross_entropy, network, scenes.counts), tx)
-    state = init_state(jax.random.key(seed), network, tx, source(seed, 0, 2)[0])
+    state = init_state(jax.random.key(seed), network, tx, jnp.asarray(source(seed, 0, 2)[0]))
     step = jax.jit(make_train_step(objective, ema=make_ema(0.99)))
     for i in range(steps):
         state, _ = step(state, source(seed, i, batch_size))
