@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from command_line import call, covers, done
-from test_round_trips import IMAGES, of_texts
 
 from diffjax import config
 from diffjax.cli import _measure
@@ -20,6 +19,8 @@ from diffjax.metrics import alignment
 from diffjax.networks import Classifier, FactorClassifier, factor_features, read_factors, split_factors
 
 KEY = jax.random.key(0)
+MLP = ["--network.name", "mlp", "--network.width", "16", "--network.depth", "1", "--batch-size", "16"]
+MLP += ["--sampler.steps", "2", "--samples", "16"]
 SMALL = FactorClassifier((2, 4, 3), channels=(4, 8))
 X = jax.random.normal(KEY, (5, 8, 6, 3))
 
@@ -218,13 +219,17 @@ def test_a_reader_reads_real_images(make, steps, least):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["shapes", "digit_scenes"])
+@pytest.mark.parametrize(("name", "make", "size"), [("shapes", shapes, 6), ("digit_scenes", digit_scenes, 16)])
 @covers("evaluate", "factors")
-def test_evaluate_prints_the_alignment_of_what_it_draws(name, tmp_path, capfd):
+def test_evaluate_prints_the_alignment_of_what_it_draws(name, make, size, tmp_path, capfd):
     """With the guidance asked for, of a run that has hardly begun: what is printed is what the library reads."""
+    pytest.importorskip("tokenizers")
     run, folder = tmp_path / "run", tmp_path / "factors"
-    argv = ["train", name, *of_texts(name, tmp_path / "texts"), "--steps", 3, *IMAGES, "--out", run]
-    assert call(capfd, *argv)[0] == 0
+    every = make("all", objects=1).texts
+    encoder = config.make_text_encoder(tmp_path / "texts", every, size="tiny")
+    encoder.encode(every).save(tmp_path / "texts" / "texts.npz")
+    scenes = ["--data.objects", 1, "--data.size", size, "--data.text", tmp_path / "texts"]
+    assert call(capfd, "train", name, *scenes, *MLP, "--steps", 3, "--out", run)[0] == 0
     found, params = config.load_run(run)
     data = config.build_data(found.config.data)
     reader = train_factors(data.scenes, steps=20)
