@@ -117,8 +117,11 @@ def learning_rate(peak, share):
     return peak * min(1.0, share / 0.02) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
-def train(run, source, budget):
-    """(averaged parameters, updates) after a budget of CPU seconds, summed over cores; compilation is not counted."""
+def train(run, source, budget, path):
+    """(averaged parameters, updates) after a budget of CPU seconds, summed over cores; compilation is not counted.
+
+    What there is after each hundred steps is kept at `path`, and gone on from.
+    """
     options = run.config.optimiser
     tx = optax.chain(optax.clip_by_global_norm(options.clip), optax.scale_by_adam(options.beta1, options.beta2))
     key, size = jax.random.key(run.config.seed), run.config.batch_size
@@ -137,7 +140,10 @@ def train(run, source, budget):
     params = config.fresh_state(run).params
     carry = params, params, tx.init(params)
     jax.block_until_ready(update(*carry, 0, 0.0, source(run.config.seed, 0, size)))  # compiled, and thrown away
-    begun, step, losses = time.process_time(), 0, []
+    step, before, losses = 0, 0.0, []
+    if path.is_file():
+        carry, step, before = pickle.loads(path.read_bytes())
+    begun = time.process_time() - before
     while (spent := time.process_time() - begun) < budget:
         rate = learning_rate(options.learning_rate, spent / budget)
         *carry, loss = update(*carry, step, rate, source(run.config.seed, step, size))
@@ -147,6 +153,9 @@ def train(run, source, budget):
             mean = float(jnp.mean(jnp.stack(losses)))
             print(f"{spent:5.0f} s of {budget:g}: step {step}, loss {mean:.4f}", flush=True)
             losses = []
+            part = path.with_suffix(".new")
+            part.write_bytes(pickle.dumps((jax.tree.map(np.asarray, carry), step, time.process_time() - begun)))
+            part.replace(path)  # whole, or not at all
     return carry[1], step
 
 
@@ -160,9 +169,10 @@ def trained(name, seed, folder):
     if path.is_file():
         params, updates, seconds = pickle.loads(path.read_bytes())
         return run, data, jax.tree.map(jnp.asarray, params), updates, seconds
-    params, updates = train(run, data.source, BUDGET)
+    params, updates = train(run, data.source, BUDGET, path.with_suffix(".part"))
     seconds = round(time.process_time() - begun)
     path.write_bytes(pickle.dumps((jax.tree.map(np.asarray, params), updates, seconds)))
+    path.with_suffix(".part").unlink(missing_ok=True)
     return run, data, params, updates, seconds
 
 
