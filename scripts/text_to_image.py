@@ -44,7 +44,7 @@ import numpy as np
 import optax
 
 import diffjax as dj
-from diffjax import config, guidance, metrics, training, viz
+from diffjax import config, metrics, training, viz
 from diffjax.data import shapes
 
 SCRIPT = Path(__file__)
@@ -182,7 +182,7 @@ def sampler(run, threshold):
 
     @jax.jit
     def draw(params, key, index, cond, scale):
-        guided = guidance.classifier_free(parts.denoiser(params, cond), parts.null, scale)
+        guided = dj.classifier_free(parts.denoiser(params, cond), parts.null, scale)
         if threshold != "none":
             guided = config.THRESHOLDS[threshold](guided, bound=1.0)
         xT = dj.prior(key, parts.process, (len(index), *run.samples.shape), index=index)
