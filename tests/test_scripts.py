@@ -69,6 +69,35 @@ def test_gan_25_gaussians(tmp_path):
     assert len(script["table"](out)) == 7
 
 
+def test_text_to_image(tmp_path):
+    """Few seconds of a small encoder: lines of samples and of real images, each once, the table and the pictures."""
+    pytest.importorskip("tokenizers")
+    script, out = runpy.run_path(str(SCRIPTS / "text_to_image.py")), tmp_path / "found.csv"
+    base = script["BASE"]
+    script["ROWS"][base] = script["Row"]("random", "tiny", (("static", 1.0), ("static", 3.0)))
+    place = ["--out", str(out), "--runs", str(tmp_path / "runs"), "--budget", "3", "--samples", "20", "--reading", "5"]
+    for row in ("floor", base, base):  # what is there already is not measured again
+        script["main"](["--row", row, *place])
+    lines = list(csv.DictReader(out.open(newline="")))
+    found = [(line["row"], line["captions"], line["threshold"], line["scale"]) for line in lines]
+    splits = ("trained", "held out")
+    assert found == [
+        *(("floor", captions, what, "") for captions in splits for what in ("real", "shuffled")),
+        *((base, captions, "static", scale) for scale in ("1", "3") for captions in splits),
+    ]
+    for line in lines:
+        kinds = [float(line[kind]) for kind in ("size", "colour", "shape")]
+        mean = (2 * sum(kinds) + float(line["relation"])) / 7
+        assert float(line["factors_right"]) == pytest.approx(mean, abs=1e-3)
+        assert float(line["all_right"]) <= min(kinds)
+        assert float(line["frechet"]) > 0
+    assert all(int(line["updates"]) > 0 for line in lines[4:])
+    assert len(script["table"](out)) == 2 + len(lines)
+    script["main"](["--draw", *place])
+    assert out.with_suffix(".png").stat().st_size > 10_000
+    assert (tmp_path / "found_samples.png").stat().st_size > 10_000
+
+
 def test_critically_damped(tmp_path, capsys):
     """After few steps of training, within twice the floor by VP and three times by CLD, whose solves need their steps:
     by 20 evaluations its flow ends seventeen floors away."""

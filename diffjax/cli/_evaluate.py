@@ -6,10 +6,10 @@ from pathlib import Path
 from diffjax.cli._draw import Draw
 from diffjax.cli._folder import check_data
 from diffjax.cli._hosts import log, start_processes
-from diffjax.cli._measure import measure, measure_likelihood, show
+from diffjax.cli._measure import measure, measure_alignment, measure_likelihood, show
 from diffjax.cli._options import Evaluate
 from diffjax.cli._run import each_steps, open_run, read_trained, sampling_options
-from diffjax.config import Config, Data, Run, build_data, check_seed
+from diffjax.config import Config, Data, Run, build_data, check_seed, factor_reader
 from diffjax.config._sampling import learned_parts
 from diffjax.training import is_main, sync_errors
 
@@ -37,7 +37,7 @@ def run_evaluate(options: Evaluate, argv: list[str]) -> None:
     }
     for steps, draw in draws.items():
         named = f"{steps} step{'s' if steps != 1 else ''}: " if len(budgets) > 1 else ""
-        results |= _named(named, measure(draw, data, n=options.n, seed=options.seed)[0])
+        results |= _named(named, _measure(options, draw, data))
     draw = next(iter(draws.values()))
     if options.likelihood:
         process = None if run.parts is None else learned_parts(run.parts, draw.params)[0].process
@@ -45,6 +45,16 @@ def run_evaluate(options: Evaluate, argv: list[str]) -> None:
     results |= _measure_teacher(options, run.config, data)
     if is_main():
         show(results)
+
+
+def _measure(options: Evaluate, draw: Draw, data: Data) -> dict[str, float]:
+    """Distances to what was held out, and of scenes what samples show of their captions."""
+    results, x, _ = measure(draw, data, n=options.n, seed=options.seed)
+    if data.factors is None:
+        return results
+    scenes, folder = data.scenes, Path(options.factors or Path(options.run) / "factors")
+    assert scenes is not None
+    return results | measure_alignment(draw, data, lambda: factor_reader(scenes, folder, report=log), x, options.seed)
 
 
 def _model(run: Run) -> str:
@@ -66,7 +76,7 @@ def _measure_teacher(options: Evaluate, config: Config, data: Data) -> dict[str,
         return {}
     run, params = read_trained(path, open_run(path, options.chunk))
     draw = Draw(run.family, params, chunk=options.chunk)
-    found = measure(draw, data, n=options.n, seed=options.seed)[0]
+    found = _measure(options, draw, data)
     sampler = run.config.sampler
     only = {name: value for name, value in found.items() if "floor" not in name and "ceiling" not in name}
     return _named(f"teacher, {sampler.steps} steps of {sampler.name}: ", only)

@@ -14,7 +14,7 @@ from diffjax._typing import Cond
 from diffjax.cli._draw import Draw
 from diffjax.cli._hosts import log
 from diffjax.cli._print import is_watched, print_line
-from diffjax.config import Data
+from diffjax.config import Data, FactorReader
 from diffjax.config._conditions import on_device, take
 from diffjax.process import AbstractGaussianProcess
 from diffjax.training import gather_rows, is_main, local_copy
@@ -212,6 +212,40 @@ def _kind(draw: Draw, process: AbstractGaussianProcess | None) -> tuple[str, str
 
     end = min(FLOAT32_LOGSNR, float(process.logsnr(process.interval()[0])))
     return "log density", f"continuous, at logsnr {end:.3g}"
+
+
+def measure_alignment(
+    draw: Draw, data: Data, reader: Callable[[], FactorReader], x: np.ndarray, seed: int
+) -> dict[str, float]:
+    """How many factors of samples are those that their captions name, as classifiers read them.
+
+    Of captions that are trained on, and apart of the combinations that are held out. Beside them what the classifiers
+    read in real images, whose factors are known (ceiling), and the samples against captions in another order (floor).
+    All processes draw; process 0 measures.
+
+    Args:
+      draw: of the run.
+      data: scenes with captions.
+      reader: of their factors; called where there is something to read.
+      x: samples [n, *d] of `measure`.
+      seed: of the samples of held-out combinations.
+    """
+    rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    if data.factors is not None:
+        rows["alignment"] = x, proportional_conditions(data.factors, len(x))
+    if data.unseen is not None:
+        cond, factors = (proportional_conditions(each, len(x)) for each in data.unseen)
+        rows["alignment of held-out combinations"] = draw(len(x), cond, seed), factors
+    if not (rows and is_main()):
+        return {}
+    results, read = {}, reader()
+    for what, (images, factors) in rows.items():
+        other = factors[np.random.default_rng(0).permutation(len(factors))]
+        found = {"samples": read.alignment(images, factors), "floor, shuffled captions": read.alignment(images, other)}
+        found["ceiling, real images"] = read.on_real_images()
+        for name, each in found.items():
+            results |= {f"{what}, factors right: {name}": each.share, f"{what}, all right: {name}": each.all_right}
+    return results
 
 
 def show(results: dict[str, float]) -> None:

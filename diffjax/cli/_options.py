@@ -259,12 +259,16 @@ class Evaluate(_Drawn):
         $ diffjax evaluate runs/digits
         $ diffjax evaluate runs/digits --n 5000 --guidance 2 --sampler.name unipc --steps 10
         $ diffjax evaluate runs/digits --likelihood 32
+        $ diffjax evaluate runs/shapes --guidance 5
     """
 
     n: int = EVALUATED
     """Number of samples to draw."""
     seed: int = 0
     """Random seed of the samples."""
+    factors: str | None = None
+    """Folder of the classifiers that read samples of shapes and digit_scenes; trained, a minute, where there are none.
+    Default: RUN/factors."""
     accept_data: bool = False
     """Measure although the data files have changed since the run was trained."""
     likelihood: int = 0

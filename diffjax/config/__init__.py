@@ -18,6 +18,11 @@ from diffjax.config._build import (
 from diffjax.config._check import check_config as check_config, check_seed as check_seed
 from diffjax.config._data import Data as Data, Samples as Samples, build_data as build_data
 from diffjax.config._diffusion_family import Inpainting as Inpainting, diffusion_family as diffusion_family
+from diffjax.config._factors import (
+    FactorReader as FactorReader,
+    factor_reader as factor_reader,
+    train_factors as train_factors,
+)
 from diffjax.config._families import (
     Run as Run,
     build_run as build_run,

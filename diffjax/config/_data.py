@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from diffjax._typing import Cond
 from diffjax.config._check import check_config
 from diffjax.config._conditions import Samples as Samples, with_presence
 from diffjax.config._names import DATA
@@ -33,6 +34,8 @@ from diffjax.networks import T5Encoder
 
 _CLASSES = 1000  # whose counts are printed
 _TOYS, _SCENES = 4000, 2000  # draws that measures look at
+_TRAIN, _HELD_OUT = 2**32, 2**32 + 1
+"""Seeds that no run can have: what is measured against was not trained on."""
 
 
 class Data:
@@ -45,6 +48,8 @@ class Data:
       text: tokens of a caption and features of a token; None where the network is not conditioned on a text.
       encoder: fingerprint of the captions' encoder.
       trained_encoder: that encoder, where it is trained with the network, whose conditions are ids then.
+      scenes: that are drawn, whose factors are known; None of other data.
+      encoded: the captions of these, and those of other combinations that were encoded with them.
       names: of the classes, label by label; None where they have none.
       log_prob: the exact log density in nats, where there is one.
       about: lines for the user, of what there is: how many items, of which class, and what was left out.
@@ -70,7 +75,10 @@ class Data:
         text: tuple[int, int] | None = None,
         encoder: str | None = None,
         trained_encoder: T5Encoder | None = None,
+        scenes: Scenes | None = None,
+        encoded: EncodedTexts | None = None,
     ):
+        self.scenes, self.encoded = scenes, encoded
         self.numbers, self.text, self.encoder, self.trained_encoder = numbers, text, encoder, trained_encoder
         self.about, self.bad, self._digest = about, bad, digest
         self.source, self.classes, self.names, self.log_prob = source, classes, names, log_prob
@@ -98,6 +106,25 @@ class Data:
     def held_out(self) -> Batch:
         """The same, never trained on."""
         return self._held_out() if callable(self._held_out) else self._held_out
+
+    @cached_property
+    def factors(self) -> np.ndarray | None:
+        """What the captions of `train` say, [n, k]; None of data that are no scenes, or without captions."""
+        if self.scenes is None or self.encoded is None:
+            return None
+        return self.scenes(_TRAIN, 0, _SCENES)[1]
+
+    @cached_property
+    def unseen(self) -> tuple[Cond, np.ndarray] | None:
+        """Conditions and factors [n, k] of scenes of combinations that are never trained on, where there are any.
+
+        None where their captions are not encoded, too.
+        """
+        scenes = None if self.scenes is None else self.scenes.held_out()
+        if scenes is None or self.encoded is None or not set(scenes.texts) <= set(self.encoded.texts):
+            return None
+        factors = scenes(_TRAIN, 0, _SCENES)[1]
+        return self.encoded(scenes.captions(factors)), factors
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -277,8 +304,7 @@ def _from_source(config: DataConfig, toy: Source) -> Data:
     if config.text is not None:
         raise ValueError(f"data.text: {config.name} has no captions to be conditioned on, got {config.text}")
     source = toy if config.conditional else _Unconditional(toy)
-    # Seeds that no run can have: what is measured against was not trained on.
-    train, held_out = source(2**32, 0, _TOYS), source(2**32 + 1, 0, _TOYS)
+    train, held_out = source(_TRAIN, 0, _TOYS), source(_HELD_OUT, 0, _TOYS)
     classes = None if train[1] is None else _classes(train[1], held_out[1])
     return Data(source, train, held_out, classes, getattr(toy, "log_prob", None))
 
@@ -299,7 +325,7 @@ def _from_scenes(config: DataConfig, scenes: Scenes) -> Data:
         about += f", {encoded.tokens} tokens each"
     elif encoded is not None:
         raise ValueError(f"data.text: without --data.conditional no captions are needed, got {config.text}")
-    train, held_out = source(2**32, 0, _SCENES), source(2**32 + 1, 0, _SCENES)
+    train, held_out = source(_TRAIN, 0, _SCENES), source(_HELD_OUT, 0, _SCENES)
     return Data(
         source,
         train,
@@ -309,5 +335,7 @@ def _from_scenes(config: DataConfig, scenes: Scenes) -> Data:
         shape=scenes.shape,
         about=(about,),
         pictures=True,
+        scenes=scenes,
+        encoded=encoded,
         **of_text,
     )

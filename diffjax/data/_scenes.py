@@ -7,7 +7,7 @@ Batch k of a seed is a function of (seed, k, size): nothing is stored, and no sc
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -153,6 +153,11 @@ class Scenes:
         A picture does not say which object was named first: compare factors that are read from pictures with these.
         """
         return self.grammar.canonical(factors)
+
+    def held_out(self) -> "Scenes | None":
+        """The scenes of the combinations that this split never draws; None where it draws all."""
+        held_out = ~self.is_drawn(self.grammar.every)
+        return replace(self, rows=self.grammar.every[held_out]) if held_out.any() else None
 
     def is_drawn(self, factors: Int[np.ndarray, "b k"]) -> Bool[np.ndarray, " b"]:
         """True for factors [b, k] of this split, False for those that it never draws."""

@@ -38,6 +38,12 @@ from diffjax.networks._dit import DiT as DiT, dit_b as dit_b, dit_l as dit_l, di
 from diffjax.networks._edm2 import EDM2UNet as EDM2UNet, edm2_layers as edm2_layers
 from diffjax.networks._efficient_unet import Cascade as Cascade, EfficientUNet as EfficientUNet
 from diffjax.networks._embedding import ConditionEmbedding as ConditionEmbedding, EmbeddingLayers as EmbeddingLayers
+from diffjax.networks._factors import (
+    FactorClassifier as FactorClassifier,
+    factor_features as factor_features,
+    read_factors as read_factors,
+    split_factors as split_factors,
+)
 from diffjax.networks._inception import (
     InceptionFeatures as InceptionFeatures,
     InceptionV3 as InceptionV3,
