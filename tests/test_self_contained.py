@@ -129,7 +129,7 @@ def test_records_that_are_none(tmp_path):
 
     sound = {"shape": [4], "classes": 2, "names": ["a", "b"], "pictures": False, "largest": 2.5}
     assert samples_of(sound)[:5] == ((4,), 2, ("a", "b"), False, 2.5)
-    assert samples_of(sound)[5:] == (None, None, None)
+    assert samples_of(sound)[5:] == (None, None, None, None)
     assert samples_of(sound | {"classes": None, "names": None})[:5] == ((4,), None, None, False, 2.5)
     changes = [{"pictures": 1}, {"largest": "2.5"}, {"largest": float("nan")}, {"shape": [0]}, {"shape": 3}]
     changes += [{"classes": True}, {"names": ["a"]}, {"names": [1, 2]}, {"names": 5}]

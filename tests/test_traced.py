@@ -221,3 +221,15 @@ def test_a_number_out_of_range_is_refused_inside_jit_too(message):
     for run in (REFUSED[message], jax.jit(lambda: (REFUSED[message](), jnp.zeros(()))[1])):
         with pytest.raises(ValueError, match=f"^{message}\\b"):
             run()
+
+
+def test_a_schedule_of_a_traced_number_may_be_wrapped():
+    """Its functions have no leaves to be looked at, and their values are tracers all the same."""
+
+    @quick_jit
+    def alphas(scale):
+        made = process.Schedule(lambda t: scale * (1 - t), lambda t: t)
+        clipped = process.Clipped(made, 8.0, -8.0)
+        return process.Shifted(made, 0.0).alpha(0.5), process.Retimed(clipped, clipped).alpha(0.5)
+
+    np.testing.assert_allclose(alphas(1.0), 0.5, rtol=1e-6)

@@ -41,7 +41,6 @@ from diffjax._arrays import (
     normal_like,
     on_host,
     sample_keys,
-    values_at_once,
     whole_numbers,
 )
 from diffjax._typing import Index, Key, Sample, Scalar, Time
@@ -78,7 +77,6 @@ class AbstractGaussianProcess(AbstractProcess):
       UserWarning: alpha or sigma loses its digits in float32, as sqrt(1 - alpha^2) does near the data.
     """
 
-    @values_at_once
     def __check_init__(self):
         if type(self).logsnr is AbstractGaussianProcess.logsnr and is_concrete(self):
             _check_schedule(self)
