@@ -144,7 +144,7 @@ def captioned(tmp_path):
 
 def test_real_images_score_what_the_readers_error_says_and_shuffled_captions_at_chance(captioned):
     """Images of the captions themselves: of those that are trained on, and of combinations that never are."""
-    n, scenes = 800, captioned.scenes
+    n, scenes = 400, captioned.scenes
     texts, asked = shapes("all", size=8).texts, []
 
     def draw(n, cond, seed):
@@ -153,8 +153,8 @@ def test_real_images_score_what_the_readers_error_says_and_shuffled_captions_at_
         factors = np.stack([scenes.parse(texts[int(row)]) for row in cond.embedding[:, 0, 0]])
         return scenes.paint(factors) + np.float32(1e-4) * np.arange(n, dtype=np.float32)[:, None, None, None]
 
-    _, x, cond = _measure.measure(draw, captioned, n=n, seed=3)
-    factors = _measure.proportional_conditions(captioned.factors, n)
+    cond, factors = (_measure.proportional_conditions(each, n) for each in (captioned.train[1], captioned.factors))
+    x = draw(n, cond, 0)
     np.testing.assert_array_equal([texts[int(i)] for i in cond.embedding[:, 0, 0]], scenes.captions(factors))
     unseen = tuple(_measure.proportional_conditions(each, n) for each in captioned.unseen)
     reader = Erring(scenes, SMALL, {})
@@ -171,7 +171,7 @@ def test_real_images_score_what_the_readers_error_says_and_shuffled_captions_at_
         by_factor, every = chance(scenes.canonical(rows))
         # The first of seven factors is read as another than it is in an eighth, of two values.
         by_factor[0] = by_factor[0] * 7 / 8 + (1 - by_factor[0]) / 8
-        assert found[f"{of}, factors right: floor, shuffled captions"] == pytest.approx(by_factor.mean(), abs=0.03)
+        assert found[f"{of}, factors right: floor, shuffled captions"] == pytest.approx(by_factor.mean(), abs=0.04)
         assert found[f"{of}, all right: floor, shuffled captions"] == pytest.approx(every, abs=0.02)
     assert not scenes.is_drawn(unseen[1]).any()
 
@@ -187,6 +187,7 @@ def test_captions_that_are_not_encoded_are_not_drawn(captioned):
     assert alone.unseen is None
 
 
+@pytest.mark.slow
 def test_a_reader_is_kept_and_trained_anew_for_other_scenes(tmp_path):
     scenes, said = shapes(objects=1, size=4, colours=2), []
     make = lambda scenes: factor_reader(scenes, tmp_path / "factors", report=said.append, steps=2)

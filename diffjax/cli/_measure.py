@@ -239,10 +239,11 @@ def measure_alignment(
     if not (rows and is_main()):
         return {}
     results, read = {}, reader()
+    real = read.on_real_images()
     for what, (images, factors) in rows.items():
         other = factors[np.random.default_rng(0).permutation(len(factors))]
         found = {"samples": read.alignment(images, factors), "floor, shuffled captions": read.alignment(images, other)}
-        found["ceiling, real images"] = read.on_real_images()
+        found["ceiling, real images"] = real
         for name, each in found.items():
             results |= {f"{what}, factors right: {name}": each.share, f"{what}, all right: {name}": each.all_right}
     return results
