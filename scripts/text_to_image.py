@@ -21,7 +21,7 @@ never are: the share of the seven factors that classifiers read as the caption n
 all seven right, and in the classifiers' features the Frechet distance, precision and recall, density and coverage
 against as many real images. std is that of the pixels.
 
-No figures are recorded yet.
+Found so far, with one row: benchmarks/RESULTS.md.
 """
 
 import argparse
