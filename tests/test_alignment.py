@@ -29,28 +29,36 @@ X = jax.random.normal(KEY, (5, 8, 6, 3))
 
 
 def test_shares_are_counted_by_factor_and_together():
-    read = np.array([[0, 1, 2], [0, 0, 2], [1, 1, 0], [0, 1, 0]])
-    asked = np.array([[0, 1, 2], [1, 0, 2], [1, 1, 2], [0, 1, 0]])
-    found = alignment(read, asked)
+    predicted = np.array([[0, 1, 2], [0, 0, 2], [1, 1, 0], [0, 1, 0]])
+    expected = np.array([[0, 1, 2], [1, 0, 2], [1, 1, 2], [0, 1, 0]])
+    found = alignment(predicted, expected)
     np.testing.assert_array_equal(found.by_factor, [0.75, 1.0, 0.75])
     assert found.share == 10 / 12
     assert found.all_right == 0.5
-    assert alignment(jnp.asarray(read), read)[1:] == (1.0, 1.0)
+    assert alignment(jnp.asarray(predicted), predicted)[1:] == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(
-    ("read", "asked", "message"),
+    ("predicted", "expected", "message"),
     [
-        (np.zeros((2, 3)), np.zeros((2, 3), int), r"read: whole numbers \[n, k\] are needed, got float64 \[2, 3\]"),
-        (np.zeros(2, int), np.zeros(2, int), r"read: whole numbers \[n, k\] are needed, got int64 \[2\]"),
-        (np.zeros((0, 3), int), np.zeros((0, 3), int), r"read: .* got int64 \[0, 3\]"),
-        (np.zeros((2, 3), int), np.zeros((1, 3), int), r"asked: a row for each of read, \[2, 3\], .* got \[1, 3\]"),
-        (np.zeros((2, 3), int), np.zeros((2, 3), bool), r"asked: whole numbers \[n, k\] are needed, got bool"),
+        (
+            np.zeros((2, 3)),
+            np.zeros((2, 3), int),
+            r"predicted: whole numbers .* got float64 \[2, 3\]",
+        ),
+        (np.zeros(2, int), np.zeros(2, int), r"predicted: whole numbers \[n, k\] are needed, got int64 \[2\]"),
+        (np.zeros((0, 3), int), np.zeros((0, 3), int), r"predicted: .* got int64 \[0, 3\]"),
+        (
+            np.zeros((2, 3), int),
+            np.zeros((1, 3), int),
+            r"expected: the shape of predicted, \[2, 3\], .* got \[1, 3\]",
+        ),
+        (np.zeros((2, 3), int), np.zeros((2, 3), bool), r"expected: whole numbers \[n, k\] are needed, got bool"),
     ],
 )
-def test_what_is_no_factor_is_named(read, asked, message):
+def test_what_is_no_factor_is_named(predicted, expected, message):
     with pytest.raises(ValueError, match=message):
-        alignment(read, asked)
+        alignment(predicted, expected)
 
 
 # --- the classifier ---

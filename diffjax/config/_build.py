@@ -229,7 +229,7 @@ def _process(config: ProcessConfig, parameterisation: AbstractParameterisation) 
 def build_optimiser(
     config: OptimiserConfig, steps: int, learned: tuple[str, ...] = (), *, updates: int = 1
 ) -> optax.GradientTransformation:
-    """Clipping, then Adam with a linear warm-up and a cosine decay over `steps` steps, of its beta2 too if asked.
+    """Clipping, then Adam with a linear warm-up and a cosine decay over `steps` steps, of beta2 too if it has an end.
 
     Weight decay leaves out what is never trained, `networks.trained`, and what is `learned` with the network. An
     optimiser counts its updates: where a step has several, the schedules are of the step.
@@ -268,7 +268,7 @@ def _scaled(name: str, factor: float) -> optax.GradientTransformation:
 
 
 def _of_denoiser(after_update: Callable[[Params], Params]) -> Callable[[Params], Params]:
-    """What is done to a network's parameters after an update, where a text encoder stands beside them."""
+    """What is done to a network's parameters after an update, where the parameters include a text encoder."""
     return lambda params: params | {DENOISER: after_update(params[DENOISER])}
 
 

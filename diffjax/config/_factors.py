@@ -1,4 +1,4 @@
-"""Classifiers of the factors of scenes: what a sample shows is read, and compared with what was asked for.
+"""Classifiers of the factors of scenes: what a sample shows is read, and compared with its caption.
 
     Scenes --train_factors--> FactorReader: images --> factors [n, k], canonical; features for the distances of metrics
     FOLDER/weights.safetensors  FOLDER/factors.json: of which scenes       <--save, factor_reader-->
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Float, Int, Int32
+from tqdm import tqdm
 
 from diffjax._arrays import whole_numbers
 from diffjax._typing import Params
@@ -111,7 +112,13 @@ def real_images(scenes: Scenes, n: int) -> Batch:
 
 @whole_numbers
 def train_factors(
-    scenes: Scenes, *, steps: int = STEPS, batch_size: int = 32, learning_rate: float = 6e-3, seed: int = 0
+    scenes: Scenes,
+    *,
+    steps: int = STEPS,
+    batch_size: int = 32,
+    learning_rate: float = 6e-3,
+    seed: int = 0,
+    progress: bool = False,
 ) -> FactorReader:
     """A reader of the factors of scenes, trained on fresh ones of all combinations.
 
@@ -124,6 +131,7 @@ def train_factors(
       batch_size: scenes of an update.
       learning_rate: the largest.
       seed: of the scenes and the initial parameters.
+      progress: whether to show a bar.
     """
     classifier = FactorClassifier(scenes.counts, _CHANNELS)
     network = from_linen(classifier)
@@ -134,8 +142,11 @@ def train_factors(
     objective = Objective(partial(_cross_entropy, network, scenes.counts), tx)
     state = init_state(jax.random.key(seed), network, tx, jnp.asarray(source(seed, 0, 2)[0]))
     step = jax.jit(make_train_step(objective, ema=make_ema(0.99)))
-    for i in range(steps):
-        state, _ = step(state, source(seed, i, batch_size))
+    with tqdm(total=steps, desc="compiling", unit="step", disable=not progress) as bar:
+        for i in range(steps):
+            state, _ = step(state, source(seed, i, batch_size))
+            bar.set_description("factors", refresh=False)
+            bar.update()
     return FactorReader(scenes, classifier, averaged_params(state))
 
 
@@ -165,7 +176,7 @@ def factor_reader(
         like = jax.eval_shape(classifier.init, jax.random.key(0), image)["params"]
         return FactorReader(scenes, classifier, load_weights(folder / WEIGHTS, like))
     report(f"training classifiers of the factors, {steps:,} steps, for {folder} ...")
-    reader = train_factors(scenes, steps=steps)
+    reader = train_factors(scenes, steps=steps, progress=True)
     reader.save(folder)
     return reader
 

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int
 from diffjax._arrays import (
     answered,
     as_samples,
+    at_once,
     check,
     check_key,
     default_index,
@@ -315,7 +316,8 @@ def generate_samples(
     """
     check_gan(gan)
     check_key(key)
-    check(jnp.asarray(temperature) >= 0, f"temperature: at least 0 is needed, got {temperature}")
+    with at_once(temperature):
+        check(jnp.asarray(temperature) >= 0, f"temperature: at least 0 is needed, got {temperature}")
     return gan.generate(params, key, default_index(jnp.size(index), index), cond, temperature=temperature)
 
 
@@ -364,7 +366,8 @@ def training_losses(
         raise ValueError(f"every: at least 1 is needed, got {every}")
     for name, gamma in (("r1", r1), ("r2", r2)):
         if not callable(gamma):
-            check(jnp.asarray(gamma) >= 0, f"{name}: at least 0 is needed, got {gamma}")
+            with at_once(gamma):
+                check(jnp.asarray(gamma) >= 0, f"{name}: at least 0 is needed, got {gamma}")
     at = lambda gamma, step: gamma(step) if callable(gamma) else gamma
 
     def judged(params: Params, batch: tuple[Sample, Cond], context: Any) -> tuple[Array, dict[str, Array]]:

@@ -21,6 +21,7 @@ from diffjax._arrays import (
     answered,
     as_accumulators,
     as_samples,
+    at_once,
     check,
     check_key,
     leaves_by_path,
@@ -51,7 +52,8 @@ def gradient_penalty(discriminator: Callable[[Sample], Logits], x: Sample, gamma
     Source: Mescheder et al. 2018, eq. 9.
     """
     x = as_samples("x", x)
-    check(jnp.asarray(gamma) >= 0, f"gamma: at least 0 is needed, got {gamma}")
+    with at_once(gamma):
+        check(jnp.asarray(gamma) >= 0, f"gamma: at least 0 is needed, got {gamma}")
     of_batch = lambda x: jnp.sum(mean_features(answered("discriminator", discriminator(x), (x.shape[0], ...))))
     squared = sum_features(as_accumulators(jax.grad(of_batch)(x)) ** 2)
     return (0.5 * jnp.asarray(gamma)).astype(squared.dtype) * squared

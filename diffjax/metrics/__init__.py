@@ -6,7 +6,7 @@ features x [n, d], reference [m, d] -----> kernel_distance         the same ques
                                      '---> density_coverage        the same, not led by outliers
 x [n, d], y [m, d] ----------------------> sliced_wasserstein      exact along each direction
 x [n, d], reference [m, d] --------------> nearest_distances       is a sample a copy?
-factors read, asked [n, k] --------------> alignment               do pictures show what their captions say?
+factors predicted, expected [n, k] ------> alignment               do pictures show what their captions say?
 
 Features come from any function of images: `networks.inception_features` for the published distances (FID, KID), or a
 `networks.Classifier` of the data at hand.

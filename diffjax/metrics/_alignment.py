@@ -1,6 +1,6 @@
-"""Do pictures show what their captions say? Factors that are read from pictures, against those that were asked for.
+"""Do pictures show what their captions say? Factors read from pictures, against those of the captions.
 
-    factors read, factors asked for [n, k] --alignment--> by factor [k], share, all right
+    factors read, factors of captions [n, k] --alignment--> by factor [k], share, all right
 
 Pictures are read by classifiers, which err as well: the same measure of real images, whose factors are known, is the
 ceiling, and captions in another order are the floor.
@@ -28,10 +28,10 @@ class Alignment(NamedTuple):
     all_right: float
 
 
-def alignment(read: Shaped[Any, "*n"], asked: Shaped[Any, "*m"]) -> Alignment:
+def alignment(predicted: Shaped[Any, "*n"], expected: Shaped[Any, "*m"]) -> Alignment:
     """How many factors of pictures are as their captions say, by factor, on the whole, and all at once.
 
-        by_factor_j = mean_i 1[read_ij = asked_ij]        all_right = mean_i prod_j 1[read_ij = asked_ij]
+        by_factor_j = mean_i 1[p_ij = e_ij]        all_right = mean_i prod_j 1[p_ij = e_ij]
 
     Of scenes both should be in their canonical form (`data.Scenes.canonical`), as a picture does not say which object
     was named first.
@@ -40,19 +40,19 @@ def alignment(read: Shaped[Any, "*n"], asked: Shaped[Any, "*m"]) -> Alignment:
     Alignment(by_factor=array([1. , 0.5]), share=0.75, all_right=0.5)
 
     Args:
-      read: factors of pictures [n, k], whole numbers, such as by `networks.read_factors`.
-      asked: those that their captions name, [n, k].
+      predicted: p, factors read from pictures [n, k], whole numbers, such as by `networks.read_factors`.
+      expected: e, those that their captions name, [n, k].
 
     Raises:
       ValueError: they are not whole numbers [n, k] of one shape, or there are none.
     """
-    found = {"read": as_features("read", read), "asked": as_features("asked", asked)}
+    found = {"predicted": as_features("predicted", predicted), "expected": as_features("expected", expected)}
     for name, value in found.items():
         if value.ndim != 2 or not value.size or not np.issubdtype(value.dtype, np.integer):
             raise ValueError(f"{name}: whole numbers [n, k] are needed, got {value.dtype} {list(value.shape)}")
     mine, other = found.values()
     if mine.shape != other.shape:
-        raise ValueError(f"asked: a row for each of read, {list(mine.shape)}, is needed, got {list(other.shape)}")
+        raise ValueError(f"expected: the shape of predicted, {list(mine.shape)}, is needed, got {list(other.shape)}")
     right = mine == other
     by_factor = right.mean(axis=0)
     return Alignment(by_factor, float(by_factor.mean()), float(right.all(axis=1).mean()))

@@ -18,7 +18,6 @@ from jaxtyping import Array, Float, Int
 
 from diffjax._arrays import whole_numbers
 from diffjax._typing import Params
-from diffjax.networks._blocks import check_channels
 from diffjax.networks._classifier import Classifier, _body
 from diffjax.networks._layers import dense
 
@@ -53,9 +52,7 @@ class FactorClassifier(nn.Module):
     def __post_init__(self):
         if not self.counts or min(self.counts) < 1:
             raise ValueError(f"counts: at least one factor, and one value of each, is needed, got {self.counts}")
-        check_channels(self.channels, even_first=True)
-        if self.blocks < 1:
-            raise ValueError(f"blocks: at least one a level is needed, got {self.blocks}")
+        self._images()  # which checks the other fields
         super().__post_init__()
 
     @nn.compact
