@@ -18,6 +18,9 @@ from jaxtyping import Array, Float
 from diffjax._arrays import as_samples, expand
 from diffjax._typing import Sample, Scalar, Time
 
+MAX_LOGSNR = 20.0
+"""Times with a larger |logsnr| lie outside `interval`: float32 can hold weights up to about e^20 with enough digits."""
+
 
 class AbstractProcess(eqx.Module):
     """A forward SDE dx = f(x, t) dt + g(x, t) dw on t in [0, 1], from data at 0 to noise at 1 (Ito).

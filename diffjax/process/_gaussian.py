@@ -20,18 +20,14 @@ A path is the curve that (alpha, sigma) runs along from (1, 0) towards noise; a 
 """
 
 import abc
-import warnings
 from collections.abc import Callable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from diffjax._arrays import (
     as_samples,
-    check,
     check_key,
     check_shape,
     check_time,
@@ -39,15 +35,12 @@ from diffjax._arrays import (
     expand,
     is_concrete,
     normal_like,
-    on_host,
     sample_keys,
     whole_numbers,
 )
 from diffjax._typing import Index, Key, Sample, Scalar, Time
-from diffjax.process._base import AbstractProcess
-
-MAX_LOGSNR = 20.0
-"""Times with a larger |logsnr| lie outside `interval`: float32 can hold weights up to about e^20 with enough digits."""
+from diffjax.process._base import MAX_LOGSNR, AbstractProcess
+from diffjax.process._check_schedule import check_schedule
 
 
 class AbstractGaussianProcess(AbstractProcess):
@@ -79,7 +72,7 @@ class AbstractGaussianProcess(AbstractProcess):
 
     def __check_init__(self):
         if type(self).logsnr is AbstractGaussianProcess.logsnr and is_concrete(self):
-            _check_schedule(self)
+            check_schedule(self)
 
     @abc.abstractmethod
     def alpha(self, t: Time) -> Time:
@@ -369,66 +362,3 @@ def posterior_mean_std(
     sigma_s, sigma_t = process.sigma(s), process.sigma(t)
     c_x, c_x0 = alpha_ts * (sigma_s / sigma_t) ** 2, process.alpha(s) * (sigma_ts / sigma_t) ** 2
     return expand(c_x, xt) * xt + expand(c_x0, x0) * x0, sigma_s * sigma_ts / sigma_t
-
-
-_CHECKED_TIMES = np.concatenate([[0.0, 1e-4], np.arange(1, 1000) / 1000, [1 - 1e-4, 1.0]])
-
-
-def _check_schedule(process):
-    """Checks a schedule at a thousand times, in float64 on the host; not at all under a trace."""
-    if not is_concrete(jnp.ones(())):
-        return
-    with on_host():
-        alpha, sigma = _in_float64(process, _CHECKED_TIMES)
-    name = type(process).__name__
-    for what, values, end, where in (("alpha", alpha, -1, "alpha(1)"), ("sigma", sigma, 0, "sigma(0)")):
-        right = (values > 0) & (values < np.inf)
-        right[end] |= abs(values[end]) < 1e-12  # 0, to rounding
-        i = int(np.argmin(right))
-        check(
-            right,
-            f"{name}: {what} must be positive and finite (only {where} may be 0), got {values[i]} at "
-            f"t = {_CHECKED_TIMES[i]}",
-        )
-    with np.errstate(divide="ignore"):
-        value = 2 * (np.log(np.maximum(alpha, 0)) - np.log(np.maximum(sigma, 0)))
-    falls = np.diff(value) < 0
-    i = int(np.argmin(falls))
-    first, second = (f"{value[k]} at t = {_CHECKED_TIMES[k]}" for k in (i, i + 1))
-    check(falls, f"{name}: logsnr must fall, got {first} and {second}")
-    if not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
-        _check_float32(process, name)
-
-
-def _in_float64(process, times):
-    """alpha and sigma at times [n], [n] each, computed in float64."""
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        exact = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), float) if eqx.is_inexact_array(x) else x, process)
-        t = jnp.asarray(times, float)
-        return [np.broadcast_to(function(t), t.shape) for function in (exact.alpha, exact.sigma)]
-
-
-_NEAR_AN_END = np.geomspace(1e-10, 0.1, 60)
-_FLOAT32_TIMES = np.unique(
-    np.float32(np.concatenate([_NEAR_AN_END, _CHECKED_TIMES[1:-1], 1 - _NEAR_AN_END[_NEAR_AN_END > 1e-7]]))
-)
-
-
-def _check_float32(process, name):
-    """Compares a schedule in float32 with itself in float64, where |logsnr| is at most 20."""
-    with on_host():
-        t = jnp.asarray(_FLOAT32_TIMES)
-        rough = [np.broadcast_to(function(t), t.shape) for function in (process.alpha, process.sigma)]
-        fine = _in_float64(process, _FLOAT32_TIMES)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        inside = abs(2 * np.log(fine[0] / fine[1])) <= MAX_LOGSNR
-        for what, got, truth in zip(("alpha", "sigma"), rough, fine, strict=True):
-            right = ~inside | (abs(got / truth - 1) < 0.05)
-            if not right.all():
-                i = int(np.argmin(right))
-                warnings.warn(
-                    f"{name}: {what} loses its digits in float32, got {got[i]} at t = {_FLOAT32_TIMES[i]} where "
-                    f"float64 has {truth[i]}; write 1 - exp(-b) as -expm1(-b), 1 - (1 - t)^k as "
-                    f"-expm1(k log1p(-t)), and near t = 1 cos(pi t/2) as sin(pi (1 - t)/2)",
-                    stacklevel=6,
-                )

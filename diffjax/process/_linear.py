@@ -40,8 +40,7 @@ from diffjax._arrays import (
     whole_numbers,
 )
 from diffjax._typing import Index, Key, Sample, Scalar, Time
-from diffjax.process._base import AbstractProcess, apply_matrix, matrix_noise
-from diffjax.process._gaussian import MAX_LOGSNR
+from diffjax.process._base import MAX_LOGSNR, AbstractProcess, apply_matrix, matrix_noise
 from diffjax.process._vp import AbstractLinearBeta
 
 Matrices = Float[Array, "*b m m"]
