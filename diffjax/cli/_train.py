@@ -57,14 +57,12 @@ from diffjax.config._registry import construct
 from diffjax.config._run import (
     DATA,
     begin_from_encoder,
-    begin_from_teacher,
     fresh_state,
-    next_stage,
     read_config,
-    read_teacher,
     sampled_params,
 )
 from diffjax.config._sampling import samples_bound
+from diffjax.config._teacher import begin_from_teacher, next_stage, read_teacher
 from diffjax.training import (
     Checkpoints,
     Layout,

@@ -29,11 +29,9 @@ from diffjax.config._families import Run, build_run, with_parts
 from diffjax.config._json import from_json
 from diffjax.config._loss import AbstractLoss
 from diffjax.config._options import Config
-from diffjax.config._parts import Parts
 from diffjax.config._sampling import parts_at_step, samples_bound, trained_parts
 from diffjax.config._text_encoder import load_text_encoder
 from diffjax.interop._t5 import t5_encoder
-from diffjax.networks import with_second_time
 from diffjax.networks._with_text_encoder import ENCODER
 from diffjax.parameterisation._diffusion import Diffusion
 from diffjax.process import AbstractGaussianProcess
@@ -339,44 +337,6 @@ def at_step(run: Run, step: int) -> Run:
     return with_parts(run.config, run.samples, parts)
 
 
-def read_teacher(config: Config, parts: Parts, folder: Path) -> TrainedRun:
-    """The teacher of a run in a folder: the run at `config.teacher`.
-
-    Raises:
-      ValueError: there is no such run, it is a flow map, or it is of another process, prediction, clock, network or
-        number of classes.
-      FileNotFoundError: it has no checkpoint yet.
-    """
-    path = Path(os.path.normpath(folder / (config.teacher or "")))
-    teacher = load(path)
-    if teacher.objective.flow_map:
-        raise ValueError(f"run: the teacher must be a denoiser, got a flow map, {path}")
-    mine = parts.diffusion
-    differ = {
-        "process": not eqx.tree_equal(teacher.diffusion.process, mine.process),
-        "prediction or clock": not eqx.tree_equal(teacher.diffusion.parameterisation, mine.parameterisation),
-        "number of classes": teacher.null != parts.null,
-        "network": teacher.diffusion.network != mine.network,
-    }
-    for what, differs in differ.items():
-        if differs:
-            raise ValueError(
-                f"run: the student has the {what} of its teacher, and {path} has another; name another --out"
-            )
-    return teacher
-
-
-def begin_from_teacher(config: Config, parts: Parts, state: TrainState, teacher: TrainedRun) -> TrainState:
-    """A fresh state whose student begins with the parameters of its teacher."""
-    network = jax.tree.map(lambda new, old: jnp.asarray(old, new.dtype), state.params["teacher"], teacher.params)
-    student = network
-    if parts.objective.two_times:
-        assert teacher.samples is not None
-        student = with_second_time(parts.diffusion.network, network, state.key, *teacher.samples.example())
-    params = state.params | {"network": student, "teacher": network}
-    return state_from_params(state.key, params, parts.training_objective(), averages=names(config))
-
-
 def begin_from_encoder(run: Run, state: TrainState) -> TrainState:
     """A fresh state whose text encoder has the weights of the folder `data.text`; the same one if it trains none.
 
@@ -395,13 +355,6 @@ def begin_from_encoder(run: Run, state: TrainState) -> TrainState:
     else:
         params = state.params | {ENCODER: weights}
     return state_from_params(state.key, params, parts.training_objective(), averages=names(run.config))
-
-
-def next_stage(config: Config, parts: Parts, state: TrainState) -> TrainState:
-    """The state that a stage begins with: its teacher is the student before it, its optimiser and average are new."""
-    params = state.params | {"teacher": state.params["network"]}
-    fresh = state_from_params(state.key, params, parts.training_objective(), averages=names(config))
-    return fresh._replace(step=state.step)
 
 
 def fresh_state(run: Run) -> TrainState:
