@@ -72,6 +72,10 @@ def params_of(classifier, x=X):
     return tree.unflatten([0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)])
 
 
+def test_a_classifier_of_factors_begins_with_all_values_alike():
+    np.testing.assert_array_equal(SMALL.apply(SMALL.init(KEY, X), X), np.zeros((5, 9)))
+
+
 def test_factors_are_the_most_probable_values_of_each():
     params = params_of(SMALL)
     logits = np.asarray(SMALL.apply({"params": params}, X))
