@@ -13,8 +13,8 @@ falls with the share of the budget that is spent.
 
 Rows: floor (real images, and with shuffled captions), frozen_mini (the base: a T5 encoder of 64 features, pretrained by
 span corruption on the captions and frozen), random_mini (the same with random weights), frozen_tiny and frozen_midi (32
-and 128 features), joint_mini (64 features, trained with the network from random weights). The base is drawn with
-static, dynamic and no threshold; its seed 0 writes text_to_image_samples.png.
+and 128 features), joint_mini (64 features, trained with the network from random weights). Features of frozen encoders
+are whitened. The base is drawn with static, dynamic and no threshold; its seed 0 writes text_to_image_samples.png.
 
 Measured are --samples pictures of captions that are trained on, and as many of combinations of colour and shape that
 never are: the share of the seven factors that classifiers read as the caption names them, the share of pictures with
@@ -102,13 +102,14 @@ SPLITS = {"trained": "train", "held out": "test"}
 
 def configuration(row, seed, folder):
     """The preset `shapes` with the captions of a row's encoder, which is made where it is not there."""
-    texts = folder / f"texts-{row.encoder}-{row.size}-{seed}"
+    frozen = row.training == "frozen"
+    texts = folder / f"texts-{row.encoder}-{row.size}-{seed}{'-whitened' if frozen else ''}"
     every = shapes("all", size=SIDE).texts
-    encoder = config.make_text_encoder(texts, every, encoder=row.encoder, size=row.size, seed=seed)
+    encoder = config.make_text_encoder(texts, every, encoder=row.encoder, size=row.size, whiten=frozen, seed=seed)
     if not (texts / "texts.npz").is_file():
         encoder.encode(every).save(texts / "texts.npz")
     preset = config.PRESETS["shapes"]
-    given = {"text": str(texts), "size": SIDE} | ({"text_encoder": "joint"} if row.training == "joint" else {})
+    given = {"text": str(texts), "size": SIDE} | ({} if frozen else {"text_encoder": "joint"})
     return replace(preset, seed=seed, data=replace(preset.data, **given))
 
 

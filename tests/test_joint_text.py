@@ -321,6 +321,10 @@ def test_data_of_a_joint_run_are_the_ids_of_their_captions(texts, tmp_path):
     again = shapes(size=6, objects=1, holdout=0.2)
     ids, _ = encoder.ids(again.captions(again.draw(0, 0, 8).factors))
     np.testing.assert_array_equal(cond.embedding, ids)
+    white = c.make_text_encoder(tmp_path / "white", again.texts, size="tiny", whiten=True)
+    white.encode(again.texts).save(tmp_path / "white" / TEXTS)
+    with pytest.raises(ValueError, match=r"data\.text: .*white has whitened features, .* made without --whiten"):
+        c.build_data(c.DataConfig("shapes", text_encoder="joint", **options | {"text": str(tmp_path / "white")}))
     # A run begins with the encoder of the folder, which must be the one that the data were read with.
     run = c.build_run(
         c.Config(network=NETWORK, data=c.DataConfig("shapes", text_encoder="joint", **options)), data.samples

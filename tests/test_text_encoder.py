@@ -13,6 +13,7 @@ from test_texts import IMAGES, LINES, TIDY, folder_of
 from diffjax import losses
 from diffjax.config import TextEncoder, load_text_encoder, make_text_encoder
 from diffjax.config._text_encoder import pretrain
+from diffjax.config._whitening import fit_whitening
 from diffjax.data import EncodedTexts, digit_scenes, load_texts, shapes
 from diffjax.interop import (
     count_tokens,
@@ -222,6 +223,46 @@ def test_a_table_belongs_to_its_encoder(folder, tmp_path):
         assert other.encode(["a blue circle"], marked).texts == ("a blue circle",)
 
 
+def test_whitened_tokens_have_unit_covariance(folder, tmp_path):
+    """Over the tokens they are fitted on; features that hardly vary stay small, and padding stays 0."""
+    draw = np.random.default_rng(0)
+    raw = draw.normal(size=(50, 6, 5)) @ draw.normal(size=(5, 5)) + 3.0
+    raw[..., 4] = 2.0  # one feature that is the same in all
+    mask = np.arange(6) < draw.integers(1, 7, 50)[:, None]
+    raw[~mask] = 1e6  # not looked at
+    mean, matrix = fit_whitening(raw, mask)
+    white = (raw[mask] - mean) @ matrix
+    np.testing.assert_allclose(white.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(np.cov(white.T, bias=True), np.diag([1, 1, 1, 1, 0.0]), atol=1e-4)
+    np.testing.assert_array_equal(matrix, matrix.T)
+    thin = raw * np.array([1, 1, 1, 1e-5, 1])  # below the least eigenvalue, which is 1e-4 of the largest
+    mean, matrix = fit_whitening(thin, mask)
+    largest = np.linalg.eigvalsh(np.cov(thin[mask].T, bias=True))[-1]
+    assert np.linalg.eigvalsh(matrix)[-1] == pytest.approx(100 / largest**0.5, rel=1e-4)
+
+    plain = load_text_encoder(folder)
+    given = {"size": "tiny", "seed": 3, "dtype": "float32"}
+    encoder = make_text_encoder(tmp_path / "white", CAPTIONS, whiten=True, **given)
+    raw, white = plain(CAPTIONS), encoder(CAPTIONS)
+    mean, matrix = fit_whitening(plain(CAPTIONS[:3]).embedding, raw.mask[:3])
+    np.testing.assert_array_equal(white.mask, raw.mask)
+    want = np.where(raw.mask[..., None], (raw.embedding - mean) @ matrix, 0)
+    np.testing.assert_allclose(white.embedding, want, atol=1e-3)
+    assert np.abs(white.embedding - raw.embedding).max() > 1
+    assert encoder.fingerprint != plain.fingerprint
+    assert load_text_encoder(tmp_path / "white").fingerprint == encoder.fingerprint
+    np.testing.assert_array_equal(load_text_encoder(tmp_path / "white")(CAPTIONS).embedding, white.embedding)
+    for whiten, at in ((False, tmp_path / "white"), (True, folder)):
+        with pytest.raises(ValueError, match=f"whiten: .* holds an encoder with whiten {not whiten}, not {whiten}"):
+            make_text_encoder(at, CAPTIONS, whiten=whiten, **given)
+    (tmp_path / "white" / "whitening.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"text: .*white has no whitening: path: .* cannot be read"):
+        load_text_encoder(tmp_path / "white")
+    (tmp_path / "white" / "whitening.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"text: .*white has no whitening: .*no such file"):
+        load_text_encoder(tmp_path / "white")
+
+
 def test_weights_of_t5_are_read_where_they_are(tmp_path):
     module = sized_t5(200, "tiny").clone(gated=True)
     params = init_t5(KEY, module)
@@ -234,6 +275,11 @@ def test_weights_of_t5_are_read_where_they_are(tmp_path):
     want = module.apply({"params": params}, ids, mask)
     got = encoder(CAPTIONS[:3]).embedding.astype(np.float32)
     np.testing.assert_allclose(got, np.where(mask[..., None], want, 0), rtol=2**-8, atol=1e-3)
+    white = make_text_encoder(tmp_path / "white", CAPTIONS, encoder=str(tmp_path / "t5"), whiten=True, dtype="float32")
+    assert not (tmp_path / "white" / "encoder").exists()
+    tokens = load_text_encoder(tmp_path / "white")(CAPTIONS[:3])
+    np.testing.assert_allclose(tokens.embedding[tokens.mask].mean(axis=0), 0, atol=1e-3)
+    assert load_text_encoder(tmp_path / "white").fingerprint == white.fingerprint
     with pytest.raises(ValueError, match=r"weights: .* holds an encoder with weights .*t5, not"):
         make_text_encoder(tmp_path / "out", CAPTIONS, encoder=str(tmp_path / "other"), length=5)
 
@@ -275,11 +321,11 @@ def all_digit_captions():
 
 
 @pytest.mark.slow
-@covers("encode-text", "captions", "out", "vocabulary", "encoder", "size", "steps", "length", "dtype", "seed")
+@covers("encode-text", "captions", "out", "vocabulary", "encoder", "size", "steps", "length", "dtype", "whiten", "seed")
 def test_captions_of_a_grammar_are_encoded_once(capfd, tmp_path):
     out = tmp_path / "texts"
     line = ["encode-text", "digit_scenes", "--out", out, "--size", "tiny", "--vocabulary", "80", "--dtype", "float32"]
-    line += ["--encoder", "pretrained", "--steps", "20", "--seed", "5", "--length", "6"]
+    line += ["--encoder", "pretrained", "--steps", "20", "--seed", "5", "--length", "6", "--whiten"]
     said = done(capfd, *line)
     assert "450 captions, 450 different" in said
     assert "450 captions were new" in said
@@ -298,6 +344,7 @@ def test_captions_of_a_grammar_are_encoded_once(capfd, tmp_path):
         seed=5,
         length=6,
         dtype="float32",
+        whiten=True,
     )
     assert table.fingerprint == want.fingerprint
     assert set(table.texts) == set(want_texts)

@@ -47,6 +47,7 @@ def run_encode_text(options: EncodeText, argv: list[str]) -> None:
         length=options.length,
         longest=_LONGEST,
         dtype=options.dtype,
+        whiten=options.whiten,
         seed=options.seed,
         report=lambda step, loss, right: print_line(
             f"step {step}: {loss:.3f} nats a hidden token, {100 * right:.0f} % of them right"

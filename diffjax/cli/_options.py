@@ -176,6 +176,9 @@ class EncodeText:
     """Tokens of a caption; longer ones are cut. Default: those of the longest caption, at most 128."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of the stored embeddings."""
+    whiten: bool = False
+    """Whether to whiten the features over the tokens of the captions. A small encoder should be, so that the network
+    hears which object a word belongs to."""
     seed: int = 0
     """Random seed of the encoder and its training."""
 

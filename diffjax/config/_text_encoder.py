@@ -1,7 +1,7 @@
 """The folder of a text encoder: how captions become conditions, of a training set once and of a prompt later.
 
 FOLDER/tokenizer.json   FOLDER/encoder/config.json, model.safetensors   FOLDER/encode.json: how it was made
-FOLDER/texts.npz        captions -> embeddings, an `EncodedTexts` that grows
+FOLDER/texts.npz        captions -> embeddings, an `EncodedTexts` that grows   FOLDER/whitening.safetensors, where asked
 
 texts --tokenizer--> ids, mask --T5Encoder, frozen--> embedding, mask --> EncodedTexts | Text
 
@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from jaxtyping import Bool, Int32
 
 from diffjax._arrays import whole_numbers
 from diffjax._typing import Key, Params, Text
+from diffjax.config._whitening import Whitening, fit_whitening
 from diffjax.data import EncodedTexts, from_arrays
 from diffjax.data._texts import check_texts
 from diffjax.interop import (
@@ -40,9 +41,16 @@ from diffjax.interop import (
 )
 from diffjax.losses import span_corruption_loss
 from diffjax.networks import T5Encoder, init_t5, sized_t5
+from diffjax.training import load_weights, save_weights
 from diffjax.training.checkpoint import write_durably
 
-TEXTS, TOKENIZER, ENCODER, ABOUT = "texts.npz", "tokenizer.json", "encoder", "encode.json"
+TEXTS, TOKENIZER, ENCODER, ABOUT, WHITENING = (
+    "texts.npz",
+    "tokenizer.json",
+    "encoder",
+    "encode.json",
+    "whitening.safetensors",
+)
 MOST = 4096
 """Tokens of a text: attention is between all pairs of them."""
 _AT_A_TIME = 64
@@ -65,6 +73,7 @@ class TextEncoder:
       params: its parameters.
       length: n, tokens of a text.
       dtype: of embeddings, "float32" or "bfloat16"; they are computed in the module's own.
+      whitening: of the features, None for those of the encoder itself.
 
     Raises:
       ValueError: a dtype of another name, a length that the tokenizer's own tokens fill or beyond 4096, or a tokenizer
@@ -76,6 +85,7 @@ class TextEncoder:
     params: Params
     length: int
     dtype: str = "bfloat16"
+    whitening: Whitening | None = None
 
     def __post_init__(self):
         if self.dtype not in _DTYPES:
@@ -104,6 +114,8 @@ class TextEncoder:
         for name, tensor in sorted(to_tensors(self.params).items()):
             array = np.ascontiguousarray(tensor)
             found.update(f"{name} {array.dtype.str}{array.shape}".encode() + array.tobytes())
+        for array in self.whitening or ():
+            found.update(np.ascontiguousarray(array).tobytes())
         return found.hexdigest()
 
     def ids(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "b n"], Bool[np.ndarray, "b n"]]:
@@ -120,7 +132,9 @@ class TextEncoder:
             part = slice(start, start + _AT_A_TIME)
             rows = len(ids[part])
             pad = lambda x, rows=rows: np.pad(x, ((0, _AT_A_TIME - rows), (0, 0)))  # one program for all
-            found[part] = np.asarray(_embed(self.module, self.params, pad(ids[part]), pad(mask[part])))[:rows]
+            found[part] = np.asarray(_embed(self.module, self.params, self.whitening, pad(ids[part]), pad(mask[part])))[
+                :rows
+            ]
         return Text(found, mask)
 
     def encode(self, texts: Sequence[str], known: EncodedTexts | None = None) -> EncodedTexts:
@@ -137,9 +151,12 @@ class TextEncoder:
         return EncodedTexts((*there, *new), embedding, np.concatenate([known.mask, text.mask]), self.fingerprint)
 
     def save(self, folder: str | Path, about: dict[str, Any]) -> None:
-        """Writes the encoder's weights and how it was made; the tokenizer is in the folder already."""
+        """Writes how it was made, and its weights unless they are read where they are; the tokenizer is there."""
         folder = Path(folder)
-        save_pretrained(folder / ENCODER, self.params, t5_config(self.module))
+        if about["weights"] is None:
+            save_pretrained(folder / ENCODER, self.params, t5_config(self.module))
+        if self.whitening is not None:
+            save_weights(folder / WHITENING, self.whitening._asdict())
         write_durably(folder / ABOUT, json.dumps(about | {"length": self.length, "dtype": self.dtype}, indent=2) + "\n")
 
 
@@ -158,7 +175,16 @@ def load_text_encoder(folder: str | Path) -> TextEncoder:
         raise ValueError(f"text: {folder} has no encoder: {error}") from None
     if not isinstance(loaded.module, T5Encoder):
         raise ValueError(f"text: {weights} holds a {type(loaded.module).__name__}; a T5 encoder is needed")
-    return TextEncoder(folder / TOKENIZER, loaded.module, loaded.params, about["length"], about["dtype"])
+    made = TextEncoder(folder / TOKENIZER, loaded.module, loaded.params, about["length"], about["dtype"])
+    if not about.get("whiten", False):
+        return made
+    width = loaded.module.width
+    like = Whitening(*(jax.ShapeDtypeStruct(shape, np.float32) for shape in ((width,), (width, width))))
+    try:
+        found = load_weights(folder / WHITENING, like._asdict())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"text: {folder} has no whitening: {error}") from None
+    return replace(made, whitening=Whitening(**jax.tree.map(np.asarray, found)))
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -176,9 +202,12 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 @partial(jax.jit, static_argnums=0)
-def _embed(module, params, ids, mask):
+def _embed(module, params, whitening, ids, mask):
     """[b, n, k], 0 at padding."""
-    return jnp.where(mask[..., None], module.apply({"params": params}, ids, mask), 0)
+    found = module.apply({"params": params}, ids, mask)
+    if whitening is not None:
+        found = (found.astype(jnp.float32) - whitening.mean) @ whitening.matrix
+    return jnp.where(mask[..., None], found, 0)
 
 
 @whole_numbers
@@ -249,6 +278,7 @@ def make_text_encoder(
     length: int | None = None,
     longest: int = 128,
     dtype: str = "bfloat16",
+    whiten: bool = False,
     seed: int = 0,
     report: Callable[[int, float, float], None] = lambda step, loss, accuracy: None,
 ) -> TextEncoder:
@@ -266,6 +296,8 @@ def make_text_encoder(
       length: tokens of a text; None: those of the longest of the texts, but at most `longest`.
       longest: see `length`.
       dtype: of embeddings, "bfloat16" or "float32".
+      whiten: whether features are whitened over the tokens of the texts, so that what tells the same word in two
+        places apart is not drowned by the word itself. A small encoder should be; T5's published weights need not.
       seed: of initial parameters and training.
       report: as of `pretrain`.
 
@@ -277,6 +309,7 @@ def make_text_encoder(
     about = {"encoder": encoder if weights is None else "weights", "weights": weights, "seed": seed}
     about |= {"size": size, "steps": steps if encoder == "pretrained" else 0} if weights is None else {}
     about |= {"vocabulary": vocabulary} if tokenizer is None and weights is None else {}
+    about |= {"whiten": whiten}
     if (folder / ABOUT).exists():
         return _existing(folder, about, length, dtype)
     if not texts:
@@ -297,30 +330,38 @@ def make_text_encoder(
             raise ValueError(f"tokenizer: {str(error).removeprefix('source: ')}") from None
         write_durably(place, (path / TOKENIZER if path.is_dir() else path).read_text(encoding="utf-8"))
     about_ids = vocabulary_of(place)
+    if encoder == "pretrained" and not about_ids.sentinels:
+        raise ValueError(f"tokenizer: {tokenizer} has no <extra_id_0>, which spans are hidden behind; take another")
     length = min(longest, int(count_tokens(place, texts).max())) if length is None else length
     if weights is not None:
         loaded = load_module(weights)
         if not isinstance(loaded.module, T5Encoder):
             raise ValueError(f"encoder: {weights} holds a {type(loaded.module).__name__}; a T5 encoder is needed")
         made = TextEncoder(place, loaded.module, loaded.params, length, dtype)
-        write_durably(folder / ABOUT, json.dumps(about | {"length": length, "dtype": dtype}, indent=2) + "\n")
-        return made
-    key = jax.random.key(seed)
-    module = sized_t5(about_ids.size, size)
-    made = TextEncoder(place, module, init_t5(jax.random.fold_in(key, 0), module), length, dtype)
-    if encoder == "pretrained":
-        if not about_ids.sentinels:
-            raise ValueError(f"tokenizer: {tokenizer} has no <extra_id_0>, which spans are hidden behind; take another")
-        fields = {"sentinels": about_ids.sentinels, "steps": steps, "report": report}
-        params = pretrain(jax.random.fold_in(key, 1), module, made.params, *made.ids(texts), **fields)
-        made = TextEncoder(place, module, params, length, dtype)
+    else:
+        made = _small_encoder(place, about_ids, texts, about, length, dtype, report)
+    if whiten:
+        raw = replace(made, dtype="float32")(list(dict.fromkeys(texts)))
+        made = replace(made, whitening=fit_whitening(raw.embedding, raw.mask))
     made.save(folder, about)
     return made
 
 
+def _small_encoder(place, vocabulary, texts, about, length, dtype, report) -> TextEncoder:
+    """An encoder with random weights, or pretrained on the texts, for a tokenizer's vocabulary."""
+    key = jax.random.key(about["seed"])
+    module = sized_t5(vocabulary.size, about["size"])
+    made = TextEncoder(place, module, init_t5(jax.random.fold_in(key, 0), module), length, dtype)
+    if about["encoder"] != "pretrained":
+        return made
+    fields = {"sentinels": vocabulary.sentinels, "steps": about["steps"], "report": report}
+    params = pretrain(jax.random.fold_in(key, 1), module, made.params, *made.ids(texts), **fields)
+    return replace(made, params=params)
+
+
 def _existing(folder: Path, about: dict[str, Any], length: int | None, dtype: str) -> TextEncoder:
     """The encoder of a folder, which must have been made as `about` says."""
-    before = read_about(folder)
+    before = {"whiten": False} | read_about(folder)
     asked = about | {"dtype": dtype} | ({} if length is None else {"length": length})
     for name, value in asked.items():
         if before.get(name, value) != value:
