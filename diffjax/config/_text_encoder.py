@@ -179,9 +179,10 @@ def load_text_encoder(folder: str | Path) -> TextEncoder:
     if not about.get("whiten", False):
         return made
     width = loaded.module.width
-    like = Whitening(*(jax.ShapeDtypeStruct(shape, np.float32) for shape in ((width,), (width, width))))
+    shapes = {"mean": (width,), "matrix": (width, width)}
+    like = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
     try:
-        found = load_weights(folder / WHITENING, like._asdict())
+        found = load_weights(folder / WHITENING, like)
     except (OSError, ValueError) as error:
         raise ValueError(f"text: {folder} has no whitening: {error}") from None
     return replace(made, whitening=Whitening(**jax.tree.map(np.asarray, found)))
