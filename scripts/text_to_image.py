@@ -6,8 +6,8 @@
     python scripts/text_to_image.py --draw                           text_to_image.png: the curves, from the CSV
 
 Scenes of two coloured shapes at 16 x 16 pixels, from their captions: network, process and data are those of the preset
-`shapes`. Each row and seed has a process and 1200 s of CPU time (--budget), ten minutes of two cores; compilation is
-beside it. Its lines are appended to scripts/text_to_image.csv as soon as they are measured, so that the study goes on
+`shapes`. Each row and seed has a process and 600 s of CPU time (--budget), ten minutes of one core; compilation is
+beside it. The base has ten minutes of two cores as well (--row frozen_mini --budget 1200). Its lines are appended to scripts/text_to_image.csv as soon as they are measured, so that the study goes on
 where it was cut; trained parameters, encoders and the classifiers of the factors are kept in --runs. The learning rate
 falls with the share of the budget that is spent.
 
@@ -53,7 +53,7 @@ KINDS = ("size", "colour", "shape", "relation")
 MEASURED = ("all_right", "factors_right", *KINDS, "frechet", "precision", "recall", "density", "coverage", "std")
 FIELDS = ("row", "seed", "budget", "captions", "threshold", "scale", *MEASURED, "updates", "cpu_seconds")
 BASE = "frozen_mini"
-BUDGET, SAMPLES, READING, CHUNK, SIDE = 1200.0, 500, 1500, 250, 16
+BUDGET, SAMPLES, READING, CHUNK, SIDE = 600.0, 500, 1500, 250, 16
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0)
 FEW_SCALES = (1.0, 2.0, 3.0, 5.0)
 PROMPTS = (
@@ -245,7 +245,7 @@ def run_row(name, seed, out, folder):
     reader = config.factor_reader(shapes(size=SIDE), folder / "factors", report=print, steps=READING)
 
     def append(captions, threshold, scale, images, updates, seconds, factors=None):
-        place = (name, str(seed), f"{BUDGET:g}", captions, threshold, scale)
+        place = (name, str(seed), "" if row is None else f"{BUDGET:g}", captions, threshold, scale)
         if place in there:
             return
         of = wanted[captions]
@@ -299,20 +299,27 @@ def read(out):
         return list(csv.DictReader(file))
 
 
+PLACE = ("row", "budget", "captions", "threshold", "scale")
+
+
 def means(lines):
-    """(row, captions, threshold, scale) -> {measure: [a value a seed]} of the largest budget that is there."""
-    most, found = max((float(line["budget"]) for line in lines), default=0.0), {}
+    """(row, budget, captions, threshold, scale) -> {measure: [a value a seed]}; real images have no budget."""
+    found = {}
     for line in lines:
-        if float(line["budget"]) == most:
-            values = found.setdefault(tuple(line[name] for name in ("row", "captions", "threshold", "scale")), {})
-            for name in MEASURED:
-                values.setdefault(name, []).append(float(line[name]))
+        values = found.setdefault(tuple(line[name] for name in PLACE), {})
+        for name in MEASURED:
+            values.setdefault(name, []).append(float(line[name]))
     return found
+
+
+def budgets(found, row):
+    """Those of a row, the least first."""
+    return sorted({place[1] for place in found if place[0] == row}, key=float)
 
 
 def table(out):
     """The mean over seeds of each row, captions, threshold and scale: lines of Markdown."""
-    columns = ("row", "captions", "threshold", "scale", "seeds", *MEASURED)
+    columns = (*PLACE, "seeds", *MEASURED)
     lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     for place, values in means(read(out)).items():
         cells = [f"{np.mean(values[name]):.3f}" for name in MEASURED]
@@ -331,13 +338,14 @@ def draw(out):
     for line, captions in zip(axes, SPLITS, strict=True):
         for at, (measured, label) in zip(line[:3], shown, strict=True):
             for threshold in ("static", "dynamic", "none"):
-                _curve(at, found, (BASE, captions, threshold), measured, threshold)
+                for budget in budgets(found, BASE)[-1:]:
+                    _curve(at, found, (BASE, budget, captions, threshold), measured, threshold)
             _floors(at, found, captions, measured)
             at.set(xlabel="guidance scale", ylabel=label, title=f"{captions} captions", ylim=(-0.02, 1.05))
         line[0].legend(fontsize=7)
         for name, row in ROWS.items():
-            if row is not None:
-                _curve(line[3], found, (name, captions, "static"), "all_right", name)
+            for budget in [] if row is None else budgets(found, name):
+                _curve(line[3], found, (name, budget, captions, "static"), "all_right", f"{name}, {budget} s")
         line[3].set(xlabel="guidance scale", ylabel="all factors right", title="text encoders", ylim=(-0.02, 1.05))
         line[3].legend(fontsize=7)
     return figure
@@ -345,7 +353,7 @@ def draw(out):
 
 def _curve(axes, found, place, measured, label):
     """The mean over seeds, and each seed as a dot."""
-    at = sorted((float(key[3]), values[measured]) for key, values in found.items() if key[:3] == place)
+    at = sorted((float(key[4]), values[measured]) for key, values in found.items() if key[:4] == place)
     if at:
         (drawn,) = axes.plot([scale for scale, _ in at], [np.mean(values) for _, values in at], label=label)
         for scale, values in at:
@@ -355,7 +363,7 @@ def _curve(axes, found, place, measured, label):
 def _floors(axes, found, captions, measured):
     """Real images, and for alignment shuffled captions."""
     for what, style in (("real", "--"), ("shuffled", ":")):
-        values = found.get(("floor", captions, what, ""))
+        values = found.get(("floor", "", captions, what, ""))
         if values is not None and (what == "real" or measured == "all_right"):
             axes.axhline(np.mean(values[measured]), color="grey", linewidth=1, linestyle=style)
 

@@ -69,6 +69,7 @@ _ROWS = (
         batch_size=32,
         data=DataConfig("shapes", holdout=0.1),
         network=NetworkConfig(channels=(16, 32, 64), attention=(1, 2), head_channels=16),
+        optimiser=OptimiserConfig(learning_rate=2e-3),
         guidance=GuidanceConfig(scale=3.0),
     ),
     Config(
@@ -77,6 +78,7 @@ _ROWS = (
         batch_size=32,
         data=DataConfig("digit_scenes", holdout=0.1),
         network=NetworkConfig(channels=(16, 32, 64), attention=(1, 2), head_channels=16),
+        optimiser=OptimiserConfig(learning_rate=2e-3),
         guidance=GuidanceConfig(scale=3.0),
     ),
     # The pixels of digits are 17 grey levels.
