@@ -92,7 +92,7 @@ def save_captioned(
         cell = Image.new("RGB", (width + margin, size[0] * enlarge + height), "white")
         pixels = _tile(image[None], 1, 0).repeat(enlarge, axis=0).repeat(enlarge, axis=1)
         cell.paste(Image.fromarray(pixels), (0, 0))
-        text = "\n".join(_wrapped(captions[i], width, font)[:lines])
+        text = "\n".join(_wrapped(captions[i], width, font, lines))
         ImageDraw.Draw(cell).multiline_text((0, size[0] * enlarge + 1), text, fill="black", font=font, spacing=1)
         rows.append(np.asarray(cell))
     blank = np.full_like(rows[0], 255)
@@ -101,15 +101,18 @@ def save_captioned(
     imsave(path, picture, format="png")
 
 
-def _wrapped(text, width, font) -> list[str]:
-    """The lines of a text, each no wider than so many pixels; a word that is wider is cut."""
+def _wrapped(text, width, font, lines) -> list[str]:
+    """The first lines of a text, each no wider than so many pixels; a word that is wider is cut."""
     found = [""]
     for word in text.split():
+        word = word[: 2 * width]  # what is measured letter by letter is no longer than what could be seen
         while font.getlength(word) > width and len(word) > 1:
             word = word[:-1]
         joined = f"{found[-1]} {word}".strip()
         found = [*found[:-1], joined] if font.getlength(joined) <= width else [*found, word]
-    return found
+        if len(found) > lines:
+            break
+    return found[:lines]
 
 
 def _tile(images, columns, gap) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,12 @@ from test_texts import folder_of
 
 import diffjax as dj
 from diffjax import config as c
+from diffjax.cli import Sample
+from diffjax.cli._prompts import asked_for
 from diffjax.config._conditions import null_condition, take, with_presence
 from diffjax.config._text_encoder import TEXTS
 from diffjax.data import digit_scenes, load_texts, shapes
+from diffjax.interop import count_tokens
 from diffjax.losses import drop_condition
 from diffjax.networks import Cascade, Text
 
@@ -225,6 +229,75 @@ def test_images_with_captions_and_classes_have_both(texts, tmp_path):
         c.build_data(c.DataConfig("image_folder", str(tmp_path), text=str(texts)))
 
 
+# --- what the command line is asked for ---
+
+
+def asked(samples, text_folder=None, **options):
+    """What options of `diffjax sample` ask for, of a run that is conditioned so."""
+    run = SimpleNamespace(samples=samples, config=SimpleNamespace(data=SimpleNamespace(text=text_folder)))
+    return asked_for(Sample(run="", **options), run)
+
+
+@pytest.mark.parametrize("given", [(np.nan, 0.0), (0.0, -np.inf), (1e39, 0.0)])
+def test_numbers_that_are_not_finite_are_named(given):
+    with pytest.raises(
+        ValueError, match=re.escape(f"numbers: finite numbers of float32 are needed, got {given[0]} {given[1]}")
+    ):
+        asked(KINDS["numbers"][0], numbers=given)
+    np.testing.assert_array_equal(
+        asked(KINDS["numbers"][0], numbers=(1e38, -1.0), n=1).cond, np.float32([[1e38, -1, 1]])
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "prompts: a prompt on each line is needed, {} holds none"),
+        (b" \r\n\n\t\n", "prompts: a prompt on each line is needed, {} holds none"),
+        ("a dog\n".encode("utf-16-le"), "prompts: prompt 1 of {}: character 1 is NUL; if the file is UTF-16"),
+        ("a dog\n".encode("utf-16"), "prompts: {} cannot be read: .* it is UTF-16; save it as UTF-8"),
+        ("gr\u00fcn\n".encode("latin-1"), "prompts: {} cannot be read: .* line 1: byte 0xfc is no UTF-8"),
+        (None, "prompts: {} cannot be read: .*No such file"),
+        (b"a cat\n" * 101, "n: at least one sample for each of 101 prompts is needed, got 100"),
+    ],
+)
+def test_files_that_hold_no_prompts_are_named(tmp_path, content, message):
+    path = tmp_path / "prompts.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message.format(re.escape(str(path)))):
+        asked(KINDS["text"][0], prompts=str(path))
+
+
+def test_a_file_without_end_is_not_read(tmp_path):
+    with pytest.raises(ValueError, match="prompts: /dev/zero cannot be read: it has more than 67,108,864 bytes"):
+        asked(KINDS["text"][0], prompts="/dev/zero")
+    with pytest.raises(ValueError, match=r"text: at least one prompt is needed, got none; leave it out"):
+        asked(KINDS["text"][0], text=())
+    with pytest.raises(ValueError, match=r"text: this run is not conditioned on a text, got a cat \| a dog$"):
+        asked(KINDS["labels"][0], text=("a cat", "a dog"))
+
+
+def test_prompts_that_lose_something_are_reported(texts, tmp_path, capfd):
+    encoder = c.load_text_encoder(texts)
+    samples = c.Samples((2,), 3, text=encoder.shape, encoder=encoder.fingerprint)
+    given = ("a red circle in the middle", "a \u5706", " ".join(["a dog"] * 30))
+    asked(samples, str(texts), text=given[:1])
+    assert capfd.readouterr() == ("", "")
+    found = asked(samples, str(texts), text=given, n=7)
+    said = capfd.readouterr().out
+    longest = count_tokens(encoder.tokenizer, given).max()
+    assert f"cut: 1 prompts have more than {encoder.length} tokens, the longest {longest}; they lose their end" in said
+    assert "unknown: 1 prompts have characters without a token, the first 'a \u5706'" in said
+    # Each prompt is drawn with all classes, in order, as far as its samples go.
+    assert found.captions == (given[0],) * 3 + (given[1],) * 2 + (given[2],) * 2
+    np.testing.assert_array_equal(found.labels, [0, 1, 2, 0, 1, 0, 1])
+    np.testing.assert_array_equal(found.cond.label, found.labels)
+    np.testing.assert_array_equal(found.cond.text.embedding, encoder(found.captions).embedding)
+    np.testing.assert_array_equal(asked(samples, n=7).labels, [0, 0, 0, 1, 1, 2, 2])
+    np.testing.assert_array_equal(asked(samples, str(texts), text=given, n=4, label=2).labels, [2, 2, 2, 2])
+
+
 # --- runs ---
 
 
@@ -272,7 +345,7 @@ def test_prompts_are_encoded_and_drawn(scenes, texts, tmp_path, capfd):
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     other = c.make_text_encoder(tmp_path / "other", prompts, size="tiny", seed=1)
     for options, message in (
-        (["--text", *prompts, "--n", "1"], "n: at least one sample for each of 2 prompts (at least 1), got 1"),
+        (["--text", *prompts, "--n", "1"], "n: at least one sample for each of 2 prompts is needed, got 1"),
         (["--text", "a", "--prompts", "b"], "prompts: --text or --prompts is needed, got both, b"),
         (["--prompts", tmp_path / "absent"], "prompts: "),
         (["--text", "a", "--encoder", tmp_path], "encoder: prompts are encoded as the captions of the run were, but"),

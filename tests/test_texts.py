@@ -88,6 +88,8 @@ def test_captions_that_are_not_there_are_named():
     np.testing.assert_array_equal(table.rows(["one", "", "\n one "]), [0, -1, 0])
     with pytest.raises(ValueError, match=r"texts: 2 of 3 are not encoded, the first 'two'; .* encode-text"):
         table(["two", "one", "three"])
+    with pytest.raises(ValueError, match=rf"the first '{'word ' * 12}' \.\.\.; encode"):  # one line, whatever it is
+        table(["word " * 1000])
     with pytest.raises(ValueError, match="texts: a list of strings is needed, got 'one'"):
         table("one")
     none = EncodedTexts((), np.zeros((0, 3, 2), np.float32), np.zeros((0, 3), bool))
@@ -102,6 +104,7 @@ def test_captions_that_are_not_there_are_named():
         (None, r"texts\[1\]: a string is needed .* got None"),
         (3, "got 3"),
         ("x" * 100_001, r"texts\[1\]: at most 100,000 characters are needed, got 100,001: 'xxx"),
+        ("a\0b", r"texts\[1\]: character 1 is NUL; if the file is UTF-16, save it as UTF-8"),
         ("a\ud800", r"texts\[1\]: character 1 is half of a pair of UTF-16"),
     ],
 )
@@ -242,6 +245,7 @@ def test_accented_names_are_found_however_they_are_written(tmp_path):
         (json.dumps(LINES[0]).encode("utf-16"), "it is UTF-16; save it as UTF-8"),
         (json.dumps(LINES[0]).encode("utf-32"), "it is UTF-32; save it as UTF-8"),
         ([line(0, "a\ud800")], "line 1: text: character 1 is half of a pair"),
+        ([line(0, "a\0b")], "line 1: text: character 1 is NUL; if the file is UTF-16, save it as UTF-8"),
         ([line(0, "word " * 30_000)], "line 1: text: at most 100,000 characters are needed, got 150,000"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from PIL import ImageFont
 
 from diffjax import viz
 
@@ -51,6 +52,22 @@ def test_save_captioned_writes_each_caption_below_its_image(tmp_path):
         viz.save_captioned(tmp_path / "b.png", IMAGES, ["a", "b"])
     with pytest.raises(ValueError, match="lines: at least 1 is needed, got 0"):
         viz.save_captioned(tmp_path / "b.png", IMAGES, captions, lines=0)
+
+
+def test_a_caption_is_measured_no_further_than_it_is_seen(tmp_path, monkeypatch):
+    """A word of thousands of letters, or a book, is cut before it is laid out, letter by letter."""
+    measured, of_font = [], ImageFont.FreeTypeFont.getlength
+
+    def getlength(font, text, *args, **kwargs):
+        measured.append(len(text))
+        return of_font(font, text, *args, **kwargs)
+
+    monkeypatch.setattr(ImageFont.FreeTypeFont, "getlength", getlength)
+    save = lambda name, *captions: viz.save_captioned(tmp_path / name, IMAGES[:2], captions, enlarge=10)
+    save("short.png", "x" * 100, "a " * 100)
+    save("long.png", "x" * 3000, "a " * 3000)
+    assert sum(measured) < 50_000
+    np.testing.assert_array_equal(imread(tmp_path / "short.png"), imread(tmp_path / "long.png"))
 
 
 def test_grid_clips_and_repeats_grey(tmp_path):

@@ -5,7 +5,7 @@ captions --tokenizer, frozen encoder--> FOLDER/texts.npz            FOLDER/token
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from diffjax.config import check_seed
 from diffjax.config._text_encoder import TEXTS, TextEncoder, make_text_encoder
 from diffjax.data import ImageFolder, digit_scenes, load_texts, shapes
 from diffjax.data._metadata import METADATA, decode_lines, parse_line
-from diffjax.data._texts import check_text
+from diffjax.data._texts import check_text, shortened
 from diffjax.interop import count_tokens, tokenize, vocabulary_of
 
 _LONGEST = 128
@@ -109,19 +109,24 @@ def _about(encoder: TextEncoder, texts: list[str], unique: tuple[str, ...], new:
         f"{len(texts):,} captions, {len(unique):,} different" + (f", {empty:,} empty (no condition)" if empty else ""),
         f"encoder: {size:,} parameters, fingerprint {encoder.fingerprint[:12]}; {new:,} captions were new",
     ]
-    tokens = count_tokens(encoder.tokenizer, unique)
+    return [*lines, *lost(encoder, unique, "captions")]
+
+
+def lost(encoder: TextEncoder, texts: Sequence[str], what: str) -> list[str]:
+    """Lines that say what of texts the encoder does not see: none where it sees all."""
+    lines, tokens = [], count_tokens(encoder.tokenizer, texts)
     if cut := int(np.sum(tokens > encoder.length)):
         lines.append(
-            f"cut: {cut:,} captions have more than {encoder.length} tokens, the longest {tokens.max():,}; they lose "
+            f"cut: {cut:,} {what} have more than {encoder.length} tokens, the longest {tokens.max():,}; they lose "
             "their end"
         )
     unknown = vocabulary_of(encoder.tokenizer).unknown
     if unknown is not None:
-        ids, mask = tokenize(encoder.tokenizer, unique, encoder.length)
-        lost = ((ids == unknown) & mask).any(axis=1)
-        if lost.any():
-            first = unique[int(np.argmax(lost))]
-            lines.append(f"unknown: {int(lost.sum()):,} captions have characters without a token, the first {first!r}")
+        ids, mask = tokenize(encoder.tokenizer, texts, encoder.length)
+        without = ((ids == unknown) & mask).any(axis=1)
+        if without.any():
+            first = shortened(texts[int(np.argmax(without))])
+            lines.append(f"unknown: {int(without.sum()):,} {what} have characters without a token, the first {first}")
     return lines
 
 

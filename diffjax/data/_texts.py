@@ -40,7 +40,7 @@ def tidy(text: str) -> str:
 
 
 def check_text(where: str, text: Any) -> str:
-    """A caption, tidy; raises `ValueError` where it is no string, too long, or holds half a character."""
+    """A caption, tidy; raises `ValueError` where it is no string, too long, or holds NUL or half a character."""
     if not isinstance(text, str):
         raise ValueError(f"{where}: a string is needed (an empty one for no caption), got {text!r}")
     if len(text) > LONGEST:
@@ -50,7 +50,18 @@ def check_text(where: str, text: Any) -> str:
     except UnicodeEncodeError as error:
         half = f"character {error.start} is half of a pair of UTF-16"
         raise ValueError(f"{where}: {half}; write the caption anew, as UTF-8") from None
+    if "\0" in text:
+        raise ValueError(f"{where}: character {text.index(chr(0))} is NUL; if the file is UTF-16, save it as UTF-8")
     return tidy(text)
+
+
+def shortened(text: str) -> str:
+    """A text in quotes, as far as a message has room for it.
+
+    >>> shortened("ab " * 100)
+    "'ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ab ' ..."
+    """
+    return repr(text) if len(text) <= 60 else f"{text[:60]!r} ..."
 
 
 def check_texts(texts: Iterable[Any], where: Callable[[int], str] = "texts[{}]".format) -> tuple[str, ...]:
@@ -132,8 +143,8 @@ class EncodedTexts:
         absent = [text for text in asked if text and text not in self._places]
         if absent:
             raise ValueError(
-                f"texts: {len(absent)} of {len(asked)} are not encoded, the first {absent[0]!r}; encode them as well, "
-                "with diffjax encode-text"
+                f"texts: {len(absent)} of {len(asked)} are not encoded, the first {shortened(absent[0])}; "
+                "encode them as well, with diffjax encode-text"
             )
         return np.array([self._places[text] if text else -1 for text in asked], np.int64)
 
