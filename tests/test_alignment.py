@@ -128,11 +128,11 @@ def test_held_out_scenes_are_those_of_the_test_split():
 
 
 class Erring(FactorReader):
-    """Knows every picture that it was shown, by its bytes, but reads the first of two sizes wrongly in one of eight."""
+    """Knows every picture that it was shown, by its bytes, but reads the first of two sizes wrongly, one in `every`."""
 
-    def show(self, images, factors):
+    def show(self, images, factors, every=8):
         for i, (image, row) in enumerate(zip(images, self.scenes.canonical(factors), strict=True)):
-            row[0] = 1 - row[0] if i % 8 == 0 else row[0]
+            row[0] = 1 - row[0] if i % every == 0 else row[0]
             self.params[image.tobytes()] = row  # in the place of a network's
 
     def __call__(self, images):
@@ -172,19 +172,23 @@ def test_real_images_score_what_the_readers_error_says_and_shuffled_captions_at_
     reader = Erring(scenes, SMALL, {})
     for shown in (real_images(scenes, 2000), (x, factors), (draw(n, unseen[0], 0), unseen[1])):
         reader.show(*shown)
+    reader.show(*real_images(scenes.held_out(), 2000), every=4)
     found = _measure.measure_alignment(draw, captioned, lambda: reader, x, 3)
     assert asked[-1] == (n, 3)
-    assert len(found) == 12
-    wanted = {"share": (7 - 1 / 8) / 7, "all_right": 7 / 8}
+    assert len(found) == 36
     for of, rows in (("alignment", factors), ("alignment of held-out combinations", unseen[1])):
         for what in ("samples", "ceiling, real images"):
-            assert found[f"{of}, factors right: {what}"] == pytest.approx(wanted["share"], abs=2e-3)
-            assert found[f"{of}, all right: {what}"] == pytest.approx(wanted["all_right"], abs=2e-3)
+            wrong = 1 / 4 if (of, what) == ("alignment of held-out combinations", "ceiling, real images") else 1 / 8
+            shares = {"factors": 1 - wrong / 7, "all": 1 - wrong, "size": 1 - wrong / 2}
+            for kind, share in (shares | dict.fromkeys(("colour", "shape", "relation"), 1.0)).items():
+                assert found[f"{of}, {kind} right: {what}"] == pytest.approx(share, abs=2e-3)
         by_factor, every = chance(scenes.canonical(rows))
         # The first of seven factors is read as another than it is in an eighth, of two values.
         by_factor[0] = by_factor[0] * 7 / 8 + (1 - by_factor[0]) / 8
         assert found[f"{of}, factors right: floor, shuffled captions"] == pytest.approx(by_factor.mean(), abs=0.04)
         assert found[f"{of}, all right: floor, shuffled captions"] == pytest.approx(every, abs=0.02)
+        colour = by_factor[[1, 4]].mean()
+        assert found[f"{of}, colour right: floor, shuffled captions"] == pytest.approx(colour, abs=0.06)
     assert not scenes.is_drawn(unseen[1]).any()
 
 
@@ -249,15 +253,19 @@ def test_evaluate_prints_the_alignment_of_what_it_draws(name, make, size, tmp_pa
     reader.save(folder)
     out = done(capfd, "evaluate", run, "--n", 30, "--seed", 4, "--guidance", 7, "--factors", folder)
     printed = {key: float(value) for key, value in re.findall(r"^(alignment.*?) {2,}(\S+)$", out, re.M)}
-    assert len(printed) == 12
+    kinds = {"shapes": ("size", "colour", "shape", "place"), "digit_scenes": ("digit", "place")}[name]
+    assert len(printed) == 6 * (2 + len(kinds))
     draw = Draw(found.family, params, {"guidance": OtherGuidance(scale=7.0)})
     for what, given in {
         "alignment": (data.train[1], data.factors),
         "alignment of held-out combinations": data.unseen,
     }.items():
         cond, factors = (_measure.proportional_conditions(each, 30) for each in given)
-        own, real = reader.alignment(draw(30, cond, 4, silent=True), factors), reader.on_real_images()
+        own = reader.alignment(draw(30, cond, 4, silent=True), factors)
+        real = reader.on_real_images(scenes=data.scenes if what == "alignment" else data.scenes.held_out())
         for where, each in (("samples", own), ("ceiling, real images", real)):
             assert printed[f"{what}, factors right: {where}"] == pytest.approx(each.share, rel=1e-3)
             assert printed[f"{what}, all right: {where}"] == pytest.approx(each.all_right, rel=1e-3)
+            for kind, share in zip(kinds, each.by_factor, strict=True):
+                assert printed[f"{what}, {kind} right: {where}"] == pytest.approx(share, rel=1e-3)
     assert not (run / "factors").exists()

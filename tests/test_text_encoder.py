@@ -1,7 +1,9 @@
 """Captions to conditions: spans hidden with exact frequencies, a loss with its closed form, caches that never mix."""
 
+import dataclasses
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -313,7 +315,78 @@ def test_folders_and_arguments_that_do_not_fit_are_named(folder, tmp_path):
         load_text_encoder(tmp_path)
 
 
+def test_what_cannot_be_made_leaves_nothing_behind(folder, tmp_path):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [each for each in tokenizer["added_tokens"] if "extra_id" not in each["content"]]
+    vocabulary = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {name: i for name, i in vocabulary.items() if "extra_id" not in name}
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "broken.json").write_text('{"version":')
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    for options, message in (
+        ({"length": 1}, "length: more than 1 tokens are needed, at most 4096, got 1"),
+        ({"length": 5000}, "length: more than 1 tokens are needed, at most 4096, got 5000"),
+        ({"length": 0, "tokenizer": folder}, "length: more than 1 tokens are needed, at most 4096, got 0"),
+        ({"tokenizer": tmp_path / "broken.json"}, r"tokenizer: .*broken\.json is not a tokenizer\.json"),
+        ({"tokenizer": plain, "encoder": "pretrained"}, r"tokenizer: .*plain/tokenizer\.json has no <extra_id_0>"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_text_encoder(out, CAPTIONS, size="tiny", **options)
+        assert not out.exists()
+    with pytest.raises(ValueError, match=r"folder: .*broken\.json/out cannot be made: Not a directory"):
+        make_text_encoder(tmp_path / "broken.json" / "out", CAPTIONS, size="tiny")
+
+
+def test_a_folder_keeps_its_tokenizer(folder, tmp_path):
+    same = {"size": "tiny", "seed": 3, "dtype": "float32"}
+    train_tokenizer(["another vocabulary"], tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"tokenizer: .* holds an encoder with another than .*; name another folder"):
+        make_text_encoder(folder, CAPTIONS, tokenizer=tmp_path, **same)
+    found = make_text_encoder(folder, CAPTIONS, tokenizer=folder / "tokenizer.json", **same)
+    assert found.fingerprint == load_text_encoder(folder).fingerprint
+
+
+def test_an_encoder_that_overflows_is_named(folder):
+    encoder = load_text_encoder(folder)
+    last = lambda path, leaf: leaf * np.float32(3.4e38) if path[1].key == "final_layer_norm" else leaf
+    largest = jax.tree_util.tree_map_with_path(last, encoder.params)
+    with pytest.raises(ValueError, match="texts: the encoder has values that are not finite for 'a red circle'"):
+        dataclasses.replace(encoder, params=largest)(CAPTIONS)
+
+
+def test_a_damaged_tokenizer_is_of_its_folder(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=r"text: .*copy has no encoder: .*tokenizer\.json is not a tokenizer\.json"):
+        load_text_encoder(tmp_path / "copy")
+
+
 # --- the command line ---
+
+
+def test_damage_of_the_folder_is_named_with_what_helps(capfd, tmp_path):
+    (tmp_path / "c.txt").write_text("a cat\na dog\n")
+    out = tmp_path / "out"
+    line = ["encode-text", tmp_path / "c.txt", "--out", out, "--size", "tiny"]
+    done(capfd, *line)
+    whole = (out / "texts.npz").read_bytes()
+    (out / "texts.npz").write_bytes(whole[:-50])
+    said = refused(capfd, *line)
+    assert said.startswith(f"diffjax: out: {out / 'texts.npz'} holds no encoded texts")
+    assert "write it anew by encode-text, once it is removed" in said
+    (out / "texts.npz").unlink()  # as it says
+    assert "2 captions were new" in done(capfd, *line)
+    assert load_texts(out / "texts.npz").texts == ("a cat", "a dog")
+    (out / "encode.json").write_text("{")
+    said = refused(capfd, *line)
+    assert said.startswith(f"diffjax: out: {out / 'encode.json'} is damaged")
+    assert f"remove {out}, and write it anew by encode-text" in said
+    (tmp_path / "empty").mkdir()
+    said = refused(capfd, "encode-text", tmp_path / "empty", "--out", tmp_path / "b")
+    assert said.startswith(f"diffjax: captions: no image in {tmp_path / 'empty'}")
+    said = refused(capfd, *line[:3], tmp_path / "c.txt" / "out")
+    assert said.startswith("diffjax: out: ")
 
 
 def all_digit_captions():

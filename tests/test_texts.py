@@ -1,6 +1,7 @@
 """Captions of one's own data, and their encoded tokens: what is read is what was written, what is wrong is named."""
 
 import json
+import os
 import pickle
 import zipfile
 
@@ -138,6 +139,31 @@ def test_files_that_hold_no_table_are_named(tmp_path):
     for name in ("other", "cut", "part", "absent"):
         with pytest.raises(ValueError, match=f"path: .*{name}.npz holds no encoded texts: .* encode-text"):
             load_texts(tmp_path / f"{name}.npz")
+
+
+def test_damaged_tables_are_named_with_what_helps(tmp_path):
+    """encode-text would only add to a file that is there: it must be removed first."""
+    path = tmp_path / "texts.npz"
+    encoded(["a", "b"]).save(path)
+    with np.load(path) as arrays:
+        parts = dict(arrays)
+    record = json.loads(parts["about"].tobytes())
+    for change, message in (
+        ({"texts": [1, 2]}, r"texts\[0\]: a string is needed"),
+        ({"texts": "ab"}, "texts or fingerprint"),
+        ({"texts": ["a", " b  c"]}, "texts or fingerprint"),  # no caption would ever be found there
+        ({"fingerprint": None}, "texts or fingerprint"),
+        ({"dtype": "bfloat16"}, "embedding: bfloat16 is needed, got float32"),
+    ):
+        about = np.frombuffer(json.dumps(record | change).encode(), np.uint8)
+        np.savez(path, **parts | {"about": about})
+        with pytest.raises(ValueError, match=f"{message}.*; write it anew by encode-text, once it is removed"):
+            load_texts(path)
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(ValueError, match="it is no regular file"):
+        load_texts(tmp_path / "pipe.npz")
+    with pytest.raises(ValueError, match=r"write it anew by encode-text$"):
+        load_texts(tmp_path / "absent.npz")
 
 
 # --- captions of images ---

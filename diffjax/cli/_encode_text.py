@@ -5,6 +5,7 @@ captions --tokenizer, frozen encoder--> FOLDER/texts.npz            FOLDER/token
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import numpy as np
 
 from diffjax.cli._options import EncodeText
 from diffjax.cli._print import print_line
-from diffjax.config import check_seed
+from diffjax.config import check_seed, store_text_encoder, trained_text_encoder
 from diffjax.config._text_encoder import TEXTS, TextEncoder, make_text_encoder
+from diffjax.config._trained_encoder import is_run
 from diffjax.data import ImageFolder, digit_scenes, load_texts, shapes
 from diffjax.data._metadata import METADATA, decode_lines, parse_line
 from diffjax.data._texts import check_text, shortened
@@ -36,9 +38,40 @@ def run_encode_text(options: EncodeText, argv: list[str]) -> None:
     unique = tuple(dict.fromkeys(text for text in texts if text))
     if not unique:
         raise ValueError(f"captions: {options.captions} holds none that is not empty")
-    encoder = make_text_encoder(
-        out,
-        unique,
+    path = out / TEXTS
+    try:
+        known = load_texts(path) if path.exists() else None
+    except ValueError as error:
+        raise ValueError(f"out: {str(error).removeprefix('path: ')}") from None
+    try:
+        encoder = _encoder(options, unique)
+    except ValueError as error:
+        raise ValueError(re.sub(r"^(text|folder): ", "out: ", str(error))) from None
+    table = encoder.encode(unique, known)
+    new = len(table.texts) - (0 if known is None or known.fingerprint != table.fingerprint else len(known.texts))
+    if new:
+        table.save(path)
+    for line in _about(encoder, texts, unique, new):
+        print_line(line)
+    print_line(f"{path}: {len(table.texts):,} captions of {table.shape[0]} tokens, {table.shape[1]} features each")
+
+
+def _encoder(options: EncodeText, texts: tuple[str, ...]) -> TextEncoder:
+    """The encoder of the folder, made where there is none."""
+    if is_run(options.encoder):
+        if options.whiten:
+            raise ValueError("whiten: the encoder that a run trained is taken as it is, got True; leave it out")
+        try:
+            trained = trained_text_encoder(
+                options.encoder, texts=options.tokenizer, length=options.length, dtype=options.dtype
+            )
+        except ValueError as error:
+            text = re.sub("^texts: ", "tokenizer: ", re.sub("^run: ", "encoder: ", str(error)))
+            raise ValueError(text) from None
+        return store_text_encoder(options.out, trained)
+    return make_text_encoder(
+        options.out,
+        texts,
         tokenizer=options.tokenizer,
         vocabulary=options.vocabulary,
         encoder=options.encoder,
@@ -53,15 +86,6 @@ def run_encode_text(options: EncodeText, argv: list[str]) -> None:
             f"step {step}: {loss:.3f} nats a hidden token, {100 * right:.0f} % of them right"
         ),
     )
-    path = out / TEXTS
-    known = load_texts(path) if path.exists() else None
-    table = encoder.encode(unique, known)
-    new = len(table.texts) - (0 if known is None or known.fingerprint != table.fingerprint else len(known.texts))
-    if new:
-        table.save(path)
-    for line in _about(encoder, texts, unique, new):
-        print_line(line)
-    print_line(f"{path}: {len(table.texts):,} captions of {table.shape[0]} tokens, {table.shape[1]} features each")
 
 
 def read_captions(source: str, field: str = "text") -> list[str]:
@@ -80,7 +104,10 @@ def read_captions(source: str, field: str = "text") -> list[str]:
         return [text for objects in (1, 2) for text in grammars[source](objects)]
     path = Path(source)
     if path.is_dir() or path.suffix.lower() == ".zip":
-        found = ImageFolder(path, text=field).texts
+        try:
+            found = ImageFolder(path, text=field).texts
+        except ValueError as error:
+            raise ValueError(f"captions: {str(error).removeprefix('path: ').removeprefix('text: ')}") from None
         assert found is not None
         return list(found)
     if not path.is_file():

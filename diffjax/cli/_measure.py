@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,8 @@ from diffjax.cli._hosts import log
 from diffjax.cli._print import is_watched, print_line
 from diffjax.config import Data, FactorReader
 from diffjax.config._conditions import on_device, take
+from diffjax.data import Scenes
+from diffjax.metrics import Alignment
 from diffjax.process import AbstractGaussianProcess
 from diffjax.training import gather_rows, is_main, local_copy
 
@@ -219,8 +221,9 @@ def measure_alignment(
 ) -> dict[str, float]:
     """How many factors of samples are those that their captions name, as classifiers read them.
 
-    Of captions that are trained on, and apart of the combinations that are held out. Beside them what the classifiers
-    read in real images, whose factors are known (ceiling), and the samples against captions in another order (floor).
+    Of captions that are trained on, and apart of the combinations that are held out: of each kind of factor (size,
+    colour, ...), of all factors, and of pictures with all of them right. Beside them what the classifiers read in real
+    images of such scenes, whose factors are known (ceiling), and the samples against captions in another order (floor).
     All processes draw; process 0 measures.
 
     Args:
@@ -230,23 +233,38 @@ def measure_alignment(
       x: samples [n, *d] of `measure`.
       seed: of the samples of held-out combinations.
     """
-    rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    if data.factors is not None:
-        rows["alignment"] = x, proportional_conditions(data.factors, len(x))
+    rows: dict[str, tuple[np.ndarray, np.ndarray, Scenes | None]] = {}
+    scenes = data.scenes
+    if scenes is None or data.factors is None:
+        return {}
+    rows["alignment"] = x, proportional_conditions(data.factors, len(x)), scenes
     if data.unseen is not None:
         cond, factors = (proportional_conditions(each, len(x)) for each in data.unseen)
-        rows["alignment of held-out combinations"] = draw(len(x), cond, seed), factors
-    if not (rows and is_main()):
+        rows["alignment of held-out combinations"] = draw(len(x), cond, seed), factors, scenes.held_out()
+    if not is_main():
         return {}
     results, read = {}, reader()
-    real = read.on_real_images()
-    for what, (images, factors) in rows.items():
+    for what, (images, factors, of) in rows.items():
         other = factors[np.random.default_rng(0).permutation(len(factors))]
         found = {"samples": read.alignment(images, factors), "floor, shuffled captions": read.alignment(images, other)}
-        found["ceiling, real images"] = real
+        found["ceiling, real images"] = read.on_real_images(scenes=of)
         for name, each in found.items():
-            results |= {f"{what}, factors right: {name}": each.share, f"{what}, all right: {name}": each.all_right}
+            shares = {"factors": each.share, "all": each.all_right} | by_kind(each, scenes.factors)
+            results |= {f"{what}, {kind} right: {name}": share for kind, share in shares.items()}
     return results
+
+
+def by_kind(found: Alignment, names: Sequence[str]) -> dict[str, float]:
+    """The shares of each kind of factor, named last in names [k]: that of "colour", of "first colour" and "second".
+
+    >>> by_kind(Alignment(np.array([1.0, 0.5, 0.25]), 0.6, 0.1), ("first digit", "second digit", "relation"))
+    {'digit': 0.75, 'relation': 0.25}
+    """
+    kinds = [name.split()[-1] for name in names]
+    return {
+        kind: float(np.mean([share for share, of in zip(found.by_factor, kinds, strict=True) if of == kind]))
+        for kind in dict.fromkeys(kinds)
+    }
 
 
 def show(results: dict[str, float]) -> None:

@@ -151,6 +151,7 @@ class EncodeText:
         $ diffjax encode-text shapes --out texts/shapes
         $ diffjax encode-text images/ --out texts/mine --encoder pretrained --steps 3000
         $ diffjax encode-text captions.txt --out texts/t5 --encoder t5-base/ --dtype float32
+        $ diffjax encode-text shapes --out texts/trained --encoder runs/joint
     """
 
     captions: tyro.conf.Positional[str]
@@ -161,13 +162,14 @@ class EncodeText:
     field: str = "text"
     """Field of metadata.jsonl that holds a caption."""
     tokenizer: str | None = None
-    """A tokenizer.json, or its folder. Default: that of the encoder's folder; otherwise one is trained on the
-    captions."""
+    """A tokenizer.json, or its folder; of a run's encoder, the folder that it began from. Default: that of the encoder;
+    otherwise one is trained on the captions."""
     vocabulary: int = 512
     """Size of the vocabulary of a tokenizer that is trained, at most."""
     encoder: str = "random"
-    """random: T5 with random weights, frozen. pretrained: T5 trained on the captions by span corruption, then frozen.
-    Otherwise the folder of T5's published weights (config.json and .safetensors)."""
+    """random: T5 with random weights, frozen. pretrained: T5 trained on all of the captions by span corruption, then
+    frozen. Otherwise the folder of T5's published weights (config.json and .safetensors), or a run that trained its
+    encoder (train --data.text-encoder joint), whose average is taken."""
     size: Literal["tiny", "mini", "midi", "small"] = "mini"
     """Size of the encoder, random or pretrained: 32, 64, 128 or 512 features."""
     steps: int = 1000

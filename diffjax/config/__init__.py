@@ -101,3 +101,7 @@ from diffjax.config._text_encoder import (
     load_text_encoder as load_text_encoder,
     make_text_encoder as make_text_encoder,
 )
+from diffjax.config._trained_encoder import (
+    store_text_encoder as store_text_encoder,
+    trained_text_encoder as trained_text_encoder,
+)

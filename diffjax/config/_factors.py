@@ -74,9 +74,14 @@ class FactorReader:
         return alignment(self(images), self.scenes.canonical(factors))
 
     @whole_numbers
-    def on_real_images(self, n: int = 2000) -> Alignment:
-        """The same of n real images, of unseen scenes: 1 less the reader's own error. Digits are other hands'."""
-        return self.alignment(*real_images(self.scenes, n))
+    def on_real_images(self, n: int = 2000, *, scenes: Scenes | None = None) -> Alignment:
+        """The same of n real images, of unseen scenes: 1 less the reader's own error. Digits are other hands'.
+
+        Args:
+          n: images.
+          scenes: that they are of, such as those of held-out combinations; None: the reader's own.
+        """
+        return self.alignment(*real_images(self.scenes if scenes is None else scenes, n))
 
     def save(self, folder: str | Path) -> None:
         """Writes it to a folder, which is made."""

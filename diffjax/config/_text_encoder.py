@@ -28,7 +28,7 @@ from diffjax._arrays import whole_numbers
 from diffjax._typing import Key, Params, Text
 from diffjax.config._whitening import Whitening, fit_whitening
 from diffjax.data import EncodedTexts, from_arrays
-from diffjax.data._texts import check_texts
+from diffjax.data._texts import check_texts, shortened
 from diffjax.interop import (
     count_tokens,
     load_module,
@@ -54,6 +54,8 @@ TEXTS, TOKENIZER, ENCODER, ABOUT, WHITENING = (
 MOST = 4096
 """Tokens of a text: attention is between all pairs of them."""
 _AT_A_TIME = 64
+_ADDED = 1
+"""Tokens that a tokenizer of `train_tokenizer` adds to a text."""
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
 
 
@@ -91,10 +93,7 @@ class TextEncoder:
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype: one of {', '.join(_DTYPES)} is needed, got {self.dtype!r}")
         vocabulary = vocabulary_of(self.tokenizer)
-        if not vocabulary.added < self.length <= MOST:
-            raise ValueError(
-                f"length: more than {vocabulary.added} tokens are needed, at most {MOST}, got {self.length}"
-            )
+        _check_length(self.length, vocabulary.added)
         if vocabulary.size > self.module.vocabulary:
             raise ValueError(
                 f"tokenizer: {self.tokenizer} has {vocabulary.size} ids, the encoder is for {self.module.vocabulary}"
@@ -132,9 +131,14 @@ class TextEncoder:
             part = slice(start, start + _AT_A_TIME)
             rows = len(ids[part])
             pad = lambda x, rows=rows: np.pad(x, ((0, _AT_A_TIME - rows), (0, 0)))  # one program for all
-            found[part] = np.asarray(_embed(self.module, self.params, self.whitening, pad(ids[part]), pad(mask[part])))[
-                :rows
-            ]
+            embedding = _embed(self.module, self.params, self.whitening, pad(ids[part]), pad(mask[part]))
+            found[part] = np.asarray(embedding)[:rows]
+            if not np.isfinite(found[part]).all():
+                worst = int(np.argmax(~np.isfinite(found[part]).all(axis=(1, 2))))
+                raise ValueError(
+                    f"texts: the encoder has values that are not finite for {shortened(texts[start + worst])}; its "
+                    f"weights are damaged, or too large for {self.dtype}"
+                )
         return Text(found, mask)
 
     def encode(self, texts: Sequence[str], known: EncodedTexts | None = None) -> EncodedTexts:
@@ -175,7 +179,10 @@ def load_text_encoder(folder: str | Path) -> TextEncoder:
         raise ValueError(f"text: {folder} has no encoder: {error}") from None
     if not isinstance(loaded.module, T5Encoder):
         raise ValueError(f"text: {weights} holds a {type(loaded.module).__name__}; a T5 encoder is needed")
-    made = TextEncoder(folder / TOKENIZER, loaded.module, loaded.params, about["length"], about["dtype"])
+    try:
+        made = TextEncoder(folder / TOKENIZER, loaded.module, loaded.params, about["length"], about["dtype"])
+    except ValueError as error:
+        raise ValueError(f"text: {folder} has no encoder: {str(error).removeprefix('source: ')}") from None
     if not about.get("whiten", False):
         return made
     width = loaded.module.width
@@ -198,7 +205,8 @@ def read_about(folder: Path) -> dict[str, Any]:
         if not ok or not isinstance(found["weights"], str | None):
             raise ValueError("length, dtype or weights")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"text: {folder / ABOUT} is damaged: {error}; write it anew by encode-text") from None
+        remedy = f"remove {folder}, and write it anew by encode-text"
+        raise ValueError(f"text: {folder / ABOUT} is damaged: {error}; {remedy}") from None
     return found
 
 
@@ -311,28 +319,29 @@ def make_text_encoder(
     about |= {"size": size, "steps": steps if encoder == "pretrained" else 0} if weights is None else {}
     about |= {"vocabulary": vocabulary} if tokenizer is None and weights is None else {}
     about |= {"whiten": whiten}
+    given = None if tokenizer is None else _tokenizer_of(tokenizer)
     if (folder / ABOUT).exists():
-        return _existing(folder, about, length, dtype)
+        found = _existing(folder, about, length, dtype)
+        if given is not None and given.read_bytes() != found.tokenizer.read_bytes():
+            raise ValueError(f"tokenizer: {folder} holds an encoder with another than {given}; name another folder")
+        return found
     if not texts:
         raise ValueError("texts: at least one that is not empty is needed, got none")
     if weights is not None and not (encoder and Path(weights).is_dir()):
         raise ValueError(f"encoder: random, pretrained or a folder of T5's weights is needed, got {encoder!r}")
-    folder.mkdir(parents=True, exist_ok=True)
+    if weights is not None and given is None:
+        given = _tokenizer_of(weights)
+    if length is not None:
+        _check_length(length, _ADDED if given is None else vocabulary_of(given).added)
+    if encoder == "pretrained" and given is not None and not vocabulary_of(given).sentinels:
+        raise ValueError(f"tokenizer: {given} has no <extra_id_0>, which spans are hidden behind; take another")
+    make_folder(folder)
     place = folder / TOKENIZER
-    if tokenizer is None and weights is not None:
-        tokenizer = weights
-    if tokenizer is None:
+    if given is None:
         train_tokenizer(texts, place, vocabulary=vocabulary)
     else:
-        path = Path(tokenizer)
-        try:
-            vocabulary_of(path)
-        except ValueError as error:
-            raise ValueError(f"tokenizer: {str(error).removeprefix('source: ')}") from None
-        write_durably(place, (path / TOKENIZER if path.is_dir() else path).read_text(encoding="utf-8"))
+        write_durably(place, given.read_text(encoding="utf-8"))
     about_ids = vocabulary_of(place)
-    if encoder == "pretrained" and not about_ids.sentinels:
-        raise ValueError(f"tokenizer: {tokenizer} has no <extra_id_0>, which spans are hidden behind; take another")
     length = min(longest, int(count_tokens(place, texts).max())) if length is None else length
     if weights is not None:
         loaded = load_module(weights)
@@ -358,6 +367,29 @@ def _small_encoder(place, vocabulary, texts, about, length, dtype, report) -> Te
     fields = {"sentinels": vocabulary.sentinels, "steps": about["steps"], "report": report}
     params = pretrain(jax.random.fold_in(key, 1), module, made.params, *made.ids(texts), **fields)
     return replace(made, params=params)
+
+
+def _check_length(length: int, added: int) -> None:
+    """Raises `ValueError` for a number of tokens of which the tokenizer's own leave none, or too large a one."""
+    if not added < length <= MOST:
+        raise ValueError(f"length: more than {added} tokens are needed, at most {MOST}, got {length}")
+
+
+def _tokenizer_of(source: str | Path) -> Path:
+    """The tokenizer.json of that name or in that folder; raises `ValueError` where it is none."""
+    try:
+        vocabulary_of(source)
+    except ValueError as error:
+        raise ValueError(f"tokenizer: {str(error).removeprefix('source: ')}") from None
+    return Path(source) / TOKENIZER if Path(source).is_dir() else Path(source)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder; raises `ValueError` where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"folder: {folder} cannot be made: {error.strerror or error}") from None
 
 
 def _existing(folder: Path, about: dict[str, Any], length: int | None, dtype: str) -> TextEncoder:

@@ -112,6 +112,8 @@ def map_array(path: str | Path, name: str) -> np.ndarray:
       ValueError: there is no such file or array, or it holds objects.
     """
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise ValueError("it is no regular file")
         with zipfile.ZipFile(path) as archive:
             member = archive.getinfo(f"{name}.npy")
             if why := unreadable(member):

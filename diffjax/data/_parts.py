@@ -95,12 +95,12 @@ def file_parts(path: str | Path, holdout: float, holdout_seed: int) -> Split:
     # It is read without unpickling anything, and mapped where it is not compressed.
     path = Path(path)
     opened = file_state(path)
+    x = map_array(path, "x")
     try:
         with zipfile.ZipFile(path) as archive:
             labelled = "y.npy" in archive.namelist()
     except (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise ValueError(f"path: no .npz with an array x at {path}: {error}") from None
-    x = map_array(path, "x")
     y = np.array(map_array(path, "y")) if labelled else None
     extremes = _check_x(path, x, opened)
     y = None if y is None else _check_y(path, y, len(x))

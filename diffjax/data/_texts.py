@@ -193,12 +193,17 @@ def load_texts(path: str | Path) -> EncodedTexts:
     try:
         about = json.loads(np.asarray(map_array(path, "about")).tobytes())
         embedding, mask = map_array(path, "embedding"), np.array(map_array(path, "mask"))
-        dtype, texts, fingerprint = _DTYPES[about["dtype"]], tuple(about["texts"]), about["fingerprint"]
-        embedding = embedding if embedding.dtype == dtype else embedding.view(dtype)
-        return EncodedTexts(texts, embedding, mask, fingerprint, file)
+        dtype, texts, fingerprint = _DTYPES[about["dtype"]], about["texts"], about["fingerprint"]
+        if not isinstance(texts, list) or check_texts(texts) != tuple(texts) or not isinstance(fingerprint, str):
+            raise ValueError("texts or fingerprint")
+        bits = np.uint16 if dtype.itemsize == 2 else dtype
+        if embedding.dtype != bits:
+            raise ValueError(f"embedding: {dtype} is needed, got {embedding.dtype}")
+        return EncodedTexts(tuple(texts), embedding.view(dtype), mask, fingerprint, file)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         why = str(error).removeprefix("path: ") or type(error).__name__
-        raise ValueError(f"path: {path} holds no encoded texts: {why}; write it anew by encode-text") from None
+        remedy = "write it anew by encode-text" + (", once it is removed" if file[1] != (-1, -1) else "")
+        raise ValueError(f"path: {path} holds no encoded texts: {why}; {remedy}") from None
 
 
 def _load_again(path: str, opened: tuple[int, int]) -> EncodedTexts:
