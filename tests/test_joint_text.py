@@ -189,6 +189,8 @@ def test_a_run_with_its_encoder_is_recorded_and_refuses_embeddings(tmp_path):
             r"cond: ids \[b, n\] are needed, .*\.ids\(texts\)\), for the enc",
         ),
         ([1], r"cond: a Text is needed, of Text\(\*load_text_encoder\(FOLDER\)\.ids\(texts\)\), got list"),
+        (Text(IDS + 18, MASK), r"cond: ids from 0 to 19 are needed, of Text\(\*load_text_encoder"),
+        (Text(IDS - 4, MASK), r"cond: ids from 0 to 19 are needed, of Text\(\*load_text_encoder"),
         (Text(IDS, MASK[:2]), r"cond: mask \[b, n\] of booleans is needed, got bool\(2, 5\)"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -342,6 +344,59 @@ def test_data_of_a_joint_run_are_the_ids_of_their_captions(texts, tmp_path):
         begin_from_encoder(changed, fresh_state(changed))
 
 
+TRAINED = {
+    "mlp": ((4,), {"network": NETWORK}),
+    "learned": (
+        (4,),
+        {"network": NETWORK, "process": c.ProcessConfig("learned_logsnr"), "loss": c.LossConfig("continuous_elbo")},
+    ),
+    "edm2": (
+        (4, 4, 1),
+        {"network": c.NetworkConfig("edm2", channels=(8,), blocks=1, attention=(0,), head_channels=8)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["mlp", "learned", pytest.param("edm2", marks=pytest.mark.slow)])
+def test_the_encoder_that_a_run_trained_is_given_back(name, texts, tmp_path):
+    """Of a run whose averaged encoder is another than that of the folder it began from."""
+    shape, options = TRAINED[name]
+    encoder, out, folder = c.load_text_encoder(texts), tmp_path / "run", tmp_path / "given"
+    samples = c.Samples(shape, None, text=encoder.shape, encoder=encoder.fingerprint, trained_encoder=encoder.module)
+    data = c.DataConfig("shapes", text=str(texts), text_encoder="joint")
+    config = c.Config(data=data, **options)
+    state = fresh_state(c.build_run(config, samples))
+    network = state.ema["network"] if name == "learned" else state.ema
+    out.mkdir()
+    (out / "config.json").write_text(c.to_json(config))
+    (out / "data.json").write_text(json.dumps(samples.record()))
+    with Checkpoints(out / "checkpoints") as checkpoints:
+        checkpoints.save(0, state)
+    found = c.trained_text_encoder(out)
+    jax.tree.map(np.testing.assert_array_equal, found.params, network["text_encoder"])
+    assert found.fingerprint != encoder.fingerprint
+    stored = c.store_text_encoder(folder, found)
+    again = c.load_text_encoder(folder)
+    assert again.fingerprint == stored.fingerprint == found.fingerprint
+    given = ["a red circle in the middle", ""]
+    np.testing.assert_array_equal(again(given).embedding, found(given).embedding)
+    np.testing.assert_array_equal(again.ids(given)[0], encoder.ids(given)[0])
+    assert c.store_text_encoder(folder, found).tokenizer == folder / "tokenizer.json"
+    longer = c.trained_text_encoder(out, texts=texts, length=12, dtype="float32")
+    assert (longer.length, longer.dtype) == (12, "float32")
+    with pytest.raises(ValueError, match=r"encoder: .*given holds the encoder \w{12}, not \w{12}; name another folder"):
+        c.store_text_encoder(folder, longer)
+    with pytest.raises(ValueError, match=r"texts: .*run began from the encoder \w{12}, and .*given holds \w{12}"):
+        c.trained_text_encoder(out, texts=folder)
+    with pytest.raises(ValueError, match=r"texts: the encoder that .*run began from is needed for its tokenizer, but"):
+        c.trained_text_encoder(out, texts=tmp_path)
+    (out / "data.json").write_text(json.dumps(samples._replace(trained_encoder=None).record()))
+    with pytest.raises(
+        ValueError, match=r"run: .*run trained no text encoder; name a run of --data\.text-encoder joint"
+    ):
+        c.trained_text_encoder(out)
+
+
 @pytest.mark.slow
 def test_a_run_with_its_encoder_is_cut_resumed_sampled_and_distilled(texts, tmp_path, capfd):
     line = [*SCENES, "--data.text", texts, "--data.text-encoder", "joint", "--guidance.dropout", "0.2"]
@@ -370,6 +425,23 @@ def test_a_run_with_its_encoder_is_cut_resumed_sampled_and_distilled(texts, tmp_
     distill = ["distill", tmp_path / "whole", "--loss.name", "consistency", "--steps", "1", "--updates", "5"]
     assert call(capfd, *distill, "--out", tmp_path / "student")[0] == 0
     done(capfd, "sample", tmp_path / "student", "--text", *prompts, "--n", 4, "--out", tmp_path / "x.png")
+    # Its encoder is given back to a folder, for prompts and for another run.
+    given = tmp_path / "given"
+    encode = ["encode-text", tmp_path / "prompts.txt", "--out", given, "--encoder", tmp_path / "whole"]
+    (tmp_path / "prompts.txt").write_text("\n".join(shapes("all", objects=1).texts))
+    assert "captions were new" in done(capfd, *encode)
+    back = c.load_text_encoder(given)
+    jax.tree.map(np.testing.assert_array_equal, back.params, whole.params["text_encoder"])
+    assert (back.length, back.dtype) == (encoder.length, encoder.dtype)
+    want = frozen_by(encoder.module, whole.params, named)
+    np.testing.assert_array_equal(back([prompts[0], prompts[0], prompts[1], prompts[1]]).mask, want.mask)
+    np.testing.assert_allclose(
+        back([prompts[0], prompts[0], prompts[1], prompts[1]]).embedding, want.embedding, rtol=2**-7, atol=1e-3
+    )
+    assert "; 0 captions were new" in done(capfd, *encode)
+    assert call(capfd, *SCENES, "--data.text", given, "--out", tmp_path / "next")[0] == 0
+    assert c.read_samples(tmp_path / "next").encoder == back.fingerprint
+    done(capfd, "sample", tmp_path / "next", "--text", *prompts, "--n", 4, "--out", tmp_path / "next.png")
     other = ["--optimiser.text-rate", "0.5"]
     assert "optimiser.text_rate 1.0, not 0.5" in refused(capfd, *line, *other, "--out", tmp_path / "whole")
     assert "data.text_encoder joint, not frozen" in refused(

@@ -118,8 +118,28 @@ def test_padding_and_the_order_of_tokens_change_nothing(name):
     y, wide = apply(params, IMAGE, C_NOISE, TEXT), ((0, 0), (0, 4))
     longer = Text(np.pad(TEXT.embedding, (*wide, (0, 0)), constant_values=7.0), np.pad(TEXT.mask, wide))
     np.testing.assert_allclose(apply(params, IMAGE, C_NOISE, longer), y, atol=2e-5)
+    nothing = longer._replace(embedding=np.where(longer.mask[..., None], longer.embedding, np.nan))
+    np.testing.assert_allclose(apply(params, IMAGE, C_NOISE, nothing), y, atol=2e-5)
     turned = Text(np.asarray(TEXT.embedding)[:, ::-1], np.asarray(TEXT.mask)[:, ::-1])
     np.testing.assert_allclose(apply(params, IMAGE, C_NOISE, turned), y, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("unet", "cross", "joint"))]
+)
+def test_in_half_precision_padding_and_no_token_are_what_they_are_in_full(name):
+    """A mask's large negative number is one of bfloat16, too: rounding alone tells the answers apart."""
+    full, half = (from_linen(BOTH[name](text_width=5, dtype=dtype)) for dtype in (jnp.float32, jnp.bfloat16))
+    params = perturbed(full.init(KEY, IMAGE, C_NOISE, TEXT), size=0.2)
+    narrow = TEXT._replace(embedding=jnp.asarray(TEXT.embedding, jnp.bfloat16))
+    apply, wide = quick_jit(half.apply), ((0, 0), (0, 4))
+    y = np.asarray(apply(params, IMAGE, C_NOISE, narrow), np.float32)
+    want = np.asarray(full.apply(params, IMAGE, C_NOISE, TEXT))
+    assert np.abs(y - want).max() < 0.05 * np.abs(want).max()
+    padded = np.pad(np.asarray(narrow.embedding), (*wide, (0, 0)), constant_values=1e30)
+    longer = Text(padded, np.pad(narrow.mask, wide))
+    got = np.asarray(apply(params, IMAGE, C_NOISE, longer), np.float32)
+    np.testing.assert_allclose(got, y, atol=0.02 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("name", ["mlp", "plain", "unet", "edm2"])

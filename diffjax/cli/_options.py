@@ -155,8 +155,8 @@ class EncodeText:
     """
 
     captions: tyro.conf.Positional[str]
-    """shapes or digit_scenes (all captions of their grammars); a text file with a caption on each line; or a
-    metadata.jsonl, or a folder or zip of images that has one."""
+    """shapes or digit_scenes (all captions of their grammars, whatever training holds out); a text file with a caption
+    on each line; or a metadata.jsonl, or a folder or zip of images that has one."""
     out: str
     """Folder of the encoder and the embeddings, created if needed."""
     field: str = "text"

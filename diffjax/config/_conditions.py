@@ -119,6 +119,10 @@ class Samples(NamedTuple):
                 f"cond: ids [b, n] are needed, of {made}, for the encoder is in the run, got {embedding.dtype}"
                 f"{embedding.shape}"
             )
+        if self.trained_encoder is not None:
+            most = self.trained_encoder.vocabulary - 1
+            inside = (embedding >= 0) & (embedding <= most)
+            check(inside, f"cond: ids from 0 to {most} are needed, of {made}, got {embedding}")
         if not joint and (embedding.ndim != 3 or embedding.shape[-1] != k):
             raise ValueError(f"cond: embedding [b, n, {k}] is needed, of {made}, got {embedding.shape}")
         if mask.dtype != jnp.bool_ or mask.shape != embedding.shape[:2]:

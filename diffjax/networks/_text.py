@@ -20,6 +20,8 @@ from diffjax.networks._init import normal
 class TextTokens(nn.Module):
     """`(cond) -> Text` of n + 1 tokens, with at least one True in each mask: the first is the learned null token.
 
+    Whatever the embedding holds at padding, it is 0 in the answer.
+
     Attributes:
       width: k, the features of the embedding.
 
@@ -32,6 +34,7 @@ class TextTokens(nn.Module):
     @nn.compact
     def __call__(self, cond: Cond) -> Text:
         embedding, mask = _as_text(cond, self.width)
+        embedding = jnp.where(mask[..., None], embedding, 0)  # NaN times a weight of 0 would be NaN
         null = self.param("null", normal(1.0), (self.width,), jnp.float32).astype(embedding.dtype)
         first = jnp.broadcast_to(null, (embedding.shape[0], 1, self.width))
         empty = ~jnp.any(mask, axis=1, keepdims=True)
