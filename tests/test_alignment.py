@@ -1,7 +1,9 @@
 """Alignment: what is read of pictures against what captions say, by readers whose errors are known."""
 
 import functools
+import json
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +12,11 @@ import pytest
 from command_line import call, covers, done
 
 from diffjax import config
-from diffjax.cli import _measure
+from diffjax.cli import Evaluate, _measure
 from diffjax.cli._draw import Draw
+from diffjax.cli._evaluate import _check_factors
 from diffjax.config import FactorReader, OtherGuidance, factor_reader, train_factors
-from diffjax.config._factors import real_images
+from diffjax.config._factors import _about, real_images
 from diffjax.data import EncodedTexts, digit_scenes, shapes
 from diffjax.metrics import alignment
 from diffjax.networks import Classifier, FactorClassifier, factor_features, read_factors, split_factors
@@ -203,6 +206,28 @@ def test_captions_that_are_not_encoded_are_not_drawn(captioned):
     assert alone.unseen is None
 
 
+def test_what_holds_no_reader_is_named_before_one_is_trained(tmp_path):
+    scenes, said = shapes(objects=1, size=4, colours=2), []
+    make = lambda folder: factor_reader(scenes, folder, report=said.append, steps=1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"folder: the name of a folder is needed, got .*file"):
+        make(tmp_path / "file")
+    (tmp_path / "factors.json").write_text(json.dumps(_about(scenes)))
+    (tmp_path / "weights.safetensors").write_bytes(b"damaged")
+    remedy = "cannot be read: .*; remove .*, and classifiers are trained anew"
+    with pytest.raises(ValueError, match=rf"folder: .*weights\.safetensors {remedy}"):
+        make(tmp_path)
+    assert not said
+    options, other = Evaluate(run="", factors=str(tmp_path / "file")), SimpleNamespace(factors=None)
+    for data, message in (
+        (SimpleNamespace(factors=1), "factors: the name of a folder is needed, got '.*file'"),
+        (other, r"factors: for runs of shapes and digit_scenes with captions alone, got .*file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _check_factors(options, data)
+    _check_factors(Evaluate(run=""), other)
+
+
 @pytest.mark.slow
 def test_a_reader_is_kept_and_trained_anew_for_other_scenes(tmp_path):
     scenes, said = shapes(objects=1, size=4, colours=2), []
@@ -216,6 +241,9 @@ def test_a_reader_is_kept_and_trained_anew_for_other_scenes(tmp_path):
     assert first.alignment(x, factors)[1:] == alignment(first(x), scenes.canonical(factors))[1:]
     assert make(shapes(objects=1, size=4, colours=3)).classifier.counts == (2, 3, 3, 5)
     assert len(said) == 2
+    (tmp_path / "factors" / "weights.safetensors").unlink()
+    assert make(shapes(objects=1, size=4, colours=3)).classifier.counts == (2, 3, 3, 5)
+    assert len(said) == 3
 
 
 @pytest.mark.slow

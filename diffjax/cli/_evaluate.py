@@ -9,7 +9,7 @@ from diffjax.cli._hosts import log, start_processes
 from diffjax.cli._measure import measure, measure_alignment, measure_likelihood, show
 from diffjax.cli._options import Evaluate
 from diffjax.cli._run import each_steps, open_run, read_trained, sampling_options
-from diffjax.config import Config, Data, Run, build_data, check_seed, factor_reader
+from diffjax.config import Config, Data, FactorReader, Run, build_data, check_seed, factor_reader
 from diffjax.config._sampling import learned_parts
 from diffjax.training import is_main, sync_errors
 
@@ -30,6 +30,7 @@ def run_evaluate(options: Evaluate, argv: list[str]) -> None:
     data = sync_errors(lambda: _read_data(options, found.config))
     if options.likelihood > len(data.held_out[0]):
         raise ValueError(f"likelihood: {len(data.held_out[0])} items are held out, got {options.likelihood}")
+    _check_factors(options, data)
     run, params = read_trained(options.run, found, options.ema_width)
     results, budgets = {}, options.sampler.steps or ()
     draws = {  # all of them, so that a number of steps that does not fit is refused before anything is drawn
@@ -54,7 +55,24 @@ def _measure(options: Evaluate, draw: Draw, data: Data) -> dict[str, float]:
         return results
     scenes, folder = data.scenes, Path(options.factors or Path(options.run) / "factors")
     assert scenes is not None
-    return results | measure_alignment(draw, data, lambda: factor_reader(scenes, folder, report=log), x, options.seed)
+
+    def reader() -> FactorReader:
+        try:
+            return factor_reader(scenes, folder, report=log)
+        except ValueError as error:
+            raise ValueError(f"factors: {str(error).removeprefix('folder: ')}") from None
+
+    return results | measure_alignment(draw, data, reader, x, options.seed)
+
+
+def _check_factors(options: Evaluate, data: Data) -> None:
+    """Refuses what would be found out after minutes of drawing and training."""
+    if options.factors is None:
+        return
+    if data.factors is None:
+        raise ValueError(f"factors: for runs of shapes and digit_scenes with captions alone, got {options.factors}")
+    if not options.factors or (Path(options.factors).exists() and not Path(options.factors).is_dir()):
+        raise ValueError(f"factors: the name of a folder is needed, got {options.factors!r}")
 
 
 def _model(run: Run) -> str:

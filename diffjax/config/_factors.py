@@ -168,18 +168,24 @@ def factor_reader(
       steps: updates of the training.
 
     Raises:
-      ValueError: the folder's weights are damaged.
+      ValueError: the folder's weights are damaged, or there is something else in its place.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"folder: the name of a folder is needed, got {folder}")
     try:
         known = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         known = None
-    if known == _about(scenes):
+    if known == _about(scenes) and (folder / WEIGHTS).exists():
         classifier = FactorClassifier(scenes.counts, _CHANNELS)
         image = jax.ShapeDtypeStruct((1, *scenes.shape), jnp.float32)
         like = jax.eval_shape(classifier.init, jax.random.key(0), image)["params"]
-        return FactorReader(scenes, classifier, load_weights(folder / WEIGHTS, like))
+        try:
+            return FactorReader(scenes, classifier, load_weights(folder / WEIGHTS, like))
+        except ValueError as error:
+            why = str(error).removeprefix("path: ")
+            raise ValueError(f"folder: {why}; remove {folder}, and classifiers are trained anew") from None
     report(f"training classifiers of the factors, {steps:,} steps, for {folder} ...")
     reader = train_factors(scenes, steps=steps, progress=True)
     reader.save(folder)
