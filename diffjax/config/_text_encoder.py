@@ -44,13 +44,8 @@ from diffjax.networks import T5Encoder, init_t5, sized_t5
 from diffjax.training import load_weights, save_weights
 from diffjax.training.checkpoint import write_durably
 
-TEXTS, TOKENIZER, ENCODER, ABOUT, WHITENING = (
-    "texts.npz",
-    "tokenizer.json",
-    "encoder",
-    "encode.json",
-    "whitening.safetensors",
-)
+TEXTS, TOKENIZER, ENCODER, ABOUT = "texts.npz", "tokenizer.json", "encoder", "encode.json"
+WHITENING = "whitening.safetensors"
 MOST = 4096
 """Tokens of a text: attention is between all pairs of them."""
 _AT_A_TIME = 64
