@@ -7,9 +7,10 @@
 
 Scenes of two coloured shapes at 16 x 16 pixels, from their captions: network, process and data are those of the preset
 `shapes`. Each row and seed has a process and 600 s of CPU time (--budget), ten minutes of one core; compilation is
-beside it. The base has ten minutes of two cores as well (--row frozen_mini --budget 1200). Its lines are appended to scripts/text_to_image.csv as soon as they are measured, so that the study goes on
-where it was cut; trained parameters, encoders and the classifiers of the factors are kept in --runs. The learning rate
-falls with the share of the budget that is spent.
+beside it. The base has ten minutes of two cores as well (--row frozen_mini --budget 1200). Lines are appended to
+scripts/text_to_image.csv as soon as they are measured, so that the study goes on where it was cut; trained parameters,
+encoders and the classifiers of the factors are kept in --runs. The learning rate falls with the share of the budget
+that is spent.
 
 Rows: floor (real images, and with shuffled captions), frozen_mini (the base: a T5 encoder of 64 features, pretrained by
 span corruption on the captions and frozen), random_mini (the same with random weights), frozen_tiny and frozen_midi (32

@@ -34,5 +34,6 @@ def fit_whitening(embedding: Float[np.ndarray, "m n k"], mask: Bool[np.ndarray, 
     mean = tokens.mean(axis=0)
     off = tokens - mean
     variances, axes = np.linalg.eigh(off.T @ off / len(off))
-    scale = np.maximum(variances, max(_LEAST * variances[-1], np.finfo(np.float32).tiny)) ** -0.5
+    rounding = 1e-8 * np.mean(tokens**2) + np.finfo(np.float32).tiny  # tokens that are all alike
+    scale = np.maximum(variances, max(_LEAST * variances[-1], rounding)) ** -0.5
     return Whitening(mean.astype(np.float32), ((axes * scale) @ axes.T).astype(np.float32))
