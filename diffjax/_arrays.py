@@ -376,6 +376,20 @@ def default_index(n: int, index: Int[Array, " n"] | None) -> Int[Array, " n"]:
     return jnp.asarray(given)
 
 
+def as_index(index: Int[Array, " n"]) -> Int[Array, " n"]:
+    """The global indices [n] of samples that have no other argument [n, ...], checked.
+
+    Raises:
+      ValueError: they are no whole numbers in one dimension.
+    """
+    given: Any = index
+    if isinstance(given, list | tuple):  # perhaps of different lengths
+        return default_index(len(given), index)
+    if np.ndim(given) == 0:
+        raise ValueError(f"index: global indices [n] are needed, such as jnp.arange(n), got {given}")
+    return default_index(np.size(given), index)
+
+
 def sample_keys(key: PRNGKeyArray | Array, index: Int[Array, " b"]) -> Shaped[Array, "b *k"]:
     """A key for each sample, [b]: `fold_in(key, index_i)`, which depends on its global index and on nothing else.
 

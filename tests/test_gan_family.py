@@ -12,6 +12,7 @@ from command_line import call, done, refused
 
 import diffjax as dj
 from diffjax import config as c, from_linen, gan, networks
+from diffjax.cli._preview import save_loss
 from diffjax.data import load_digits
 from diffjax.training import (
     Checkpoints,
@@ -25,6 +26,7 @@ from diffjax.training import (
     pmap_layout,
     state_from_params,
 )
+from diffjax.training._log import loss_names
 
 KEY = jax.random.key(3)
 DIGITS = c.Setting((8, 8, 1), 10, True, lambda updates: optax.adam(1e-2), 10)
@@ -89,6 +91,39 @@ def test_a_run_has_samples_and_measures(runs, preset):
     assert {"discriminator/loss", "discriminator/accuracy", "discriminator/penalty", "generator/loss"} <= last.keys()
     assert ("power/loss" in last) == (preset == "toy2d_ddgan")
     assert last["skipped"] == 0
+
+
+def test_losses_of_all_objectives_are_shown(tmp_path, monkeypatch):
+    """A discriminator's loss alone says nothing: on the bar and in loss.png each objective has its own."""
+    lines = [
+        {"step": 5, "loss": 1.0, "discriminator/loss": 1.0, "generator/loss": 3.0, "power/loss": None},
+        {"step": 9, "loss": 2.0, "discriminator/loss": 2.0, "generator/loss": 4.0, "power/loss": None},
+    ]
+    log, drawn = tmp_path / "metrics.jsonl", []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, dpi: drawn.extend(figure.axes))
+    for line, names in ((lines, ["discriminator", "generator"]), ([{"step": 5, "loss": 1.0}], ["loss"])):
+        log.write_text("".join(json.dumps(one) + "\n" for one in line))
+        assert save_loss(tmp_path / "loss.png", log)
+        assert [ax.get_ylabel().removesuffix(" loss") for ax in drawn] == names
+        for ax, first in zip(drawn, (1.0, 3.0), strict=False):
+            np.testing.assert_allclose(ax.lines[0].get_ydata(), [first + i for i in range(len(line))])
+        drawn.clear()
+    log.write_text("")
+    assert not save_loss(tmp_path / "loss.png", log)
+    assert loss_names(lines[0]) == ["discriminator/loss", "generator/loss", "power/loss"]
+    assert loss_names({"step": 5, "loss": 1.0, "loss_by_level/00": 2.0}) == ["loss"]
+
+
+def test_the_bar_names_the_losses_of_all_objectives(runs, tmp_path, capfd):
+    text = call(capfd, *command("toy2d_gan", tmp_path / "run"))[2]
+    assert re.search(r"discriminator loss \d+\.\d{4}, generator loss \d+\.\d{4}, ", text)
+
+
+def test_a_presets_own_number_is_told_from_the_default_of_the_family(capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")
+    text = " ".join(re.sub("[│\n]", " ", call(capfd, "train", "toy2d_ddgan", "--help")[1]).split())
+    assert "at data; 0 is none. (default: gan 0.1; ddgan 0.05) (here: 0.1)" in text
+    assert "ddgan: how many numbers each step draws for its generator." in text
 
 
 @pytest.mark.parametrize("preset", PARAMS)

@@ -153,6 +153,11 @@ for call in (gan.training_losses, *(gan.discriminator_loss, gan.generator_loss, 
         for bad in ("hinge", gan.Hinge):
             refused(f"loss: one of logits is needed, such as NonSaturating(), got {bad!r}",
                 lambda: call(model, *given, loss=bad))
+for bad in (5, None, jnp.array(5)):
+    refused("index: global indices [n] are needed, such as jnp.arange(n), got ",
+        gan.generate_samples, model, {}, key, bad)
+for bad in ([[0], [1, 2]], jnp.ones((1, 2), int)):
+    refused("index: one global index a sample is needed, shape (2,), got ", gan.generate_samples, model, {}, key, bad)
 refused("generator: a Network is needed (from_linen makes one), got MLP", gan.GAN, dj.networks.MLP(8), network, 2)
 refused("discriminator: a Network is needed (from_linen makes one), got Cosine", gan.GAN, network, p, 2)
 refused("latents: at least one is needed, got 0", gan.GAN, network, network, 0)

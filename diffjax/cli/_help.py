@@ -74,8 +74,10 @@ def _shown(name: str, hint: Any, default: object, short: str | None) -> Any:
     elif kinds[-1] is type(None):
         metavar = "|".join(map(_metavar, kinds[:-1]))
     shown: str | Callable[[str], str] | None = "" if default is None else "(default: none)" if default == () else None
-    if default is not None and any(isinstance(extra, Doc) for extra in about):
-        shown = lambda label: f"\n(default: {label})"  # on a line of its own, below those of the names
+    docs = [extra.documentation for extra in about if isinstance(extra, Doc)]
+    if default is not None and docs:  # on a line of its own, below those of the names, whose defaults it replaces
+        word = "here" if any("(default: " in doc for doc in docs) else "default"
+        shown = lambda label: f"\n({word}: {label})"
     aliases = [short] if short else None
     for extra in (*about, tyro.conf.arg(metavar=metavar, help_behavior_hint=shown, aliases=aliases)):
         plain = plain if isinstance(extra, Doc) else Annotated[plain, extra]

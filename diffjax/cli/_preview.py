@@ -1,7 +1,7 @@
 """What a run looks like while it is trained, and how it went: pictures of the run, whose lack ends nothing.
 
 state.ema --every so often--> the same noise, the same labels --> RUN/samples/STEP.png, TensorBoard
-metrics.jsonl --at the end--> RUN/loss.png
+metrics.jsonl --at the end--> RUN/loss.png, a curve for each objective
 """
 
 import json
@@ -20,6 +20,7 @@ from diffjax.cli._picture import has_picture, labels_in, save_arrays, save_measu
 from diffjax.config import Data, Run
 from diffjax.config._run import sampled_params
 from diffjax.training import TrainState, is_main
+from diffjax.training._log import loss_names
 
 _IMAGES, _POINTS = 100, 1000
 
@@ -81,12 +82,19 @@ def save_loss(path: Path, log: Path) -> bool:
         if not log.is_file():  # a pipe
             return False
         lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        steps, losses = (np.array([line[name] for line in lines], float) for name in ("step", "loss"))
-        if not np.any(np.isfinite(losses)):
+        names = dict.fromkeys(name for line in lines for name in loss_names(line))
+        losses = {name: np.array([line.get(name) for line in lines], float) for name in names}
+        losses = {name: values for name, values in losses.items() if np.any(np.isfinite(values))}
+        if not losses:
             return False
+        from matplotlib.figure import Figure
+
         from diffjax import viz
 
-        figure: Any = viz.loss_curve(steps, losses).figure
+        figure = Figure(figsize=(6.4, 4.8 * len(losses)), layout="tight")
+        for ax, (name, values) in zip(figure.subplots(len(losses), squeeze=False).flat, losses.items(), strict=True):
+            viz.loss_curve([line["step"] for line in lines], values, ax=ax)
+            ax.set_ylabel(name.replace("/", " "))
         figure.savefig(path, dpi=150)
     except Exception as error:
         _warn(f"{path}: {error or type(error).__name__}; there is no curve of the loss")

@@ -39,8 +39,8 @@ class AbstractGANFamily(AbstractFamily):
       r1: weight of the penalty on the discriminator's gradient at data; 0 is none.
       r2: weight of the penalty on its gradient at samples; 0 is none.
       gamma_final: the penalties' weights at the last step, as a fraction of the first; they fall along a cosine.
-      every: the penalties are added at every so many steps, so many times.
-      updates: of the discriminator in a step, each on its part of the batch.
+      every: the penalties are added at the steps that it divides, multiplied by it; 1 is at each step.
+      updates: how often the discriminator is updated in a step, each time on its part of the batch.
     """
 
     loss: str = "non_saturating"
@@ -121,7 +121,8 @@ class DenoisingGANFamily(AbstractGANFamily):
     Its forward process is variance_preserving, and its steps are equal in time.
 
     Attributes:
-      steps: from noise to data, 1 to 8.
+      latents: how many numbers each step draws for its generator.
+      steps: from noise to data, 1 to 8, in training and in sampling alike.
     """
 
     r1: float = 0.05

@@ -40,7 +40,7 @@ from diffjax._arrays import (
 )
 from diffjax._typing import Cond, Denoiser, FlowMap, Grid, GridLike, Index, Key, Network, Params, Sample, Scalar, Time
 from diffjax.gan._losses import Logits
-from diffjax.gan._model import AbstractGAN, Pairs, check_parts, draw_latents, with_power
+from diffjax.gan._model import AbstractGAN, Pairs, check_parts, draw_latents, part_of, with_power
 from diffjax.networks import WithLatent
 from diffjax.parameterisation._clock import clock_of_logsnr
 from diffjax.process import AbstractGaussianProcess
@@ -63,13 +63,19 @@ class NetworkGenerator(eqx.Module):
     process: AbstractGaussianProcess
     params: Any
     cond: Any
+    latents: int = eqx.field(static=True)
 
     def per_sample_fields(self) -> tuple[str, ...]:
         """The fields whose leaves have the batch axis, [b, ...]."""
         return ("cond",)
 
-    def __call__(self, xt: Sample, t: Time, z: Float[Array, "b k"]) -> Sample:
+    def __call__(self, xt: Sample, t: Time, z: Float[Array, "b k"] | None = None) -> Sample:
         xt = as_samples("xt", xt)
+        if z is None:  # called as a denoiser is
+            raise ValueError(
+                f"z: latents are needed, as the stepper LatentAncestral({self.latents}) draws them, got None"
+            )
+        z = as_samples("z", z, (xt.shape[0], self.latents))
         given = WithLatent(z, self.cond)
         x0 = self.network.apply(self.params, scaled(self.process, xt, t), clock(self.process, t, xt), given)
         return answered("generator", x0, xt.shape).astype(xt.dtype)
@@ -203,7 +209,7 @@ class DenoisingGAN(AbstractGAN):
 
     def conditioned(self, params: Params, cond: Cond = None) -> NetworkGenerator:
         """The generator as `G(xt, t, z) -> x0` [b, *d], what `sample` takes with `LatentAncestral(latents)`."""
-        return NetworkGenerator(self.generator, self.process, params["generator"], cond)
+        return NetworkGenerator(self.generator, self.process, part_of(params, "generator"), cond, self.latents)
 
     def pairs(self, params: Params, key: Key, x0: Sample, cond: Cond = None, *, index: Index) -> Pairs:
         generator = self.conditioned(params, cond)

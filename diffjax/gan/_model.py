@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from diffjax._arrays import (
     answered,
+    as_index,
     as_samples,
     at_once,
     check,
@@ -83,11 +84,9 @@ class AbstractGAN(eqx.Module):
 
     def judge(self, params: Params, given: Any = None, cond: Cond = None) -> Callable[[Sample], Logits]:
         """The discriminator as a function `x [b, *d] -> logits [b, *m]`, with spectral norm where it has that."""
-        weights = params["discriminator"]
+        weights = part_of(params, "discriminator")
         if self.spectral:
-            if "power" not in params:
-                raise ValueError(f"params: spectral norm needs 'power', as init makes it, got {', '.join(params)}")
-            weights = spectral_norm(weights, params["power"])[0]
+            weights = spectral_norm(weights, part_of(params, "power"))[0]
         return lambda x: answered("discriminator", self.logits(weights, x, given, cond), (x.shape[0], ...))
 
 
@@ -154,7 +153,8 @@ class GAN(AbstractGAN):
     def decode(self, params: Params, z: Float[Array, "b k"], cond: Cond = None) -> Sample:
         """G(z), [b, *d], of latents z [b, latents]."""
         z = as_samples("z", z)
-        x0 = self.generator.apply(params["generator"], z, jnp.zeros(z.shape[0], z.dtype), cond)
+        z = as_samples("z", z, (z.shape[0], self.latents))
+        x0 = self.generator.apply(part_of(params, "generator"), z, jnp.zeros(z.shape[0], z.dtype), cond)
         return answered("generator", x0, (z.shape[0], ...))
 
     def _samples(self, params, key, index, cond, dtype, temperature: Scalar = 1.0):
@@ -181,6 +181,14 @@ def check_gan(gan: Any) -> None:
     """Raises `ValueError` where something else than an `AbstractGAN` is given, such as its generator."""
     if not isinstance(gan, AbstractGAN):
         raise ValueError(f"gan: GAN(generator, discriminator, latents) is needed, got {type(gan).__name__}")
+
+
+def part_of(params: Params, name: str) -> Params:
+    """The part of parameters that has this name, a pytree of arrays [*d]; `ValueError` where there is none."""
+    if not isinstance(params, Mapping) or name not in params:
+        got = ", ".join(map(str, params)) if isinstance(params, Mapping) else type(params).__name__
+        raise ValueError(f"params: {name!r} is needed, as init of the GAN makes it, got {got}")
+    return params[name]
 
 
 def with_power(gan: AbstractGAN, key: Key, params: dict[str, Params]) -> dict[str, Params]:
@@ -291,7 +299,7 @@ def generator_loss(
     check_loss(loss)
     check_key(key)
     x0 = as_samples("x0", x0)
-    frozen = params | jax.lax.stop_gradient({name: params[name] for name in params if name != "generator"})
+    frozen = jax.lax.stop_gradient(params) | {"generator": part_of(params, "generator")}
     pairs = gan.pairs(frozen, key, x0, cond, index=default_index(x0.shape[0], index))
     judge = gan.judge(frozen, pairs.given, cond)
     per_sample = loss.generator(judge(pairs.real), judge(pairs.fake))
@@ -318,7 +326,7 @@ def generate_samples(
     check_key(key)
     with at_once(temperature):
         check(jnp.asarray(temperature) >= 0, f"temperature: at least 0 is needed, got {temperature}")
-    return gan.generate(params, key, default_index(jnp.size(index), index), cond, temperature=temperature)
+    return gan.generate(params, key, as_index(index), cond, temperature=temperature)
 
 
 @whole_numbers
@@ -382,7 +390,7 @@ def training_losses(
 
     def iterated(params: Params, batch: tuple[Sample, Cond], context: Any) -> tuple[Array, dict[str, Array]]:
         """Its gradient is u minus the vector after one iteration, so that a step of size 1 is that iteration."""
-        after = jax.lax.stop_gradient(spectral_norm(params["discriminator"], params["power"])[1])
+        after = spectral_norm(params["discriminator"], params["power"])[1]  # a constant to the gradient
         moved = jax.tree.map(lambda u, new: 0.5 * jnp.sum((u - new) ** 2), params["power"], after)
         return jnp.sum(jnp.stack(jax.tree.leaves(moved))), {}
 

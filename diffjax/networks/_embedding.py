@@ -149,7 +149,7 @@ def as_labels(cond: ArrayLike | Text | Cascade | None, num_classes: int, shape: 
     """A condition as labels [b] in 0 .. num_classes, or ValueError."""
     if cond is None:
         raise ValueError(f"cond: labels are needed with num_classes={num_classes}; {num_classes} is the null label")
-    if isinstance(cond, Text | Cascade):
+    if isinstance(cond, tuple):  # such as Text, or a latent that is meant for LatentNetwork
         raise ValueError(f"cond: integer labels of shape {shape} are needed, got {type(cond).__name__}")
     labels = jnp.asarray(cond)
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != shape:
@@ -161,9 +161,11 @@ def as_labels(cond: ArrayLike | Text | Cascade | None, num_classes: int, shape: 
 
 def as_vector(cond: ArrayLike | Text | Cascade) -> Float[Array, "b k"]:
     """A condition as a vector [b, k], or ValueError."""
-    if isinstance(cond, Text | Cascade):
+    if isinstance(cond, tuple):
+        text = isinstance(cond, Text | Cascade)
+        remedy = "set text_width" if text else "wrap the network, such as in LatentNetwork for WithLatent"
         kind = type(cond).__name__
-        raise ValueError(f"cond: a float vector [b, k] is needed without text_width, got {kind}; set text_width")
+        raise ValueError(f"cond: a float vector [b, k] is needed without text_width, got {kind}; {remedy}")
     vector = jnp.asarray(cond)
     if not jnp.issubdtype(vector.dtype, jnp.floating) or vector.ndim != 2:
         raise ValueError(

@@ -49,6 +49,11 @@ def means(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
     return means
 
 
+def loss_names(line: Mapping[str, float]) -> list[str]:
+    """The names of the losses in a line of a log: NAME/loss of each objective, or loss where there is only one."""
+    return [name for name in line if name.endswith("/loss")] or ["loss"]
+
+
 def _due(name: str, metrics: Mapping[str, np.ndarray]) -> slice | np.ndarray:
     """The steps that made a metric: where NAME/due of NAME/..., or due of a metric without NAME, is 1; else all."""
     group = name.split("/", 1)[0] + "/due" if "/" in name else "due"

@@ -28,7 +28,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from diffjax.training._hosts import is_main, run_on_main
-from diffjax.training._log import means, stack_steps, truncate_log
+from diffjax.training._log import loss_names, means, stack_steps, truncate_log
 from diffjax.training._step import Metrics
 
 Watch: TypeAlias = Callable[[int, dict[str, float]], None]
@@ -176,7 +176,8 @@ class Monitor:
             watch(step, dict(line))
         self._total_skipped += int(line["skipped"])
         skipped = f", {self._total_skipped} skipped" if self._total_skipped else ""
-        self._text = f"loss {line['loss']:.4f}, {line['images_per_second']:,.0f} samples/s{skipped}"
+        losses = ", ".join(f"{name.replace('/', ' ')} {line[name]:.4f}" for name in loss_names(line))
+        self._text = f"{losses}, {line['images_per_second']:,.0f} samples/s{skipped}"
         with self._warn_once("the progress bar"):
             if self._bar is not None:
                 self._bar.set_postfix_str(self._text, refresh=False)

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float
 
 from diffjax._arrays import (
     answered,
+    as_index,
     as_samples,
     at_once,
     check,
@@ -318,7 +319,7 @@ def generate(
     """
     check_vae(vae)
     check_key(key)
-    index = default_index(jnp.size(index), index)
+    index = as_index(index)
     for one in temperature if isinstance(temperature, tuple) else (temperature,):
         if np.ndim(one):
             raise ValueError(f"temperature: one number, or a tuple of one a level, is needed, got {temperature}")

@@ -1097,7 +1097,7 @@ ASKED: dict[str, dict[str, Asked]] = {
     },
     "NetworkGenerator.__init__": {
         "network": Asked(
-            lambda apply: gan.NetworkGenerator(network(apply), VP, PARAMS, None)(X, 0.5, X),
+            lambda apply: gan.NetworkGenerator(network(apply), VP, PARAMS, None, D)(X, 0.5, X),
             PLANE.apply,
             _spoilt(SHAPES | MORE),
             "generator",

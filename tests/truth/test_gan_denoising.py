@@ -293,6 +293,39 @@ def test_data_of_another_shape_are_refused():
         model.init(KEY, jnp.ones((2, 3)), jnp.ones(2))
 
 
+def test_a_generator_of_networks_wants_its_latents():
+    """In a sampler of denoisers, with a stepper of other latents, or a network that takes none, the error says so."""
+    process, ts, generator = dj.VariancePreserving(), [1.0, 0.0], networks.LatentNetwork(networks.MLP(width=4, depth=1))
+    discriminator = dj.from_linen(networks.Discriminator(width=4, depth=1))
+    of = lambda module: gan.DenoisingGAN(dj.from_linen(module), discriminator, process, ts, (2,), latents=3)
+    x0 = jnp.ones((2, 2), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):
+        model = of(generator)
+        given = model.conditioned(model.init(KEY, x0))
+        assert dj.sample(KEY, process, given, x0, ts, gan.LatentAncestral(3)).shape == (2, 2)
+        with pytest.raises(ValueError, match=r"z: latents are needed, as the stepper LatentAncestral\(3\) draws them"):
+            dj.sample(KEY, process, given, x0, ts, dj.DDIM())
+        with pytest.raises(ValueError, match=r"z: shape \(2, 3\) is needed"):
+            dj.sample(KEY, process, given, x0, ts, gan.LatentAncestral(2))
+        for classes, words in (
+            (None, "got WithLatent; wrap the network, such as in LatentNetwork"),
+            (5, "got WithLatent"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                of(networks.MLP(width=4, depth=1, num_classes=classes)).init(KEY, x0)
+
+
+def test_a_model_is_an_argument_of_jit():
+    """Its networks are no leaves, so that a function of a model compiles."""
+    parts = linear_parts()
+    plain = gan.GAN(dj.Network(parts[0].init, lambda p, z, c, cond=None, *, key=None: p["w"] * z), parts[1], 1)
+    for model in (plain, gan.DenoisingGAN(*parts, dj.Cosine(), [1.0, 0.5, 0.0], (1,), latents=2)):
+        params = model.init(KEY, jnp.ones((3, 1)), jnp.ones(3))
+        given = KEY, jnp.arange(3), jnp.ones(3)
+        found = jax.jit(gan.generate_samples)(model, params, *given)
+        np.testing.assert_allclose(found, gan.generate_samples(model, params, *given), rtol=1e-12)
+
+
 def test_samples_need_no_discriminator():
     """Of a plain and of a denoising GAN: the generator's parameters will do."""
     generator, discriminator = linear_parts()

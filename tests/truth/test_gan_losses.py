@@ -364,6 +364,19 @@ def test_a_train_step_is_one_power_iteration(standard):
         np.testing.assert_allclose(value(model, params), value(plain, other), rtol=1e-12, err_msg=name)
 
 
+def test_the_gradient_of_the_vectors_is_what_an_iteration_takes_away(standard):
+    """So that gradient descent of step size 1 is one power iteration."""
+    discriminator = from_linen(networks.Discriminator(width=4, depth=1, dtype=jnp.float64))
+    model, x0 = gan.GAN(fixed(jnp.ones((3, 2))), discriminator, latents=1, spectral=True), jnp.ones((3, 2))
+    params = model.init(KEY, x0)
+    loss_fn = gan.training_losses(model)["power"]
+    value, found = jax.value_and_grad(lambda u: loss_fn(params | {"power": u}, (x0, None), None)[0])(params["power"])
+    after = gan.spectral_norm(params["discriminator"], params["power"])[1]
+    jax.tree.map(lambda g, u, v: np.testing.assert_allclose(g, u - v, atol=1e-12), found, params["power"], after)
+    np.testing.assert_allclose(value, 0.5 * sum(jnp.sum(g**2) for g in jax.tree.leaves(found)), rtol=1e-12)
+    assert value > 0.01
+
+
 def test_a_layer_that_starts_at_zero_keeps_its_vector():
     params = {"kernel": jnp.zeros((3, 2))}
     power = gan.init_power(KEY, params)
@@ -432,8 +445,35 @@ def test_zeros_and_one_step_are_a_recipe():
     assert [float(recipe.gamma(step)) for step in (0, 1)] == [0.0, 0.0]
 
 
+def test_a_sample_of_temperature_0_is_that_of_the_middle_of_the_latents():
+    affine = dj.Network(lambda key, z, c, cond=None: {}, lambda p, z, c, cond=None, *, key=None: 3 * z + 1)
+    model, params = gan.GAN(affine, on_features(lambda x: x), latents=2), {"generator": {}}
+    np.testing.assert_array_equal(gan.generate_samples(model, params, KEY, jnp.arange(4), temperature=0.0), 1.0)
+    with pytest.raises(ValueError, match="temperature: at least 0 is needed, got -"):
+        gan.generate_samples(model, params, KEY, jnp.arange(4), temperature=-0.1)
+
+
+def test_parameters_and_latents_that_do_not_fit_are_refused_by_name():
+    affine = dj.Network(lambda key, z, c, cond=None: {}, lambda p, z, c, cond=None, *, key=None: 3 * z + 1)
+    model, x0 = gan.GAN(affine, on_features(lambda x: x), latents=2), jnp.ones((3, 2))
+    params = model.init(KEY, x0)
+    with pytest.raises(
+        ValueError, match="params: 'generator' is needed, as init of the GAN makes it, got discriminator"
+    ):
+        gan.generate_samples(model, {"discriminator": {}}, KEY, jnp.arange(2))
+    for function in (gan.generator_loss, gan.discriminator_loss):
+        with pytest.raises(ValueError, match="params: 'discriminator' is needed, as init of the GAN makes it, got gen"):
+            function(model, {"generator": {}}, KEY, x0)
+        with pytest.raises(
+            ValueError, match="params: 'generator' is needed, as init of the GAN makes it, got ArrayImpl"
+        ):
+            function(model, x0, KEY, x0)
+    with pytest.raises(ValueError, match=r"z: shape \(3, 2\) is needed"):
+        model.decode(params, jnp.ones((3, 4)))
+
+
 def test_spectral_norm_without_its_vectors_is_refused():
     model = gan.GAN(fixed(jnp.ones((2, 1))), on_features(lambda x: x), latents=1, spectral=True)
     params = {"generator": {}, "discriminator": {"w": jnp.ones(1)}}
-    with pytest.raises(ValueError, match="params: spectral norm needs 'power', as init makes it, got generator, disc"):
+    with pytest.raises(ValueError, match="params: 'power' is needed, as init of the GAN makes it, got generator, disc"):
         gan.discriminator_loss(model, params, KEY, jnp.ones((2, 1)))
