@@ -56,7 +56,32 @@ LatentGenerator: TypeAlias = Callable[[Sample, Time, Float[Array, "b k"]], Sampl
 class NetworkGenerator(eqx.Module):
     """`G(xt [b, *d], t [] or [b], z [b, latents]) -> x0 [b, *d]` of a network; made by `DenoisingGAN.conditioned`.
 
-    The network is given xt/sqrt(alpha^2 + sigma^2), -logsnr/8 as c_noise, and `WithLatent(z, cond)` as its condition.
+        x0 = network(xt/sqrt(alpha^2 + sigma^2), -logsnr/8, WithLatent(z, cond))
+
+    >>> import jax, jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> from diffjax import from_linen, gan, networks
+    >>> parts = networks.LatentNetwork(networks.MLP(width=16, depth=1)), networks.Discriminator(width=16, depth=1)
+    >>> process, ts = dj.Cosine(), [1.0, 0.5, 0.0]
+    >>> model = gan.DenoisingGAN(*map(from_linen, parts), process, ts, (2,), latents=4)
+    >>> generator = model.conditioned(model.init(jax.random.key(0), jnp.ones((3, 2))))
+    >>> xT = dj.prior(jax.random.key(1), process, (3, 2))
+    >>> generator(xT, 1.0, jnp.zeros((3, 4))).shape
+    (3, 2)
+    >>> dj.sample(jax.random.key(2), process, generator, xT, ts, gan.LatentAncestral(4)).shape
+    (3, 2)
+
+    Attributes:
+      network: of the generator.
+      process: the forward process.
+      params: the network's parameters, a pytree of arrays [*d].
+      cond: conditions, a pytree of [b, ...], or None.
+      latents: how many numbers z has.
+
+    Raises:
+      ValueError: z is missing or has another length, or the network answers another shape.
+
+    Source: Xiao et al. 2022, section 3.2, arXiv:2112.07804.
     """
 
     network: Network = eqx.field(static=True)
@@ -106,7 +131,7 @@ class LatentAncestral(AbstractStepper):
     Raises:
       ValueError: there is no latent, or a negative temperature.
 
-    Source: Xiao et al. 2022, eq. 5 and section 3.2.
+    Source: Xiao et al. 2022, eq. 5 and section 3.2, arXiv:2112.07804.
     """
 
     order: ClassVar[int] = 1
@@ -138,6 +163,11 @@ class LatentAncestral(AbstractStepper):
 class DenoisingGAN(AbstractGAN):
     """A denoising diffusion GAN for a process and a grid of K steps.
 
+        x0' = G(xt, t, z),   xs' ~ q(xs | xt, x0'),   D(xs, t, xt) against D(xs', t, xt)
+
+    K is 1 to 8, as a rule; at K = 1 it is a GAN that is given noise of the data's shape. A conditional one has
+    `num_classes` in both networks; `init`, the losses and `generate_samples` are given labels.
+
     >>> import jax, jax.numpy as jnp
     >>> import diffjax as dj
     >>> from diffjax import from_linen, gan, networks
@@ -163,7 +193,7 @@ class DenoisingGAN(AbstractGAN):
     Raises:
       ValueError: a part is of another kind, there is no latent, or ts does not descend in [0, 1].
 
-    Source: Xiao et al. 2022.
+    Source: Xiao et al. 2022, eqs. 3-6 and algorithm 1, arXiv:2112.07804.
     """
 
     generator: Network = eqx.field(static=True)
@@ -255,6 +285,15 @@ def denoising_pairs(
 
     Where G draws from q(x0 | xt), xs and xs' have the same law given xt.
 
+    >>> import jax, jax.numpy as jnp
+    >>> import diffjax as dj
+    >>> generator = lambda xt, t, z: 3.0 + z  # of data N(3, 1) in one step
+    >>> x0 = 3.0 + jax.random.normal(jax.random.key(0), (4, 2))
+    >>> pairs = denoising_pairs(jax.random.key(1), dj.Cosine(), [1.0, 0.0], generator, x0, latents=2)
+    >>> xt, s, t = pairs.given
+    >>> print(pairs.real.shape, pairs.fake.shape, xt.shape, s, t)
+    (4, 2) (4, 2) (4, 2) [0. 0. 0. 0.] [1. 1. 1. 1.]
+
     Args:
       key: what is drawn for sample i depends on (key, index_i) alone.
       process: the forward process.
@@ -270,7 +309,7 @@ def denoising_pairs(
     Raises:
       ValueError: ts does not descend in [0, 1], there is no latent, or the generator answers another shape.
 
-    Source: Xiao et al. 2022, eq. 5 and algorithm 1.
+    Source: Xiao et al. 2022, eq. 5 and algorithm 1, arXiv:2112.07804.
     """
     check_key(key)
     x0 = as_samples("x0", x0)

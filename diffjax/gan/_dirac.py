@@ -27,10 +27,15 @@ from diffjax._typing import Scalar
 class DiracGAN(eqx.Module):
     """The Dirac-GAN near its equilibrium, theta = psi = 0, for a loss and penalties.
 
+        d theta/d time = c psi,   d psi/d time = -c theta - (r1 + r2) psi
+
     >>> from diffjax import gan
     >>> dirac = gan.DiracGAN(gan.NonSaturating().slope, r1=1.0)
     >>> print(dirac.eigenvalues().real, float(dirac.critical_gamma()))
     [-0.5 -0.5] 1.0
+    >>> dirac = gan.DiracGAN(gan.NonSaturating().slope)  # without a penalty
+    >>> print(dirac.spectral_radius(0.1), dirac.spectral_radius(0.1, simultaneous=True))
+    1.0 1.0012492
 
     Attributes:
       slope: c, of the loss at logit 0 (`NonSaturating().slope`), positive, a scalar.
@@ -39,6 +44,8 @@ class DiracGAN(eqx.Module):
 
     Raises:
       ValueError: a number is out of range.
+
+    Source: Mescheder et al. 2018, sections 2-4, arXiv:1801.04406.
     """
 
     slope: Float[Array, ""] = eqx.field(converter=as_scalar)
@@ -52,12 +59,12 @@ class DiracGAN(eqx.Module):
             check(getattr(self, name) >= 0, f"{name}: at least 0 is needed, got {getattr(self, name)}")
 
     def jacobian(self) -> Float[Array, "2 2"]:
-        """Of the flow d(theta, psi)/d time = -(gradients of the two losses) at the equilibrium, [2, 2]."""
+        """The matrix of the flow d(theta, psi)/d time = -(gradients of the two losses) at the equilibrium, [2, 2]."""
         zero = jnp.zeros_like(self.slope)
         return jnp.array([[zero, self.slope], [-self.slope, -(self.r1 + self.r2)]])
 
     def eigenvalues(self) -> Complex[Array, " 2"]:
-        """Of the flow's Jacobian, [2], in closed form: with negative real parts training converges."""
+        """The eigenvalues of `jacobian`, [2], in closed form: with negative real parts training converges."""
         damping = 0.5 * (self.r1 + self.r2)
         square = damping**2 - self.slope**2
         root = jnp.sqrt(jax.lax.complex(square, jnp.zeros_like(square)))
@@ -72,11 +79,14 @@ class DiracGAN(eqx.Module):
         return self.slope * jnp.where((self.r1 > 0) & (self.r2 > 0), 1.0, 2.0)
 
     def update_matrix(self, step_size: Scalar, *, simultaneous: bool = False) -> Float[Array, "2 2"]:
-        """Of one step of plain gradient descent on (theta, psi), [2, 2].
+        """The matrix by which one step of plain gradient descent multiplies (theta, psi), [2, 2].
 
         Args:
           step_size: h, the learning rate of both, a scalar.
           simultaneous: both move at once; otherwise the discriminator first, and the generator against what it became.
+
+        Returns:
+          [2, 2], as at the top of this file.
         """
         h = jnp.asarray(step_size, jnp.result_type(self.slope))
         one, zero = jnp.ones_like(h), jnp.zeros_like(h)
@@ -95,6 +105,9 @@ class DiracGAN(eqx.Module):
 
         Args:
           step_size, simultaneous: as of `update_matrix`, a scalar and a switch.
+
+        Returns:
+          The largest absolute value of an eigenvalue, a scalar.
         """
         matrix = self.update_matrix(step_size, simultaneous=simultaneous)
         trace, det = jnp.trace(matrix), matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]

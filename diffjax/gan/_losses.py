@@ -9,8 +9,8 @@ With data of density p and samples of density q the best discriminator of the fi
 2 log 2 - 2 JS(p, q); that of the third is log p/q up to a constant, since only differences of logits count. Near the
 equilibrium a small change of the generator is judged by the slope of the loss at logit 0: `slope`.
 
-Source: Goodfellow et al. 2014, section 3; Lim & Ye 2017 (Geometric GAN), hinge; Jolicoeur-Martineau 2019 (relativistic
-pairs); Huang et al. 2024 (R3GAN), eq. 3, arXiv:2501.05441.
+Source: Goodfellow et al. 2014, section 3, arXiv:1406.2661; Lim & Ye 2017 (Geometric GAN), hinge, arXiv:1705.02894;
+Jolicoeur-Martineau 2019 (relativistic pairs), arXiv:1807.00734; Huang et al. 2024 (R3GAN), eq. 3, arXiv:2501.05441.
 """
 
 import abc
@@ -29,6 +29,15 @@ Logits: TypeAlias = Float[Array, "b *m"]
 
 class AbstractGANLoss(eqx.Module):
     """A pair of losses, each [b], of logits [b, *m]; means over m.
+
+    >>> import jax.numpy as jnp
+    >>> from diffjax import gan
+    >>> real, fake = jnp.array([[2.0], [-1.0]]), jnp.array([[-2.0], [-3.0]])
+    >>> for loss in (gan.NonSaturating(), gan.Hinge(), gan.Relativistic()):
+    ...     print(loss.discriminator(real, fake).shape, loss.accuracy(real, fake), loss.slope)
+    (2,) 0.75 0.5
+    (2,) 0.75 1.0
+    (2,) 1.0 0.5
 
     `slope` is minus the derivative of the generator's loss by its logit where all logits are 0.
     """
@@ -51,11 +60,16 @@ class AbstractGANLoss(eqx.Module):
 class NonSaturating(AbstractGANLoss):
     """Logistic losses, the generator's of the label that it wants: its gradient does not vanish where it is found out.
 
+        softplus(-D(real)) + softplus(D(fake)),        softplus(-D(fake))
+
     >>> import jax.numpy as jnp
     >>> print(NonSaturating().generator(jnp.zeros((1, 1)), jnp.zeros((1, 1))))
     [0.6931472]
 
-    Source: Goodfellow et al. 2014, section 3.
+    Raises:
+      ValueError: logits that are no floating-point numbers, or of two shapes.
+
+    Source: Goodfellow et al. 2014, section 3, arXiv:1406.2661.
     """
 
     slope: ClassVar[float] = 0.5
@@ -74,7 +88,17 @@ class NonSaturating(AbstractGANLoss):
 class Hinge(AbstractGANLoss):
     """The hinge loss, usually with spectral norm: logits beyond 1 on the right side cost nothing.
 
-    Source: Lim & Ye 2017 (Geometric GAN), section 3; Miyato et al. 2018, eqs. 16-17.
+        max(0, 1 - D(real)) + max(0, 1 + D(fake)),        -D(fake)
+
+    >>> import jax.numpy as jnp
+    >>> print(Hinge().discriminator(jnp.array([[3.0], [0.5]]), jnp.array([[-3.0], [-0.5]])))
+    [0. 1.]
+
+    Raises:
+      ValueError: logits that are no floating-point numbers, or of two shapes.
+
+    Source: Lim & Ye 2017 (Geometric GAN), section 3, arXiv:1705.02894; Miyato et al. 2018, eqs. 16-17,
+    arXiv:1802.05957.
     """
 
     slope: ClassVar[float] = 1.0
@@ -93,8 +117,19 @@ class Hinge(AbstractGANLoss):
 class Relativistic(AbstractGANLoss):
     """Each sample against an item of data, the one at its place in the batch: which of the two is the real one?
 
+        softplus(D(fake) - D(real)),        softplus(D(real) - D(fake))
+
     A generator cannot win by moving all samples to where one half of the data is, as it can where data and samples are
-    judged apart. Source: Huang et al. 2024 (R3GAN), eq. 3.
+    judged apart.
+
+    >>> import jax.numpy as jnp
+    >>> print(Relativistic().generator(jnp.array([[7.0]]), jnp.array([[7.0]])))  # only the difference counts
+    [0.6931472]
+
+    Raises:
+      ValueError: logits that are no floating-point numbers, or of two shapes.
+
+    Source: Jolicoeur-Martineau 2019, arXiv:1807.00734; Huang et al. 2024 (R3GAN), eq. 3, arXiv:2501.05441.
     """
 
     slope: ClassVar[float] = 0.5

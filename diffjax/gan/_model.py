@@ -9,7 +9,7 @@
 Parameters are {"generator": ..., "discriminator": ...}, and with spectral norm "power", the vectors of its power
 iteration. The losses of a train step are those of `training_losses`, one for each of these entries.
 
-Source: Goodfellow et al. 2014; conditional: Mirza & Osindero 2014.
+Source: Goodfellow et al. 2014, arXiv:1406.2661; conditional: Mirza & Osindero 2014, arXiv:1411.1784.
 """
 
 import abc
@@ -43,7 +43,16 @@ Gamma: TypeAlias = Scalar | Callable[[Any], Any]
 
 
 class Pairs(NamedTuple):
-    """What a discriminator has to tell apart."""
+    """What a discriminator has to tell apart.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from diffjax import from_linen, gan, networks
+    >>> parts = networks.Perceptron((2,), width=16, depth=1), networks.Discriminator(width=16, depth=1)
+    >>> model, x0 = gan.GAN(*map(from_linen, parts), latents=4), jnp.ones((3, 2))
+    >>> pairs = model.pairs(model.init(jax.random.key(0), x0), jax.random.key(1), x0, index=jnp.arange(3))
+    >>> print(pairs.real.shape, pairs.fake.shape, pairs.given)
+    (3, 2) (3, 2) None
+    """
 
     real: Sample
     """Data [b, *d]; of a denoising GAN at the end of a step."""
@@ -92,7 +101,11 @@ class AbstractGAN(eqx.Module):
 
 @whole_numbers
 class GAN(AbstractGAN):
-    """A generative adversarial network: samples G(z), z ~ N(0, I).
+    """A generative adversarial network: samples are drawn by one evaluation of a network.
+
+        x0 = G(z, cond),   z ~ N(0, I)
+
+    A conditional one has `num_classes` in both networks; `init`, the losses and `generate_samples` are given labels.
 
     >>> import jax, jax.numpy as jnp
     >>> from diffjax import from_linen, gan, networks
@@ -114,6 +127,8 @@ class GAN(AbstractGAN):
 
     Raises:
       ValueError: a part is of another kind, or there is no latent.
+
+    Source: Goodfellow et al. 2014, arXiv:1406.2661; conditional: Mirza & Osindero 2014, arXiv:1411.1784.
     """
 
     generator: Network = eqx.field(static=True)
@@ -151,7 +166,7 @@ class GAN(AbstractGAN):
         return self._samples(params, key, index, cond, jnp.result_type(float), temperature)
 
     def decode(self, params: Params, z: Float[Array, "b k"], cond: Cond = None) -> Sample:
-        """G(z), [b, *d], of latents z [b, latents]."""
+        """The samples G(z), [b, *d], of latents z [b, latents]; `ValueError` where z has another shape."""
         z = as_samples("z", z)
         z = as_samples("z", z, (z.shape[0], self.latents))
         x0 = self.generator.apply(part_of(params, "generator"), z, jnp.zeros(z.shape[0], z.dtype), cond)
@@ -242,10 +257,10 @@ def discriminator_loss(
       add; and `accuracy` [], the share of logits of the right sign, or of relativistic pairs in the right order.
 
     Raises:
-      ValueError: a gamma is negative, `every` is not positive, loss is something else, or a network answers another
-        shape.
+      ValueError: a gamma is negative, `every` is not positive, loss is something else, params lack a part, or a
+        network answers another shape.
 
-    Source: Goodfellow et al. 2014; Mescheder et al. 2018, eq. 9.
+    Source: Goodfellow et al. 2014, arXiv:1406.2661; Mescheder et al. 2018, eq. 9, arXiv:1801.04406.
     """
     check_gan(gan)
     check_loss(loss)
@@ -278,6 +293,17 @@ def generator_loss(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The generator's loss, as the discriminator judges its samples.
 
+        mean_b loss(D(real), D(fake))        such as softplus(-D(G(z)))
+
+    >>> import jax, jax.numpy as jnp
+    >>> from diffjax import from_linen, gan, networks
+    >>> parts = networks.Perceptron((2,), width=16, depth=1), networks.Discriminator(width=16, depth=1)
+    >>> model, x0 = gan.GAN(*map(from_linen, parts), latents=4), jnp.ones((8, 2))
+    >>> params = model.init(jax.random.key(0), x0)
+    >>> loss, aux = generator_loss(model, params, jax.random.key(1), x0, loss=gan.Relativistic())
+    >>> print(loss.shape, aux["per_sample"].shape)
+    () (8,)
+
     Args:
       gan: the model.
       params: its parameters; no gradient reaches the discriminator's.
@@ -291,9 +317,9 @@ def generator_loss(
       The loss, a scalar, and `per_sample` [b].
 
     Raises:
-      ValueError: loss is something else, or a network answers another shape.
+      ValueError: loss is something else, params lack a part, or a network answers another shape.
 
-    Source: Goodfellow et al. 2014, section 3; Huang et al. 2024 (R3GAN), eq. 3.
+    Source: Goodfellow et al. 2014, section 3, arXiv:1406.2661; Huang et al. 2024 (R3GAN), eq. 3, arXiv:2501.05441.
     """
     check_gan(gan)
     check_loss(loss)
@@ -311,6 +337,17 @@ def generate_samples(
 ) -> Sample:
     """Samples of the model, [n, *d].
 
+        x0 = G(z, cond),   z ~ temperature N(0, I)        of a denoising GAN K steps of this kind
+
+    >>> import jax, jax.numpy as jnp
+    >>> from diffjax import from_linen, gan, networks
+    >>> generator = from_linen(networks.Perceptron((2,), width=16, depth=1, num_classes=3))
+    >>> discriminator = from_linen(networks.Discriminator(width=16, depth=1, num_classes=3))
+    >>> model, labels = gan.GAN(generator, discriminator, latents=4), jnp.arange(6) % 3
+    >>> params = model.init(jax.random.key(0), jnp.ones((6, 2)), labels)
+    >>> generate_samples(model, params, jax.random.key(1), jnp.arange(6), labels).shape
+    (6, 2)
+
     Args:
       gan: the model.
       params: its parameters.
@@ -319,8 +356,13 @@ def generate_samples(
       cond: conditions, a pytree of [n, ...], or None.
       temperature: multiplies the latents z; below 1 samples are more typical and less diverse.
 
+    Returns:
+      Samples [n, *d].
+
     Raises:
-      ValueError: indices that are none, or a temperature below 0.
+      ValueError: indices that are none, params without a generator, or a temperature below 0.
+
+    Source: Goodfellow et al. 2014, arXiv:1406.2661; Xiao et al. 2022, arXiv:2112.07804.
     """
     check_gan(gan)
     check_key(key)
@@ -367,6 +409,8 @@ def training_losses(
 
     Raises:
       ValueError: gan or loss is something else, a gamma is negative, or `every` is not positive.
+
+    Source: Goodfellow et al. 2014, algorithm 1, arXiv:1406.2661.
     """
     check_gan(gan)
     check_loss(loss)

@@ -8,7 +8,7 @@ rate that `DiracGAN` gives. A lazy penalty has the gradient of the eager one on 
 time; it is added to the loss of the step, so that Adam needs no other betas, as it would if it had steps of its own.
 
 Source: Mescheder et al. 2018, eq. 9, arXiv:1801.04406; lazy: Karras et al. 2020 (StyleGAN2), appendix B; Miyato et al.
-2018 (Spectral normalization), algorithm 1.
+2018 (Spectral normalization), algorithm 1, arXiv:1802.05957.
 """
 
 from collections.abc import Callable
@@ -46,10 +46,13 @@ def gradient_penalty(discriminator: Callable[[Sample], Logits], x: Sample, gamma
       x: data or samples, [b, *d].
       gamma: its weight, at least 0; it may be traced, so that annealing it compiles nothing.
 
+    Returns:
+      [b], to be added to the discriminator's loss.
+
     Raises:
       ValueError: gamma is negative, or the discriminator answers for another batch.
 
-    Source: Mescheder et al. 2018, eq. 9.
+    Source: Mescheder et al. 2018, eq. 9, arXiv:1801.04406.
     """
     x = as_samples("x", x)
     with at_once(gamma):
@@ -78,6 +81,9 @@ def lazy(
       step: of training, such as `Context.step`.
       every: steps from one to the next, at least 1; 1 is the penalty itself.
 
+    Returns:
+      [b], to be added to the discriminator's loss.
+
     Raises:
       ValueError: every is not positive.
 
@@ -98,12 +104,27 @@ def lazy(
 
 
 def init_power(key: Key, params: Params) -> dict[str, Float[Array, " k"]]:
-    """Unit vectors from which `spectral_norm` starts: path of each matrix of params -> [k], k its last axis.
+    """Unit vectors from which `spectral_norm` starts, for each matrix of parameters.
+
+        u = n/|n|,   n ~ N(0, I)
+
+    >>> import jax, jax.numpy as jnp
+    >>> power = init_power(jax.random.key(0), {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)})
+    >>> print({path: u.shape for path, u in power.items()})
+    {'kernel': (2,)}
 
     Args:
       key: one key.
       params: a discriminator's parameters, a pytree of arrays [*d]; those of fewer than two axes, such as biases, have
         no vector.
+
+    Returns:
+      Path of each matrix -> [k], k its last axis.
+
+    Raises:
+      ValueError: the key is none.
+
+    Source: Miyato et al. 2018, algorithm 1, arXiv:1802.05957.
     """
     check_key(key)
     matrices = {path: leaf for path, leaf in leaves_by_path(params).items() if jnp.ndim(leaf) > 1}
@@ -112,7 +133,7 @@ def init_power(key: Key, params: Params) -> dict[str, Float[Array, " k"]]:
 
 
 def spectral_norm(params: Params, power: dict[str, Float[Array, " k"]]) -> tuple[Params, dict[str, Float[Array, " k"]]]:
-    """(parameters with each matrix divided by its largest singular value, vectors after one more power iteration).
+    """Divides each matrix of parameters by its largest singular value, which a power iteration follows.
 
         v <- W u/|W u|,   u <- W'v/|W'v|,   sigma = v'W u,   W/sigma
 
@@ -133,10 +154,13 @@ def spectral_norm(params: Params, power: dict[str, Float[Array, " k"]]) -> tuple
       params: a discriminator's parameters, a pytree of arrays [*d].
       power: the vectors, as `init_power` makes them.
 
+    Returns:
+      Parameters and vectors, of the same shapes as those given.
+
     Raises:
       ValueError: the vectors are of other parameters.
 
-    Source: Miyato et al. 2018, algorithm 1.
+    Source: Miyato et al. 2018, algorithm 1, arXiv:1802.05957.
     """
     after = {}
 

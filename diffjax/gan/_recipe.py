@@ -17,7 +17,17 @@ from diffjax._typing import Scalar
 
 
 class R3GAN(NamedTuple):
-    """What `r3gan` gives."""
+    """What `r3gan` gives: a schedule for the penalties and an optimiser.
+
+    >>> recipe = r3gan(100, gamma=2.0)
+    >>> float(recipe.gamma(0))
+    2.0
+    >>> state = recipe.tx.init({"w": 0.0})
+    >>> round(float(state.hyperparams["b2"]), 3), round(float(state.hyperparams["learning_rate"]), 6)
+    (0.9, 0.0002)
+
+    Source: Huang et al. 2024 (R3GAN), arXiv:2501.05441.
+    """
 
     gamma: optax.Schedule
     """`step -> gamma`, for `r1` and `r2` of `training_losses`."""
@@ -38,6 +48,8 @@ def r3gan(
 ) -> R3GAN:
     """The schedules and the optimiser of R3GAN, of optax's parts.
 
+        value(step) = last + (first - last) (1 + cos(pi min(step, steps)/steps))/2
+
         recipe = gan.r3gan(10_000, gamma=0.1)
         losses = gan.training_losses(model, loss=gan.Relativistic(), r1=recipe.gamma, r2=recipe.gamma)
         objectives = [training.Objective(loss_fn, recipe.tx, name) for name, loss_fn in losses.items()]
@@ -55,8 +67,13 @@ def r3gan(
       beta2: Adam's decay of the second moment at the start.
       final_beta2: at the end.
 
+    Returns:
+      `R3GAN(gamma, tx)`.
+
     Raises:
       ValueError: steps or a learning rate is not positive, a gamma is negative, or a beta2 not in [0, 1).
+
+    Source: Huang et al. 2024 (R3GAN), section 3 and appendix, arXiv:2501.05441.
     """
     if steps < 1:
         raise ValueError(f"steps: at least one is needed, got {steps}")

@@ -11,8 +11,9 @@ Norms of a batch would make a sample's logit depend on the others, where a gradi
 called as every other network, `(x, c_noise, cond)`: a discriminator of noisy pairs is given them along the last axis,
 and their noise level. A label is a condition of the generator and of the discriminator.
 
-Source: Huang et al. 2024 (R3GAN), section 3, no norms and residual branches from zero; the latent by a mapping network:
-Karras et al. 2019 (StyleGAN), section 2, and Xiao et al. 2022 (denoising diffusion GAN), appendix C.
+Source: Huang et al. 2024 (R3GAN), section 3, arXiv:2501.05441, no norms and residual branches from zero; the latent by
+a mapping network: Karras et al. 2019 (StyleGAN), section 2, and Xiao et al. 2022 (denoising diffusion GAN), appendix C,
+arXiv:2112.07804.
 """
 
 import math
@@ -39,6 +40,11 @@ GAIN = math.sqrt(2 / (1 + LEAK**2))
 
 class WithLatent(NamedTuple):
     """A condition with a latent: what the generator of a denoising diffusion GAN is given.
+
+    >>> import jax.numpy as jnp
+    >>> given = WithLatent(jnp.zeros((4, 8)), cond=jnp.arange(4))
+    >>> print(given.z.shape, given.cond)
+    (4, 8) [0 1 2 3]
 
     Attributes:
       z: the latent, [b, k].
@@ -97,6 +103,14 @@ class Discriminator(nn.Module):
 class ImageDiscriminator(nn.Module):
     """`(x [b, h, w, c], c_noise [b], cond) -> logits [b, 1]`, float32 at least; positive for what looks like data.
 
+    >>> import jax, jax.numpy as jnp
+    >>> from diffjax import from_linen
+    >>> network, x = from_linen(ImageDiscriminator(channels=(4, 8), num_classes=10)), jnp.zeros((2, 8, 8, 1))
+    >>> labels = jnp.array([3, 7])
+    >>> params = network.init(jax.random.key(0), x, jnp.zeros(2), labels)
+    >>> network.apply(params, x, jnp.zeros(2), labels).shape
+    (2, 1)
+
     Attributes:
       channels: of each level, finest first; each level after the first halves the size, rounded up. The pixels of the
         last are flattened, so the parameters are those of one image size.
@@ -136,6 +150,12 @@ class ImageDiscriminator(nn.Module):
 @whole_numbers
 class ImageGenerator(nn.Module):
     """`(z [b, k], c_noise, cond) -> x [b, h, w, c]`, float32 at least; c_noise is ignored.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from diffjax import from_linen
+    >>> network, z = from_linen(ImageGenerator((8, 8, 1), channels=(4, 8))), jnp.zeros((2, 16))
+    >>> network.apply(network.init(jax.random.key(0), z, jnp.zeros(2), None), z, jnp.zeros(2), None).shape
+    (2, 8, 8, 1)
 
     Attributes:
       shape: (h, w, c) of the images.
