@@ -38,9 +38,12 @@ class Record(NamedTuple):
     parents: set
     """Keys that others were derived from."""
 
-    def check(self):
-        """No key is drawn from twice, nor both drawn from and derived from: two draws could be equal."""
-        twice = [key for key, times in self.draws.items() if times > 1]
+    def check(self, *, again=False):
+        """No key is drawn from twice, unless that is meant, nor both drawn from and derived from.
+
+        Else two draws could be equal: `split(key)[i]` is `fold_in(key, i)`.
+        """
+        twice = [key for key, times in self.draws.items() if times > 1 and not again]
         assert not twice, f"{len(twice)} of {len(self.draws)} keys are drawn from more than once"
         both = self.draws.keys() & self.parents
         assert not both, f"{len(both)} of {len(self.draws)} keys are drawn from, and others are derived from them too"
