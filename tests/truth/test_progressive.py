@@ -235,8 +235,8 @@ def test_what_does_not_fit_is_refused():
         with pytest.raises(ValueError, match=words):
             call(*args, **kwargs)
 
-    for wrong in (np.array([0.0, 1.0]), np.array([1.0, 0.1]), np.array([1.1, 0.0]), np.array([1.0])):
-        refused("grid: two or more times are needed that descend from at most 1 to 0", target, grid=wrong)
+    for wrong in ([0.0, 1.0], [1.0, 0.1], [1.1, 0.0], [1.0], [1.0, 0.5, 0.5, 0.0]):
+        refused("grid: two or more times are needed that descend from at most 1 to 0", target, grid=np.array(wrong))
     refused("grid: the times must be known before tracing", jax.jit(lambda g: target(grid=g)), jnp.asarray(grid))
     for wrong in (np.linspace(1.0, 0.0, 8), np.linspace(1.0, 0.0, 10), np.linspace(1.0, 0.0, 9) ** 2, grid):
         refused("teacher_grid: it must contain the student's grid", target, teacher_grid=wrong)
