@@ -319,6 +319,25 @@ class NNXStack(nnx.Module):
         return nnx.scan(one, out_axes=(nnx.Carry, 0))(x, (self.linear, self.drop))[1]
 
 
+class NNXListedConstants(nnx.Module):
+    """Arrays in nnx.List, nnx.Dict, plain containers, and the layers of a stack."""
+
+    def __init__(self, rngs):
+        self.listed = nnx.List([jnp.arange(2.0), np.ones(2, np.float32)])
+        self.named = nnx.Dict(more=jnp.ones(()))
+        self.plain = nnx.data([{"most": jnp.full(2, 0.5)}])
+
+    def __call__(self, x, c_noise, cond):
+        return x * self.listed[0] + self.listed[1] + self.named["more"] + self.plain[0]["most"]
+
+
+def test_arrays_in_containers_of_an_nnx_module_are_constants():
+    network, x = from_nnx(NNXListedConstants), jnp.array([[1.0, 2.0]])
+    assert network.init(KEY, x, jnp.zeros(1)) == {}
+    np.testing.assert_array_equal(network.apply({}, x, jnp.zeros(1)), [[2.5, 4.5]])
+    np.testing.assert_array_equal(jax.jit(network.apply)({}, x, jnp.zeros(1)), [[2.5, 4.5]])
+
+
 def test_stacked_nnx_layers_drop_each_by_a_key_of_its_own():
     network, x = from_nnx(NNXStack), jnp.ones((8, 64))
     params = network.init(KEY, x, jnp.zeros(8))

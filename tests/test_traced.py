@@ -234,3 +234,18 @@ def test_a_schedule_of_a_traced_number_may_be_wrapped():
         return process.Shifted(made, 0.0).alpha(0.5), process.Retimed(clipped, clipped).alpha(0.5)
 
     np.testing.assert_allclose(alphas(1.0), 0.5, rtol=1e-6)
+
+
+def test_a_schedule_that_closes_over_a_traced_number_may_be_made_under_grad_and_vmap():
+    """Outside jit, where an array of no traced number is a value, but those of the schedule are not."""
+
+    def alphas(scale):
+        made = process.Schedule(lambda t: scale * (1 - t), lambda t: t)
+        shifted, clipped = process.Shifted(made, 0.0), process.Clipped(made, 8.0, -8.0)
+        retimed = process.Retimed(made, process.Clipped(dj.Cosine(), 8.0, -8.0))
+        return jnp.stack([shifted.alpha(0.5), clipped.alpha(0.5) / clipped.sigma(0.5), retimed.alpha(0.5)])
+
+    eager = alphas(1.0)
+    np.testing.assert_allclose(jax.jvp(alphas, (1.0,), (1.0,))[0], eager, rtol=1e-5)
+    np.testing.assert_allclose(jax.vmap(alphas)(jnp.ones(2))[1], eager, rtol=1e-5)
+    assert np.all(np.isfinite(jax.jacrev(alphas)(1.0)))

@@ -189,8 +189,8 @@ def from_nnx(build: "Callable[[nnx.Rngs], nnx.Module]") -> Network:
         `module(x [b, *d], c_noise [b], cond)`; it is made before c_noise is seen, so its parameters are the same with a
         c_noise [b, 2], and `with_second_time` has none to add. With a key the module is put in training
         mode (`module.train()`) and every generator in it gets another key, folded from that key; without, it is in
-        evaluation mode. Arrays that are plain attributes are constants, as `build(nnx.Rngs(0))` makes them: they do not
-        train.
+        evaluation mode. Arrays that are no variables (attributes, or in their lists and dicts) are constants, as
+        `build(nnx.Rngs(0))` makes them: they do not train.
 
     Returns:
       A network whose parameters are a flat dict from path ("layers.0.kernel") to array. Plain arrays in, plain arrays
@@ -201,25 +201,17 @@ def from_nnx(build: "Callable[[nnx.Rngs], nnx.Module]") -> Network:
     """
     from flax import nnx  # a third of a second, for those who use it
 
-    places: list[tuple[tuple, str]] = []
-
-    def without_constants():
-        module = build(nnx.Rngs(0))
-        places[:] = _array_attributes(module)
-        for path, name in places:
-            setattr(_node_at(module, path), name, None)
-        return module
-
-    def constants_alone():
-        module = build(nnx.Rngs(0))
-        return [getattr(_node_at(module, path), name) for path, name in places]
-
-    graph, params, random, rest = nnx.split(nnx.eval_shape(without_constants), nnx.Param, nnx.RngState, ...)
-    state = nnx.to_flat_state(rest)
-    others = [f"{_dotted(path)} ({type(leaf).__name__})" for path, leaf in state]
-    _refuse(build, others, any(isinstance(leaf, nnx.BatchStat) for _, leaf in state))
+    parts = lambda: nnx.split(_with_arrays_as_data(build(nnx.Rngs(0))), nnx.Param, nnx.RngState, ...)
+    is_variable = lambda leaf: isinstance(leaf, nnx.Variable)
+    arrays = lambda state: [(path, leaf) for path, leaf in nnx.to_flat_state(state) if not is_variable(leaf)]
+    graph, params, random, rest = jax.eval_shape(parts)
+    others = [(path, leaf) for path, leaf in nnx.to_flat_state(rest) if is_variable(leaf)]
+    names = [f"{_dotted(path)} ({type(leaf).__name__})" for path, leaf in others]
+    _refuse(build, names, any(isinstance(leaf, nnx.BatchStat) for _, leaf in others))
+    places = [path for path, _ in arrays(rest)]
     with jax.ensure_compile_time_eval():  # of the program, the compiler leaves out whatever only parameters need
-        constants = jax.jit(constants_alone)() if places else []
+        values = jax.jit(lambda: [leaf for _, leaf in arrays(parts()[-1])])() if places else []
+    constants = nnx.from_flat_state(list(zip(places, values, strict=True)))
     param_slots, random_slots = nnx.to_flat_state(params), nnx.to_flat_state(random)
 
     def init(key, x, c_noise, cond=None):
@@ -238,9 +230,7 @@ def from_nnx(build: "Callable[[nnx.Rngs], nnx.Module]") -> Network:
 
         keys = [(path, slot.replace(drawn(i, slot))) for i, (path, slot) in enumerate(random_slots)]
         values = [(path, slot.replace(params[_dotted(path)])) for path, slot in param_slots]
-        module = nnx.merge(graph, nnx.from_flat_state(values), nnx.from_flat_state(keys))
-        for (path, name), constant in zip(places, constants, strict=True):
-            setattr(_node_at(module, path), name, nnx.data(constant))
+        module = nnx.merge(graph, nnx.from_flat_state(values), nnx.from_flat_state(keys), constants)
         module.eval() if key is None else module.train()
         return module(x, c_noise, cond)  # pyright: ignore[reportCallIssue]
 
@@ -317,24 +307,15 @@ def _refuse(module, others, batch_norm):
         )
 
 
-def _array_attributes(module):
-    """(path, name) of each array that is an attribute of a node of an NNX module, and no variable."""
+def _with_arrays_as_data(module):
+    """The module, its attributes that are arrays marked as data, which those made under a trace are not."""
     from flax import nnx
 
-    is_array = lambda value: isinstance(value, jax.Array | np.ndarray)
-    nodes = [(path, node) for path, node in nnx.iter_graph(module) if isinstance(node, nnx.Pytree)]
-    return [
-        (path, name)
-        for path, node in nodes
-        if not isinstance(node, nnx.Variable)
-        for name, value in vars(node).items()
-        if is_array(value)
-    ]
-
-
-def _node_at(module, path):
-    for part in path:
-        module = module[part] if isinstance(part, int) else getattr(module, part)
+    for _, node in nnx.iter_graph(module):
+        if isinstance(node, nnx.Pytree) and not isinstance(node, nnx.Variable):
+            for name, value in list(vars(node).items()):
+                if isinstance(value, jax.Array | np.ndarray):
+                    setattr(node, name, nnx.data(value))
     return module
 
 

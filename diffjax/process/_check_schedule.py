@@ -18,7 +18,7 @@ _CHECKED_TIMES = np.concatenate([[0.0, 1e-4], np.arange(1, 1000) / 1000, [1 - 1e
 
 
 def check_schedule(process: AbstractProcess) -> None:
-    """Checks a schedule at a thousand times, in float64 on the host; not at all under a trace.
+    """Checks a schedule at a thousand times, in float64 on the host; not at all where it is traced.
 
     Raises:
       ValueError: alpha or sigma is not positive and finite inside, or logsnr does not fall.
@@ -26,7 +26,8 @@ def check_schedule(process: AbstractProcess) -> None:
     Warns:
       UserWarning: float32 loses the digits of alpha or sigma.
     """
-    if not is_concrete(jnp.ones(())):
+    middle = jnp.full((), 0.5)
+    if not is_concrete((process.alpha(middle), process.sigma(middle))):  # they may close over what grad or vmap traces
         return
     with on_host():
         alpha, sigma = _in_float64(process, _CHECKED_TIMES)
