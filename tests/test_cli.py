@@ -1,5 +1,6 @@
 """The command line as a user has it: what it writes, what it says, and what it refuses."""
 
+import io
 import json
 import os
 import re
@@ -486,6 +487,17 @@ def test_a_mistyped_word_or_value_is_told_with_the_nearest(argv, said, capfd):
     preset = "toy2d " if argv.startswith("train toy2d") else ""
     assert err.endswith(f"(diffjax {known}{preset}--help lists what there is)\n")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", ["train toy2d --stpes 3", "trian toy2d", "train toy2d --steps 10.5"])
+def test_a_mistake_is_told_in_the_same_words_where_stdout_is_ascii_or_closed(argv, monkeypatch, capfd):
+    said = []
+    for stdout in (sys.stdout, io.TextIOWrapper(io.BytesIO(), encoding="ascii"), None):
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(argv.split()) == 2
+        said.append(capfd.readouterr().err)
+    assert said[0].startswith("diffjax: ")
+    assert said[1:] == said[:1] * 2
 
 
 @pytest.mark.parametrize("argv", ["train toy2d", "sample RUN", "checkpoint export RUN"])

@@ -153,7 +153,9 @@ def _parse(argv: list[str]) -> Train | Distill | Sample | Evaluate | EncodeText 
     )
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint), READER:
+        # tyro asks stdout for its encoding; it is None where it was closed.
+        out = contextlib.redirect_stdout(sys.stdout or io.StringIO())
+        with out, contextlib.redirect_stderr(complaint), READER:
             return tyro.cli(
                 commands,
                 args=argv,
@@ -167,8 +169,9 @@ def _parse(argv: list[str]) -> Train | Distill | Sample | Evaluate | EncodeText 
     text = re.sub(r"\x1b\[[0-9;]*m", "", complaint.getvalue())
     sections = [[]]
     for line in (line.strip("│ ╭╰╮╯") for line in text.splitlines()[1:]):
-        sections.append([]) if line.startswith("──") else sections[-1].append(line)
-    said = [" ".join(" ".join(section).split()) for section in sections]
+        # A rule is of hyphens where stdout cannot say more than ASCII, and there is one below the title.
+        sections.append([]) if line and not line.strip("─-") else sections[-1].append(line)
+    said = [part for section in sections if (part := " ".join(" ".join(section).split()))]
     named = [said[0], *(part for part in said[1:] if part.startswith("Available"))]
     named[0] = explain(named[0], argv, every)
     raise ValueError(f"{'; '.join(named)} ({_help_of(argv, every)} lists what there is)")
