@@ -5,7 +5,7 @@ chosen. `ax.figure.savefig(path)` writes one.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +243,25 @@ def loss_curve(
     ax.legend(loc="upper right")
     ax.set(xlabel="step", ylabel="loss", yscale="log" if log else "linear")
     return ax
+
+
+def save_loss_curves(path: str | Path, steps: Shaped[Any, " n"], losses: Mapping[str, Shaped[Any, " n"]]) -> None:
+    """A picture of the `loss_curve` of each of the losses, by name, one below another.
+
+    Args:
+      path: of a .png.
+      steps: ascending, of all.
+      losses: name -> [n].
+
+    Raises:
+      ValueError: there is none, or as `loss_curve`.
+    """
+    if not losses:
+        raise ValueError("losses: at least one is needed, got none")
+    figure = Figure(figsize=(6.4, 4.8 * len(losses)), layout="tight")
+    for ax, (name, values) in zip(figure.subplots(len(losses), squeeze=False).flat, losses.items(), strict=True):
+        loss_curve(steps, values, ax=ax).set_ylabel(name.replace("/", " "))
+    figure.savefig(path, dpi=150)
 
 
 def _running_mean(at: np.ndarray, values: np.ndarray, width: float) -> np.ndarray:

@@ -409,6 +409,28 @@ def test_dropout_behind_a_switch_of_another_name_is_refused_in_training():
         assert (from_linen(module).apply({}, x, jnp.zeros(4), key=KEY) == 0).any()
 
 
+class LinenWords(nn.Module):
+    """Dropout behind a word, and behind a number; a rate is no switch."""
+
+    by_word: bool
+
+    @nn.compact
+    def __call__(self, x, c_noise, cond, mode: str = "eval", drop: int = 0, rate: float = 0.0):
+        x = nn.Dropout(rate)(x, deterministic=False)
+        return nn.Dropout(0.5)(x, deterministic=mode != "train" if self.by_word else not drop)
+
+
+@pytest.mark.parametrize(
+    ("by_word", "message"),
+    [(True, "unless mode='train', .*mode='train' if train else 'eval'"), (False, "drop=1, .*drop=1 if train else 0")],
+)
+def test_dropout_behind_a_word_or_a_number_is_refused_in_training(by_word, message):
+    network, x = from_linen(LinenWords(by_word)), jnp.ones((4, 4))
+    np.testing.assert_array_equal(network.apply({}, x, jnp.zeros(4)), x)
+    with pytest.raises(ValueError, match=f"module: LinenWords .*{message}"):
+        network.apply({}, x, jnp.zeros(4), key=KEY)
+
+
 def test_linen_modules_draw_from_collections_of_their_own():
     """With a key, and as much dropout as without them; without a key they are refused."""
     network, plain, x = from_linen(LinenTrain(noisy=True)), from_linen(LinenTrain()), jnp.ones((32, 32))

@@ -87,15 +87,9 @@ def save_loss(path: Path, log: Path) -> bool:
         losses = {name: values for name, values in losses.items() if np.any(np.isfinite(values))}
         if not losses:
             return False
-        from matplotlib.figure import Figure
-
         from diffjax import viz
 
-        figure = Figure(figsize=(6.4, 4.8 * len(losses)), layout="tight")
-        for ax, (name, values) in zip(figure.subplots(len(losses), squeeze=False).flat, losses.items(), strict=True):
-            viz.loss_curve([line["step"] for line in lines], values, ax=ax)
-            ax.set_ylabel(name.replace("/", " "))
-        figure.savefig(path, dpi=150)
+        viz.save_loss_curves(path, [line["step"] for line in lines], losses)
     except Exception as error:
         _warn(f"{path}: {error or type(error).__name__}; there is no curve of the loss")
         return False

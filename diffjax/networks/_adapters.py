@@ -60,8 +60,8 @@ def from_linen(module: nn.Module) -> Network:
 
     Raises:
       ValueError: module is something else; at `init`, when it has variables other than parameters; at `apply`, when it
-        draws random numbers and is given no key, or when it is given one and only a boolean argument of another name,
-        such as `enable_dropout`, would turn its dropout on.
+        draws random numbers and is given no key, or when it is given one and only an argument of another name, such as
+        `enable_dropout` or `mode="eval"`, would turn its dropout on.
     """
     if not isinstance(module, nn.Module):
         got = module.__name__ if isinstance(module, type) else type(module).__name__
@@ -81,7 +81,11 @@ class _OfLinen:
         # After self, x, c_noise, cond.
         options = {p.name: p.default for i, p in enumerate(given) if i > 3 or p.kind is p.KEYWORD_ONLY}
         self.off, self.on = options.keys() & _OFF, options.keys() & _ON
-        self.others = {k: v for k, v in options.items() if isinstance(v, bool) and k not in _OFF | _ON}
+        self.others = {
+            name: default
+            for name, default in options.items()
+            if name not in _OFF | _ON and (isinstance(default, str) or (isinstance(default, int) and default in (0, 1)))
+        }
         self.draws_more = False
         self.of: Hashable = module, _kinds(module)
         try:
@@ -143,7 +147,7 @@ class _LinenApply(_OfLinen):
     def refuse_silent_dropout(self, params: Params, x: Sample, c_noise: Array, cond: Cond, key: Key) -> None:
         """Raises `ValueError` where no dropout is drawn in training, but is with another value of one of `others`."""
 
-        def has_dropout(**other: bool) -> bool:
+        def has_dropout(**other: Any) -> bool:
             flags: dict[str, Any] = self.switch(key) | other
             run = lambda *args: self.module.apply({"params": params}, *args, **flags)
             try:
@@ -157,15 +161,24 @@ class _LinenApply(_OfLinen):
         others, self.others = self.others, {}  # once is enough
         if has_dropout():
             return
-        if wrong := [(o, not default) for o, default in others.items() if has_dropout(**{o: not default})]:
+        changed = {option: _other(default) for option, default in others.items()}
+        if wrong := [option for option, value in changed.items() if has_dropout(**{option: value})]:
             self.others = others
-            name, (option, value) = type(self.module).__name__, wrong[0]
-            switch = "train" if value else "not train"
+            name, option = type(self.module).__name__, wrong[0]
+            value, default = changed[option], others[option]
+            switch = (
+                "train" if value is True else "not train" if value is False else f"{value!r} if train else {default!r}"
+            )
             raise ValueError(
-                f"module: {name} has no dropout in training unless {option}={value}, and `from_linen` sets only "
+                f"module: {name} has no dropout in training unless {option}={value!r}, and `from_linen` sets only "
                 f"{', '.join(sorted(_OFF | _ON))}; wrap it in a module with "
                 f"`__call__(self, x, c_noise, cond, train=False)` that calls it with {option}={switch}"
             )
+
+
+def _other(value: Any) -> Any:
+    """What a switch may stand at instead: False for True, 1 for 0, "train" for any other word."""
+    return ("eval" if value == "train" else "train") if isinstance(value, str) else type(value)(not value)
 
 
 def from_nnx(build: "Callable[[nnx.Rngs], nnx.Module]") -> Network:
