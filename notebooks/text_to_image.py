@@ -18,7 +18,7 @@
 # coverage for alignment. Everything here has a known answer. First captions on a mixture of Gaussians, whose guided
 # field is exact; then scenes of coloured shapes, whose factors a classifier reads from the picture.
 #
-# About ten minutes on two CPU cores, most of it training; `DIFFJAX_FAST=1` makes it half a minute.
+# About ten minutes on one CPU core, most of it training; `DIFFJAX_FAST=1` makes it a minute.
 
 # %%
 import os
@@ -38,7 +38,7 @@ from diffjax import config, data, guidance, losses, networks, training, viz
 
 FAST = os.environ.get("DIFFJAX_FAST") == "1"
 POINTS = 500 if FAST else 4000
-UPDATES, READING, PRETRAINING, IMAGES = (10, 20, 10, 32) if FAST else (3000, 1500, 1000, 250)
+UPDATES, READING, PRETRAINING, IMAGES = (10, 20, 10, 32) if FAST else (2000, 1500, 1000, 250)
 FOLDER = Path(mkdtemp())
 
 # %% [markdown]
@@ -235,4 +235,4 @@ here = Path(__file__).parent if "__file__" in globals() else Path.cwd()  # a scr
 sys.path.insert(0, str(here.parent / "scripts"))
 import text_to_image as study
 
-fig = study.draw(study.OUT)
+fig = study.draw(study.OUT, plt.figure(figsize=(13, 6.5), layout="constrained"))

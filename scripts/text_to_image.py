@@ -328,12 +328,12 @@ def table(out):
     return lines
 
 
-def draw(out):
-    """The figure: alignment, fidelity and coverage of the base over the guidance scale, and the encoders beside."""
+def draw(out, figure=None):
+    """On a figure: alignment, fidelity and coverage of the base over the guidance scale, and the encoders beside."""
     from matplotlib.figure import Figure
 
     found = means(read(out))
-    figure = Figure(figsize=(13, 6.5), layout="constrained")
+    figure = Figure(figsize=(13, 6.5), layout="constrained") if figure is None else figure
     axes = figure.subplots(2, 4)
     shown = (("all_right", "all factors right"), ("precision", "fidelity (precision)"), ("coverage", "coverage"))
     for line, captions in zip(axes, SPLITS, strict=True):

@@ -270,6 +270,7 @@ PRESETS = {
         "network.channels": (16, 32, 64),
         "network.attention": (1, 2),
         "network.head_channels": 16,
+        "optimiser.learning_rate": 2e-3,
         "guidance.scale": 3.0,
     },
     "digit_scenes": {
@@ -280,6 +281,7 @@ PRESETS = {
         "network.channels": (16, 32, 64),
         "network.attention": (1, 2),
         "network.head_channels": 16,
+        "optimiser.learning_rate": 2e-3,
         "guidance.scale": 3.0,
     },
     "digits_vae": {

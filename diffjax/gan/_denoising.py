@@ -53,6 +53,7 @@ LatentGenerator: TypeAlias = Callable[[Sample, Time, Float[Array, "b k"]], Sampl
 """`G(xt [b, *d], t [] or [b], z [b, latents]) -> x0 [b, *d]`, a draw of q(x0 | xt) where z ~ N(0, I)."""
 
 
+@whole_numbers
 class NetworkGenerator(eqx.Module):
     """`G(xt [b, *d], t [] or [b], z [b, latents]) -> x0 [b, *d]` of a network; made by `DenoisingGAN.conditioned`.
 
