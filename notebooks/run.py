@@ -59,7 +59,7 @@ def main(arguments):
         NotebookClient(notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": HERE}}).execute()
         for cell in notebook.cells:
             if "outputs" in cell:  # some bars are drawn all the same
-                cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr" or "step/s" not in out.text]
+                cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr" or "\r" not in out.text]
         printed = [
             out.text for cell in notebook.cells for out in cell.get("outputs", []) if out.get("name") == "stdout"
         ]
