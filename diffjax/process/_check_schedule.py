@@ -26,8 +26,7 @@ def check_schedule(process: AbstractProcess) -> None:
     Warns:
       UserWarning: float32 loses the digits of alpha or sigma.
     """
-    middle = jnp.full((), 0.5)
-    if not is_concrete((process.alpha(middle), process.sigma(middle))):  # they may close over what grad or vmap traces
+    if not is_concrete(_alpha_sigma(process, jnp.full((), 0.5))):  # they may close over what grad or vmap traces
         return
     with on_host():
         alpha, sigma = _in_float64(process, _CHECKED_TIMES)
@@ -51,12 +50,16 @@ def check_schedule(process: AbstractProcess) -> None:
         _check_float32(process, name)
 
 
+def _alpha_sigma(process, t):
+    return process.alpha(t), process.sigma(t)
+
+
 def _in_float64(process, times):
     """alpha and sigma at times [n], [n] each, computed in float64."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         exact = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), float) if eqx.is_inexact_array(x) else x, process)
         t = jnp.asarray(times, float)
-        return [np.broadcast_to(function(t), t.shape) for function in (exact.alpha, exact.sigma)]
+        return [np.broadcast_to(value, t.shape) for value in _alpha_sigma(exact, t)]
 
 
 _NEAR_AN_END = np.geomspace(1e-10, 0.1, 60)
