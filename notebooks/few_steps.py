@@ -186,7 +186,8 @@ if study.OUT.is_file():
 
 # %% [markdown]
 # Progressive distillation keeps the quality of its teacher's 16 steps down to a single one; at one step continuous-time
-# consistency distillation (sCD) and shortcut models come close, then MeanFlow with the teacher, MeanFlow, and consistency
-# training, whose seeds differ by twice. Shortcut models and MeanFlow gain with each step and stay near the flow. Consistency models know s = 0
-# alone, so that their further steps need fresh noise: that helps where one step is poor (easy consistency), but samples
-# are no longer where the first noise belongs, and their distance to the exact flow grows.
+# consistency distillation (sCD) and shortcut models come close, then MeanFlow with the teacher, MeanFlow, and
+# consistency training, whose seeds differ by twice. Shortcut models and MeanFlow gain with each step and stay near the
+# flow. Consistency models know s = 0 alone, so that their further steps need fresh noise: that helps where one step is
+# poor (easy consistency), but samples are no longer where the first noise belongs, and their distance to the exact flow
+# grows.
