@@ -248,6 +248,11 @@ def loss_curve(
 def save_loss_curves(path: str | Path, steps: Shaped[Any, " n"], losses: Mapping[str, Shaped[Any, " n"]]) -> None:
     """A picture of the `loss_curve` of each of the losses, by name, one below another.
 
+    >>> from tempfile import mkdtemp
+    >>> from diffjax import viz
+    >>> losses = {"generator": [1.0, 0.8, 0.7], "discriminator": [0.7, 0.6, 0.6]}
+    >>> viz.save_loss_curves(mkdtemp() + "/losses.png", [10, 20, 30], losses)
+
     Args:
       path: of a .png.
       steps: ascending, of all.

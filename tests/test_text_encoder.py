@@ -13,7 +13,7 @@ from command_line import covers, done, refused
 from test_texts import IMAGES, LINES, TIDY, folder_of
 
 from diffjax import losses
-from diffjax.config import TextEncoder, load_text_encoder, make_text_encoder
+from diffjax.config import TextEncoder, load_text_encoder, make_text_encoder, store_text_encoder
 from diffjax.config._text_encoder import pretrain
 from diffjax.config._whitening import fit_whitening
 from diffjax.data import EncodedTexts, digit_scenes, load_texts, shapes
@@ -256,6 +256,8 @@ def test_whitened_tokens_have_unit_covariance(folder, tmp_path):
     assert encoder.fingerprint != plain.fingerprint
     assert load_text_encoder(tmp_path / "white").fingerprint == encoder.fingerprint
     np.testing.assert_array_equal(load_text_encoder(tmp_path / "white")(CAPTIONS).embedding, white.embedding)
+    stored = store_text_encoder(tmp_path / "copy", encoder)
+    assert stored.fingerprint == load_text_encoder(tmp_path / "copy").fingerprint == encoder.fingerprint
     for whiten, at in ((False, tmp_path / "white"), (True, folder)):
         with pytest.raises(ValueError, match=f"whiten: .* holds an encoder with whiten {not whiten}, not {whiten}"):
             make_text_encoder(at, CAPTIONS, whiten=whiten, **given)

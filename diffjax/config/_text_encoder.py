@@ -156,7 +156,8 @@ class TextEncoder:
             save_pretrained(folder / ENCODER, self.params, t5_config(self.module))
         if self.whitening is not None:
             save_weights(folder / WHITENING, self.whitening._asdict())
-        write_durably(folder / ABOUT, json.dumps(about | {"length": self.length, "dtype": self.dtype}, indent=2) + "\n")
+        own = {"length": self.length, "dtype": self.dtype, "whiten": self.whitening is not None}
+        write_durably(folder / ABOUT, json.dumps(about | own, indent=2) + "\n")
 
 
 def load_text_encoder(folder: str | Path) -> TextEncoder:

@@ -65,6 +65,14 @@ def trained_text_encoder(
 def store_text_encoder(folder: str | Path, encoder: TextEncoder) -> TextEncoder:
     """The encoder in a folder of its own, as `load_text_encoder` reads it; the one that is there, if it is the same.
 
+    >>> from tempfile import mkdtemp
+    >>> from diffjax import config
+    >>> captions = ["a red circle", "a blue square"]
+    >>> encoder = config.make_text_encoder(mkdtemp() + "/a", captions, size="tiny", whiten=True)
+    >>> copy = config.store_text_encoder(mkdtemp() + "/b", encoder)
+    >>> copy.fingerprint == encoder.fingerprint
+    True
+
     Args:
       folder: is made.
       encoder: such as `trained_text_encoder` gives it.

@@ -2,8 +2,8 @@
 
     y = (x - mean) C^(-1/2),    C = Cov[x] over the tokens of the captions,  eigenvalues at least 1e-4 of the largest
 
-The tokens of a small encoder differ by their word almost alone. Which object a word belongs to is there, but a hundred
-times fainter, and a network hardly hears it: it then draws what is named with colours that have changed places.
+The tokens of a small encoder differ by their word almost alone. Which object a word belongs to is there, with a
+hundredth of the variance, and a network hardly learns it: it draws what is named, with colours that change places.
 """
 
 from typing import NamedTuple

@@ -51,6 +51,7 @@ def check_schedule(process: AbstractProcess) -> None:
 
 
 def _alpha_sigma(process, t):
+    """alpha and sigma at times t, [] or [n]."""
     return process.alpha(t), process.sigma(t)
 
 
@@ -72,7 +73,7 @@ def _check_float32(process, name):
     """Compares a schedule in float32 with itself in float64, where |logsnr| is at most 20."""
     with on_host():
         t = jnp.asarray(_FLOAT32_TIMES)
-        rough = [np.broadcast_to(function(t), t.shape) for function in (process.alpha, process.sigma)]
+        rough = [np.broadcast_to(value, t.shape) for value in _alpha_sigma(process, t)]
         fine = _in_float64(process, _FLOAT32_TIMES)
     with np.errstate(divide="ignore", invalid="ignore"):
         inside = abs(2 * np.log(fine[0] / fine[1])) <= MAX_LOGSNR
