@@ -133,7 +133,7 @@ print(f"{len(data.shapes('all').texts)} captions; factors: {', '.join(scenes.fac
 # once, and a network is given the tokens with their mask.
 #
 # Its features are whitened. In those of the encoder itself the word is nearly all there is: which of the two objects a
-# "circle" is, the rest of the sentence must tell, and what it tells is a hundred times fainter, as the spectrum of the
+# "circle" is, the rest of the sentence must tell, and that has a hundredth of the variance, as the spectrum of the
 # tokens shows. A network trained on them draws the right colours and shapes, at the wrong objects.
 
 # %%
