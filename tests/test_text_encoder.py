@@ -241,8 +241,10 @@ def test_whitened_tokens_have_unit_covariance(folder, tmp_path):
     mean, matrix = fit_whitening(thin, mask)
     largest = np.linalg.eigvalsh(np.cov(thin[mask].T, bias=True))[-1]
     assert np.linalg.eigvalsh(matrix)[-1] == pytest.approx(100 / largest**0.5, rel=1e-4)
-    mean, matrix = fit_whitening(np.full((2, 3, 4), 7.7), np.ones((2, 3), bool))
-    assert np.abs((np.full(4, 7.7, np.float32) * (1 + 1e-6) - mean) @ matrix).max() < 0.1  # all alike: nothing blown up
+    for value in (-7.7, 0.0):  # all alike: nothing blown up
+        mean, matrix = fit_whitening(np.full((2, 3, 4), value), np.ones((2, 3), bool))
+        assert np.isfinite(matrix).all()
+        assert np.abs((np.full(4, value, np.float32) * (1 + 1e-6) - mean) @ matrix).max() < 0.1
 
     plain = load_text_encoder(folder)
     given = {"size": "tiny", "seed": 3, "dtype": "float32"}
