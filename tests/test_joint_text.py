@@ -325,8 +325,15 @@ def test_data_of_a_joint_run_are_the_ids_of_their_captions(texts, tmp_path):
     np.testing.assert_array_equal(cond.embedding, ids)
     white = c.make_text_encoder(tmp_path / "white", again.texts, size="tiny", whiten=True)
     white.encode(again.texts).save(tmp_path / "white" / TEXTS)
-    with pytest.raises(ValueError, match=r"data\.text: .*white has whitened features, .* made without --whiten"):
-        c.build_data(c.DataConfig("shapes", text_encoder="joint", **options | {"text": str(tmp_path / "white")}))
+    # Whitened features stay so: their whitening is a layer of the encoder that is trained.
+    config = c.DataConfig("shapes", text_encoder="joint", **options | {"text": str(tmp_path / "white")})
+    samples = c.build_data(config).samples
+    assert samples.trained_encoder == encoder.module.clone(whitened=True)
+    run = c.build_run(c.Config(network=NETWORK, data=config), samples)
+    params = begin_from_encoder(run, fresh_state(run)).params
+    given = ["a red circle in the middle", ""]
+    found = frozen_by(samples.trained_encoder, params, Text(*white.ids(given)))
+    np.testing.assert_allclose(found.embedding, white(given).embedding.astype(np.float32), rtol=2**-7, atol=1e-3)
     # A run begins with the encoder of the folder, which must be the one that the data were read with.
     run = c.build_run(
         c.Config(network=NETWORK, data=c.DataConfig("shapes", text_encoder="joint", **options)), data.samples
@@ -346,6 +353,7 @@ def test_data_of_a_joint_run_are_the_ids_of_their_captions(texts, tmp_path):
 
 TRAINED = {
     "mlp": ((4,), {"network": NETWORK}),
+    "whitened": ((4,), {"network": NETWORK}),
     "learned": (
         (4,),
         {"network": NETWORK, "process": c.ProcessConfig("learned_logsnr"), "loss": c.LossConfig("continuous_elbo")},
@@ -357,12 +365,19 @@ TRAINED = {
 }
 
 
-@pytest.mark.parametrize("name", ["learned", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mlp", "edm2"))])
+@pytest.mark.parametrize(
+    "name", ["learned", "whitened", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mlp", "edm2"))]
+)
 def test_the_encoder_that_a_run_trained_is_given_back(name, texts, tmp_path):
     """Of a run whose averaged encoder is another than that of the folder it began from."""
     shape, options = TRAINED[name]
-    encoder, out, folder = c.load_text_encoder(texts), tmp_path / "run", tmp_path / "given"
-    samples = c.Samples(shape, None, text=encoder.shape, encoder=encoder.fingerprint, trained_encoder=encoder.module)
+    out, folder = tmp_path / "run", tmp_path / "given"
+    if name == "whitened":
+        captions, texts = shapes("all", objects=1).texts, tmp_path / "white"
+        c.make_text_encoder(texts, captions, size="tiny", whiten=True)
+    encoder = c.load_text_encoder(texts)
+    module = encoder.module.clone(whitened=name == "whitened")
+    samples = c.Samples(shape, None, text=encoder.shape, encoder=encoder.fingerprint, trained_encoder=module)
     data = c.DataConfig("shapes", text=str(texts), text_encoder="joint")
     config = c.Config(data=data, **options)
     state = fresh_state(c.build_run(config, samples))
@@ -373,12 +388,15 @@ def test_the_encoder_that_a_run_trained_is_given_back(name, texts, tmp_path):
     with Checkpoints(out / "checkpoints") as checkpoints:
         checkpoints.save(0, state)
     found = c.trained_text_encoder(out)
-    jax.tree.map(np.testing.assert_array_equal, found.params, network["text_encoder"])
+    assert found.trainable()[0] == module
+    jax.tree.map(np.testing.assert_array_equal, found.trainable()[1], network["text_encoder"])
     assert found.fingerprint != encoder.fingerprint
     stored = c.store_text_encoder(folder, found)
     again = c.load_text_encoder(folder)
     assert again.fingerprint == stored.fingerprint == found.fingerprint
     given = ["a red circle in the middle", ""]
+    want = frozen_by(module, network, Text(*encoder.ids(given)))
+    np.testing.assert_allclose(again(given).embedding.astype(np.float32), want.embedding, rtol=2**-6, atol=1e-2)
     np.testing.assert_array_equal(again.ids(given)[0], encoder.ids(given)[0])
     assert c.store_text_encoder(folder, found).tokenizer == folder / "tokenizer.json"
     longer = c.trained_text_encoder(out, texts=texts, length=12, dtype="float32")

@@ -143,6 +143,8 @@ def test_an_encoder_is_read_back_from_the_folder_it_was_written_to(tmp_path):
         np.testing.assert_array_equal(mine, other)
     with pytest.raises(ValueError, match="module: an activation of transformers is needed"):
         t5_config(module.clone(activation=jnp.tanh))
+    with pytest.raises(ValueError, match=r"module: .*T5 of transformers has no whitening.*clone\(whitened=False\)"):
+        t5_config(module.clone(whitened=True))
 
 
 def test_words_of_a_grammar_become_single_tokens(tmp_path):

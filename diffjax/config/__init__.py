@@ -83,6 +83,7 @@ from diffjax.config._registry import (
 )
 from diffjax.config._run import (
     TrainedRun as TrainedRun,
+    begin_from_encoder as begin_from_encoder,
     fresh_state as fresh_state,
     load as load,
     load_run as load_run,

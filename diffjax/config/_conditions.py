@@ -51,7 +51,8 @@ class Samples(NamedTuple):
         """The fields as JSON has them; conditions that there are not are left out."""
         fields = self._asdict()
         if self.trained_encoder is not None:
-            fields["trained_encoder"] = t5_config(self.trained_encoder)
+            config = t5_config(self.trained_encoder.clone(whitened=False))
+            fields["trained_encoder"] = config | {"whitened": self.trained_encoder.whitened}
         return {name: value for name, value in fields.items() if value is not None or name in _ALWAYS}
 
     @property

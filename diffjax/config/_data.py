@@ -238,12 +238,7 @@ def _encoded_texts(config: DataConfig) -> tuple[EncodedTexts | None, dict[str, A
         encoder = load_text_encoder(folder)
         if encoder.fingerprint != table.fingerprint:
             raise ValueError(f"{folder / TEXTS} is of another encoder than that of {folder}; write it anew")
-        if encoder.whitening is not None:
-            raise ValueError(
-                f"{folder} has whitened features, and an encoder trained jointly its own; take a folder made without "
-                "--whiten, or text_encoder frozen"
-            )
-        return table.with_ids(*encoder.ids(table.texts)), about | {"trained_encoder": encoder.module}
+        return table.with_ids(*encoder.ids(table.texts)), about | {"trained_encoder": encoder.trainable()[0]}
     except ValueError as error:
         raise ValueError(f"data.text: {str(error).removeprefix('path: ').removeprefix('text: ')}") from None
 

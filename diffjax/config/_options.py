@@ -58,7 +58,7 @@ class DataConfig:
     need a metadata.jsonl then. Default: no text."""
     text_encoder: Literal["frozen", "joint"] = "frozen"
     """What becomes of the encoder of --data.text. frozen: its embeddings are read from there. joint: it starts as it is
-    there, and is trained with the network, a part of the run's parameters; not with whitened features."""
+    there, and is trained with the network, a part of the run's parameters; so is its whitening, where it has one."""
     text_field: str = "text"
     """Field of metadata.jsonl that holds an image's caption."""
 

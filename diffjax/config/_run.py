@@ -231,7 +231,11 @@ def samples_of(record: Any) -> Samples | None:
         numbers, text, encoder = (record.get(name) for name in ("numbers", "text", "encoder"))
         trained = record.get("trained_encoder")
         if trained is not None:
-            trained = t5_encoder(trained, DATA)
+            whitened = trained.get("whitened", False)
+            if type(whitened) is not bool:
+                return None
+            rest = {name: value for name, value in trained.items() if name != "whitened"}
+            trained = t5_encoder(rest, DATA).clone(whitened=whitened)
             if text is None or text[1] != trained.width:
                 return None
         if numbers is not None and not (type(numbers) is int and numbers > 0):
@@ -340,6 +344,12 @@ def at_step(run: Run, step: int) -> Run:
 def begin_from_encoder(run: Run, state: TrainState) -> TrainState:
     """A fresh state whose text encoder has the weights of the folder `data.text`; the same one if it trains none.
 
+        state = config.begin_from_encoder(run, config.fresh_state(run))
+
+    Args:
+      run: of `build_run`.
+      state: of `fresh_state`.
+
     Raises:
       ValueError: the folder no longer holds the encoder that the data were read with.
     """
@@ -349,7 +359,7 @@ def begin_from_encoder(run: Run, state: TrainState) -> TrainState:
     encoder = load_text_encoder(run.config.data.text or "")
     if encoder.fingerprint != samples.encoder:
         raise ValueError(f"data.text: {run.config.data.text} holds another encoder than before; start again")
-    weights = jax.tree.map(jnp.asarray, encoder.params)
+    weights = jax.tree.map(jnp.asarray, encoder.trainable()[1])
     if parts.learned:
         params = state.params | {"network": state.params["network"] | {ENCODER: weights}}
     else:

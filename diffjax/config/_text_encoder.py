@@ -112,6 +112,12 @@ class TextEncoder:
             found.update(np.ascontiguousarray(array).tobytes())
         return found.hexdigest()
 
+    def trainable(self) -> tuple[T5Encoder, Params]:
+        """The module and its parameters, a pytree of arrays [*d], with the whitening as a layer, if there is one."""
+        if self.whitening is None:
+            return self.module, self.params
+        return self.module.clone(whitened=True), self.params | {"whitening": self.whitening._asdict()}
+
     def ids(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "b n"], Bool[np.ndarray, "b n"]]:
         """The ids and the mask of texts, both [b, n]; an empty text has no token."""
         texts = check_texts(texts)

@@ -8,9 +8,13 @@ The tokenizer is that of the folder which the run began from, since the ids are 
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import numpy as np
+
 from diffjax._arrays import whole_numbers
 from diffjax.config._run import DATA, load, read_config, read_samples
 from diffjax.config._text_encoder import ABOUT, TOKENIZER, TextEncoder, load_text_encoder, make_folder
+from diffjax.config._whitening import Whitening
 from diffjax.networks._with_text_encoder import ENCODER
 from diffjax.training.checkpoint import write_durably
 
@@ -57,9 +61,12 @@ def trained_text_encoder(
             f"texts: {run} began from the encoder {(samples.encoder or '')[:12]}, and {place} holds "
             f"{first.fingerprint[:12]}; name the folder of the first"
         )
-    params = load(run).params[ENCODER]
+    params = dict(load(run).params[ENCODER])
+    module, whitening = samples.trained_encoder.clone(whitened=False), None
+    if samples.trained_encoder.whitened:
+        whitening = Whitening(**jax.tree.map(np.asarray, params.pop("whitening")))
     length, dtype = first.length if length is None else length, first.dtype if dtype is None else dtype
-    return TextEncoder(first.tokenizer, samples.trained_encoder, params, length, dtype)
+    return TextEncoder(first.tokenizer, module, params, length, dtype, whitening)
 
 
 def store_text_encoder(folder: str | Path, encoder: TextEncoder) -> TextEncoder:

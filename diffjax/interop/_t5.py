@@ -79,8 +79,12 @@ def t5_config(module: T5Encoder) -> dict[str, Any]:
       module: the encoder. Its dtype, dropout and remat are no part of a folder.
 
     Raises:
-      ValueError: its activation is none of T5's.
+      ValueError: its activation is none of T5's, or it is whitened.
     """
+    if module.whitened:
+        raise ValueError(
+            "module: a T5 of transformers has no whitening, got whitened True; use module.clone(whitened=False)"
+        )
     found = [name for name, pair in FEED_FORWARD.items() if pair == (module.activation, module.gated)]
     if not found:
         raise ValueError(f"module: an activation of transformers is needed, got {module.activation}")

@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float
 from diffjax._arrays import check_key, whole_numbers
 from diffjax._typing import Key, Params
 from diffjax.networks._attention import Attention, HeadNames
-from diffjax.networks._init import draw_parameters
+from diffjax.networks._init import constant, draw_parameters, normal
 from diffjax.networks._layers import Function, NestedTable, Table, check_dropout, dense, float32_at_least, rms_norm
 from diffjax.networks._repeat import repeat
 
@@ -60,6 +60,8 @@ class T5Encoder(nn.Module):
         dropped attention's weights, which is left out here.
       dtype: of the computation; parameters and the output are float32.
       remat: recompute each block in the backward pass instead of storing its activations.
+      whitened: whether a linear layer follows, (x - mean) matrix, drawn as others are; parameters of `TextEncoder`'s
+        whitening go there, so that it is trained with the encoder.
 
     Raises:
       ValueError: fewer than four buckets, a distance within the buckets that count one by one, or a dropout outside
@@ -80,6 +82,7 @@ class T5Encoder(nn.Module):
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    whitened: bool = False
 
     def __post_init__(self):
         if self.buckets < 4 or self.buckets % 2:
@@ -102,7 +105,8 @@ class T5Encoder(nn.Module):
         other = ("parent", "name", "deterministic")
         fields = {name: getattr(self, name) for name in T5Stack.__dataclass_fields__ if name not in other}
         h = T5Stack(**fields, deterministic=deterministic, name="encoder")(h, mask)
-        return h.astype(float32_at_least(self.dtype))
+        h = h.astype(float32_at_least(self.dtype))
+        return _Whitening(name="whitening")(h) if self.whitened else h
 
 
 @whole_numbers
@@ -147,6 +151,16 @@ def init_t5(key: Key, module: T5Encoder) -> Params:
     params = draw_parameters(key, init, jnp.zeros((1, 2), jnp.int32))
     scaled = lambda path, leaf: leaf / module.head_channels**0.5 if path[-2].key == "q" else leaf
     return jax.tree_util.tree_map_with_path(scaled, params)
+
+
+class _Whitening(nn.Module):
+    """`x [b, n, k] -> (x - mean) matrix`."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n k"]) -> Float[Array, "b n k"]:
+        k = x.shape[-1]
+        mean = self.param("mean", constant(0.0), (k,), jnp.float32)
+        return (x - mean) @ self.param("matrix", normal(), (k, k), jnp.float32)
 
 
 class T5Stack(nn.Module):
