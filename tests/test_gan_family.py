@@ -216,7 +216,11 @@ MODELS = {
     ("ddgan", "steps"): (2, lambda model: model.ts.tolist() == [1.0, 0.5, 0.0]),
 }
 """(family, number) -> another value, and what it changes in the model."""
-TRAINING = {(name, number) for name in ("gan", "ddgan") for number in ("r1", "r2", "gamma_final", "every", "updates")}
+TRAINING = {
+    (name, number)
+    for name in ("gan", "ddgan")
+    for number in ("r1", "r2", "gamma_final", "every", "updates", "generator_rate")
+}
 """Of the losses and objectives."""
 
 
@@ -279,6 +283,24 @@ def test_penalties_are_weighted_and_lazy_as_configured(made, name):
 def test_updates_are_of_the_discriminator(made, name):
     objectives = made(name, updates=3)[0].objectives
     assert [(objective.of, objective.times) for objective in objectives] == [("discriminator", 3), ("generator", 1)]
+
+
+@pytest.mark.parametrize("name", ["gan", "ddgan"])
+def test_the_generator_has_a_learning_rate_of_its_own(made, name):
+    """Of the part that is weight decay, too; the discriminator keeps the optimiser's."""
+    optimiser = c.OptimiserConfig(0.02, warmup=0, weight_decay=0.3)
+    setting = POINTS._replace(optimiser=lambda updates: c.build_optimiser(optimiser, 10, updates=updates))
+    params = {"w": jnp.array([2.0, -1.0])}
+    slope = {"w": jnp.array([0.3, 0.1])}
+
+    def moves(**numbers):
+        objectives = family_of(name, **SMALL, **numbers).make(setting).objectives
+        return [o.tx.update(slope, o.tx.init(params), params)[0]["w"] for o in objectives]
+
+    plain, scaled = moves(), moves(generator_rate=0.25)
+    np.testing.assert_array_equal(plain[0], plain[1])
+    np.testing.assert_array_equal(scaled[0], plain[0])
+    np.testing.assert_allclose(scaled[1], 0.25 * plain[1], rtol=1e-6)
 
 
 def seen(tx, count, beta2_final):

@@ -106,6 +106,7 @@ DEFAULTS = {
         "gamma_final": None,
         "every": None,
         "updates": None,
+        "generator_rate": None,
         "steps": None,
     },
     "loss": {
@@ -540,6 +541,7 @@ ODD = c.Config(
         gamma_final=0.35,
         every=14,
         updates=11,
+        generator_rate=0.21,
         steps=8,
     ),
 )

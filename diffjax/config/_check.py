@@ -17,7 +17,7 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("data.channels", "1 or 3", lambda n: n in (1, 3)),
     ("guidance.dropout optimiser.final", "a number in [0, 1]", lambda x: 0 <= x <= 1),
     ("optimiser.beta1 optimiser.beta2 optimiser.beta2_final", "a number in [0, 1)", lambda x: 0 <= x < 1),
-    ("optimiser.learning_rate optimiser.clip", "a positive number", lambda x: 0 < x < math.inf),
+    ("optimiser.learning_rate optimiser.clip family.generator_rate", "a positive number", lambda x: 0 < x < math.inf),
     (
         "optimiser.weight_decay optimiser.text_rate guidance.scale",
         "a finite number, not below 0",

@@ -41,6 +41,7 @@ class AbstractGANFamily(AbstractFamily):
       gamma_final: the penalties' weights at the last step, as a fraction of the first; they fall along a cosine.
       every: the penalties are added at the steps that it divides, multiplied by it; 1 is at each step.
       updates: how often the discriminator is updated in a step, each time on its part of the batch.
+      generator_rate: the generator's learning rate over the discriminator's, which is the optimiser's.
     """
 
     loss: str = "non_saturating"
@@ -52,6 +53,7 @@ class AbstractGANFamily(AbstractFamily):
     gamma_final: float = 1.0
     every: int = 1
     updates: int = 1
+    generator_rate: float = 1.0
 
     @abc.abstractmethod
     def build(self, setting: Setting) -> gan.AbstractGAN:
@@ -73,6 +75,8 @@ class AbstractGANFamily(AbstractFamily):
         losses = gan.training_losses(model, loss=LOSSES[self.loss](), every=self.every, **gammas)
         times = {"discriminator": self.updates, "generator": 1}
         tx = {name: setting.optimiser(n) for name, n in times.items()} | {"power": optax.sgd(1.0)}
+        if self.generator_rate != 1:
+            tx["generator"] = optax.chain(tx["generator"], optax.scale(self.generator_rate))
         return Family(
             init=model.init,
             objectives=tuple(
