@@ -7,7 +7,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -49,6 +49,14 @@ def path_of(path: tuple[Hashable, ...]) -> str:
 def leaves_by_path(tree: PyTree) -> dict[str, Any]:
     """Path, such as params/Dense_0/kernel, -> leaf, in the order of the tree."""
     return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def part_of(params: PyTree, name: str, model: str) -> PyTree:
+    """The part of parameters that has this name, a pytree of arrays [*d]; `ValueError` where there is none."""
+    if not isinstance(params, Mapping) or name not in params:
+        got = ", ".join(map(str, params)) or "nothing" if isinstance(params, Mapping) else type(params).__name__
+        raise ValueError(f"params: {name!r} is needed, as init of the {model} makes it, got {got}")
+    return params[name]
 
 
 def expand(c: Any, x: Any) -> Any:

@@ -1,6 +1,7 @@
 """The denoising diffusion GAN with an exact generator: every step has the law q(xs | xt), and without z it has not."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,9 @@ PROCESSES = {
     "chain": lambda: (processes.DiscreteChain(betas(4)), [1.0, 0.75, 0.5, 0.25, 0.0]),
     "rectified": lambda: (dj.Rectified(), [1.0, 0.6, 0.3, 0.0]),
     "edm": lambda: (dj.EDM(), [1.0, 0.5, 0.1, 0.0]),
+    "ve": lambda: (dj.VarianceExploding(), [1.0, 0.6, 0.3, 0.0]),
+    "ou": lambda: (processes.OrnsteinUhlenbeck(), [1.0, 0.5, 0.2, 0.0]),
+    "cosine": lambda: (dj.Cosine(), [1.0, 0.7, 0.3, 0.0]),
 }
 
 
@@ -337,3 +341,45 @@ def test_samples_need_no_discriminator():
     np.testing.assert_array_equal(found, wanted)
     plain = gan.GAN(dj.Network(generator.init, lambda p, z, c, cond=None, *, key=None: p["w"] * z), discriminator, 2)
     assert gan.generate_samples(plain, alone, KEY, index).shape == (3, 2)
+
+
+def flow_map(xt, t, s):
+    return xt
+
+
+def test_what_takes_no_latents_is_refused_by_name():
+    """A denoiser or a flow map, by `sample`, `sample_n` and `denoising_pairs`."""
+    process, ts, stepper = dj.VariancePreserving(), [1.0, 0.5, 0.0], gan.LatentAncestral(2)
+    exact = dj.exact_denoiser(dj.Gaussian(jnp.zeros(1), 1.0), process)
+    for other in (lambda xt, t: xt, exact, flow_map):
+        needed = "such as DenoisingGAN.conditioned(params), got " + type(other).__name__ + ", which takes no latents z"
+        by_sampler = re.escape("denoiser: a generator G(xt, t, z) is needed by LatentAncestral, " + needed)
+        with pytest.raises(ValueError, match=by_sampler):
+            dj.sample(KEY, process, other, jnp.ones((2, 1)), ts, stepper)
+        with pytest.raises(ValueError, match=by_sampler):
+            dj.sample_n(KEY, process, other, (1,), 2, ts=ts, stepper=stepper)
+        with pytest.raises(ValueError, match=re.escape("generator: a generator G(xt, t, z) is needed, " + needed)):
+            gan.denoising_pairs(KEY, process, ts, other, jnp.ones((2, 1)), latents=2)
+
+
+def test_a_generator_may_name_its_latents_as_it_likes():
+    """And take more, with defaults."""
+    process, ts, xt = dj.VariancePreserving(), [1.0, 0.0], jnp.ones((2, 1))
+    for generator in (lambda *given: given[0], lambda xt, t, noise, scale=1.0: scale * xt):
+        assert dj.sample(KEY, process, generator, xt, ts, gan.LatentAncestral(2)).shape == xt.shape
+
+
+@pytest.mark.parametrize(
+    ("temperature", "message"),
+    [
+        (np.inf, "temperature: a finite number, not below 0, got inf"),
+        (np.nan, "temperature: a finite number, not below 0, got nan"),
+        (-1.0, r"temperature: a finite number, not below 0, got -1\.0"),
+    ],
+)
+def test_temperatures_that_are_none_are_refused(temperature, message):
+    with pytest.raises(ValueError, match=message):
+        gan.LatentAncestral(2, temperature)
+    model = gan.DenoisingGAN(*linear_parts(), dj.Cosine(), [1.0, 0.0], (1,), latents=2)
+    with pytest.raises(ValueError, match=message):
+        gan.generate_samples(model, {}, KEY, jnp.arange(2), temperature=temperature)
