@@ -408,6 +408,15 @@ def test_what_cannot_be_is_refused_before_anything_is_written(preset, options, m
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("preset", "words"), [("toy2d_gan", "1 network evaluation"), ("toy2d_ddgan", "2 network evaluations")]
+)
+def test_another_number_of_steps_is_refused_with_that_of_the_run(runs, capfd, preset, words):
+    for command in ("sample", "evaluate"):
+        said = f"family {preset[6:]} has no such option, as its samples always take {words}; it has temperature\n"
+        assert refused(capfd, command, runs(preset), "--steps", 2) == f"diffjax: steps: {said}"
+
+
 def test_a_temperature_below_0_is_refused(runs, capfd):
     said = refused(capfd, "sample", runs("toy2d_gan"), "--temperature", -1)
     assert said == "diffjax: temperature: a finite number, not below 0, got -1.0\n"
