@@ -391,6 +391,16 @@ def test_layouts_train_alike_and_go_on_to_the_same_bits(name, digits, loss):
         ("toy2d_gan", ["--family.latents", 0], "family.latents: at least 1, got 0"),
         ("toy2d_gan", ["--family.every", 0], "family.every: at least 1, got 0"),
         ("toy2d_gan", ["--family.updates", 0], "family.updates: at least 1, got 0"),
+        (
+            "toy2d_gan",
+            ["--family.updates", 7, "--layout", "jit"],
+            "family.updates: 256 samples cannot be taken in 7 eq",
+        ),
+        (
+            "toy2d_gan",
+            ["--family.updates", 7, "--layout", "pmap"],
+            "family.updates: 32 samples a device cannot be taken",
+        ),
         ("toy2d_gan", ["--family.r1", -1], "family.r1: a finite number, not below 0, got -1"),
         ("toy2d_gan", ["--family.steps", 2], "family.steps: gan has no such number, got 2"),
         ("toy2d_ddgan", ["--family.steps", 9], "family.steps: 1 to 8, got 9"),

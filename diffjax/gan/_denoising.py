@@ -180,6 +180,7 @@ class LatentAncestral(AbstractStepper):
         w = at.weights
         z = draw_latents(at.keys_of(0), self.latents, x.dtype, self.temperature)
         generator: Any = denoiser
+        _check_generator("denoiser", generator, " is needed by LatentAncestral")  # also in a solver of diffrax
         x0 = answered("generator", generator(x, at.t, z), x.shape)
         return w.c_x * x + w.c_x0 * x0 + w.c_z * normal_like(at.keys_of(1), x), None
 

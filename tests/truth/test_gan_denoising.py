@@ -383,3 +383,12 @@ def test_temperatures_that_are_none_are_refused(temperature, message):
     model = gan.DenoisingGAN(*linear_parts(), dj.Cosine(), [1.0, 0.0], (1,), latents=2)
     with pytest.raises(ValueError, match=message):
         gan.generate_samples(model, {}, KEY, jnp.arange(2), temperature=temperature)
+
+
+def test_a_diffrax_solver_of_the_stepper_refuses_a_denoiser():
+    """Its own terms call a denoiser, so that a generator is refused by its missing z."""
+    process, xT = dj.VariancePreserving(), jnp.ones((3, 1))
+    solver, path = dj.samplers.as_diffrax_solver(gan.LatentAncestral(2)), dj.per_sample_path(KEY, 3, (1,))
+    terms = dj.reverse_sde(process, lambda xt, t: xt, path)
+    with pytest.raises(ValueError, match=r"denoiser: a generator .* is needed by LatentAncestral, .* got function"):
+        dj.integrate(terms, xT, np.array([0.6, 0.2]), solver=solver)
