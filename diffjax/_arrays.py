@@ -388,13 +388,15 @@ def as_index(index: Int[Array, " n"]) -> Int[Array, " n"]:
     """The global indices [n] of samples that have no other argument [n, ...], checked.
 
     Raises:
-      ValueError: they are no whole numbers in one dimension.
+      ValueError: they are no whole numbers in one dimension, or none at all.
     """
     given: Any = index
-    if isinstance(given, list | tuple):  # perhaps of different lengths
+    if isinstance(given, list | tuple) and given:  # perhaps of different lengths
         return default_index(len(given), index)
     if np.ndim(given) == 0:
         raise ValueError(f"index: global indices [n] are needed, such as jnp.arange(n), got {given}")
+    if np.size(given) == 0:
+        raise ValueError("index: at least one global index is needed, got none")
     return default_index(np.size(given), index)
 
 

@@ -161,6 +161,23 @@ for bad in ([[0], [1, 2]], jnp.ones((1, 2), int)):
 refused("generator: a Network is needed (from_linen makes one), got MLP", gan.GAN, dj.networks.MLP(8), network, 2)
 refused("discriminator: a Network is needed (from_linen makes one), got Cosine", gan.GAN, network, p, 2)
 refused("latents: at least one is needed, got 0", gan.GAN, network, network, 0)
+for bad in ([], np.arange(0), jnp.zeros(0, int)):
+    refused("index: at least one global index is needed, got none", gan.generate_samples, model, {}, key, bad)
+    vae = dj.vae.VAE(network, network, dj.vae.Bernoulli(), 2)
+    refused("index: at least one global index is needed, got none", dj.vae.generate, vae, {}, key, bad)
+refused("temperature: one number is needed, got an array of shape (3,)",
+    lambda: gan.generate_samples(model, {}, key, np.arange(2), temperature=np.ones(3)))
+refused("temperature: an array of floating-point numbers is needed, got str",
+    lambda: gan.generate_samples(model, {}, key, np.arange(2), temperature="hot"))
+refused("temperature: one number is needed, got an array of shape (3,)", gan.LatentAncestral, 2, np.ones(3))
+refused("spectral: True or False is needed, got 'no'", gan.GAN, network, network, 2, "no")
+refused("spectral: True or False is needed, got 1", gan.DenoisingGAN, network, network, p, [1.0, 0.0], (4,), 2, 1)
+assert gan.GAN(network, network, 2, np.bool_(True)).spectral
+for bad in (model, None, {}):
+    refused("denoiser: a generator G(xt, t, z) is needed by LatentAncestral, such as DenoisingGAN.conditioned(params)",
+        dj.sample, key, p, bad, x, [1.0, 0.0], gan.LatentAncestral(2))
+    refused("generator: a generator G(xt, t, z) is needed, such as DenoisingGAN.conditioned(params)",
+        lambda: gan.denoising_pairs(key, p, [1.0, 0.0], bad, x, latents=1))
 steps = lambda process: gan.DenoisingGAN(network, network, process, [1.0, 0.0], (4,), 2)
 refused("process: a Gaussian process is needed, got VPrediction", steps, v)
 for bad in (0, jnp.arange(3)):

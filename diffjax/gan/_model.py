@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from diffjax._arrays import (
@@ -194,11 +195,13 @@ def check_temperature(temperature: Scalar) -> None:
 
 
 def check_parts(gan: AbstractGAN) -> None:
-    """Raises `ValueError` where the parts of a GAN are of another kind, or it has no latent."""
+    """Raises `ValueError` where a part or `spectral` of a GAN is of another kind, or it has no latent."""
     for name in ("generator", "discriminator"):
         if not isinstance(getattr(gan, name), Network):
             kind = type(getattr(gan, name)).__name__
             raise ValueError(f"{name}: a Network is needed (from_linen makes one), got {kind}")
+    if not isinstance(gan.spectral, bool | np.bool_):
+        raise ValueError(f"spectral: True or False is needed, got {gan.spectral!r}")
     if gan.latents < 1:
         raise ValueError(f"latents: at least one is needed, got {gan.latents}")
 
