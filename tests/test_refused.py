@@ -178,6 +178,17 @@ for bad in (model, None, {}):
         dj.sample, key, p, bad, x, [1.0, 0.0], gan.LatentAncestral(2))
     refused("generator: a generator G(xt, t, z) is needed, such as DenoisingGAN.conditioned(params)",
         lambda: gan.denoising_pairs(key, p, [1.0, 0.0], bad, x, latents=1))
+of = lambda name, model: f"params: {name!r} is needed, as init of the {model} makes it, got nothing"
+u, images, nets = dj.losses.Uncertainty(), jnp.ones((2, 8, 8, 1)), dj.networks
+refused(of("weights", "Uncertainty"), u, {}, jnp.ones(2))
+refused("params: 'bias' is needed, as init of the Uncertainty makes it, got weights", u, {"weights": x[0]}, x[0])
+refused(of("body", "Classifier"), nets.classifier_features, nets.Classifier(3, channels=(4,)), {}, images)
+refused(of("body", "Classifier"), nets.classifier_of, {})
+refused(of("body", "FactorClassifier"), nets.factor_features, nets.FactorClassifier((2, 3), channels=(4,)), {}, images)
+for rest in ({}, {"hidden": []}):
+    part, got = ("out", "hidden") if rest else ("hidden", "nothing")
+    refused(f"params: {part!r} is needed, as init of the dequantiser makes it, got {got}",
+        dj.likelihood.apply_dequantiser, rest, x)
 steps = lambda process: gan.DenoisingGAN(network, network, process, [1.0, 0.0], (4,), 2)
 refused("process: a Gaussian process is needed, got VPrediction", steps, v)
 for bad in (0, jnp.arange(3)):
