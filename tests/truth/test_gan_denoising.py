@@ -184,6 +184,25 @@ def test_without_a_latent_the_variance_of_a_mixture_is_missing():
     assert not is_uniform(step_law(process, 0.4, t, s)(gaussian))
 
 
+@pytest.mark.parametrize("name", PROCESSES)
+def test_what_a_latent_adds_to_a_step_is_the_variance_of_x0(name):
+    """Of any process: with the mean of x0 in the place of a draw, xs lacks c_x0^2 var(x0 | xt)."""
+    process, ts = PROCESSES[name]()
+    t, s = ts[1:3]
+    xt = jnp.full((N, 1), 0.3 * float(process.alpha(t)) + 0.5 * float(process.sigma(t)))
+    weights, means, stds = (np.asarray(p(xt[:1])[:, 0] if callable(p) else p) for p in posterior(process, t))
+    mean = np.sum(weights * means)
+    c_x0 = dj.samplers.step_weights(gan.LatentAncestral(2), process, [t, s]).c_x0[0]
+    missing = c_x0**2 * (np.sum(weights * (means**2 + stds**2)) - mean**2)
+    squares = []
+    for generator in (exact_generator(process), lambda xt, t, z: jnp.full_like(xt, mean)):
+        xs = jax.jit(lambda xt, g=generator: dj.sample(KEY, process, g, xt, [t, s], gan.LatentAncestral(2)))(xt)
+        squares.append(np.asarray(xs - xs.mean())[:, 0] ** 2)
+    error = np.hypot(*(np.std(each) for each in squares)) / np.sqrt(N)
+    assert missing > 6 * error  # so that a latent that adds nothing is seen
+    assert abs(squares[0].mean() - squares[1].mean() - missing) < 4.5 * error
+
+
 # --- weights and networks ---
 
 
