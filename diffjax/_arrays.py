@@ -7,7 +7,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -49,6 +49,14 @@ def path_of(path: tuple[Hashable, ...]) -> str:
 def leaves_by_path(tree: PyTree) -> dict[str, Any]:
     """Path, such as params/Dense_0/kernel, -> leaf, in the order of the tree."""
     return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def part_of(params: PyTree, name: str, model: str) -> PyTree:
+    """The part of parameters that has this name, a pytree of arrays [*d]; `ValueError` where there is none."""
+    if not isinstance(params, Mapping) or name not in params:
+        got = ", ".join(map(str, params)) or "nothing" if isinstance(params, Mapping) else type(params).__name__
+        raise ValueError(f"params: {name!r} is needed, as init of the {model} makes it, got {got}")
+    return params[name]
 
 
 def expand(c: Any, x: Any) -> Any:
@@ -380,13 +388,15 @@ def as_index(index: Int[Array, " n"]) -> Int[Array, " n"]:
     """The global indices [n] of samples that have no other argument [n, ...], checked.
 
     Raises:
-      ValueError: they are no whole numbers in one dimension.
+      ValueError: they are no whole numbers in one dimension, or none at all.
     """
     given: Any = index
-    if isinstance(given, list | tuple):  # perhaps of different lengths
+    if isinstance(given, list | tuple) and given:  # perhaps of different lengths
         return default_index(len(given), index)
     if np.ndim(given) == 0:
         raise ValueError(f"index: global indices [n] are needed, such as jnp.arange(n), got {given}")
+    if np.size(given) == 0:
+        raise ValueError("index: at least one global index is needed, got none")
     return default_index(np.size(given), index)
 
 

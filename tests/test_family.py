@@ -170,6 +170,7 @@ def leaves_of(folder):
 def test_what_a_family_does_not_have_is_refused_by_name(ppca, toy_run, tmp_path, capfd):
     folder, argv = ppca
     none = "family ppca has no such option; it has temperature\n"
+    fixed = "family ppca has no such option, as its samples always take 1 network evaluation; it has temperature\n"
     for option, name in (
         (["--steps", 5], "steps"),
         (["--sampler.name", "ddim"], "sampler.name"),
@@ -177,7 +178,7 @@ def test_what_a_family_does_not_have_is_refused_by_name(ppca, toy_run, tmp_path,
         (["--autoguidance", toy_run], "autoguidance"),
     ):
         for command in ("sample", "evaluate"):
-            assert refused(capfd, command, folder, *option) == f"diffjax: {name}: {none}"
+            assert refused(capfd, command, folder, *option) == f"diffjax: {name}: {fixed if name == 'steps' else none}"
     for option, name in ((["--ts", 1, 0], "ts"), (["--known", "a.npz", "--mask", "b.npz"], "known")):
         assert refused(capfd, "sample", folder, *option) == f"diffjax: {name}: {none}"
     said = refused(capfd, "evaluate", toy_run, "--temperature", 0.5)
@@ -211,8 +212,10 @@ def test_an_option_that_a_family_does_not_name():
     check_options("toy", family, ["steps", "sampler.eta"])
     with pytest.raises(ValueError, match=r"^guidance\.scale: family toy has no such option; it has sampler, steps$"):
         check_options("toy", family, ["steps", "guidance.scale"])
-    with pytest.raises(ValueError, match=r"^steps: family gan has no such option; it has none$"):
-        check_options("gan", Family(None, (), None), ["steps"])
+    for steps, words in ((1, "1 network evaluation"), (4, "4 network evaluations")):
+        whole = f"^steps: family gan has no such option, as its samples always take {words}; it has none$"
+        with pytest.raises(ValueError, match=whole):
+            check_options("gan", Family(None, (), None, nfe=lambda steps=steps: steps), ["steps"])
 
 
 def test_chunks_cover_each_index_once_over_the_devices():

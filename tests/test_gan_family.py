@@ -391,6 +391,16 @@ def test_layouts_train_alike_and_go_on_to_the_same_bits(name, digits, loss):
         ("toy2d_gan", ["--family.latents", 0], "family.latents: at least 1, got 0"),
         ("toy2d_gan", ["--family.every", 0], "family.every: at least 1, got 0"),
         ("toy2d_gan", ["--family.updates", 0], "family.updates: at least 1, got 0"),
+        (
+            "toy2d_gan",
+            ["--family.updates", 7, "--layout", "jit"],
+            "family.updates: 256 samples cannot be taken in 7 eq",
+        ),
+        (
+            "toy2d_gan",
+            ["--family.updates", 7, "--layout", "pmap"],
+            "family.updates: 32 samples a device cannot be taken",
+        ),
         ("toy2d_gan", ["--family.r1", -1], "family.r1: a finite number, not below 0, got -1"),
         ("toy2d_gan", ["--family.steps", 2], "family.steps: gan has no such number, got 2"),
         ("toy2d_ddgan", ["--family.steps", 9], "family.steps: 1 to 8, got 9"),
@@ -406,6 +416,15 @@ def test_what_cannot_be_is_refused_before_anything_is_written(preset, options, m
     said = refused(capfd, "train", preset, "--out", out, *options)
     assert said.startswith(f"diffjax: {message}")
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("preset", "words"), [("toy2d_gan", "1 network evaluation"), ("toy2d_ddgan", "2 network evaluations")]
+)
+def test_another_number_of_steps_is_refused_with_that_of_the_run(runs, capfd, preset, words):
+    for command in ("sample", "evaluate"):
+        said = f"family {preset[6:]} has no such option, as its samples always take {words}; it has temperature\n"
+        assert refused(capfd, command, runs(preset), "--steps", 2) == f"diffjax: steps: {said}"
 
 
 def test_a_temperature_below_0_is_refused(runs, capfd):

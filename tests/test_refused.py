@@ -161,6 +161,34 @@ for bad in ([[0], [1, 2]], jnp.ones((1, 2), int)):
 refused("generator: a Network is needed (from_linen makes one), got MLP", gan.GAN, dj.networks.MLP(8), network, 2)
 refused("discriminator: a Network is needed (from_linen makes one), got Cosine", gan.GAN, network, p, 2)
 refused("latents: at least one is needed, got 0", gan.GAN, network, network, 0)
+for bad in ([], np.arange(0), jnp.zeros(0, int)):
+    refused("index: at least one global index is needed, got none", gan.generate_samples, model, {}, key, bad)
+    vae = dj.vae.VAE(network, network, dj.vae.Bernoulli(), 2)
+    refused("index: at least one global index is needed, got none", dj.vae.generate, vae, {}, key, bad)
+refused("temperature: one number is needed, got an array of shape (3,)",
+    lambda: gan.generate_samples(model, {}, key, np.arange(2), temperature=np.ones(3)))
+refused("temperature: an array of floating-point numbers is needed, got str",
+    lambda: gan.generate_samples(model, {}, key, np.arange(2), temperature="hot"))
+refused("temperature: one number is needed, got an array of shape (3,)", gan.LatentAncestral, 2, np.ones(3))
+refused("spectral: True or False is needed, got 'no'", gan.GAN, network, network, 2, "no")
+refused("spectral: True or False is needed, got 1", gan.DenoisingGAN, network, network, p, [1.0, 0.0], (4,), 2, 1)
+assert gan.GAN(network, network, 2, np.bool_(True)).spectral
+for bad in (model, None, {}):
+    refused("denoiser: a generator G(xt, t, z) is needed by LatentAncestral, such as DenoisingGAN.conditioned(params)",
+        dj.sample, key, p, bad, x, [1.0, 0.0], gan.LatentAncestral(2))
+    refused("generator: a generator G(xt, t, z) is needed, such as DenoisingGAN.conditioned(params)",
+        lambda: gan.denoising_pairs(key, p, [1.0, 0.0], bad, x, latents=1))
+of = lambda name, model: f"params: {name!r} is needed, as init of the {model} makes it, got nothing"
+u, images, nets = dj.losses.Uncertainty(), jnp.ones((2, 8, 8, 1)), dj.networks
+refused(of("weights", "Uncertainty"), u, {}, jnp.ones(2))
+refused("params: 'bias' is needed, as init of the Uncertainty makes it, got weights", u, {"weights": x[0]}, x[0])
+refused(of("body", "Classifier"), nets.classifier_features, nets.Classifier(3, channels=(4,)), {}, images)
+refused(of("body", "Classifier"), nets.classifier_of, {})
+refused(of("body", "FactorClassifier"), nets.factor_features, nets.FactorClassifier((2, 3), channels=(4,)), {}, images)
+for rest in ({}, {"hidden": []}):
+    part, got = ("out", "hidden") if rest else ("hidden", "nothing")
+    refused(f"params: {part!r} is needed, as init of the dequantiser makes it, got {got}",
+        dj.likelihood.apply_dequantiser, rest, x)
 steps = lambda process: gan.DenoisingGAN(network, network, process, [1.0, 0.0], (4,), 2)
 refused("process: a Gaussian process is needed, got VPrediction", steps, v)
 for bad in (0, jnp.arange(3)):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from nets import perturbed, quick_jit
 
-from diffjax import Network, from_linen, networks, vae
+from diffjax import Diffusion, EpsPrediction, Network, VariancePreserving, from_linen, networks, vae
 
 KEY = jax.random.key(0)
 
@@ -329,3 +329,72 @@ def test_bad_fields_are_refused_by_name():
     network = networks.TopDown((8, 8, 1), channels=(4,), blocks=(1,))
     with pytest.raises(ValueError, match=r"x: images of shape \(n, 8, 8, 1\) are needed, got \(2, 4, 4, 1\)"):
         vae.HierarchicalVAE(network, vae.DiscretisedLogistic()).init(KEY, images(2, 4))
+
+
+# --- parameters without a part ---
+
+CHAIN = vae.DiffusionChain(
+    Diffusion(from_linen(networks.MLP(width=4, depth=1)), VariancePreserving(), EpsPrediction()),
+    [1.0, 0.5, 0.01],
+    (3,),
+)
+PIXEL_BY_PIXEL = vae.Autoregressive(
+    from_linen(networks.MaskedDecoder(width=4, depth=1, outputs=1)), vae.GaussianLikelihood(), (2, 2, 1)
+)
+PARTIAL = {  # model -> data, latents, the parts that its top-down pass needs with data and without
+    "plain": (perceptrons(), points(2), (jnp.ones((2, 2)),), {"encoder", "decoder"}, {"decoder"}),
+    "hierarchy": (hierarchical(), images(2), None, {"network"}, {"network"}),
+    "chain": (CHAIN, points(2), (jnp.ones((2, 3)),) * 3, {"network"}, {"network"}),
+}
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_params_that_lack_a_part_are_refused_by_its_name(name):
+    """By every function that takes them; a part that one does not need may be missing."""
+    model, x0, z, with_data, without = PARTIAL[name]
+    params = jax.eval_shape(model.init, KEY, x0)
+    z = z or jax.eval_shape(lambda p: tuple(level.z for level in vae.infer(model, p, KEY, x0).levels), params)
+    calls = {
+        "negative_elbo": (lambda p, z: vae.negative_elbo(model, p, KEY, x0), with_data),
+        "iwae_bound": (lambda p, z: vae.iwae_bound(model, p, KEY, x0, draws=2), with_data),
+        "infer": (lambda p, z: vae.infer(model, p, KEY, x0).log_weight, with_data),
+        "infer_at": (lambda p, z: vae.infer_at(model, p, z, x0).log_weight, with_data),
+        "generate": (lambda p, z: vae.generate(model, p, KEY, jnp.arange(2)), without),
+        "generate, mean": (lambda p, z: vae.generate(model, p, KEY, jnp.arange(2), noise=False), without),
+        "decode": (lambda p, z: vae.decode(model, p, z), without),
+    }
+    for call, needed in calls.values():
+        jax.eval_shape(call, params, z)
+        for part in params:
+            rest = {other: params[other] for other in params if other != part}
+            if part in needed | {"likelihood"}:
+                words = f"(?m)params: '{part}' is needed, as init of the VAE makes it, got {', '.join(rest)}$"
+                with pytest.raises(ValueError, match=words):
+                    jax.eval_shape(call, rest, z)
+            else:
+                jax.eval_shape(call, rest, z)
+        with pytest.raises(ValueError, match=r"(?m)params: '\w+' is needed, as init of the VAE makes it, got nothing$"):
+            jax.eval_shape(call, {}, z)
+        for other, got in (({}, "nothing"), (None, "NoneType")):
+            with pytest.raises(ValueError, match=rf"(?m)is needed, as init of the VAE makes it, got {got}$"):
+                jax.eval_shape(call, other, z)
+
+
+@pytest.mark.parametrize("likelihood", [vae.GaussianLikelihood(), PIXEL_BY_PIXEL], ids=["gaussian", "pixel_by_pixel"])
+def test_a_likelihood_without_its_parameters_is_refused_by_their_name(likelihood):
+    x0 = images(2, 2)
+    y = x0 if likelihood.outputs else jnp.ones((2, 3))
+    keys = jax.random.split(KEY, 2)
+    params = jax.eval_shape(likelihood.init, KEY, y, x0)
+    for call in (
+        lambda p: likelihood.log_prob(p, y, x0),
+        lambda p: likelihood.sample(p, keys, y),
+        *((lambda p: likelihood.mean(p, y),) if "network" in params else ()),
+    ):
+        jax.eval_shape(call, params)
+        for part in params:
+            rest = {other: params[other] for other in params if other != part}
+            got = ", ".join(rest) or "nothing"
+            words = f"(?m)params: '{part}' is needed, as init of the likelihood makes it, got {got}$"
+            with pytest.raises(ValueError, match=words):
+                jax.eval_shape(call, rest)

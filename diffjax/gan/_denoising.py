@@ -11,6 +11,7 @@ Source: Xiao, Kreis & Vahdat 2022 (Tackling the generative learning trilemma wit
 and algorithm 1, arXiv:2112.07804.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeAlias
 
@@ -24,7 +25,6 @@ from diffjax._arrays import (
     answered,
     as_samples,
     as_scalar,
-    check,
     check_key,
     check_shape,
     check_time,
@@ -33,17 +33,33 @@ from diffjax._arrays import (
     expand,
     is_concrete,
     normal_like,
+    part_of,
     sample_keys,
     time_dtype,
     values_at_once,
     whole_numbers,
 )
-from diffjax._typing import Cond, Denoiser, FlowMap, Grid, GridLike, Index, Key, Network, Params, Sample, Scalar, Time
+from diffjax._typing import (
+    Cond,
+    Denoiser,
+    FlowMap,
+    Grid,
+    GridLike,
+    Index,
+    Key,
+    Network,
+    Params,
+    Sample,
+    Scalar,
+    Time,
+    Weights,
+)
 from diffjax.gan._losses import Logits
-from diffjax.gan._model import AbstractGAN, Pairs, check_parts, draw_latents, part_of, with_power
+from diffjax.gan._model import AbstractGAN, Pairs, check_parts, check_temperature, draw_latents, with_power
 from diffjax.networks import WithLatent
 from diffjax.parameterisation._clock import clock_of_logsnr
 from diffjax.process import AbstractGaussianProcess
+from diffjax.process._flow_map import is_flow_map
 from diffjax.process._gaussian import posterior_mean_std, prior
 from diffjax.samplers import AbstractStepper, ScheduleOnGrid, Step
 from diffjax.samplers._base import sample
@@ -99,7 +115,8 @@ class NetworkGenerator(eqx.Module):
         xt = as_samples("xt", xt)
         if z is None:  # called as a denoiser is
             raise ValueError(
-                f"z: latents are needed, as the stepper LatentAncestral({self.latents}) draws them, got None"
+                f"z: latents are needed, as the stepper LatentAncestral({self.latents}) draws them (other steppers and "
+                "final_denoise=True do not), got None"
             )
         z = as_samples("z", z, (xt.shape[0], self.latents))
         given = WithLatent(z, self.cond)
@@ -127,10 +144,11 @@ class LatentAncestral(AbstractStepper):
 
     Attributes:
       latents: how many numbers z has.
-      temperature: multiplies z, at least 0, a scalar; 0 is a deterministic x0.
+      temperature: multiplies z, finite and at least 0, a scalar; 0 is a deterministic x0.
 
     Raises:
-      ValueError: there is no latent, or a negative temperature.
+      ValueError: there is no latent, or a temperature that is no scalar, not finite or negative. `sample` raises it
+        where it is given a denoiser D(xt, t), which takes no latents.
 
     Source: Xiao et al. 2022, eq. 5 and section 3.2, arXiv:2112.07804.
     """
@@ -147,7 +165,13 @@ class LatentAncestral(AbstractStepper):
     def __check_init__(self):
         if self.latents < 1:
             raise ValueError(f"latents: at least one is needed, got {self.latents}")
-        check(self.temperature >= 0, f"temperature: at least 0 is needed, got {self.temperature}")
+        check_temperature(self.temperature)
+
+    def check_denoiser(
+        self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: GridLike, weights: Weights
+    ) -> None:
+        """Raises `ValueError` where the denoiser takes no latents, whatever the grid ts [n + 1]."""
+        _check_generator("denoiser", denoiser, " is needed by LatentAncestral")
 
     def prepare(self, grid: ScheduleOnGrid) -> Coefficients:
         return ddim_weights(grid, 1.0)  # at eta = 1 that of q(xs | xt, x0)
@@ -156,6 +180,7 @@ class LatentAncestral(AbstractStepper):
         w = at.weights
         z = draw_latents(at.keys_of(0), self.latents, x.dtype, self.temperature)
         generator: Any = denoiser
+        _check_generator("denoiser", generator, " is needed by LatentAncestral")  # also in a solver of diffrax
         x0 = answered("generator", generator(x, at.t, z), x.shape)
         return w.c_x * x + w.c_x0 * x0 + w.c_z * normal_like(at.keys_of(1), x), None
 
@@ -240,7 +265,7 @@ class DenoisingGAN(AbstractGAN):
 
     def conditioned(self, params: Params, cond: Cond = None) -> NetworkGenerator:
         """The generator as `G(xt, t, z) -> x0` [b, *d], what `sample` takes with `LatentAncestral(latents)`."""
-        return NetworkGenerator(self.generator, self.process, part_of(params, "generator"), cond, self.latents)
+        return NetworkGenerator(self.generator, self.process, part_of(params, "generator", "GAN"), cond, self.latents)
 
     def pairs(self, params: Params, key: Key, x0: Sample, cond: Cond = None, *, index: Index) -> Pairs:
         generator = self.conditioned(params, cond)
@@ -308,7 +333,8 @@ def denoising_pairs(
       `Pairs(real, fake, (xt, s, t))`, samples [b, *d] and times [b].
 
     Raises:
-      ValueError: ts does not descend in [0, 1], there is no latent, or the generator answers another shape.
+      ValueError: ts does not descend in [0, 1], there is no latent, or the generator takes no latents or answers
+        another shape.
 
     Source: Xiao et al. 2022, eq. 5 and algorithm 1, arXiv:2112.07804.
     """
@@ -316,6 +342,7 @@ def denoising_pairs(
     x0 = as_samples("x0", x0)
     if latents < 1:
         raise ValueError(f"latents: at least one is needed, got {latents}")
+    _check_generator("generator", generator)
     index = default_index(x0.shape[0], index)
     keys = [sample_keys(jax.random.fold_in(key, i), index) for i in range(5)]
     grid = jnp.asarray(_grid(ts), time_dtype(x0))
@@ -328,6 +355,22 @@ def denoising_pairs(
     mean, std = posterior_mean_std(process, made, xt, s, t)
     fake = mean + expand(std, x0) * normal_like(keys[4], x0)
     return Pairs(xs.astype(x0.dtype), fake.astype(x0.dtype), (xt, s, t))
+
+
+def _check_generator(name: str, generator: Any, needed: str = " is needed") -> None:
+    """Raises `ValueError` where something does not take (xt, t, z), or is a flow map, which takes (xt, t, s)."""
+    try:
+        inspect.signature(generator).bind(None, None, None)
+        takes = not is_flow_map(generator)
+    except TypeError:
+        takes = False
+    except ValueError:  # a callable that tells no signature
+        takes = True
+    if not takes:
+        raise ValueError(
+            f"{name}: a generator G(xt, t, z){needed}, such as DenoisingGAN.conditioned(params), got "
+            f"{type(generator).__name__}, which takes no latents z; DDPM() steps a denoiser D(xt, t), Jump() a flow map"
+        )
 
 
 def _grid(ts: GridLike) -> Grid:

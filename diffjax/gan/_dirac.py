@@ -112,5 +112,6 @@ class DiracGAN(eqx.Module):
         matrix = self.update_matrix(step_size, simultaneous=simultaneous)
         trace, det = jnp.trace(matrix), matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]
         inside = trace**2 - 4 * det
-        real = 0.5 * (jnp.abs(trace) + jnp.sqrt(jnp.maximum(inside, 0.0)))
-        return jnp.where(inside < 0, jnp.sqrt(jnp.abs(det)), real)
+        turns = inside < 0  # complex eigenvalues; the branch that is not taken has a square root of 1, and a gradient
+        real = 0.5 * (jnp.abs(trace) + jnp.where(turns, 0.0, jnp.sqrt(jnp.where(turns, 1.0, inside))))
+        return jnp.where(turns, jnp.sqrt(jnp.where(turns, det, 1.0)), real)

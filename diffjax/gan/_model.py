@@ -19,11 +19,13 @@ from typing import Any, NamedTuple, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from diffjax._arrays import (
     answered,
     as_index,
+    as_numbers,
     as_samples,
     at_once,
     check,
@@ -31,6 +33,7 @@ from diffjax._arrays import (
     default_index,
     mean_features,
     normal_like,
+    part_of,
     sample_keys,
     whole_numbers,
 )
@@ -93,9 +96,9 @@ class AbstractGAN(eqx.Module):
 
     def judge(self, params: Params, given: Any = None, cond: Cond = None) -> Callable[[Sample], Logits]:
         """The discriminator as a function `x [b, *d] -> logits [b, *m]`, with spectral norm where it has that."""
-        weights = part_of(params, "discriminator")
+        weights = part_of(params, "discriminator", "GAN")
         if self.spectral:
-            weights = spectral_norm(weights, part_of(params, "power"))[0]
+            weights = spectral_norm(weights, part_of(params, "power", "GAN"))[0]
         return lambda x: answered("discriminator", self.logits(weights, x, given, cond), (x.shape[0], ...))
 
 
@@ -169,7 +172,7 @@ class GAN(AbstractGAN):
         """The samples G(z), [b, *d], of latents z [b, latents]; `ValueError` where z has another shape."""
         z = as_samples("z", z)
         z = as_samples("z", z, (z.shape[0], self.latents))
-        x0 = self.generator.apply(part_of(params, "generator"), z, jnp.zeros(z.shape[0], z.dtype), cond)
+        x0 = self.generator.apply(part_of(params, "generator", "GAN"), z, jnp.zeros(z.shape[0], z.dtype), cond)
         return answered("generator", x0, (z.shape[0], ...))
 
     def _samples(self, params, key, index, cond, dtype, temperature: Scalar = 1.0):
@@ -182,12 +185,23 @@ def draw_latents(keys: Any, latents: int, dtype: Any, temperature: Scalar = 1.0)
     return jnp.asarray(temperature * eps, dtype)
 
 
+def check_temperature(temperature: Scalar) -> None:
+    """Raises `ValueError` where a temperature is no scalar, not finite or below 0."""
+    with at_once(temperature):
+        value = as_numbers("temperature", temperature, whole=True, finite=False)
+        if value.ndim:
+            raise ValueError(f"temperature: one number is needed, got an array of shape {value.shape}")
+        check((value >= 0) & jnp.isfinite(value), f"temperature: a finite number, not below 0, got {temperature}")
+
+
 def check_parts(gan: AbstractGAN) -> None:
-    """Raises `ValueError` where the parts of a GAN are of another kind, or it has no latent."""
+    """Raises `ValueError` where a part or `spectral` of a GAN is of another kind, or it has no latent."""
     for name in ("generator", "discriminator"):
         if not isinstance(getattr(gan, name), Network):
             kind = type(getattr(gan, name)).__name__
             raise ValueError(f"{name}: a Network is needed (from_linen makes one), got {kind}")
+    if not isinstance(gan.spectral, bool | np.bool_):
+        raise ValueError(f"spectral: True or False is needed, got {gan.spectral!r}")
     if gan.latents < 1:
         raise ValueError(f"latents: at least one is needed, got {gan.latents}")
 
@@ -196,14 +210,6 @@ def check_gan(gan: Any) -> None:
     """Raises `ValueError` where something else than an `AbstractGAN` is given, such as its generator."""
     if not isinstance(gan, AbstractGAN):
         raise ValueError(f"gan: GAN(generator, discriminator, latents) is needed, got {type(gan).__name__}")
-
-
-def part_of(params: Params, name: str) -> Params:
-    """The part of parameters that has this name, a pytree of arrays [*d]; `ValueError` where there is none."""
-    if not isinstance(params, Mapping) or name not in params:
-        got = ", ".join(map(str, params)) if isinstance(params, Mapping) else type(params).__name__
-        raise ValueError(f"params: {name!r} is needed, as init of the GAN makes it, got {got}")
-    return params[name]
 
 
 def with_power(gan: AbstractGAN, key: Key, params: dict[str, Params]) -> dict[str, Params]:
@@ -325,7 +331,7 @@ def generator_loss(
     check_loss(loss)
     check_key(key)
     x0 = as_samples("x0", x0)
-    frozen = jax.lax.stop_gradient(params) | {"generator": part_of(params, "generator")}
+    frozen = jax.lax.stop_gradient(params) | {"generator": part_of(params, "generator", "GAN")}
     pairs = gan.pairs(frozen, key, x0, cond, index=default_index(x0.shape[0], index))
     judge = gan.judge(frozen, pairs.given, cond)
     per_sample = loss.generator(judge(pairs.real), judge(pairs.fake))
@@ -360,14 +366,14 @@ def generate_samples(
       Samples [n, *d].
 
     Raises:
-      ValueError: indices that are none, params without a generator, or a temperature below 0.
+      ValueError: indices that are none, params without a generator, or a temperature that is no number, not finite or
+        below 0.
 
     Source: Goodfellow et al. 2014, arXiv:1406.2661; Xiao et al. 2022, arXiv:2112.07804.
     """
     check_gan(gan)
     check_key(key)
-    with at_once(temperature):
-        check(jnp.asarray(temperature) >= 0, f"temperature: at least 0 is needed, got {temperature}")
+    check_temperature(temperature)
     return gan.generate(params, key, as_index(index), cond, temperature=temperature)
 
 

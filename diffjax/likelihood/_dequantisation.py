@@ -28,6 +28,7 @@ from diffjax._arrays import (
     default_index,
     is_concrete,
     normal_like,
+    part_of,
     sample_keys,
     sum_features,
     values_at_once,
@@ -150,9 +151,10 @@ def apply_dequantiser(params: Params, x: Sample) -> tuple[Sample, Sample]:
     """(m, log s), each [b, *d], by a perceptron of two hidden layers on the whole sample x [b, *d]."""
     x = as_samples("x", x)
     h = x.reshape(x.shape[0], -1)
-    for layer in params["hidden"]:
+    hidden, out = (part_of(params, name, "dequantiser") for name in ("hidden", "out"))
+    for layer in hidden:
         h = jax.nn.silu(h @ layer["w"].astype(h.dtype) + layer["b"].astype(h.dtype))
-    y = h @ params["out"]["w"].astype(h.dtype) + params["out"]["b"].astype(h.dtype)
+    y = h @ out["w"].astype(h.dtype) + out["b"].astype(h.dtype)
     mean, log_std = jnp.split(y, 2, axis=-1)
     return mean.reshape(x.shape), log_std.reshape(x.shape)
 

@@ -19,7 +19,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import part_of, whole_numbers
 from diffjax._typing import Params
 from diffjax.parameterisation._diffusion import Diffusion, check_diffusion
 
@@ -47,10 +47,11 @@ class Uncertainty(eqx.Module):
 
     def __call__(self, params: Params, c_noise: Float[Array, " b"]) -> Float[Array, " b"]:
         """u [b], in nats, at noise levels c_noise [b]."""
-        dtype = params["weights"].dtype
+        weights, bias = (part_of(params, name, "Uncertainty") for name in ("weights", "bias"))
+        dtype = weights.dtype
         frequencies = jnp.geomspace(LOWEST, HIGHEST, self.waves, dtype=dtype)
         angle = (2 * jnp.pi * c_noise.astype(dtype))[:, None] * frequencies
-        return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1) @ params["weights"] + params["bias"]
+        return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1) @ weights + bias
 
 
 def uncertainty_loss(

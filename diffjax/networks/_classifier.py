@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import part_of, whole_numbers
 from diffjax._typing import Params
 from diffjax.networks._blocks import ResidualBlock, check_channels, conv
 from diffjax.networks._embedding import ConditionEmbedding
@@ -92,7 +92,8 @@ def classifier_features(
       x: images [b, h, w, c], as it was trained on.
       c_noise: [b], their noise level, if it was trained with one.
     """
-    return _body(classifier).apply({"params": params["body"]}, x, c_noise, True)  # pyright: ignore[reportReturnType]
+    body = part_of(params, "body", "Classifier")
+    return _body(classifier).apply({"params": body}, x, c_noise, True)  # pyright: ignore[reportReturnType]
 
 
 def classifier_of(params: Params) -> Classifier:
@@ -106,12 +107,12 @@ def classifier_of(params: Params) -> Classifier:
     Args:
       params: of a `Classifier`, a pytree of arrays [...].
     """
-    body = params["body"]
+    body = part_of(params, "body", "Classifier")
     widths = [body["in"]["kernel"].shape[-1]]
     while (name := f"halve__{len(widths)}") in body:
         widths.append(body[name]["kernel"].shape[-1])
     blocks = sum(name.startswith("blocks__0__") for name in body)
-    return Classifier(params["logits"]["bias"].shape[0], channels=tuple(widths), blocks=blocks)
+    return Classifier(part_of(params, "logits", "Classifier")["bias"].shape[0], channels=tuple(widths), blocks=blocks)
 
 
 def _body(classifier, name=None):

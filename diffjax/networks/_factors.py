@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import part_of, whole_numbers
 from diffjax._typing import Params
 from diffjax.networks._classifier import Classifier, _body
 from diffjax.networks._layers import dense
@@ -105,8 +105,8 @@ def factor_features(classifier: FactorClassifier, params: Params, x: Float[Array
       params: its parameters.
       x: images [b, h, w, c], as it was trained on.
     """
-    body = _body(classifier._images())
-    return body.apply({"params": params["body"]}, _with_coordinates(x), None, True)  # pyright: ignore[reportReturnType]
+    body, own = _body(classifier._images()), part_of(params, "body", "FactorClassifier")
+    return body.apply({"params": own}, _with_coordinates(x), None, True)  # pyright: ignore[reportReturnType]
 
 
 def _with_coordinates(x):

@@ -106,5 +106,8 @@ def check_options(name: str, family: Family, given: Iterable[str]) -> None:
     """
     for option in given:
         if option.partition(".")[0] not in family.options:
-            has = ", ".join(sorted(family.options)) or "none"
-            raise ValueError(f"{option}: family {name} has no such option; it has {has}")
+            has, why = ", ".join(sorted(family.options)) or "none", ""
+            if option == "steps":
+                n = family.nfe()
+                why = f", as its samples always take {n} network evaluation{'s' if n > 1 else ''}"
+            raise ValueError(f"{option}: family {name} has no such option{why}; it has {has}")

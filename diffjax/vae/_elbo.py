@@ -90,7 +90,8 @@ def negative_elbo(
       mean of `per_sample`, and its `standard_error`.
 
     Raises:
-      ValueError: beta or free_bits is negative, group is none of the three, or a level has no latent.
+      ValueError: beta or free_bits is negative, group is none of the three, a level has no latent, or params lack
+        a part.
     """
     check_vae(vae)
     check_key(key)
@@ -157,7 +158,7 @@ def iwae_bound(
       (nats [b], standard error [b] by the delta method, NaN at K = 1).
 
     Raises:
-      ValueError: draws is not positive.
+      ValueError: draws is not positive, or params lack a part.
 
     Source: Burda et al. 2016 (IWAE), eq. 8 and theorem 1.
     """

@@ -38,6 +38,7 @@ from diffjax._arrays import (
     check_shape,
     check_times,
     is_concrete,
+    part_of,
     time_dtype,
     whole_numbers,
 )
@@ -102,7 +103,7 @@ class HierarchicalVAE(AbstractVAE):
 
         rngs = {} if key is None else {"dropout": key}
         options = {"draw": level, "deterministic": key is None, "rngs": rngs}
-        return self.network.apply({"params": params["network"]}, x0, cond, **options)  # pyright: ignore[reportReturnType]
+        return self.network.apply({"params": part_of(params, "network", "VAE")}, x0, cond, **options)  # pyright: ignore[reportReturnType]
 
 
 class ReadOut(AbstractLikelihood):
@@ -191,7 +192,7 @@ class DiffusionChain(AbstractVAE):
     ) -> Array:
         process, parameterisation, shape = self.diffusion.process, self.diffusion.parameterisation, (n, *self.shape)
         zero = jnp.zeros(shape, self.ts.dtype if x0 is None else x0.dtype)
-        ts = self.ts.astype(time_dtype(zero))
+        ts, network = self.ts.astype(time_dtype(zero)), part_of(params, "network", "VAE")
 
         def gaussian(mean, std):
             return DiagonalGaussian(mean.astype(zero.dtype), jnp.full_like(zero, jnp.log(std)))
@@ -202,7 +203,7 @@ class DiffusionChain(AbstractVAE):
         for k in range(ts.shape[0] - 1):
             t, s = ts[k], ts[k + 1]
             own = None if key is None else jax.random.fold_in(key, k)
-            y = answered("network", apply_network(self.diffusion, params["network"], xt, t, cond, key=own), shape)
+            y = answered("network", apply_network(self.diffusion, network, xt, t, cond, key=own), shape)
             x0_hat = recover(parameterisation, process, y, xt, t)[0]
             prior = gaussian(*posterior_mean_std(process, x0_hat, xt, s, t))
             posterior = None if x0 is None else gaussian(*posterior_mean_std(process, x0, xt, s, t))

@@ -32,6 +32,7 @@ from diffjax._arrays import (
     is_concrete,
     nan_unless,
     normal_like,
+    part_of,
     sum_features,
     values_at_once,
     whole_numbers,
@@ -116,7 +117,9 @@ class GaussianLikelihood(AbstractLikelihood):
         return y + jnp.exp(self._log_std(params)) * normal_like(keys, y)
 
     def _log_std(self, params):
-        return jnp.clip(params["log_std"], *LOG_STD_RANGE) if self.std is None else jnp.log(self.std)
+        if self.std is not None:
+            return jnp.log(self.std)
+        return jnp.clip(part_of(params, "log_std", "likelihood"), *LOG_STD_RANGE)
 
 
 @whole_numbers
@@ -283,21 +286,23 @@ class Autoregressive(AbstractLikelihood):
     def log_prob(self, params: Params, y: Output, x0: Sample, *, key: Key | None = None) -> Float[Array, " b"]:
         x0 = as_samples("x0", x0)
         x0, y = as_samples("x0", x0, (x0.shape[0], *self.shape)), as_samples("y", y)
-        return self.each.log_prob(params["each"], self._numbers(params, y, x0, key), x0)
+        return self.each.log_prob(part_of(params, "each", "likelihood"), self._numbers(params, y, x0, key), x0)
 
     def mean(self, params: Params, y: Output) -> Sample:
         """Pixel after pixel, each at its mean given those before."""
-        return self._pixel_by_pixel(params, y, lambda i, numbers: self.each.mean(params["each"], numbers))
+        return self._pixel_by_pixel(
+            params, y, lambda i, numbers: self.each.mean(part_of(params, "each", "likelihood"), numbers)
+        )
 
     def sample(self, params: Params, keys: Shaped[Array, "b *k"], y: Output) -> Sample:
         def draw(i, numbers):
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-            return self.each.sample(params["each"], own, numbers)
+            return self.each.sample(part_of(params, "each", "likelihood"), own, numbers)
 
         return self._pixel_by_pixel(params, y, draw)
 
     def _numbers(self, params, y, x0, key=None):
-        return self.network.apply(params["network"], x0, jnp.zeros(x0.shape[0]), y, key=key)
+        return self.network.apply(part_of(params, "network", "likelihood"), x0, jnp.zeros(x0.shape[0]), y, key=key)
 
     def _pixel_by_pixel(self, params, y, choose):
         height, width, channels = self.shape

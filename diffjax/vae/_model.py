@@ -32,6 +32,7 @@ from diffjax._arrays import (
     check,
     check_key,
     default_index,
+    part_of,
     sample_keys,
     sum_features,
     whole_numbers,
@@ -180,10 +181,10 @@ class VAE(AbstractVAE):
         encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
         none, posterior = jnp.zeros(n), None
         if x0 is not None:
-            y = self.encoder.apply(params["encoder"], x0, none, cond, key=encoder_key)
+            y = self.encoder.apply(part_of(params, "encoder", "VAE"), x0, none, cond, key=encoder_key)
             posterior = as_gaussian(answered("encoder", y, (n, *self.latents[:-1], 2 * self.latents[-1])))
         z = draw(self.prior, posterior, (n, *self.latents))
-        return self.decoder.apply(params["decoder"], z, none, cond, key=decoder_key)
+        return self.decoder.apply(part_of(params, "decoder", "VAE"), z, none, cond, key=decoder_key)
 
 
 def check_vae(vae: Any) -> None:
@@ -217,7 +218,7 @@ def infer(
       `Inference(levels, y, log_likelihood [b])`; latents are `level.z` [b, *d] of its levels, the top first.
 
     Raises:
-      ValueError: a level without a latent, or no level.
+      ValueError: a level without a latent, no level, or params without a part.
     """
     check_vae(vae)
     check_key(key)
@@ -235,7 +236,7 @@ def infer_at(vae: AbstractVAE, params: Params, z: tuple[Array, ...], x0: Sample,
       z: latents of each level, a tuple, each [b, ...].
 
     Raises:
-      ValueError: z is no tuple, has fewer or more levels, or latents of another shape.
+      ValueError: z is no tuple, has fewer or more levels, or latents of another shape, or params lack a part.
     """
     check_vae(vae)
     x0 = as_samples("x0", x0)
@@ -260,7 +261,7 @@ def _inferred(vae, params, choose, x0, cond, dropout):
         raise ValueError(f"vae: at least one level of latents is needed, got none of {type(vae).__name__}")
     outputs = vae.likelihood.outputs
     y = answered("decoder", y, (*x0.shape[:-1], outputs * x0.shape[-1]) if outputs else (x0.shape[0], ...))
-    log_likelihood = vae.likelihood.log_prob(params["likelihood"], y, x0, key=keys[1])
+    log_likelihood = vae.likelihood.log_prob(part_of(params, "likelihood", "VAE"), y, x0, key=keys[1])
     return Inference(tuple(levels), y, answered("likelihood", log_likelihood, x0.shape[:1]))
 
 
@@ -313,7 +314,8 @@ def generate(
       Samples [n, *d].
 
     Raises:
-      ValueError: indices that are none, or a temperature that is negative, not finite, or not one a level.
+      ValueError: indices that are none, a temperature that is negative, not finite, or not one a level, or params
+        without a part; an encoder's are not needed.
 
     Source: temperatures by level: Child 2021 (VDVAE), section 5.
     """
@@ -342,8 +344,8 @@ def generate(
     if isinstance(temperature, tuple) and len(temperature) != len(levels):
         raise ValueError(f"temperature: one number, or one a level ({len(levels)}), is needed, got {temperature}")
     if not noise:
-        return vae.likelihood.mean(params["likelihood"], y)
-    return vae.likelihood.sample(params["likelihood"], sample_keys(data_key, index), y)
+        return vae.likelihood.mean(part_of(params, "likelihood", "VAE"), y)
+    return vae.likelihood.sample(part_of(params, "likelihood", "VAE"), sample_keys(data_key, index), y)
 
 
 def decode(vae: AbstractVAE, params: Params, z: tuple[Array, ...], cond: Cond = None) -> Sample:
@@ -358,7 +360,7 @@ def decode(vae: AbstractVAE, params: Params, z: tuple[Array, ...], cond: Cond = 
       cond: conditions, a pytree of [b, ...], or None.
 
     Raises:
-      ValueError: z is no tuple, has fewer or more levels, or latents of another shape.
+      ValueError: z is no tuple, has fewer or more levels, or latents of another shape, or params lack a part.
     """
     check_vae(vae)
     choose, count = _given(z), []
@@ -372,4 +374,4 @@ def decode(vae: AbstractVAE, params: Params, z: tuple[Array, ...], cond: Cond = 
 
     y = vae.top_down(params, draw, z[0].shape[0], None, cond)
     _check_all_used(z, len(count))
-    return vae.likelihood.mean(params["likelihood"], y)
+    return vae.likelihood.mean(part_of(params, "likelihood", "VAE"), y)

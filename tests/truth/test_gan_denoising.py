@@ -1,6 +1,7 @@
 """The denoising diffusion GAN with an exact generator: every step has the law q(xs | xt), and without z it has not."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,9 @@ PROCESSES = {
     "chain": lambda: (processes.DiscreteChain(betas(4)), [1.0, 0.75, 0.5, 0.25, 0.0]),
     "rectified": lambda: (dj.Rectified(), [1.0, 0.6, 0.3, 0.0]),
     "edm": lambda: (dj.EDM(), [1.0, 0.5, 0.1, 0.0]),
+    "ve": lambda: (dj.VarianceExploding(), [1.0, 0.6, 0.3, 0.0]),
+    "ou": lambda: (processes.OrnsteinUhlenbeck(), [1.0, 0.5, 0.2, 0.0]),
+    "cosine": lambda: (dj.Cosine(), [1.0, 0.7, 0.3, 0.0]),
 }
 
 
@@ -178,6 +182,25 @@ def test_without_a_latent_the_variance_of_a_mixture_is_missing():
     np.testing.assert_allclose(flat, np.sum(weights * means), rtol=1e-12)
     gaussian = stats.norm(np.sum(weights * means), np.sqrt(second)).rvs(N, random_state=0)
     assert not is_uniform(step_law(process, 0.4, t, s)(gaussian))
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_what_a_latent_adds_to_a_step_is_the_variance_of_x0(name):
+    """Of any process: with the mean of x0 in the place of a draw, xs lacks c_x0^2 var(x0 | xt)."""
+    process, ts = PROCESSES[name]()
+    t, s = ts[1:3]
+    xt = jnp.full((N, 1), 0.3 * float(process.alpha(t)) + 0.5 * float(process.sigma(t)))
+    weights, means, stds = (np.asarray(p(xt[:1])[:, 0] if callable(p) else p) for p in posterior(process, t))
+    mean = np.sum(weights * means)
+    c_x0 = dj.samplers.step_weights(gan.LatentAncestral(2), process, [t, s]).c_x0[0]
+    missing = c_x0**2 * (np.sum(weights * (means**2 + stds**2)) - mean**2)
+    squares = []
+    for generator in (exact_generator(process), lambda xt, t, z: jnp.full_like(xt, mean)):
+        xs = jax.jit(lambda xt, g=generator: dj.sample(KEY, process, g, xt, [t, s], gan.LatentAncestral(2)))(xt)
+        squares.append(np.asarray(xs - xs.mean())[:, 0] ** 2)
+    error = np.hypot(*(np.std(each) for each in squares)) / np.sqrt(N)
+    assert missing > 6 * error  # so that a latent that adds nothing is seen
+    assert abs(squares[0].mean() - squares[1].mean() - missing) < 4.5 * error
 
 
 # --- weights and networks ---
@@ -337,3 +360,54 @@ def test_samples_need_no_discriminator():
     np.testing.assert_array_equal(found, wanted)
     plain = gan.GAN(dj.Network(generator.init, lambda p, z, c, cond=None, *, key=None: p["w"] * z), discriminator, 2)
     assert gan.generate_samples(plain, alone, KEY, index).shape == (3, 2)
+
+
+def flow_map(xt, t, s):
+    return xt
+
+
+def test_what_takes_no_latents_is_refused_by_name():
+    """A denoiser or a flow map, by `sample`, `sample_n` and `denoising_pairs`."""
+    process, ts, stepper = dj.VariancePreserving(), [1.0, 0.5, 0.0], gan.LatentAncestral(2)
+    exact = dj.exact_denoiser(dj.Gaussian(jnp.zeros(1), 1.0), process)
+    for other in (lambda xt, t: xt, exact, flow_map):
+        needed = "such as DenoisingGAN.conditioned(params), got " + type(other).__name__ + ", which takes no latents z"
+        by_sampler = re.escape("denoiser: a generator G(xt, t, z) is needed by LatentAncestral, " + needed)
+        with pytest.raises(ValueError, match=by_sampler):
+            dj.sample(KEY, process, other, jnp.ones((2, 1)), ts, stepper)
+        with pytest.raises(ValueError, match=by_sampler):
+            dj.sample_n(KEY, process, other, (1,), 2, ts=ts, stepper=stepper)
+        with pytest.raises(ValueError, match=re.escape("generator: a generator G(xt, t, z) is needed, " + needed)):
+            gan.denoising_pairs(KEY, process, ts, other, jnp.ones((2, 1)), latents=2)
+
+
+def test_a_generator_may_name_its_latents_as_it_likes():
+    """And take more, with defaults."""
+    process, ts, xt = dj.VariancePreserving(), [1.0, 0.0], jnp.ones((2, 1))
+    for generator in (lambda *given: given[0], lambda xt, t, noise, scale=1.0: scale * xt):
+        assert dj.sample(KEY, process, generator, xt, ts, gan.LatentAncestral(2)).shape == xt.shape
+
+
+@pytest.mark.parametrize(
+    ("temperature", "message"),
+    [
+        (np.inf, "temperature: a finite number, not below 0, got inf"),
+        (np.nan, "temperature: a finite number, not below 0, got nan"),
+        (-1.0, r"temperature: a finite number, not below 0, got -1\.0"),
+    ],
+)
+def test_temperatures_that_are_none_are_refused(temperature, message):
+    with pytest.raises(ValueError, match=message):
+        gan.LatentAncestral(2, temperature)
+    model = gan.DenoisingGAN(*linear_parts(), dj.Cosine(), [1.0, 0.0], (1,), latents=2)
+    with pytest.raises(ValueError, match=message):
+        gan.generate_samples(model, {}, KEY, jnp.arange(2), temperature=temperature)
+
+
+def test_a_diffrax_solver_of_the_stepper_refuses_a_denoiser():
+    """Its own terms call a denoiser, so that a generator is refused by its missing z."""
+    process, xT = dj.VariancePreserving(), jnp.ones((3, 1))
+    solver, path = dj.samplers.as_diffrax_solver(gan.LatentAncestral(2)), dj.per_sample_path(KEY, 3, (1,))
+    terms = dj.reverse_sde(process, lambda xt, t: xt, path)
+    with pytest.raises(ValueError, match=r"denoiser: a generator .* is needed by LatentAncestral, .* got function"):
+        dj.integrate(terms, xT, np.array([0.6, 0.2]), solver=solver)

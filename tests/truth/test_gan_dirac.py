@@ -1,5 +1,7 @@
 """The Dirac-GAN: our own train steps against the matrices, eigenvalues and critical gammas of the closed form."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,6 +118,17 @@ def test_what_a_step_does_to_the_distance():
         matrix = gan.DiracGAN(0.5, r1, r2).update_matrix(H, simultaneous=simultaneous)
         numeric = np.abs(np.linalg.eigvals(np.asarray(matrix))).max()
         assert radius(r1, r2, simultaneous) == pytest.approx(numeric, abs=1e-12)
+
+
+def test_what_a_step_does_can_be_differentiated():
+    """On both sides of the critical gamma, against central differences."""
+    for gamma, simultaneous in itertools.product((0.0, 0.5, 1.2, 5.0), (True, False)):
+        radius = lambda g, h, sim=simultaneous: gan.DiracGAN(0.5, 0.3 + g).spectral_radius(h, simultaneous=sim)
+        found = jax.grad(radius, (0, 1))(gamma, H)
+        small = 1e-6
+        by_gamma = (radius(gamma + small, H) - radius(gamma - small, H)) / (2 * small)
+        by_step = (radius(gamma, H + small) - radius(gamma, H - small)) / (2 * small)
+        np.testing.assert_allclose(found, [by_gamma, by_step], rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize(
