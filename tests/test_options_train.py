@@ -339,7 +339,6 @@ PRESETS = {
     "digits_ddgan": {
         "name": "digits_ddgan",
         "batch_size": 64,
-        "optimiser.learning_rate": 5e-4,
         **R3GAN,
         "family.name": "ddgan",
         "family.latents": 32,
@@ -347,6 +346,7 @@ PRESETS = {
         "family.every": 4,
         "family.r1": 0.05,
         "family.r2": 0.05,
+        "family.generator_rate": 0.1,
     },
     "toy2d_gan": {
         "name": "toy2d_gan",
