@@ -278,7 +278,7 @@ def sampler(problem, threshold):
 
 def measure(problem, x):
     """All that is measured of pictures x [n, *shape]."""
-    distance = metrics.sliced_wasserstein(jax.random.key(0), x, problem.reference)
+    distance = metrics.sliced_wasserstein(jax.random.key(0), jnp.asarray(x), jnp.asarray(problem.reference))
     right = problem.right(x, np.arange(len(x)))
     values = (problem.frechet(x), distance, x.std(), np.median(x), np.mean(np.abs(x) > 0.99), np.mean(right))
     return [f"{float(value):.4f}" for value in values]

@@ -124,7 +124,7 @@ def test_thresholds_of_pictures(tmp_path):
     """Ten updates, on pictures of one grey a class, from files."""
     for part in ("train", "test"):
         for label in range(10):
-            for i in range(6):
+            for i in range(30):
                 path = tmp_path / "cifar10" / part / f"class{label}" / f"{i}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 viz.save_grid(path, np.full((1, 32, 32, 3), label / 5 - 0.9), gap=0, enlarge=1)

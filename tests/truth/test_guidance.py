@@ -388,8 +388,8 @@ def test_a_dynamic_threshold_at_its_ends_is_a_maximum_or_a_clip_and_looks_at_one
 
 def test_a_dynamic_threshold_keeps_a_picture_that_guidance_scales_and_moves_a_background():
     """Two Gaussian classes base + A pattern, A around 0.2 or 0.6: at t = 1 the guided answer is base + A_w pattern,
-    with A_w = 0.4 + 0.2 scale. Without a base the threshold's answer is the pattern at full contrast, whatever the scale,
-    where a clip flattens it; with one the background, on which the classes agree, becomes base/s."""
+    with A_w = 0.4 + 0.2 scale. Without a base the threshold's answer is the pattern at full contrast, whatever the
+    scale, where a clip flattens it; with one the background, on which the classes agree, becomes base/s."""
     process, wave, square = dj.Rectified(), np.cos(2 * np.pi * np.arange(8) / 8), np.repeat([0.0, 1.0], 4)
 
     def answers(base, pattern, scale):
