@@ -352,9 +352,9 @@ def draw(out, runs, figure=None):
         column[2].set_axis_off()
         if (runs / f"shown-{name}.npz").is_file():
             shown = np.load(runs / f"shown-{name}.npz")
-            tiles = np.concatenate([shown[what] for what in ("real", "none10", "static10", "dynamic10")])
-            viz.sample_grid(tiles, columns=SHOWN, ax=column[2])
-            column[2].set_title("real; scale 10: none, static, dynamic", fontsize=8)
+            there = [what for what in ("real", "none10", "static10", "dynamic10") if what in shown]
+            viz.sample_grid(np.concatenate([shown[what] for what in there]), columns=SHOWN, ax=column[2])
+            column[2].set_title("rows: " + ", ".join(there), fontsize=8)
     axes[0, 0].legend()
     return figure
 
