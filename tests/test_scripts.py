@@ -100,7 +100,7 @@ def test_text_to_image(tmp_path):
 
 def test_thresholds(tmp_path):
     """Few pictures of an exact row: at a large scale a dynamic threshold is nearest; each line once."""
-    place = ["--runs", str(tmp_path / "runs"), "--samples", "60"]
+    place = ["--runs", str(tmp_path / "runs"), "--samples", "300"]
     for row in ("texture", "flat_varied", "texture"):  # what is there already is not measured again
         run("thresholds", tmp_path / "found.csv", "--row", row, *place)
     run("thresholds", tmp_path / "found.csv", "--draw", *place)
