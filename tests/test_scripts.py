@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import diffjax
-from diffjax import config, training
+from diffjax import config, training, viz
 
 SCRIPTS = pathlib.Path(__file__).parents[1] / "scripts"
 pytestmark = pytest.mark.slow
@@ -96,6 +96,48 @@ def test_text_to_image(tmp_path):
     script["main"](["--draw", *place])
     assert out.with_suffix(".png").stat().st_size > 10_000
     assert (tmp_path / "found_samples.png").stat().st_size > 10_000
+
+
+def test_thresholds(tmp_path):
+    """Few pictures of an exact row: at a large scale a dynamic threshold is nearest; each line once."""
+    place = ["--runs", str(tmp_path / "runs"), "--samples", "300"]
+    for row in ("texture", "flat_varied", "texture"):  # what is there already is not measured again
+        run("thresholds", tmp_path / "found.csv", "--row", row, *place)
+    run("thresholds", tmp_path / "found.csv", "--draw", *place)
+    lines = list(csv.DictReader((tmp_path / "found.csv").open(newline="")))
+    assert len(lines) == 2 * (1 + 3 * 6)
+    found = {(line["row"], line["threshold"], line["scale"]): line for line in lines}
+    frechet = {place: float(line["frechet"]) for place, line in found.items()}
+    assert frechet["texture", "dynamic", "10"] < 0.6 * frechet["texture", "static", "10"]
+    assert frechet["texture", "static", "10"] < frechet["texture", "none", "10"]
+    assert frechet["flat_varied", "static", "10"] < frechet["flat_varied", "none", "10"]
+    assert frechet["flat_varied", "none", "10"] < frechet["flat_varied", "dynamic", "10"]
+    assert float(found["flat_varied", "dynamic", "10"]["median"]) > -0.7  # the background, -0.8 in the data
+    for row in ("texture", "flat_varied"):
+        assert float(found[row, "real", ""]["right"]) > 0.6
+        assert frechet[row, "real", ""] < 0.5 * frechet[row, "none", "3"]
+    assert (tmp_path / "found.png").stat().st_size > 10_000
+
+
+@pytest.mark.relative  # compiling a U-Net; `diffjax train` has its own tests
+def test_thresholds_of_pictures(tmp_path):
+    """Ten updates, on pictures of one grey a class, from files."""
+    for part in ("train", "test"):
+        for label in range(10):
+            for i in range(30):
+                path = tmp_path / "cifar10" / part / f"class{label}" / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                viz.save_grid(path, np.full((1, 32, 32, 3), label / 5 - 0.9), gap=0, enlarge=1)
+    place = ["--cifar", str(tmp_path), "--runs", str(tmp_path / "runs"), "--samples", "20", "--updates", "10"]
+    run("thresholds", tmp_path / "found.csv", "--row", "cifar", *place)
+    lines = list(csv.DictReader((tmp_path / "found.csv").open(newline="")))
+    assert [line["threshold"] for line in lines] == [
+        "real",
+        *(t for t in ("none", "static", "dynamic") for _ in range(6)),
+    ]
+    assert float(lines[0]["std"]) == pytest.approx(np.std(np.arange(10) / 5), abs=0.01)
+    assert all(line["updates"] == "10" for line in lines)
+    assert all(float(line["saturated"]) <= 1 and float(line["frechet"]) > 0 for line in lines[1:])
 
 
 def test_critically_damped(tmp_path, capsys):

@@ -386,6 +386,32 @@ def test_a_dynamic_threshold_at_its_ends_is_a_maximum_or_a_clip_and_looks_at_one
         np.testing.assert_allclose(value(x0 + step) - value(x0 - step), 2 * np.sum(slope * step), rtol=1e-5)
 
 
+def test_a_dynamic_threshold_keeps_a_picture_that_guidance_scales_and_moves_a_background():
+    """Two Gaussian classes base + A pattern, A around 0.2 or 0.6: at t = 1 the guided answer is base + A_w pattern,
+    with A_w = 0.4 + 0.2 scale. Without a base the threshold's answer is the pattern at full contrast, whatever the
+    scale, where a clip flattens it; with one the background, on which the classes agree, becomes base/s."""
+    process, wave, square = dj.Rectified(), np.cos(2 * np.pi * np.arange(8) / 8), np.repeat([0.0, 1.0], 4)
+
+    def answers(base, pattern, scale):
+        means = jnp.asarray([base + a * pattern for a in (0.2, 0.6)])
+        laws = dj.Gaussian(means[1], 0.01), dj.GaussianMixture(means, 0.01)
+        guided = guidance.extrapolate(*(dj.exact_denoiser(law, process) for law in laws), scale)
+        every = guided, guidance.static_threshold(guided), guidance.dynamic_threshold(guided, 1.0)
+        return [denoiser(jax.random.normal(KEY(0), (3, 8)), jnp.asarray(1.0)) for denoiser in every]
+
+    for scale in (10.0, 20.0):
+        strength = 0.4 + 0.2 * scale
+        for base, pattern, kept in (
+            (0.0, wave, wave),
+            (-0.9, square, np.where(square > 0, 1.0, -0.9 / (strength - 0.9))),
+        ):
+            overshot = base + strength * pattern
+            for got, want in zip(
+                answers(base, pattern, scale), (overshot, np.clip(overshot, -1, 1), kept), strict=True
+            ):
+                np.testing.assert_allclose(got, np.tile(want, (3, 1)), rtol=1e-9, atol=1e-9)
+
+
 def test_a_dynamic_threshold_of_half_precision_is_that_of_its_numbers():
     """The place of the quantile among 3000 numbers is not rounded to eight bits, and the answer stays in range."""
     x0 = (2 * np.random.default_rng(0).normal(size=(2, 3000))).astype(jnp.bfloat16)
