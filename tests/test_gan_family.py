@@ -401,6 +401,16 @@ def test_layouts_train_alike_and_go_on_to_the_same_bits(name, digits, loss):
             ["--family.updates", 7, "--layout", "pmap"],
             "family.updates: 32 samples a device cannot be taken",
         ),
+        (
+            "toy2d_gan",
+            ["--family.updates", 128, "--accumulate", 4, "--layout", "jit"],
+            "accumulate: 2 samples, those of each of 128 updates, cannot be taken in 4 equal",
+        ),
+        (
+            "toy2d_gan",
+            ["--family.updates", 16, "--accumulate", 4, "--layout", "pmap"],
+            "accumulate: 2 samples a device, those of each of 16 updates, cannot be taken in 4 equal",
+        ),
         ("toy2d_gan", ["--family.r1", -1], "family.r1: a finite number, not below 0, got -1"),
         ("toy2d_gan", ["--family.steps", 2], "family.steps: gan has no such number, got 2"),
         ("toy2d_ddgan", ["--family.steps", 9], "family.steps: 1 to 8, got 9"),

@@ -158,6 +158,47 @@ def test_what_is_no_text_of_ids_is_named(cond, message):
             act()
 
 
+def test_parameters_without_a_part_are_refused_by_its_name():
+    network, x, cond = NETWORKS["mlp"]
+    joint = with_text_encoder(network, TINY)
+    params = joint.init(KEY, x, C_NOISE, cond)
+    for part, other in (("text_encoder", "denoiser"), ("denoiser", "text_encoder")):
+        words = f"params: '{part}' is needed, as init of the network with a text encoder makes it, got {other}$"
+        with pytest.raises(ValueError, match=words):
+            joint.apply({other: params[other]}, x, C_NOISE, cond)
+
+
+# --- the whitening as a layer ---
+
+
+def test_a_whitened_encoder_takes_the_mean_from_its_features_and_multiplies_by_the_matrix():
+    white = TINY.clone(whitened=True)
+    params = nudged(init_t5(KEY, white))
+    assert {name: leaf.shape for name, leaf in params["whitening"].items()} == {"mean": (8,), "matrix": (8, 8)}
+    ids, mask = jnp.asarray(IDS), jnp.asarray(MASK)
+    plain = {name: part for name, part in params.items() if name != "whitening"}
+    for dtype in (jnp.float32, jnp.bfloat16):  # computed in float32 after an encoder in half precision, too
+        h = np.asarray(TINY.clone(dtype=dtype).apply({"params": plain}, ids, mask))
+        got = white.clone(dtype=dtype).apply({"params": params}, ids, mask)
+        assert got.dtype == jnp.float32
+        want = (h - np.asarray(params["whitening"]["mean"])) @ np.asarray(params["whitening"]["matrix"])
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    joint = with_text_encoder(NETWORKS["mlp"][0], white)
+    network = nudged(joint.init(KEY, NETWORKS["mlp"][1], C_NOISE, COND))
+    loss = lambda params: jnp.mean(jnp.sin(joint.apply(params, NETWORKS["mlp"][1], C_NOISE, COND)))
+    slope = jax.jit(jax.grad(loss))(network)["text_encoder"]["whitening"]
+    assert all(np.abs(leaf).max() > 0 for leaf in slope.values())
+
+
+def test_a_whitening_that_is_left_out_or_missing_is_refused():
+    white = TINY.clone(whitened=True)
+    there, none = ({"params": init_t5(KEY, module)} for module in (white, TINY))
+    with pytest.raises(ValueError, match=r"params: a whitening is there, .* use module\.clone\(whitened=True\)"):
+        TINY.apply(there, jnp.asarray(IDS))
+    with pytest.raises(ValueError, match=r"params: there is no whitening, .* use module\.clone\(whitened=False\)"):
+        white.apply(none, jnp.asarray(IDS))
+
+
 def test_what_is_no_network_or_encoder_is_named():
     with pytest.raises(ValueError, match=r"network: a Network .* is needed, got MLP"):
         with_text_encoder(MLP(), TINY)
@@ -176,6 +217,19 @@ def test_a_run_with_its_encoder_is_recorded_and_refuses_embeddings(tmp_path):
     assert c.read_samples(tmp_path) == SAMPLES
     for bad in ({"trained_encoder": {}}, {"trained_encoder": 3}, {"trained_encoder": {"d_model": 9}}, {"text": [5, 9]}):
         (tmp_path / "data.json").write_text(json.dumps(SAMPLES.record() | bad))
+        with pytest.raises(ValueError, match=r"data\.json does not describe the samples"):
+            c.read_samples(tmp_path)
+    # Of an encoder with a whitening, too, which runs from before had not.
+    for trained in (SAMPLES.trained_encoder, SAMPLES.trained_encoder.clone(whitened=True)):
+        samples = SAMPLES._replace(trained_encoder=trained)
+        (tmp_path / "data.json").write_text(json.dumps(samples.record()))
+        assert c.read_samples(tmp_path) == samples
+    record = SAMPLES.record()
+    before = {name: value for name, value in record["trained_encoder"].items() if name != "whitened"}
+    (tmp_path / "data.json").write_text(json.dumps(record | {"trained_encoder": before}))
+    assert c.read_samples(tmp_path) == SAMPLES
+    for odd in (None, 1, 0.0, "true", []):
+        (tmp_path / "data.json").write_text(json.dumps(record | {"trained_encoder": before | {"whitened": odd}}))
         with pytest.raises(ValueError, match=r"data\.json does not describe the samples"):
             c.read_samples(tmp_path)
     assert SAMPLES.null == Text(0.0, False)

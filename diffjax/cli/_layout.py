@@ -31,11 +31,12 @@ def make_layout(options: Train, family: Family, ema: Averages, name: str | None 
     """The layout that the options name, or another of the same devices.
 
     Raises:
-      ValueError: as `check_layout`, or the batch does not divide into the parts of an objective's updates.
+      ValueError: as `check_layout`, or the batch does not divide into the parts of an objective's updates,
+        or these not into those that are accumulated.
     """
     name = layout_name(options) if name is None else name
     devices, mesh = check_layout(options, name)
-    _check_updates(family, options.config.batch_size, len(devices) if name == "pmap" else None)
+    _check_updates(family, options, len(devices) if name == "pmap" else None)
     axis = "data" if name == "pmap" else None
     levels = 0 if family.denoiser is None else _LEVELS  # of noise
     step = make_train_step(family.objectives, ema=ema, axis_name=axis, accumulate=options.accumulate, levels=levels)
@@ -46,13 +47,19 @@ def make_layout(options: Train, family: Family, ema: Averages, name: str | None 
     return (fsdp_layout if name == "fsdp" else tensor_layout)(step, mesh)
 
 
-def _check_updates(family: Family, size: int, devices: int | None) -> None:
-    """Of a batch, or of each device's part of it, which updates of one objective in a step share."""
+def _check_updates(family: Family, options: Train, devices: int | None) -> None:
+    """Of a batch, or of each device's part of it, which updates of one objective share, each accumulating its own."""
+    size, accumulate = options.config.batch_size, options.accumulate
     size, where = (size, "") if devices is None else (size // devices, " a device")
     for objective in family.objectives:
         if size % objective.times:
             parts = f"{size} samples{where} cannot be taken in {objective.times} equal parts"
             raise ValueError(f"family.updates: {parts}; take a number that divides them, or another --batch-size")
+        if (own := size // objective.times) % accumulate:
+            raise ValueError(
+                f"accumulate: {own} samples{where}, those of each of {objective.times} updates, cannot be taken in "
+                f"{accumulate} equal parts; take a number that divides them, or another --family.updates"
+            )
 
 
 def layout_name(options: Train) -> str:

@@ -65,7 +65,7 @@ class T5Encoder(nn.Module):
 
     Raises:
       ValueError: fewer than four buckets, a distance within the buckets that count one by one, or a dropout outside
-        [0, 1).
+        [0, 1); when called, parameters that have a whitening where `whitened` is False, or none where it is True.
     """
 
     vocabulary: int = 32128
@@ -101,6 +101,12 @@ class T5Encoder(nn.Module):
             raise ValueError(f"ids: integers [b, n] are needed, got {ids.dtype} {ids.shape}")
         if mask is not None and (mask.shape != ids.shape or mask.dtype != jnp.bool_):
             raise ValueError(f"mask: booleans {ids.shape} are needed, got {mask.dtype} {mask.shape}")
+        there = self.has_variable("params", "whitening")
+        if not self.is_initializing() and there != self.whitened:
+            what = "a whitening is there, which would be left out" if there else "there is no whitening"
+            raise ValueError(
+                f"params: {what}, and the encoder has whitened {self.whitened}; use module.clone(whitened={there})"
+            )
         h = Table(self.vocabulary, self.width, name="shared")(ids).astype(self.dtype)
         other = ("parent", "name", "deterministic")
         fields = {name: getattr(self, name) for name in T5Stack.__dataclass_fields__ if name not in other}

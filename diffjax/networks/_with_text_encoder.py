@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from diffjax._arrays import part_of
 from diffjax._typing import Cascade, Cond, Key, Network, Params, Sample, Text
 from diffjax.networks._t5 import T5Encoder, init_t5
 
@@ -45,7 +46,8 @@ def with_text_encoder(network: Network, encoder: T5Encoder) -> Network:
       `network.init`.
 
     Raises:
-      ValueError: network or encoder is something else; when called, a condition that is no text of ids.
+      ValueError: network or encoder is something else; when called, a condition that is no text of ids, or
+        parameters without one of the two.
 
     Source: Saharia et al. 2022 (Imagen), section 2.1, where the encoder is frozen; Rombach et al. 2022, section 3.3,
     where it is trained with the denoiser.
@@ -84,8 +86,8 @@ class _Apply(_Encoded):
     def __call__(
         self, params: Params, x: Sample, c_noise: Array, cond: Cond = None, *, key: Key | None = None
     ) -> Sample:
-        cond = self.encode(params[ENCODER], cond, key)
-        return self.network.apply(params[DENOISER], x, c_noise, cond, key=key)
+        encoder, denoiser = (part_of(params, name, "network with a text encoder") for name in (ENCODER, DENOISER))
+        return self.network.apply(denoiser, x, c_noise, self.encode(encoder, cond, key), key=key)
 
 
 def _as_ids(cond: Cond) -> tuple[Array, Array]:

@@ -156,7 +156,8 @@ def text_run(joint):
     from diffjax import config as c
     from diffjax.networks import T5Encoder
 
-    encoder = T5Encoder(vocabulary=20, width=8, depth=1, heads=2, head_channels=4, hidden=8) if joint else None
+    sizes = {"vocabulary": 20, "width": 8, "depth": 1, "heads": 2, "head_channels": 4, "hidden": 8}
+    encoder = T5Encoder(**sizes, whitened=True) if joint else None
     samples = c.Samples((4,), None, text=(5, 8), encoder="a", trained_encoder=encoder)
     network, optimiser = c.NetworkConfig("mlp", width=8, depth=1), c.OptimiserConfig(0.02, warmup=0)
     config = c.Config(network=network, optimiser=optimiser, guidance=c.GuidanceConfig(dropout=0.3), steps=8)
