@@ -231,7 +231,7 @@ def samples_of(record: Any) -> Samples | None:
         numbers, text, encoder = (record.get(name) for name in ("numbers", "text", "encoder"))
         trained = record.get("trained_encoder")
         if trained is not None:
-            whitened = trained.get("whitened", False)
+            whitened = trained["whitened"]
             if type(whitened) is not bool:
                 return None
             rest = {name: value for name, value in trained.items() if name != "whitened"}
