@@ -228,9 +228,9 @@ for row, prompt in zip(axes, prompts, strict=True):
 #
 # `scripts/text_to_image.py` compares text encoders that differ in size, in pretraining and in whether they are frozen,
 # and measures fidelity and coverage in the classifier's features beside alignment.
-# In ten minutes of one core an encoder of 64 features that was pretrained on the captions is right in 99 % of the pictures
-# at scale 3, in both seeds; 32 features or random weights reach less, 128 no more, and training the encoder at the
-# network's own learning rate spoils it. What a dynamic threshold is good for is measured by `scripts/thresholds.py`.
+# In ten minutes of one core an encoder of 64 features that was pretrained on the captions is right in 99 % of the
+# pictures at scale 3, in both seeds; 32 features or random weights reach less, 128 no more, and training the encoder at
+# the network's own learning rate spoils it. What a dynamic threshold is good for: `scripts/thresholds.py`.
 # Its lines are in `scripts/text_to_image.csv`; the mean over seeds is drawn here, and the seeds are dots.
 
 # %%
