@@ -118,7 +118,7 @@ _ROWS = (
         optimiser=OptimiserConfig(5e-4, **_R3GAN),
         family=FamilyConfig("gan", loss="relativistic", latents=32, width=16, every=4, **_penalties(0.5)),
     ),
-    # With the same rate for both the generator, a U-Net, outruns the discriminator, which stays at chance.
+    # With the same rate for both, the generator, a U-Net, outruns the discriminator, which stays at chance.
     Config(
         "digits_ddgan",
         steps=3000,

@@ -350,6 +350,9 @@ def begin_from_encoder(run: Run, state: TrainState) -> TrainState:
       run: of `build_run`.
       state: of `fresh_state`.
 
+    Returns:
+      The state; its averages begin from these weights as well.
+
     Raises:
       ValueError: the folder no longer holds the encoder that the data were read with.
     """

@@ -127,12 +127,12 @@ class TextEncoder:
     def __call__(self, texts: Sequence[str]) -> Text:
         """The condition of texts: embedding [b, n, k] and mask [b, n], on the host."""
         ids, mask = self.ids(texts)
-        found = np.zeros((len(ids), *self.shape), _DTYPES[self.dtype])
+        found, (module, params) = np.zeros((len(ids), *self.shape), _DTYPES[self.dtype]), self.trainable()
         for start in range(0, len(ids), _AT_A_TIME):
             part = slice(start, start + _AT_A_TIME)
             rows = len(ids[part])
             pad = lambda x, rows=rows: np.pad(x, ((0, _AT_A_TIME - rows), (0, 0)))  # one program for all
-            embedding = _embed(self.module, self.params, self.whitening, pad(ids[part]), pad(mask[part]))
+            embedding = _embed(module, params, pad(ids[part]), pad(mask[part]))
             found[part] = np.asarray(embedding)[:rows]
             if not np.isfinite(found[part]).all():
                 worst = int(np.argmax(~np.isfinite(found[part]).all(axis=(1, 2))))
@@ -213,12 +213,9 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 @partial(jax.jit, static_argnums=0)
-def _embed(module, params, whitening, ids, mask):
+def _embed(module, params, ids, mask):
     """[b, n, k], 0 at padding."""
-    found = module.apply({"params": params}, ids, mask)
-    if whitening is not None:
-        found = (found.astype(jnp.float32) - whitening.mean) @ whitening.matrix
-    return jnp.where(mask[..., None], found, 0)
+    return jnp.where(mask[..., None], module.apply({"params": params}, ids, mask), 0)
 
 
 @whole_numbers
