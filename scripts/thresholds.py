@@ -338,24 +338,25 @@ def draw(out, runs, figure=None):
     from matplotlib.figure import Figure
 
     found = values_of(out)
+    labels = {"frechet": "squared Frechet distance", "std": "standard deviation of pixels"}
     rows = [name for name in ROWS if (name, "real", "") in found]
     figure = Figure(figsize=(3.2 * len(rows), 8.5), layout="constrained") if figure is None else figure
     axes = figure.subplots(3, len(rows), squeeze=False)
     for column, name in zip(axes.T, rows, strict=True):
-        for at, measured in zip(column, ("frechet", "std"), strict=False):
+        for at, measured in zip(column, labels, strict=False):
             for threshold in THRESHOLDS:
                 curve = [found.get((name, threshold, f"{scale:g}"), {}).get(measured, np.nan) for scale in SCALES]
                 at.plot(SCALES, [np.mean(values) for values in curve], ".-", label=threshold)
             at.axhline(np.mean(found[name, "real", ""][measured]), color="grey", linestyle="--", linewidth=1)
-            at.set(xlabel="guidance scale", ylabel=measured)
+            at.set(xlabel="guidance scale", ylabel=labels[measured])
         column[0].set(title=name, yscale="log")
         column[2].set_axis_off()
         if (runs / f"shown-{name}.npz").is_file():
             shown = np.load(runs / f"shown-{name}.npz")
             there = [what for what in ("real", "none10", "static10", "dynamic10") if what in shown]
             viz.sample_grid(np.concatenate([shown[what] for what in there]), columns=SHOWN, ax=column[2])
-            column[2].set_title("rows: " + ", ".join(there), fontsize=8)
-    axes[0, 0].legend()
+            names = ", ".join(what.removesuffix("10") for what in there)
+            column[2].set_title(f"rows: {names} (scale 10)", fontsize=8)
     return figure
 
 
