@@ -106,13 +106,22 @@ def classifier_of(params: Params) -> Classifier:
 
     Args:
       params: of a `Classifier`, a pytree of arrays [...].
+
+    Raises:
+      ValueError: a part is missing.
     """
-    body = part_of(params, "body", "Classifier")
-    widths = [body["in"]["kernel"].shape[-1]]
+
+    def last(*path):  # the last dimension of an array
+        part = params
+        for name in path:
+            part = part_of(part, name, "Classifier")
+        return part.shape[-1]
+
+    body, widths = part_of(params, "body", "Classifier"), [last("body", "in", "kernel")]
     while (name := f"halve__{len(widths)}") in body:
-        widths.append(body[name]["kernel"].shape[-1])
+        widths.append(last("body", name, "kernel"))
     blocks = sum(name.startswith("blocks__0__") for name in body)
-    return Classifier(part_of(params, "logits", "Classifier")["bias"].shape[0], channels=tuple(widths), blocks=blocks)
+    return Classifier(last("logits", "bias"), channels=tuple(widths), blocks=blocks)
 
 
 def _body(classifier, name=None):
