@@ -216,8 +216,11 @@ def check_batch(batch: Any) -> None:
     """Raises `ValueError` where a batch is no pair (x0 [b, *d], cond): six points would be six conditions."""
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return
-    of = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
-    got = f"{batch.dtype} {batch.shape}" if hasattr(batch, "shape") else f"{type(batch).__name__}{of}"
+    got = type(batch).__name__
+    if isinstance(batch, tuple | list):
+        got = f"{got} of {len(batch)}"
+    elif hasattr(batch, "shape"):
+        got = f"{batch.dtype} {batch.shape}"
     raise ValueError(f"batch: (x0, cond) is needed, cond None where there is none, got {got}")
 
 

@@ -161,7 +161,7 @@ def as_labels(cond: ArrayLike | Text | Cascade | None, num_classes: int, shape: 
     return labels
 
 
-def described(cond: object) -> str:
+def described(cond: Any) -> str:
     """A condition in words, for messages: dtype and shape of an array, traced or not, the type of all else."""
     if hasattr(cond, "dtype") and hasattr(cond, "shape"):
         return f"{cond.dtype} {cond.shape}"
