@@ -240,7 +240,7 @@ def loss_curve(
     ax = _axes(ax)
     ax.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8, marker="." if len(losses) < 3 else None)
     ax.plot(steps, smooth, color="tab:blue", label="running mean")
-    ax.legend(loc="upper right")
+    ax.legend(loc="best")
     ax.set(xlabel="step", ylabel="loss", yscale="log" if log else "linear")
     return ax
 

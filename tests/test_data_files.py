@@ -626,6 +626,12 @@ def test_an_npz_that_is_wrong_is_named(tmp_path):
     for arrays in ({"y": "y"}, {"x": "one"}):
         with pytest.raises(ValueError, match=r"path: .* needs items along a leading axis"):
             Npz(path, **arrays)
+    with pytest.raises(ValueError, match=r"no \.npz with an array z at .*: it holds x, y, objects, one$"):
+        Npz(path, "z")
+    np.save(tmp_path / "a.npy", IMAGES)
+    remedy = r"it is an \.npy of one array; write np\.savez\(path, x=np\.load\(\.\.\.\)\)$"
+    with pytest.raises(ValueError, match=rf"path: no \.npz with an array x at .*a\.npy: {remedy}"):
+        Npz(tmp_path / "a.npy")
     header = whole.index(b"(12, 6, 6, 3)")
     path.write_bytes(whole[:header] + b"(99, 6, 6, 3)" + whole[header + 13 :])
     with pytest.raises(ValueError, match=r"its header says uint8\[99, 6, 6, 3\], but it holds"):

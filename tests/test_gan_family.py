@@ -416,8 +416,16 @@ def test_layouts_train_alike_and_go_on_to_the_same_bits(name, digits, loss):
         ("toy2d_ddgan", ["--family.steps", 9], "family.steps: 1 to 8, got 9"),
         ("toy2d_ddgan", ["--family.beta", 1], "family.beta: ddgan has no such number, got 1.0"),
         ("toy2d_ddgan", ["--process.name", "edm"], "process.name: family ddgan has no use for it, got edm"),
-        ("digits_gan", ["--family.likelihood", "logistic"], "family.likelihood: gan has no such option, got logistic"),
-        ("digits_vae", ["--family.loss", "hinge"], "family.loss: vae has no such option, got hinge"),
+        (
+            "digits_gan",
+            ["--family.likelihood", "logistic"],
+            "family.likelihood: gan has no such option, got logistic; it belongs to vae, hier",
+        ),
+        (
+            "digits_vae",
+            ["--family.loss", "hinge"],
+            "family.loss: vae has no such option, got hinge; it belongs to gan, dd",
+        ),
         ("digits", ["--optimiser.beta2", 1], "optimiser.beta2: a number in [0, 1), got 1"),
     ],
 )

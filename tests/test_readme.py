@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 from nets import perturbed
 
 import diffjax as dj
-from diffjax import guidance, interop, inverse, likelihood, metrics, networks, operators
+from diffjax import gan, guidance, interop, inverse, likelihood, metrics, networks, operators, training
 from diffjax.cli import main
 from diffjax.config import check_config
 
@@ -183,6 +184,21 @@ def test_the_recipe_of_few_steps(names):
     )
     assert np.all(np.abs(space["twice"]) < 0.5 * 4.5)
     assert np.abs(space["twice"] - space["once"]).max() > 0.1
+
+
+def test_the_recipe_of_gans(names):
+    """One step of both objectives, whose losses at the start are near log 2, and samples of both kinds of GAN."""
+    space = {**names, "jax": jax, "jnp": jnp, "nn": linen, "gan": gan, "networks": networks, "training": training}
+    code = block("gan", "python")
+    exec(code.split("\n\ngenerator = ")[0], space)
+    assert space["state"].step == 1
+    assert 0.3 < space["numbers"]["discriminator/loss"] < 1.5
+    assert space["numbers"]["discriminator/penalty"] > 0
+    assert np.isfinite(space["samples"]).all()
+    assert space["samples"].shape == (100, 2)
+    exec("generator = " + code.split("\n\ngenerator = ")[1], space)
+    assert space["samples"].shape == (4, 2)
+    assert np.isfinite(space["samples"]).all()
 
 
 def guided_by_hand(xt, alpha, sigma, logsnr, answers):

@@ -153,6 +153,9 @@ for call in (gan.training_losses, *(gan.discriminator_loss, gan.generator_loss, 
         for bad in ("hinge", gan.Hinge):
             refused(f"loss: one of logits is needed, such as NonSaturating(), got {bad!r}",
                 lambda: call(model, *given, loss=bad))
+for name in ("r1", "r2"):
+    refused(f"{name}: a number is needed, got a function; of a schedule give {name}=schedule(step)",
+        lambda: gan.discriminator_loss(model, {}, key, x, **{name: gan.r3gan(10).gamma}))
 for bad in (5, None, jnp.array(5)):
     refused("index: global indices [n] are needed, such as jnp.arange(n), got ",
         gan.generate_samples, model, {}, key, bad)

@@ -888,7 +888,9 @@ def test_a_row_of_a_table_is_all_that_a_name_needs():
     assert construct("chosen", table, Chosen("itself")) is len
     with pytest.raises(TypeError, match="positional"):
         Chosen("half", True, 0, 0.25)  # a number is given by its name, for rows come and go
-    with pytest.raises(ValueError, match=r"chosen\.part: itself has no such number, got 0\.5"):
+    with pytest.raises(
+        ValueError, match=r"chosen\.part: itself has no such number, got 0\.5; it belongs to half, whole$"
+    ):
         construct("chosen", table, Chosen("itself", part=0.5))
     assert pickle.loads(pickle.dumps(c.SamplerConfig("ddim", eta=0.5))) == c.SamplerConfig("ddim", eta=0.5)
     assert Other() == Other(name=None, sure=None, own=None, part=None, pieces=None)

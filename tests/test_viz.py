@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from PIL import ImageFont
@@ -137,6 +138,14 @@ def test_a_loss_curve_is_the_losses_and_their_weighted_mean_around_each_step():
     by_default = lambda at: viz.loss_curve(at, losses).lines[1].get_ydata()
     np.testing.assert_allclose(by_default(50 * steps / np.ptp(steps)), by_default(steps), rtol=1e-9)
     assert viz.loss_curve([7], [0.5]).lines[1].get_ydata() == [0.5]
+
+
+@pytest.mark.parametrize("losses", [[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
+def test_the_legend_of_a_loss_curve_covers_no_point(losses):
+    ax = viz.loss_curve([1, 2, 3], losses)
+    FigureCanvasAgg(ax.figure).draw()
+    box = ax.get_legend().get_window_extent()
+    assert not any(box.contains(*point) for point in ax.transData.transform(np.column_stack([[1, 2, 3], losses])))
 
 
 def test_functions_draw_where_told_and_touch_nothing_global():

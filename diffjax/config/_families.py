@@ -21,7 +21,7 @@ from diffjax.config._family import AbstractFamily, DiffusionFamily, Setting
 from diffjax.config._json import differences
 from diffjax.config._options import Config, FamilyConfig, OptimiserConfig
 from diffjax.config._parts import Parts
-from diffjax.config._registry import construct, takes
+from diffjax.config._registry import belongs_to, construct, takes
 from diffjax.networks import AutoencoderKL
 from diffjax.training import Family
 
@@ -53,7 +53,8 @@ def build_run(config: Config, samples: Samples, stage: int | None = None) -> Run
     for option in sorted(config.family.declared - {"name"}):
         value = getattr(config.family, option)
         if value != getattr(FamilyConfig(), option) and not takes(names.FAMILIES[config.family.name], option):
-            raise ValueError(f"family.{option}: {config.family.name} has no such option, got {value}")
+            belongs = belongs_to(names.FAMILIES, option)
+            raise ValueError(f"family.{option}: {config.family.name} has no such option, got {value}; {belongs}")
     for group in made.unused:
         given, plain = getattr(config, group), getattr(Config(), group)
         if given != plain:

@@ -122,11 +122,10 @@ class GANFamily(AbstractGANFamily):
 class DenoisingGANFamily(AbstractGANFamily):
     """A denoising diffusion GAN: a few steps from noise, each by a generator (Xiao et al. 2022).
 
-    Its forward process is variance_preserving, and its steps are equal in time.
-
     Attributes:
       latents: how many numbers each step draws for its generator.
-      steps: from noise to data, 1 to 8, in training and in sampling alike.
+      steps: from noise to data, 1 to 8, equal in t, of the process variance_preserving; in training and in sampling
+        alike.
     """
 
     r1: float = 0.05

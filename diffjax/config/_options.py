@@ -17,7 +17,8 @@ class FamilyConfig:
     """The kind of model."""
 
     name: str = "diffusion"
-    """The family. Options of groups that it has no use for are refused."""
+    """The family. Families other than diffusion take the options of data, optimiser and family; those of process,
+    parameterisation, weighting, times, loss, network, guidance and sampler are refused with them."""
     likelihood: Literal["gaussian", "logistic", "bernoulli"] = "gaussian"
     """What a decoder's numbers mean. gaussian: a density, with one learned standard deviation. logistic: probabilities
     of --family.levels grey levels, so that the bound is in bits per dimension. bernoulli: those of data that are -1 or

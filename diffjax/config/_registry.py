@@ -100,7 +100,8 @@ def construct(
     taken = _parameters(row)
     for number in {number for other in table.values() for number in numbers_of(other)} - config.declared:
         if values.get(number) is not None and number not in taken:
-            raise ValueError(f"{kind}.{number}: {name} has no such number, got {values[number]}")
+            belongs = belongs_to(table, number)
+            raise ValueError(f"{kind}.{number}: {name} has no such number, got {values[number]}; {belongs}")
     for number, (_, default) in numbers_of(row).items():
         value = values.get(number)
         if value is not None and not math.isfinite(value) and default != math.inf:  # a loss is made within a trace
@@ -134,6 +135,11 @@ def numbers_of(row: Row) -> dict[str, tuple[type, Any]]:
 def takes(row: Row, name: str) -> bool:
     """True if a row has a parameter of a name."""
     return name in _parameters(row)
+
+
+def belongs_to(table: Mapping[str, Row], name: str) -> str:
+    """Which rows of a table have a parameter, for the message of one that has it not."""
+    return f"it belongs to {', '.join(row for row in table if takes(table[row], name))}"
 
 
 def _is_made(row: Row) -> bool:

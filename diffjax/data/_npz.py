@@ -105,6 +105,12 @@ def check_unchanged(path: str | Path, opened: tuple[int, int]) -> None:
     raise ValueError(f"path: {path} has changed while it was read: it {what}; write new data to another name")
 
 
+def is_npy(path: str | Path) -> bool:
+    """True if a file begins as what np.save writes."""
+    with open(path, "rb") as file:
+        return file.read(6) == b"\x93NUMPY"
+
+
 def map_array(path: str | Path, name: str) -> np.ndarray:
     """An array of an .npz, read-only: mapped where it is stored uncompressed, read otherwise; of any shape.
 
@@ -114,7 +120,12 @@ def map_array(path: str | Path, name: str) -> np.ndarray:
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
             raise ValueError("it is no regular file")
+        if is_npy(path):
+            raise ValueError("it is an .npy of one array; write np.savez(path, x=np.load(...))")
         with zipfile.ZipFile(path) as archive:
+            if f"{name}.npy" not in archive.namelist():
+                arrays = [member.removesuffix(".npy") for member in archive.namelist()]
+                raise ValueError(f"it holds {', '.join(arrays[:8]) or 'nothing'}{', ...' if len(arrays) > 8 else ''}")
             member = archive.getinfo(f"{name}.npy")
             if why := unreadable(member):
                 raise ValueError(why)

@@ -212,6 +212,18 @@ def check_gan(gan: Any) -> None:
         raise ValueError(f"gan: GAN(generator, discriminator, latents) is needed, got {type(gan).__name__}")
 
 
+def check_batch(batch: Any) -> None:
+    """Raises `ValueError` where a batch is no pair (x0 [b, *d], cond): six points would be six conditions."""
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return
+    got = type(batch).__name__
+    if isinstance(batch, tuple | list):
+        got = f"{got} of {len(batch)}"
+    elif hasattr(batch, "shape"):
+        got = f"{batch.dtype} {batch.shape}"
+    raise ValueError(f"batch: (x0, cond) is needed, cond None where there is none, got {got}")
+
+
 def with_power(gan: AbstractGAN, key: Key, params: dict[str, Params]) -> dict[str, Params]:
     """Parameters with the vectors of spectral norm, a pytree of [k], where the discriminator has it."""
     return params | ({"power": init_power(key, params["discriminator"])} if gan.spectral else {})
@@ -271,6 +283,9 @@ def discriminator_loss(
     check_gan(gan)
     check_loss(loss)
     check_key(key)
+    for name, gamma in (("r1", r1), ("r2", r2)):
+        if callable(gamma):
+            raise ValueError(f"{name}: a number is needed, got a function; of a schedule give {name}=schedule(step)")
     x0 = as_samples("x0", x0)
     pairs = gan.pairs(params, key, x0, cond, index=default_index(x0.shape[0], index))
     fixed = jax.lax.stop_gradient(pairs.fake)
@@ -391,12 +406,16 @@ def training_losses(
         "discriminator", "generator"     each with an optimiser
         "power"                          with spectral norm alone, by `optax.sgd(1.0)`: its step is a power iteration
 
-        losses = gan.training_losses(model, loss=gan.Relativistic(), r1=0.1, r2=0.1)
-        objectives = [training.Objective(loss_fn, tx, name) for name, loss_fn in losses.items()]
+        adam, sgd = optax.adam(1e-3, b1=0.0), optax.sgd(1.0)
+        txs = {"discriminator": adam, "generator": adam, "power": sgd}
+        losses = gan.training_losses(model, loss=gan.Hinge(), r1=0.1, every=16)
+        objectives = [training.Objective(loss_fn, txs[name], name) for name, loss_fn in losses.items()]
         step = training.make_train_step(objectives, ema=training.make_ema(0.999))
 
     In this order the generator moves against the discriminator that has moved; with `simultaneous=True` of
     `make_train_step` both move from where they are. `Objective`'s `times` gives the discriminator several updates.
+    A batch is `(x0, cond)`, as sources make it: of data with labels the labels are given to both networks, and
+    `(x0, None)` trains a GAN without them.
 
     >>> from diffjax import from_linen, gan, networks
     >>> parts = networks.Perceptron((2,)), networks.Discriminator()
@@ -428,17 +447,19 @@ def training_losses(
                 check(jnp.asarray(gamma) >= 0, f"{name}: at least 0 is needed, got {gamma}")
     at = lambda gamma, step: gamma(step) if callable(gamma) else gamma
 
-    def judged(params: Params, batch: tuple[Sample, Cond], context: Any) -> tuple[Array, dict[str, Array]]:
+    def judged(params: Params, batch: Any, context: Any) -> tuple[Array, dict[str, Array]]:
+        check_batch(batch)
         x0, cond = batch
         gammas = {"r1": at(r1, context.step), "r2": at(r2, context.step)}
         given = {"every": every, "step": context.step, "index": context.index}
         value, aux = discriminator_loss(gan, params, context.key, x0, cond, loss=loss, **gammas, **given)
         return value, {name: jnp.mean(aux[name]) for name in ("accuracy", "real", "fake", "penalty")}
 
-    def fooled(params: Params, batch: tuple[Sample, Cond], context: Any) -> tuple[Array, dict[str, Array]]:
+    def fooled(params: Params, batch: Any, context: Any) -> tuple[Array, dict[str, Array]]:
+        check_batch(batch)
         return generator_loss(gan, params, context.key, *batch, loss=loss, index=context.index)[0], {}
 
-    def iterated(params: Params, batch: tuple[Sample, Cond], context: Any) -> tuple[Array, dict[str, Array]]:
+    def iterated(params: Params, batch: Any, context: Any) -> tuple[Array, dict[str, Array]]:
         """Its gradient is u minus the vector after one iteration, so that a step of size 1 is that iteration."""
         after = spectral_norm(params["discriminator"], params["power"])[1]  # a constant to the gradient
         moved = jax.tree.map(lambda u, new: 0.5 * jnp.sum((u - new) ** 2), params["power"], after)

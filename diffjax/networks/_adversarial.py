@@ -28,7 +28,7 @@ from diffjax._arrays import whole_numbers
 from diffjax._typing import Cond
 from diffjax.networks._blocks import check_channels, conv, enlarge
 from diffjax.networks._coders import check_image_shape, label_embedding, level_sizes
-from diffjax.networks._embedding import ConditionEmbedding, as_labels
+from diffjax.networks._embedding import ConditionEmbedding, as_labels, described
 from diffjax.networks._layers import Table, dense, float32_at_least
 from diffjax.networks._second_time import broadcast_times
 
@@ -228,6 +228,16 @@ class LatentNetwork(nn.Module):
     def __post_init__(self):
         if self.width < 1 or self.depth < 1:
             raise ValueError(f"width, depth: at least 1 is needed, got {self.width} and {self.depth}")
+        if not isinstance(self.network, nn.Module):
+            raise ValueError(
+                f"network: a Linen module is needed, got {type(self.network).__name__}; from_linen goes around the "
+                "LatentNetwork"
+            )
+        if (classes := getattr(self.network, "num_classes", None)) is not None:
+            raise ValueError(
+                f"network: a module without num_classes is needed, got num_classes={classes}; give it to the "
+                "LatentNetwork, which passes its network a vector"
+            )
         super().__post_init__()
 
     @nn.compact
@@ -235,7 +245,10 @@ class LatentNetwork(nn.Module):
         if not isinstance(cond, WithLatent):
             raise ValueError(f"cond: WithLatent(z, label) is needed, got {type(cond).__name__}")
         if self.num_classes is None and cond.cond is not None:
-            raise ValueError(f"cond: no label is taken without num_classes, got {type(cond.cond).__name__}")
+            raise ValueError(
+                f"cond: no label is taken without num_classes, got {described(cond.cond)}; for labels set num_classes "
+                "of the LatentNetwork"
+            )
         h = cond.z.astype(self.dtype)
         for i in range(self.depth):
             h = _activate(dense(self.width, self.dtype, name=f"mapping__{i}")(h))

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from diffjax._arrays import whole_numbers
 from diffjax._typing import Cond
 from diffjax.networks._blocks import ResidualBlock, check_channels, conv, enlarge
-from diffjax.networks._embedding import as_labels
+from diffjax.networks._embedding import as_labels, described
 from diffjax.networks._layers import Table, check_dropout, dense, float32_at_least
 from diffjax.networks._norm import GroupNorm
 
@@ -192,7 +192,10 @@ def label_embedding(cond: Cond, num_classes: int | None, width: int, n: int) -> 
     """
     if num_classes is None:
         if cond is not None:
-            raise ValueError(f"cond: none is taken without num_classes, got {type(cond).__name__}")
+            raise ValueError(
+                f"cond: none is taken without num_classes, got {described(cond)}; for labels set num_classes, "
+                "else give None"
+            )
         return None
     return Table(num_classes + 1, width, name="labels")(as_labels(cond, num_classes, (n,)))
 

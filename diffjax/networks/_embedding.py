@@ -149,14 +149,23 @@ def as_labels(cond: ArrayLike | Text | Cascade | None, num_classes: int, shape: 
     """A condition as labels [b] in 0 .. num_classes, or ValueError."""
     if cond is None:
         raise ValueError(f"cond: labels are needed with num_classes={num_classes}; {num_classes} is the null label")
-    if isinstance(cond, tuple):  # such as Text, or a latent that is meant for LatentNetwork
-        raise ValueError(f"cond: integer labels of shape {shape} are needed, got {type(cond).__name__}")
+    if isinstance(cond, tuple):
+        text = isinstance(cond, Text | Cascade)
+        remedy = "set text_width for a text" if text else "wrap the network in LatentNetwork for WithLatent"
+        raise ValueError(f"cond: integer labels of shape {shape} are needed, got {type(cond).__name__}; {remedy}")
     labels = jnp.asarray(cond)
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != shape:
         raise ValueError(f"cond: integer labels of shape {shape} are needed, got {labels.dtype} {labels.shape}")
     in_range = (labels >= 0) & (labels <= num_classes)
     check(in_range, f"cond: labels must be within 0 .. {num_classes} (the last is the null label), got {cond}")
     return labels
+
+
+def described(cond: Any) -> str:
+    """A condition in words, for messages: dtype and shape of an array, traced or not, the type of all else."""
+    if hasattr(cond, "dtype") and hasattr(cond, "shape"):
+        return f"{cond.dtype} {cond.shape}"
+    return type(cond).__name__
 
 
 def as_vector(cond: ArrayLike | Text | Cascade) -> Float[Array, "b k"]:
