@@ -331,7 +331,7 @@ def generator_loss(
     check_loss(loss)
     check_key(key)
     x0 = as_samples("x0", x0)
-    frozen = jax.lax.stop_gradient(params) | {"generator": part_of(params, "generator", "GAN")}
+    frozen = {**jax.lax.stop_gradient(params), "generator": part_of(params, "generator", "GAN")}
     pairs = gan.pairs(frozen, key, x0, cond, index=default_index(x0.shape[0], index))
     judge = gan.judge(frozen, pairs.given, cond)
     per_sample = loss.generator(judge(pairs.real), judge(pairs.fake))

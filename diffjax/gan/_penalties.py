@@ -11,7 +11,7 @@ Source: Mescheder et al. 2018, eq. 9, arXiv:1801.04406; lazy: Karras et al. 2020
 2018 (Spectral normalization), algorithm 1, arXiv:1802.05957.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +132,9 @@ def init_power(key: Key, params: Params) -> dict[str, Float[Array, " k"]]:
     return {path: draw(i, leaf) for i, (path, leaf) in enumerate(matrices.items())}
 
 
-def spectral_norm(params: Params, power: dict[str, Float[Array, " k"]]) -> tuple[Params, dict[str, Float[Array, " k"]]]:
+def spectral_norm(
+    params: Params, power: Mapping[str, Float[Array, " k"]]
+) -> tuple[Params, dict[str, Float[Array, " k"]]]:
     """Divides each matrix of parameters by its largest singular value, which a power iteration follows.
 
         v <- W u/|W u|,   u <- W'v/|W'v|,   sigma = v'W u,   W/sigma

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from flax.core import freeze
 from scipy import stats
 
 import diffjax as dj
@@ -211,6 +212,69 @@ def test_a_linear_gan_reaches_a_gaussians_moments(loss, standard):
     w = np.asarray(reached["w"])
     np.testing.assert_allclose(reached["m"], mean, atol=0.05)
     np.testing.assert_allclose(w @ w.T, covariance, atol=0.08)
+
+
+# --- what a model's networks are given ---
+
+
+def showing_parts():
+    """(generator, discriminator) of numbers on the line, whose answers show all that they are given."""
+
+    def generate(params, z, c_noise, cond=None, *, key=None):
+        return params["w"] * z[:, :1] + 10 * c_noise[:, None] + 100 * cond[:, None]
+
+    def judge(params, x, c_noise, cond=None, *, key=None):
+        return params["v"] * x * cond[:, None] + 10 * c_noise[:, None] + cond[:, None]
+
+    parts = {"w": generate, "v": judge}
+    return [dj.Network(lambda *args, name=name: {name: jnp.full((), 0.5)}, f) for name, f in parts.items()]
+
+
+def test_both_networks_of_a_gan_are_given_the_condition():
+    """Logits, penalties and losses by hand, of samples with indices of their own; c_noise is 0."""
+    model, cond, index = gan.GAN(*showing_parts(), latents=2), jnp.array([0.01, 0.02, 0.03]), jnp.array([7, 3, 5])
+    x0 = jnp.array([[0.3], [-0.8], [1.0]])
+    params = model.init(KEY, x0, cond)
+    eps = np.array([jax.random.normal(jax.random.fold_in(KEY, i), (2,))[0] for i in (7, 3, 5)])
+    fake, label = 0.5 * eps + 100 * np.asarray(cond), np.asarray(cond)
+    real_logits, fake_logits = 0.5 * np.asarray(x0)[:, 0] * label + label, 0.5 * fake * label + label
+    wanted = gan.Relativistic(), jnp.asarray(real_logits)[:, None], jnp.asarray(fake_logits)[:, None]
+    samples = gan.generate_samples(model, params, KEY, index, cond)
+    np.testing.assert_allclose(samples[:, 0], fake, rtol=1e-12)
+    np.testing.assert_allclose(model.decode(params, jnp.asarray(eps)[:, None] * jnp.ones(2), cond), samples)
+    given = {"loss": wanted[0], "index": index}
+    value, aux = gan.discriminator_loss(model, params, KEY, x0, cond, r1=0.8, r2=0.4, **given)
+    np.testing.assert_allclose(aux["real"], real_logits, rtol=1e-12)
+    np.testing.assert_allclose(aux["fake"], fake_logits, rtol=1e-12)
+    np.testing.assert_allclose(aux["penalty"], 0.6 * (0.5 * label) ** 2, rtol=1e-12)
+    judged = wanted[0].discriminator(*wanted[1:])
+    np.testing.assert_allclose(aux["per_sample"], judged + aux["penalty"], rtol=1e-12)
+    np.testing.assert_allclose(value, jnp.mean(aux["per_sample"]), rtol=1e-12)
+    found = gan.generator_loss(model, params, KEY, x0, cond, **given)[1]["per_sample"]
+    np.testing.assert_allclose(found, wanted[0].generator(*wanted[1:]), rtol=1e-12)
+    context = training.Context(KEY, index=index)
+    losses = gan.training_losses(model, loss=wanted[0], r1=0.8, r2=0.4)
+    np.testing.assert_allclose(losses["discriminator"](params, (x0, cond), context)[0], value, rtol=1e-12)
+    np.testing.assert_allclose(losses["generator"](params, (x0, cond), context)[0], jnp.mean(found), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["discriminator", "generator"])
+def test_a_loss_has_a_gradient_in_the_parameters_that_it_trains_alone(name):
+    """Of both networks' and the vectors of spectral norm, where nobody says by `of` what is trained."""
+    linear = lambda name: dj.Network(
+        lambda key, x, c, cond=None: {name: jnp.eye(2)}, lambda params, x, c, cond=None, *, key=None: x @ params[name]
+    )
+    model, x0 = gan.GAN(linear("g"), linear("d"), latents=2, spectral=True), jnp.array([[1.0, -2.0], [0.5, 1.0]])
+    params = model.init(KEY, x0)
+    given = {"r1": 0.5, "r2": 0.5} if name == "discriminator" else {}
+    loss_fn = {"discriminator": gan.discriminator_loss, "generator": gan.generator_loss}[name]
+    for loss in LOSSES.values():
+        found = jax.grad(lambda p, loss=loss: loss_fn(model, p, KEY, x0, loss=loss, **given)[0])(params)
+        sizes = {part: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(found[part])) for part in params}
+        assert sizes.pop(name) > 1e-3
+        assert set(sizes.values()) == {0.0}
+        frozen = loss_fn(model, freeze(params), KEY, x0, loss=loss, **given)[0]
+        np.testing.assert_allclose(frozen, loss_fn(model, params, KEY, x0, loss=loss, **given)[0], rtol=1e-12)
 
 
 # --- penalties ---
