@@ -441,12 +441,28 @@ def test_the_gradient_of_the_vectors_is_what_an_iteration_takes_away(standard):
     assert value > 0.01
 
 
-def test_a_layer_that_starts_at_zero_keeps_its_vector():
-    params = {"kernel": jnp.zeros((3, 2))}
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_layer_that_starts_at_zero_keeps_its_vector(dtype):
+    params = {"kernel": jnp.zeros((3, 2), dtype)}
     power = gan.init_power(KEY, params)
     normalised, after = gan.spectral_norm(params, power)
     np.testing.assert_array_equal(normalised["kernel"], 0)
     np.testing.assert_array_equal(after["kernel"], power["kernel"])
+    assert normalised["kernel"].dtype == after["kernel"].dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_spectral_norm_of_narrow_parameters_is_that_in_float32(dtype):
+    """Then rounded once; squares of these numbers have no place in float16."""
+    rng = np.random.default_rng(4)
+    params = {"kernel": jnp.asarray(300 * rng.normal(size=(40, 30)), dtype)}
+    wide = {"kernel": params["kernel"].astype(jnp.float32)}
+    power = {"kernel": gan.init_power(KEY, wide)["kernel"].astype(dtype)}
+    found = gan.spectral_norm(params, power)
+    wanted = gan.spectral_norm(wide, {"kernel": power["kernel"].astype(jnp.float32)})
+    for a, b in zip(found, wanted, strict=True):
+        assert a["kernel"].dtype == dtype
+        np.testing.assert_array_equal(a["kernel"].astype(float), b["kernel"].astype(dtype).astype(float))
 
 
 # --- the recipe ---
@@ -475,8 +491,10 @@ def test_r3gan_anneals_along_a_cosine(standard):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"r1": -1.0}, "r1: at least 0 is needed, got -1.0"),
-        ({"r2": float("nan")}, "r2: at least 0 is needed, got nan"),
+        ({"r1": -1.0}, "r1: a finite number, not below 0, got -1.0"),
+        ({"r2": float("nan")}, "r2: a finite number, not below 0, got nan"),
+        ({"r2": np.inf}, "r2: a finite number, not below 0, got inf"),
+        ({"r1": jnp.ones(2)}, r"r1: one number is needed, got an array of shape \(2,\)"),
         ({"every": 0}, "every: at least 1 is needed, got 0"),
     ],
 )
@@ -484,15 +502,30 @@ def test_losses_that_cannot_be_are_refused_before_they_are_traced(change, messag
     model = gan.GAN(fixed(jnp.ones((2, 1))), on_features(lambda x: x), latents=1)
     with pytest.raises(ValueError, match=message):
         gan.training_losses(model, **change)
+    params = {"generator": {}, "discriminator": {"w": jnp.ones(1)}}
+    with pytest.raises(ValueError, match=message):
+        gan.discriminator_loss(model, params, KEY, jnp.ones((2, 1)), **change)
+
+
+def test_a_schedule_is_called_at_each_step():
+    """And its value is checked where it is known."""
+    model = gan.GAN(fixed(jnp.ones((2, 1))), on_features(lambda x: x), latents=1)
+    params, x0 = {"generator": {}, "discriminator": {"w": jnp.ones(1)}}, jnp.ones((2, 1))
+    loss_fn = gan.training_losses(model, r1=lambda step: 1.0 - step)["discriminator"]
+    assert float(loss_fn(params, (x0, None), training.Context(KEY, 0))[1]["penalty"]) == 0.5
+    with pytest.raises(ValueError, match=r"r1: a finite number, not below 0, got -1\.0"):
+        loss_fn(params, (x0, None), training.Context(KEY, 2))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"gamma": -1.0}, "gamma: at least 0 is needed, got -1.0"),
-        ({"final_gamma": -1.0}, "final_gamma: at least 0 is needed, got -1.0"),
+        ({"gamma": -1.0}, "gamma: a finite number, not below 0, got -1.0"),
+        ({"gamma": np.inf}, "gamma: a finite number, not below 0, got inf"),
+        ({"final_gamma": -1.0}, "final_gamma: a finite number, not below 0, got -1.0"),
+        ({"learning_rate": np.inf}, "learning_rate: a finite number, not below 0, got inf"),
         ({"learning_rate": 0.0}, "learning_rate: must be positive, got 0.0"),
-        ({"final_learning_rate": -1.0}, "final_learning_rate: at least 0 is needed, got -1.0"),
+        ({"final_learning_rate": -1.0}, "final_learning_rate: a finite number, not below 0, got -1.0"),
         ({"beta2": 1.0}, r"beta2: a number in \[0, 1\) is needed, got 1.0"),
         ({"beta2": -0.1}, r"beta2: a number in \[0, 1\) is needed, got -0.1"),
         ({"final_beta2": 1.0}, r"final_beta2: a number in \[0, 1\) is needed, got 1.0"),
@@ -513,8 +546,9 @@ def test_a_sample_of_temperature_0_is_that_of_the_middle_of_the_latents():
     affine = dj.Network(lambda key, z, c, cond=None: {}, lambda p, z, c, cond=None, *, key=None: 3 * z + 1)
     model, params = gan.GAN(affine, on_features(lambda x: x), latents=2), {"generator": {}}
     np.testing.assert_array_equal(gan.generate_samples(model, params, KEY, jnp.arange(4), temperature=0.0), 1.0)
-    with pytest.raises(ValueError, match="temperature: a finite number, not below 0, got -"):
-        gan.generate_samples(model, params, KEY, jnp.arange(4), temperature=-0.1)
+    for generate in (gan.generate_samples, gan.GAN.generate):
+        with pytest.raises(ValueError, match="temperature: a finite number, not below 0, got -"):
+            generate(model, params, KEY, jnp.arange(4), temperature=-0.1)
 
 
 def test_parameters_and_latents_that_do_not_fit_are_refused_by_name():
