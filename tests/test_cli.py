@@ -164,7 +164,7 @@ def test_vectors_that_make_no_picture_are_saved_as_arrays(tmp_path, capfd):
         (["train", "toy2d", "--layout", "fsdp", "--split", "3"], ["split", "3", "8 devices"]),
         (["train", "toy2d", "--layout", "tensor", "--split", "0"], ["split", "0"]),
         (["train", "toy2d", "--accumulate", "0"], ["accumulate", "0"]),
-        (["train", "toy2d", "--accumulate", "3"], ["accumulate", "64 samples a device", "3"]),
+        (["train", "toy2d", "--accumulate", "3"], ["accumulate: 64 samples a device", "3", "take a number"]),
         (["train", "toy2d", "--save-every", "0"], ["save-every", "0"]),
         (["train", "toy2d", "--sample-every", "0"], ["sample-every", "0"]),
         (["train", "toy2d", "--samples", "1"], ["samples", "1"]),

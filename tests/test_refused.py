@@ -156,6 +156,8 @@ for call in (gan.training_losses, *(gan.discriminator_loss, gan.generator_loss, 
 for name in ("r1", "r2"):
     refused(f"{name}: a number is needed, got a function; of a schedule give {name}=schedule(step)",
         lambda: gan.discriminator_loss(model, {}, key, x, **{name: gan.r3gan(10).gamma}))
+refused("gamma: a number is needed, got a function; of a schedule give gamma=schedule(step)",
+    lambda: gan.gradient_penalty(lambda x: x[:, :1], x, gan.r3gan(10).gamma))
 for bad in (5, None, jnp.array(5)):
     refused("index: global indices [n] are needed, such as jnp.arange(n), got ",
         gan.generate_samples, model, {}, key, bad)
@@ -173,6 +175,21 @@ refused("temperature: one number is needed, got an array of shape (3,)",
 refused("temperature: an array of floating-point numbers is needed, got str",
     lambda: gan.generate_samples(model, {}, key, np.arange(2), temperature="hot"))
 refused("temperature: one number is needed, got an array of shape (3,)", gan.LatentAncestral, 2, np.ones(3))
+for bad, got in (("0.1", "str"), (None, "NoneType")):
+    needed = f": an array of floating-point numbers is needed, got {got}"
+    refused("gamma" + needed, lambda: gan.gradient_penalty(lambda x: x[:, :1], x, bad))
+    refused("r1" + needed, lambda: gan.discriminator_loss(model, {}, key, x, r1=bad))
+    refused("r2" + needed, lambda: gan.training_losses(model, r2=bad))
+    for name in ("gamma", "learning_rate", "beta2"):
+        refused(name + needed, lambda: gan.r3gan(10, **{name: bad}))
+    refused("step_size" + needed, gan.DiracGAN(0.5).update_matrix, bad)
+    refused("step_size" + needed, gan.DiracGAN(0.5).spectral_radius, bad)
+for name in ("gamma", "final_gamma", "learning_rate", "final_learning_rate", "beta2", "final_beta2"):
+    refused(f"{name}: one number is needed, got an array of shape (4,)", lambda: gan.r3gan(10, **{name: x[0]}))
+refused("step_size: one number is needed, got an array of shape (4,)", gan.DiracGAN(0.5).update_matrix, x[0])
+for bad in (None, {}, {"k": jnp.ones(3)}):
+    refused("power: a vector of shape (2,) is needed for k; make them by init_power",
+        gan.spectral_norm, {"k": jnp.ones((3, 2))}, bad)
 refused("spectral: True or False is needed, got 'no'", gan.GAN, network, network, 2, "no")
 refused("spectral: True or False is needed, got 1", gan.DenoisingGAN, network, network, p, [1.0, 0.0], (4,), 2, 1)
 assert gan.GAN(network, network, 2, np.bool_(True)).spectral

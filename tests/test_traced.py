@@ -193,7 +193,7 @@ REFUSED = {
     "levels": lambda: likelihood.Quantisation(1),
     "high": lambda: vae.Bernoulli(1.0, 0.0),
     "slope": lambda: gan.DiracGAN(-1.0),
-    "gamma: at least": lambda: gan.gradient_penalty(lambda x: x[:, :1], jnp.asarray(ONES), gamma=-1.0),
+    "gamma: a finite": lambda: gan.gradient_penalty(lambda x: x[:, :1], jnp.asarray(ONES), gamma=-1.0),
     "covariance": lambda: dj.Gaussian(MEAN, -1.0),
     "covariances": lambda: dj.GaussianMixture(MEANS, -1.0),
     "weights": lambda: analytic.Empirical(ONES, WEIGHTS),

@@ -96,4 +96,5 @@ def _check_batch(options: Train, devices: int) -> None:
     if size % devices:
         raise ValueError(f"batch_size: {size} cannot be split evenly over {devices} devices")
     if size % (devices * accumulate):
-        raise ValueError(f"accumulate: {size // devices} samples a device cannot be taken in {accumulate} equal parts")
+        parts = f"{size // devices} samples a device cannot be taken in {accumulate} equal parts"
+        raise ValueError(f"accumulate: {parts}; take a number that divides them, or another --batch-size")

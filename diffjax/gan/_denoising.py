@@ -55,7 +55,8 @@ from diffjax._typing import (
     Weights,
 )
 from diffjax.gan._losses import Logits
-from diffjax.gan._model import AbstractGAN, Pairs, check_parts, check_temperature, draw_latents, with_power
+from diffjax.gan._model import AbstractGAN, Pairs, check_parts, draw_latents, with_power
+from diffjax.gan._penalties import check_weight
 from diffjax.networks import WithLatent
 from diffjax.parameterisation._clock import clock_of_logsnr
 from diffjax.process import AbstractGaussianProcess
@@ -165,7 +166,7 @@ class LatentAncestral(AbstractStepper):
     def __check_init__(self):
         if self.latents < 1:
             raise ValueError(f"latents: at least one is needed, got {self.latents}")
-        check_temperature(self.temperature)
+        check_weight("temperature", self.temperature)
 
     def check_denoiser(
         self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: GridLike, weights: Weights

@@ -9,8 +9,11 @@
 
 with g the sum of the penalties' gammas, of R1 and of R2: both are psi^2/2 here. The flow's eigenvalues are
 -g/2 +- sqrt(g^2/4 - c^2). Unregularised it turns for ever; simultaneous steps grow by sqrt(1 + h^2 c^2), alternating
-ones stay on a cycle; with a penalty both converge, fastest at g = 2 c, where the two eigenvalues meet: for logistic
-losses (c = 1/2) at gamma = 1 with R1, at gamma = 1/2 with R1 + R2.
+ones stay on a cycle (h c < 2). With a penalty the flow converges, fastest at g = 2 c, where the two eigenvalues meet:
+for logistic losses (c = 1/2) at gamma = 1 with R1, at gamma = 1/2 with R1 + R2. Steps converge where they are small:
+
+        simultaneous    h c^2 < g < 2/h + h c^2/2,    fastest at g = 2 c
+        alternating         0 < g < 2/h - h c^2/2,    fastest at g = 2 c - h c^2
 
 Source: Mescheder et al. 2018 (Which training methods for GANs do actually converge?), sections 2-4, arXiv:1801.04406.
 """
@@ -22,6 +25,7 @@ from jaxtyping import Array, Complex, Float
 
 from diffjax._arrays import as_scalar, check, values_at_once
 from diffjax._typing import Scalar
+from diffjax.gan._penalties import check_weight
 
 
 class DiracGAN(eqx.Module):
@@ -43,7 +47,7 @@ class DiracGAN(eqx.Module):
       r2: gamma of the penalty on samples, at least 0, a scalar.
 
     Raises:
-      ValueError: a number is out of range.
+      ValueError: a number is no scalar, not finite or out of range.
 
     Source: Mescheder et al. 2018, sections 2-4, arXiv:1801.04406.
     """
@@ -54,9 +58,9 @@ class DiracGAN(eqx.Module):
 
     @values_at_once
     def __check_init__(self):
+        for name in ("slope", "r1", "r2"):
+            check_weight(name, getattr(self, name))
         check(self.slope > 0, f"slope: must be positive, got {self.slope}")
-        for name in ("r1", "r2"):
-            check(getattr(self, name) >= 0, f"{name}: at least 0 is needed, got {getattr(self, name)}")
 
     def jacobian(self) -> Float[Array, "2 2"]:
         """The matrix of the flow d(theta, psi)/d time = -(gradients of the two losses) at the equilibrium, [2, 2]."""
@@ -71,7 +75,7 @@ class DiracGAN(eqx.Module):
         return jnp.stack([-damping + root, -damping - root])
 
     def critical_gamma(self) -> Float[Array, ""]:
-        """The gamma at which the two eigenvalues meet, a scalar: 2 c with one penalty, c with both (of equal gammas).
+        """The gamma at which the flow's two eigenvalues meet, a scalar: 2 c with one penalty, c with two equal ones.
 
         Below it training turns about the equilibrium, above it one direction is slow. Which penalties there are is
         seen by which gammas are positive; without any it is that of R1 alone.
@@ -82,12 +86,16 @@ class DiracGAN(eqx.Module):
         """The matrix by which one step of plain gradient descent multiplies (theta, psi), [2, 2].
 
         Args:
-          step_size: h, the learning rate of both, a scalar.
+          step_size: h, the learning rate of both, finite and at least 0, a scalar.
           simultaneous: both move at once; otherwise the discriminator first, and the generator against what it became.
 
         Returns:
           [2, 2], as at the top of this file.
+
+        Raises:
+          ValueError: step_size is no scalar, not finite or negative.
         """
+        check_weight("step_size", step_size)
         h = jnp.asarray(step_size, jnp.result_type(self.slope))
         one, zero = jnp.ones_like(h), jnp.zeros_like(h)
         both = jnp.eye(2, dtype=h.dtype) + h * self.jacobian()

@@ -25,10 +25,7 @@ from jaxtyping import Array, Float, Int
 from diffjax._arrays import (
     answered,
     as_index,
-    as_numbers,
     as_samples,
-    at_once,
-    check,
     check_key,
     default_index,
     mean_features,
@@ -39,7 +36,7 @@ from diffjax._arrays import (
 )
 from diffjax._typing import Cond, Index, Key, Network, Params, Sample, Scalar
 from diffjax.gan._losses import AbstractGANLoss, Logits, NonSaturating, check_loss
-from diffjax.gan._penalties import gradient_penalty, init_power, lazy, spectral_norm
+from diffjax.gan._penalties import check_weight, gradient_penalty, init_power, lazy, spectral_norm
 
 Gamma: TypeAlias = Scalar | Callable[[Any], Any]
 """The weight of a penalty, or a schedule of it, `step -> gamma`, such as those of optax."""
@@ -166,6 +163,7 @@ class GAN(AbstractGAN):
     def generate(
         self, params: Params, key: Key, index: Index, cond: Cond = None, *, temperature: Scalar = 1.0
     ) -> Sample:
+        check_weight("temperature", temperature)
         return self._samples(params, key, index, cond, jnp.result_type(float), temperature)
 
     def decode(self, params: Params, z: Float[Array, "b k"], cond: Cond = None) -> Sample:
@@ -183,15 +181,6 @@ def draw_latents(keys: Any, latents: int, dtype: Any, temperature: Scalar = 1.0)
     """z = temperature eps, eps ~ N(0, I), [b, latents], from a key for each sample."""
     eps = normal_like(keys, jnp.empty((keys.shape[0], latents), dtype))
     return jnp.asarray(temperature * eps, dtype)
-
-
-def check_temperature(temperature: Scalar) -> None:
-    """Raises `ValueError` where a temperature is no scalar, not finite or below 0."""
-    with at_once(temperature):
-        value = as_numbers("temperature", temperature, whole=True, finite=False)
-        if value.ndim:
-            raise ValueError(f"temperature: one number is needed, got an array of shape {value.shape}")
-        check((value >= 0) & jnp.isfinite(value), f"temperature: a finite number, not below 0, got {temperature}")
 
 
 def check_parts(gan: AbstractGAN) -> None:
@@ -264,8 +253,8 @@ def discriminator_loss(
       x0: data [b, *d].
       cond: conditions, a pytree of [b, ...], or None.
       loss: of logits.
-      r1: gamma of the penalty at data, at least 0; it may be traced. A Python 0 leaves it out.
-      r2: gamma of the penalty at samples.
+      r1: gamma of the penalty at data, a finite scalar, at least 0; it may be traced. A Python 0 leaves it out.
+      r2: gamma of the penalty at samples, likewise.
       every: the penalties are lazy: at steps that it divides, `every` times.
       step: of training, for lazy penalties.
       index: global indices [b] of the samples (default 0 .. b - 1).
@@ -275,17 +264,18 @@ def discriminator_loss(
       add; and `accuracy` [], the share of logits of the right sign, or of relativistic pairs in the right order.
 
     Raises:
-      ValueError: a gamma is negative, `every` is not positive, loss is something else, params lack a part, or a
-        network answers another shape.
+      ValueError: a gamma is no scalar, not finite or negative, `every` is not positive, loss is something else, params
+        lack a part, or a network answers another shape.
 
     Source: Goodfellow et al. 2014, arXiv:1406.2661; Mescheder et al. 2018, eq. 9, arXiv:1801.04406.
     """
     check_gan(gan)
     check_loss(loss)
     check_key(key)
-    for name, gamma in (("r1", r1), ("r2", r2)):
-        if callable(gamma):
-            raise ValueError(f"{name}: a number is needed, got a function; of a schedule give {name}=schedule(step)")
+    check_weight("r1", r1)
+    check_weight("r2", r2)
+    if every < 1:
+        raise ValueError(f"every: at least 1 is needed, got {every}")
     x0 = as_samples("x0", x0)
     pairs = gan.pairs(params, key, x0, cond, index=default_index(x0.shape[0], index))
     fixed = jax.lax.stop_gradient(pairs.fake)
@@ -346,7 +336,8 @@ def generator_loss(
     check_loss(loss)
     check_key(key)
     x0 = as_samples("x0", x0)
-    frozen = jax.lax.stop_gradient(params) | {"generator": part_of(params, "generator", "GAN")}
+    trained = part_of(params, "generator", "GAN")
+    frozen = {**jax.lax.stop_gradient(params), "generator": trained}
     pairs = gan.pairs(frozen, key, x0, cond, index=default_index(x0.shape[0], index))
     judge = gan.judge(frozen, pairs.given, cond)
     per_sample = loss.generator(judge(pairs.real), judge(pairs.fake))
@@ -388,7 +379,7 @@ def generate_samples(
     """
     check_gan(gan)
     check_key(key)
-    check_temperature(temperature)
+    check_weight("temperature", temperature)
     return gan.generate(params, key, as_index(index), cond, temperature=temperature)
 
 
@@ -433,7 +424,8 @@ def training_losses(
       Name -> `(params, (x0 [b, *d], cond), context) -> (loss, aux)`; aux holds scalars.
 
     Raises:
-      ValueError: gan or loss is something else, a gamma is negative, or `every` is not positive.
+      ValueError: gan or loss is something else, a gamma is no scalar, not finite or negative, or `every` is not
+        positive.
 
     Source: Goodfellow et al. 2014, algorithm 1, arXiv:1406.2661.
     """
@@ -443,8 +435,7 @@ def training_losses(
         raise ValueError(f"every: at least 1 is needed, got {every}")
     for name, gamma in (("r1", r1), ("r2", r2)):
         if not callable(gamma):
-            with at_once(gamma):
-                check(jnp.asarray(gamma) >= 0, f"{name}: at least 0 is needed, got {gamma}")
+            check_weight(name, gamma)
     at = lambda gamma, step: gamma(step) if callable(gamma) else gamma
 
     def judged(params: Params, batch: Any, context: Any) -> tuple[Array, dict[str, Array]]:

@@ -11,7 +11,8 @@ Source: Mescheder et al. 2018, eq. 9, arXiv:1801.04406; lazy: Karras et al. 2020
 2018 (Spectral normalization), algorithm 1, arXiv:1802.05957.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from diffjax._arrays import (
     answered,
     as_accumulators,
+    as_numbers,
     as_samples,
     at_once,
     check,
@@ -44,22 +46,39 @@ def gradient_penalty(discriminator: Callable[[Sample], Logits], x: Sample, gamma
       discriminator: `x [b, *d] -> logits [b, *m]`, each sample's apart from the others', so without batch norm; of
         several logits a sample the mean counts.
       x: data or samples, [b, *d].
-      gamma: its weight, at least 0; it may be traced, so that annealing it compiles nothing.
+      gamma: its weight, a finite scalar, at least 0; it may be traced, so that annealing it compiles nothing.
 
     Returns:
       [b], to be added to the discriminator's loss.
 
     Raises:
-      ValueError: gamma is negative, or the discriminator answers for another batch.
+      ValueError: gamma is no scalar, not finite or negative, or the discriminator answers for another batch.
 
     Source: Mescheder et al. 2018, eq. 9, arXiv:1801.04406.
     """
     x = as_samples("x", x)
-    with at_once(gamma):
-        check(jnp.asarray(gamma) >= 0, f"gamma: at least 0 is needed, got {gamma}")
+    check_weight("gamma", gamma)
     of_batch = lambda x: jnp.sum(mean_features(answered("discriminator", discriminator(x), (x.shape[0], ...))))
     squared = sum_features(as_accumulators(jax.grad(of_batch)(x)) ** 2)
     return (0.5 * jnp.asarray(gamma)).astype(squared.dtype) * squared
+
+
+def one_number(name: str, value: Any) -> Float[Array, ""]:
+    """The number `name` as a scalar; `ValueError` where it is no number, or several."""
+    with at_once(value):
+        number = as_numbers(name, value, whole=True, finite=False)
+    if number.ndim:
+        raise ValueError(f"{name}: one number is needed, got an array of shape {number.shape}")
+    return number
+
+
+def check_weight(name: str, value: Any) -> None:
+    """Raises `ValueError` where a number `name` is no scalar, not finite or below 0; what is traced passes."""
+    if callable(value):
+        raise ValueError(f"{name}: a number is needed, got a function; of a schedule give {name}=schedule(step)")
+    with at_once(value):
+        number = one_number(name, value)
+        check((number >= 0) & jnp.isfinite(number), f"{name}: a finite number, not below 0, got {value}")
 
 
 @whole_numbers
@@ -132,15 +151,17 @@ def init_power(key: Key, params: Params) -> dict[str, Float[Array, " k"]]:
     return {path: draw(i, leaf) for i, (path, leaf) in enumerate(matrices.items())}
 
 
-def spectral_norm(params: Params, power: dict[str, Float[Array, " k"]]) -> tuple[Params, dict[str, Float[Array, " k"]]]:
+def spectral_norm(
+    params: Params, power: Mapping[str, Float[Array, " k"]]
+) -> tuple[Params, dict[str, Float[Array, " k"]]]:
     """Divides each matrix of parameters by its largest singular value, which a power iteration follows.
 
         v <- W u/|W u|,   u <- W'v/|W'v|,   sigma = v'W u,   W/sigma
 
     A kernel of more axes is a matrix [all but the last, last]. The vectors are carried from step to step, and so
-    approach the singular ones; u and v are constants to the gradient, sigma is not. It works on parameters, so that it
-    serves networks of any library, and those of Flax keep their pure `apply`; `flax.linen.SpectralNorm` computes the
-    same inside a layer, with its vectors in a second collection.
+    approach the singular ones; u and v are constants to the gradient, sigma is not. All are computed in float32 at
+    least. It works on parameters, so that it serves networks of any library, and those of Flax keep their pure `apply`;
+    `flax.linen.SpectralNorm` computes the same inside a layer, with its vectors in a second collection.
 
     >>> import jax, jax.numpy as jnp
     >>> params = {"kernel": jnp.diag(jnp.array([3.0, 1.0])), "bias": jnp.ones(2)}
@@ -167,17 +188,18 @@ def spectral_norm(params: Params, power: dict[str, Float[Array, " k"]]) -> tuple
     def normalised(path: str, leaf: Array) -> Array:
         if jnp.ndim(leaf) < 2:
             return leaf
-        if path not in power or power[path].shape != leaf.shape[-1:]:
+        if not isinstance(power, Mapping) or path not in power or power[path].shape != leaf.shape[-1:]:
             raise ValueError(
                 f"power: a vector of shape {leaf.shape[-1:]} is needed for {path}; make them by init_power"
             )
-        w, u = leaf.reshape(-1, leaf.shape[-1]), jax.lax.stop_gradient(power[path])
+        w, u = as_accumulators((leaf.reshape(-1, leaf.shape[-1]), jax.lax.stop_gradient(power[path])))
         fixed = jax.lax.stop_gradient(w)
         v = _unit(fixed @ u)
         moved = v @ fixed
-        after[path] = jnp.where(jnp.any(moved != 0), _unit(moved), u)  # a layer that starts at zero leaves u as it is
-        sigma = v @ w @ after[path]
-        return leaf / jnp.where(sigma == 0, 1.0, sigma)
+        new = jnp.where(jnp.any(moved != 0), _unit(moved), u)  # a layer that starts at zero leaves u as it is
+        after[path] = new.astype(power[path].dtype)
+        sigma = v @ w @ new
+        return (w / jnp.where(sigma == 0, 1.0, sigma)).astype(leaf.dtype).reshape(leaf.shape)
 
     by_path = leaves_by_path(params)
     leaves = [normalised(path, leaf) for path, leaf in by_path.items()]

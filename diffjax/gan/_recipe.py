@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import optax
 
-from diffjax._arrays import check, whole_numbers
+from diffjax._arrays import at_once, check, whole_numbers
 from diffjax._typing import Scalar
+from diffjax.gan._penalties import check_weight, one_number
 
 
 class R3GAN(NamedTuple):
@@ -71,20 +72,24 @@ def r3gan(
       `R3GAN(gamma, tx)`.
 
     Raises:
-      ValueError: steps or a learning rate is not positive, a gamma is negative, or a beta2 not in [0, 1).
+      ValueError: steps or learning_rate is not positive, a beta2 is not in [0, 1), or another number is no scalar, not
+        finite or negative.
 
     Source: Huang et al. 2024 (R3GAN), section 3 and appendix, arXiv:2501.05441.
     """
     if steps < 1:
         raise ValueError(f"steps: at least one is needed, got {steps}")
+    check_weight("gamma", gamma)
     final_gamma = 0.1 * gamma if final_gamma is None else final_gamma
-    for name, value in (("gamma", gamma), ("final_gamma", final_gamma)):
-        check(value >= 0, f"{name}: at least 0 is needed, got {value}")
+    check_weight("final_gamma", final_gamma)
     for name, value in (("beta2", beta2), ("final_beta2", final_beta2)):
-        check((value >= 0) & (value < 1), f"{name}: a number in [0, 1) is needed, got {value}")
-    final_rate = 0.25 * learning_rate if final_learning_rate is None else final_learning_rate
+        with at_once(value):
+            number = one_number(name, value)
+            check((number >= 0) & (number < 1), f"{name}: a number in [0, 1) is needed, got {value}")
+    check_weight("learning_rate", learning_rate)
     check(learning_rate > 0, f"learning_rate: must be positive, got {learning_rate}")
-    check(final_rate >= 0, f"final_learning_rate: at least 0 is needed, got {final_rate}")
+    final_rate = 0.25 * learning_rate if final_learning_rate is None else final_learning_rate
+    check_weight("final_learning_rate", final_rate)
     rate = annealed(learning_rate, final_rate, steps)
     return R3GAN(annealed(gamma, final_gamma, steps), adam(rate, annealed(beta2, final_beta2, steps)))
 

@@ -120,6 +120,29 @@ def test_what_a_step_does_to_the_distance():
         assert radius(r1, r2, simultaneous) == pytest.approx(numeric, abs=1e-12)
 
 
+@pytest.mark.parametrize("simultaneous", [True, False])
+@pytest.mark.parametrize("slope", [0.5, 1.0])
+def test_which_gammas_converge_and_which_is_the_fastest(slope, simultaneous):
+    """Simultaneous steps between h c^2 and 2/h + h c^2/2, alternating ones below 2/h - h c^2/2, for steps of all sizes.
+
+    Fastest are those whose two eigenvalues meet: at 2 c, the critical gamma of the flow, and at 2 c - h c^2.
+    """
+    radius = lambda gamma, h: float(gan.DiracGAN(slope, gamma).spectral_radius(h, simultaneous=simultaneous))
+    for h in (0.1, 1.0, 1.4 / slope):
+        half = h * slope**2 / 2
+        least, most, best = (
+            (2 * half, 2 / h + half, 2 * slope) if simultaneous else (0.0, 2 / h - half, 2 * (slope - half))
+        )
+        assert radius(best, h) == pytest.approx(abs(1 - h * slope), abs=1e-6)  # a double eigenvalue is ill-conditioned
+        for factor in (0.9, 1.1):
+            assert radius(factor * best, h) > radius(best, h) + 1e-4
+        for bound, inside in ((least, 1.001), (most, 0.999)):
+            assert radius(bound, h) == pytest.approx(1.0, abs=1e-12)
+            assert radius(bound * inside + 1e-4 * (bound == 0), h) < 1
+            if bound:
+                assert radius(bound / inside, h) > 1
+
+
 def test_what_a_step_does_can_be_differentiated():
     """On both sides of the critical gamma, against central differences."""
     for gamma, simultaneous in itertools.product((0.0, 0.5, 1.2, 5.0), (True, False)):
@@ -135,10 +158,26 @@ def test_what_a_step_does_can_be_differentiated():
     ("arguments", "message"),
     [
         ((0.0,), "slope: must be positive, got 0"),
-        ((0.5, -1.0), "r1: at least 0 is needed, got -1"),
-        ((0.5, 0.0, -1.0), "r2: at least 0 is needed, got -1"),
+        ((np.inf,), "slope: a finite number, not below 0, got inf"),
+        ((np.full(2, 0.5),), r"slope: one number is needed, got an array of shape \(2,\)"),
+        ((0.5, -1.0), "r1: a finite number, not below 0, got -1"),
+        ((0.5, 0.0, -1.0), "r2: a finite number, not below 0, got -1"),
+        ((0.5, np.nan), "r1: a finite number, not below 0, got nan"),
     ],
 )
 def test_numbers_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         gan.DiracGAN(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("step_size", "message"),
+    [
+        (-0.1, "step_size: a finite number, not below 0, got -0.1"),
+        (np.nan, "step_size: a finite number, not below 0, got nan"),
+    ],
+)
+def test_step_sizes_that_are_none_are_refused(step_size, message):
+    for method in (gan.DiracGAN(0.5).update_matrix, gan.DiracGAN(0.5).spectral_radius):
+        with pytest.raises(ValueError, match=message):
+            method(step_size)

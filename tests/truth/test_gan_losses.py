@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from flax.core import freeze
 from scipy import stats
 
 import diffjax as dj
@@ -213,6 +214,69 @@ def test_a_linear_gan_reaches_a_gaussians_moments(loss, standard):
     np.testing.assert_allclose(w @ w.T, covariance, atol=0.08)
 
 
+# --- what a model's networks are given ---
+
+
+def showing_parts():
+    """(generator, discriminator) of numbers on the line, whose answers show all that they are given."""
+
+    def generate(params, z, c_noise, cond=None, *, key=None):
+        return params["w"] * z[:, :1] + 10 * c_noise[:, None] + 100 * cond[:, None]
+
+    def judge(params, x, c_noise, cond=None, *, key=None):
+        return params["v"] * x * cond[:, None] + 10 * c_noise[:, None] + cond[:, None]
+
+    parts = {"w": generate, "v": judge}
+    return [dj.Network(lambda *args, name=name: {name: jnp.full((), 0.5)}, f) for name, f in parts.items()]
+
+
+def test_both_networks_of_a_gan_are_given_the_condition():
+    """Logits, penalties and losses by hand, of samples with indices of their own; c_noise is 0."""
+    model, cond, index = gan.GAN(*showing_parts(), latents=2), jnp.array([0.01, 0.02, 0.03]), jnp.array([7, 3, 5])
+    x0 = jnp.array([[0.3], [-0.8], [1.0]])
+    params = model.init(KEY, x0, cond)
+    eps = np.array([jax.random.normal(jax.random.fold_in(KEY, i), (2,))[0] for i in (7, 3, 5)])
+    fake, label = 0.5 * eps + 100 * np.asarray(cond), np.asarray(cond)
+    real_logits, fake_logits = 0.5 * np.asarray(x0)[:, 0] * label + label, 0.5 * fake * label + label
+    wanted = gan.Relativistic(), jnp.asarray(real_logits)[:, None], jnp.asarray(fake_logits)[:, None]
+    samples = gan.generate_samples(model, params, KEY, index, cond)
+    np.testing.assert_allclose(samples[:, 0], fake, rtol=1e-12)
+    np.testing.assert_allclose(model.decode(params, jnp.asarray(eps)[:, None] * jnp.ones(2), cond), samples)
+    given = {"loss": wanted[0], "index": index}
+    value, aux = gan.discriminator_loss(model, params, KEY, x0, cond, r1=0.8, r2=0.4, **given)
+    np.testing.assert_allclose(aux["real"], real_logits, rtol=1e-12)
+    np.testing.assert_allclose(aux["fake"], fake_logits, rtol=1e-12)
+    np.testing.assert_allclose(aux["penalty"], 0.6 * (0.5 * label) ** 2, rtol=1e-12)
+    judged = wanted[0].discriminator(*wanted[1:])
+    np.testing.assert_allclose(aux["per_sample"], judged + aux["penalty"], rtol=1e-12)
+    np.testing.assert_allclose(value, jnp.mean(aux["per_sample"]), rtol=1e-12)
+    found = gan.generator_loss(model, params, KEY, x0, cond, **given)[1]["per_sample"]
+    np.testing.assert_allclose(found, wanted[0].generator(*wanted[1:]), rtol=1e-12)
+    context = training.Context(KEY, index=index)
+    losses = gan.training_losses(model, loss=wanted[0], r1=0.8, r2=0.4)
+    np.testing.assert_allclose(losses["discriminator"](params, (x0, cond), context)[0], value, rtol=1e-12)
+    np.testing.assert_allclose(losses["generator"](params, (x0, cond), context)[0], jnp.mean(found), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["discriminator", "generator"])
+def test_a_loss_has_a_gradient_in_the_parameters_that_it_trains_alone(name):
+    """Of both networks' and the vectors of spectral norm, where nobody says by `of` what is trained."""
+    linear = lambda name: dj.Network(
+        lambda key, x, c, cond=None: {name: jnp.eye(2)}, lambda params, x, c, cond=None, *, key=None: x @ params[name]
+    )
+    model, x0 = gan.GAN(linear("g"), linear("d"), latents=2, spectral=True), jnp.array([[1.0, -2.0], [0.5, 1.0]])
+    params = model.init(KEY, x0)
+    given = {"r1": 0.5, "r2": 0.5} if name == "discriminator" else {}
+    loss_fn = {"discriminator": gan.discriminator_loss, "generator": gan.generator_loss}[name]
+    for loss in LOSSES.values():
+        found = jax.grad(lambda p, loss=loss: loss_fn(model, p, KEY, x0, loss=loss, **given)[0])(params)
+        sizes = {part: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(found[part])) for part in params}
+        assert sizes.pop(name) > 1e-3
+        assert set(sizes.values()) == {0.0}
+        frozen = loss_fn(model, freeze(params), KEY, x0, loss=loss, **given)[0]
+        np.testing.assert_allclose(frozen, loss_fn(model, params, KEY, x0, loss=loss, **given)[0], rtol=1e-12)
+
+
 # --- penalties ---
 
 
@@ -377,12 +441,28 @@ def test_the_gradient_of_the_vectors_is_what_an_iteration_takes_away(standard):
     assert value > 0.01
 
 
-def test_a_layer_that_starts_at_zero_keeps_its_vector():
-    params = {"kernel": jnp.zeros((3, 2))}
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_layer_that_starts_at_zero_keeps_its_vector(dtype):
+    params = {"kernel": jnp.zeros((3, 2), dtype)}
     power = gan.init_power(KEY, params)
     normalised, after = gan.spectral_norm(params, power)
     np.testing.assert_array_equal(normalised["kernel"], 0)
     np.testing.assert_array_equal(after["kernel"], power["kernel"])
+    assert normalised["kernel"].dtype == after["kernel"].dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_spectral_norm_of_narrow_parameters_is_that_in_float32(dtype):
+    """Then rounded once; squares of these numbers have no place in float16."""
+    rng = np.random.default_rng(4)
+    params = {"kernel": jnp.asarray(300 * rng.normal(size=(40, 30)), dtype)}
+    wide = {"kernel": params["kernel"].astype(jnp.float32)}
+    power = {"kernel": gan.init_power(KEY, wide)["kernel"].astype(dtype)}
+    found = gan.spectral_norm(params, power)
+    wanted = gan.spectral_norm(wide, {"kernel": power["kernel"].astype(jnp.float32)})
+    for a, b in zip(found, wanted, strict=True):
+        assert a["kernel"].dtype == dtype
+        np.testing.assert_array_equal(a["kernel"].astype(float), b["kernel"].astype(dtype).astype(float))
 
 
 # --- the recipe ---
@@ -411,8 +491,10 @@ def test_r3gan_anneals_along_a_cosine(standard):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"r1": -1.0}, "r1: at least 0 is needed, got -1.0"),
-        ({"r2": float("nan")}, "r2: at least 0 is needed, got nan"),
+        ({"r1": -1.0}, "r1: a finite number, not below 0, got -1.0"),
+        ({"r2": float("nan")}, "r2: a finite number, not below 0, got nan"),
+        ({"r2": np.inf}, "r2: a finite number, not below 0, got inf"),
+        ({"r1": jnp.ones(2)}, r"r1: one number is needed, got an array of shape \(2,\)"),
         ({"every": 0}, "every: at least 1 is needed, got 0"),
     ],
 )
@@ -420,15 +502,30 @@ def test_losses_that_cannot_be_are_refused_before_they_are_traced(change, messag
     model = gan.GAN(fixed(jnp.ones((2, 1))), on_features(lambda x: x), latents=1)
     with pytest.raises(ValueError, match=message):
         gan.training_losses(model, **change)
+    params = {"generator": {}, "discriminator": {"w": jnp.ones(1)}}
+    with pytest.raises(ValueError, match=message):
+        gan.discriminator_loss(model, params, KEY, jnp.ones((2, 1)), **change)
+
+
+def test_a_schedule_is_called_at_each_step():
+    """And its value is checked where it is known."""
+    model = gan.GAN(fixed(jnp.ones((2, 1))), on_features(lambda x: x), latents=1)
+    params, x0 = {"generator": {}, "discriminator": {"w": jnp.ones(1)}}, jnp.ones((2, 1))
+    loss_fn = gan.training_losses(model, r1=lambda step: 1.0 - step)["discriminator"]
+    assert float(loss_fn(params, (x0, None), training.Context(KEY, 0))[1]["penalty"]) == 0.5
+    with pytest.raises(ValueError, match=r"r1: a finite number, not below 0, got -1\.0"):
+        loss_fn(params, (x0, None), training.Context(KEY, 2))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"gamma": -1.0}, "gamma: at least 0 is needed, got -1.0"),
-        ({"final_gamma": -1.0}, "final_gamma: at least 0 is needed, got -1.0"),
+        ({"gamma": -1.0}, "gamma: a finite number, not below 0, got -1.0"),
+        ({"gamma": np.inf}, "gamma: a finite number, not below 0, got inf"),
+        ({"final_gamma": -1.0}, "final_gamma: a finite number, not below 0, got -1.0"),
+        ({"learning_rate": np.inf}, "learning_rate: a finite number, not below 0, got inf"),
         ({"learning_rate": 0.0}, "learning_rate: must be positive, got 0.0"),
-        ({"final_learning_rate": -1.0}, "final_learning_rate: at least 0 is needed, got -1.0"),
+        ({"final_learning_rate": -1.0}, "final_learning_rate: a finite number, not below 0, got -1.0"),
         ({"beta2": 1.0}, r"beta2: a number in \[0, 1\) is needed, got 1.0"),
         ({"beta2": -0.1}, r"beta2: a number in \[0, 1\) is needed, got -0.1"),
         ({"final_beta2": 1.0}, r"final_beta2: a number in \[0, 1\) is needed, got 1.0"),
@@ -449,8 +546,9 @@ def test_a_sample_of_temperature_0_is_that_of_the_middle_of_the_latents():
     affine = dj.Network(lambda key, z, c, cond=None: {}, lambda p, z, c, cond=None, *, key=None: 3 * z + 1)
     model, params = gan.GAN(affine, on_features(lambda x: x), latents=2), {"generator": {}}
     np.testing.assert_array_equal(gan.generate_samples(model, params, KEY, jnp.arange(4), temperature=0.0), 1.0)
-    with pytest.raises(ValueError, match="temperature: a finite number, not below 0, got -"):
-        gan.generate_samples(model, params, KEY, jnp.arange(4), temperature=-0.1)
+    for generate in (gan.generate_samples, gan.GAN.generate):
+        with pytest.raises(ValueError, match="temperature: a finite number, not below 0, got -"):
+            generate(model, params, KEY, jnp.arange(4), temperature=-0.1)
 
 
 def test_parameters_and_latents_that_do_not_fit_are_refused_by_name():
