@@ -56,7 +56,7 @@ from diffjax._typing import (
 )
 from diffjax.gan._losses import Logits
 from diffjax.gan._model import AbstractGAN, Pairs, check_parts, draw_latents, with_power
-from diffjax.gan._penalties import check_weight
+from diffjax.gan._penalties import check_nonnegative
 from diffjax.networks import WithLatent
 from diffjax.parameterisation._clock import clock_of_logsnr
 from diffjax.process import AbstractGaussianProcess
@@ -166,7 +166,7 @@ class LatentAncestral(AbstractStepper):
     def __check_init__(self):
         if self.latents < 1:
             raise ValueError(f"latents: at least one is needed, got {self.latents}")
-        check_weight("temperature", self.temperature)
+        check_nonnegative("temperature", self.temperature)
 
     def check_denoiser(
         self, denoiser: Denoiser | FlowMap, process: AbstractGaussianProcess, ts: GridLike, weights: Weights

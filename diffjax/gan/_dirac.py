@@ -25,7 +25,7 @@ from jaxtyping import Array, Complex, Float
 
 from diffjax._arrays import as_scalar, check, values_at_once
 from diffjax._typing import Scalar
-from diffjax.gan._penalties import check_weight
+from diffjax.gan._penalties import check_nonnegative
 
 
 class DiracGAN(eqx.Module):
@@ -59,7 +59,7 @@ class DiracGAN(eqx.Module):
     @values_at_once
     def __check_init__(self):
         for name in ("slope", "r1", "r2"):
-            check_weight(name, getattr(self, name))
+            check_nonnegative(name, getattr(self, name))
         check(self.slope > 0, f"slope: must be positive, got {self.slope}")
 
     def jacobian(self) -> Float[Array, "2 2"]:
@@ -95,7 +95,7 @@ class DiracGAN(eqx.Module):
         Raises:
           ValueError: step_size is no scalar, not finite or negative.
         """
-        check_weight("step_size", step_size)
+        check_nonnegative("step_size", step_size)
         h = jnp.asarray(step_size, jnp.result_type(self.slope))
         one, zero = jnp.ones_like(h), jnp.zeros_like(h)
         both = jnp.eye(2, dtype=h.dtype) + h * self.jacobian()

@@ -36,7 +36,7 @@ from diffjax._arrays import (
 )
 from diffjax._typing import Cond, Index, Key, Network, Params, Sample, Scalar
 from diffjax.gan._losses import AbstractGANLoss, Logits, NonSaturating, check_loss
-from diffjax.gan._penalties import check_weight, gradient_penalty, init_power, lazy, spectral_norm
+from diffjax.gan._penalties import check_nonnegative, gradient_penalty, init_power, lazy, spectral_norm
 
 Gamma: TypeAlias = Scalar | Callable[[Any], Any]
 """The weight of a penalty, or a schedule of it, `step -> gamma`, such as those of optax."""
@@ -163,7 +163,7 @@ class GAN(AbstractGAN):
     def generate(
         self, params: Params, key: Key, index: Index, cond: Cond = None, *, temperature: Scalar = 1.0
     ) -> Sample:
-        check_weight("temperature", temperature)
+        check_nonnegative("temperature", temperature)
         return self._samples(params, key, index, cond, jnp.result_type(float), temperature)
 
     def decode(self, params: Params, z: Float[Array, "b k"], cond: Cond = None) -> Sample:
@@ -272,8 +272,8 @@ def discriminator_loss(
     check_gan(gan)
     check_loss(loss)
     check_key(key)
-    check_weight("r1", r1)
-    check_weight("r2", r2)
+    check_nonnegative("r1", r1)
+    check_nonnegative("r2", r2)
     if every < 1:
         raise ValueError(f"every: at least 1 is needed, got {every}")
     x0 = as_samples("x0", x0)
@@ -379,7 +379,7 @@ def generate_samples(
     """
     check_gan(gan)
     check_key(key)
-    check_weight("temperature", temperature)
+    check_nonnegative("temperature", temperature)
     return gan.generate(params, key, as_index(index), cond, temperature=temperature)
 
 
@@ -435,7 +435,7 @@ def training_losses(
         raise ValueError(f"every: at least 1 is needed, got {every}")
     for name, gamma in (("r1", r1), ("r2", r2)):
         if not callable(gamma):
-            check_weight(name, gamma)
+            check_nonnegative(name, gamma)
     at = lambda gamma, step: gamma(step) if callable(gamma) else gamma
 
     def judged(params: Params, batch: Any, context: Any) -> tuple[Array, dict[str, Array]]:

@@ -57,7 +57,7 @@ def gradient_penalty(discriminator: Callable[[Sample], Logits], x: Sample, gamma
     Source: Mescheder et al. 2018, eq. 9, arXiv:1801.04406.
     """
     x = as_samples("x", x)
-    check_weight("gamma", gamma)
+    check_nonnegative("gamma", gamma)
     of_batch = lambda x: jnp.sum(mean_features(answered("discriminator", discriminator(x), (x.shape[0], ...))))
     squared = sum_features(as_accumulators(jax.grad(of_batch)(x)) ** 2)
     return (0.5 * jnp.asarray(gamma)).astype(squared.dtype) * squared
@@ -72,7 +72,7 @@ def one_number(name: str, value: Any) -> Float[Array, ""]:
     return number
 
 
-def check_weight(name: str, value: Any) -> None:
+def check_nonnegative(name: str, value: Any) -> None:
     """Raises `ValueError` where a number `name` is no scalar, not finite or below 0; what is traced passes."""
     if callable(value):
         raise ValueError(f"{name}: a number is needed, got a function; of a schedule give {name}=schedule(step)")

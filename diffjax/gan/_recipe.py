@@ -14,7 +14,7 @@ import optax
 
 from diffjax._arrays import at_once, check, whole_numbers
 from diffjax._typing import Scalar
-from diffjax.gan._penalties import check_weight, one_number
+from diffjax.gan._penalties import check_nonnegative, one_number
 
 
 class R3GAN(NamedTuple):
@@ -79,17 +79,17 @@ def r3gan(
     """
     if steps < 1:
         raise ValueError(f"steps: at least one is needed, got {steps}")
-    check_weight("gamma", gamma)
+    check_nonnegative("gamma", gamma)
     final_gamma = 0.1 * gamma if final_gamma is None else final_gamma
-    check_weight("final_gamma", final_gamma)
+    check_nonnegative("final_gamma", final_gamma)
     for name, value in (("beta2", beta2), ("final_beta2", final_beta2)):
         with at_once(value):
             number = one_number(name, value)
             check((number >= 0) & (number < 1), f"{name}: a number in [0, 1) is needed, got {value}")
-    check_weight("learning_rate", learning_rate)
+    check_nonnegative("learning_rate", learning_rate)
     check(learning_rate > 0, f"learning_rate: must be positive, got {learning_rate}")
     final_rate = 0.25 * learning_rate if final_learning_rate is None else final_learning_rate
-    check_weight("final_learning_rate", final_rate)
+    check_nonnegative("final_learning_rate", final_rate)
     rate = annealed(learning_rate, final_rate, steps)
     return R3GAN(annealed(gamma, final_gamma, steps), adam(rate, annealed(beta2, final_beta2, steps)))
 
