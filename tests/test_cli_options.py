@@ -499,6 +499,7 @@ def test_a_run_is_written_to_its_own_name_by_default(tmp_path, monkeypatch, capf
 def test_every_option_is_compared_with_what_it_stands_for():
     """A new option needs a test that is marked as covering it."""
     for module in (
+        "test_alignment",
         "test_cli_measure",
         "test_cli_checkpoint",
         "test_data_identity",
