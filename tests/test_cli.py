@@ -168,7 +168,7 @@ def test_vectors_that_make_no_picture_are_saved_as_arrays(tmp_path, capfd):
         (["train", "toy2d", "--save-every", "0"], ["save-every", "0"]),
         (["train", "toy2d", "--sample-every", "0"], ["sample-every", "0"]),
         (["train", "toy2d", "--samples", "1"], ["samples", "1"]),
-        (["train", "toy2d", "--ema-decay", "1.0"], ["decay", "1.0"]),
+        (["train", "toy2d", "--ema-decay", "1.0"], ["ema_decay: a number in [0, 1)", "1.0"]),
         (["train", "toy2d", "--process.beta-min", "0.1"], ["process.beta_min", "0.1"]),
         (["train", "toy2d", "--sampler.eta", "0.5"], ["sampler.eta", "0.5"]),
         (["train", "toy2d", "--data.name", "file", "--data.path", "absent.npz"], ["data.path", "absent.npz"]),

@@ -412,6 +412,7 @@ def test_layouts_train_alike_and_go_on_to_the_same_bits(name, digits, loss):
             "accumulate: 2 samples a device, those of each of 16 updates, cannot be taken in 4 equal",
         ),
         ("toy2d_gan", ["--family.r1", -1], "family.r1: a finite number, not below 0, got -1"),
+        ("toy2d_gan", ["--family.gamma-final", 2], "family.gamma_final: a number in [0, 1], got 2"),
         ("toy2d_gan", ["--family.steps", 2], "family.steps: gan has no such number, got 2"),
         ("toy2d_ddgan", ["--family.steps", 9], "family.steps: 1 to 8, got 9"),
         ("toy2d_ddgan", ["--family.beta", 1], "family.beta: ddgan has no such number, got 1.0"),
@@ -445,6 +446,7 @@ def test_another_number_of_steps_is_refused_with_that_of_the_run(runs, capfd, pr
         assert refused(capfd, command, runs(preset), "--steps", 2) == f"diffjax: steps: {said}"
 
 
-def test_a_temperature_below_0_is_refused(runs, capfd):
-    said = refused(capfd, "sample", runs("toy2d_gan"), "--temperature", -1)
-    assert said == "diffjax: temperature: a finite number, not below 0, got -1.0\n"
+@pytest.mark.parametrize("temperature", [-1.0, 1e39])  # infinite in float32
+def test_a_temperature_that_is_none_is_refused(runs, capfd, temperature):
+    said = refused(capfd, "sample", runs("toy2d_gan"), "--temperature", temperature)
+    assert said == f"diffjax: temperature: a finite number, not below 0, got {temperature}\n"

@@ -151,7 +151,7 @@ for call in (gan.training_losses, *(gan.discriminator_loss, gan.generator_loss, 
     refused("gan: GAN(generator, discriminator, latents) is needed, got Network", call, network, *given)
     if call is not gan.generate_samples:
         for bad in ("hinge", gan.Hinge):
-            refused(f"loss: one of logits is needed, such as NonSaturating(), got {bad!r}",
+            refused(f"loss: a loss of logits is needed, such as NonSaturating() or Hinge(), got {bad!r}",
                 lambda: call(model, *given, loss=bad))
 for name in ("r1", "r2"):
     refused(f"{name}: a number is needed, got a function; of a schedule give {name}=schedule(step)",
@@ -184,6 +184,7 @@ for bad, got in (("0.1", "str"), (None, "NoneType")):
         refused(name + needed, lambda: gan.r3gan(10, **{name: bad}))
     refused("step_size" + needed, gan.DiracGAN(0.5).update_matrix, bad)
     refused("step_size" + needed, gan.DiracGAN(0.5).spectral_radius, bad)
+refused("r1: one number is needed, got an array of shape (4,)", lambda: gan.training_losses(model, r1=x[0]))
 for name in ("gamma", "final_gamma", "learning_rate", "final_learning_rate", "beta2", "final_beta2"):
     refused(f"{name}: one number is needed, got an array of shape (4,)", lambda: gan.r3gan(10, **{name: x[0]}))
 refused("step_size: one number is needed, got an array of shape (4,)", gan.DiracGAN(0.5).update_matrix, x[0])

@@ -16,7 +16,7 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("seed data.holdout_seed", f"a whole number in 0 .. {_LARGEST_SEED}", lambda n: 0 <= n <= _LARGEST_SEED),
     ("data.channels", "1 or 3", lambda n: n in (1, 3)),
     ("guidance.dropout optimiser.final", "a number in [0, 1]", lambda x: 0 <= x <= 1),
-    ("optimiser.beta1 optimiser.beta2 optimiser.beta2_final", "a number in [0, 1)", lambda x: 0 <= x < 1),
+    ("ema_decay optimiser.beta1 optimiser.beta2 optimiser.beta2_final", "a number in [0, 1)", lambda x: 0 <= x < 1),
     ("optimiser.learning_rate optimiser.clip family.generator_rate", "a positive number", lambda x: 0 < x < math.inf),
     (
         "optimiser.weight_decay optimiser.text_rate guidance.scale",
@@ -32,10 +32,10 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ),
     ("family.steps", "1 to 8", lambda n: 1 <= n <= 8),
     ("family.levels", "at least 2", lambda n: n >= 2),
-    ("family.warm_up family.critic_start", "a number in [0, 1]", lambda x: 0 <= x <= 1),
+    ("family.warm_up family.critic_start family.gamma_final", "a number in [0, 1]", lambda x: 0 <= x <= 1),
     (
         "family.beta family.free_bits family.kl_weight family.critic_weight family.perceptual_weight "
-        "family.r1 family.r2 family.gamma_final",
+        "family.r1 family.r2",
         "a finite number, not below 0",
         lambda x: 0 <= x < math.inf,
     ),

@@ -189,7 +189,7 @@ def image_shape(name: str, setting: Setting) -> tuple[int, ...]:
 
 def one_evaluation(*, temperature: float | None = None) -> int:
     """A sample is one evaluation of the decoder."""
-    if temperature is not None and not 0 <= temperature < math.inf:
+    if temperature is not None and not 0 <= temperature <= float(np.finfo(np.float32).max):
         raise ValueError(f"temperature: a finite number, not below 0, got {temperature}")
     return 1
 

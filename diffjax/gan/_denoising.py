@@ -55,7 +55,7 @@ from diffjax._typing import (
     Weights,
 )
 from diffjax.gan._losses import Logits
-from diffjax.gan._model import AbstractGAN, Pairs, check_parts, draw_latents, with_power
+from diffjax.gan._model import AbstractGAN, Pairs, check_latents, check_parts, draw_latents, with_power
 from diffjax.gan._penalties import check_nonnegative
 from diffjax.networks import WithLatent
 from diffjax.parameterisation._clock import clock_of_logsnr
@@ -119,7 +119,7 @@ class NetworkGenerator(eqx.Module):
                 f"z: latents are needed, as the stepper LatentAncestral({self.latents}) draws them (other steppers and "
                 "final_denoise=True do not), got None"
             )
-        z = as_samples("z", z, (xt.shape[0], self.latents))
+        check_latents(as_samples("z", z), (xt.shape[0], self.latents))
         given = WithLatent(z, self.cond)
         x0 = self.network.apply(self.params, scaled(self.process, xt, t), clock(self.process, t, xt), given)
         return answered("generator", x0, xt.shape).astype(xt.dtype)

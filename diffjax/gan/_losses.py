@@ -10,7 +10,7 @@ With data of density p and samples of density q the best discriminator of the fi
 equilibrium a small change of the generator is judged by the slope of the loss at logit 0: `slope`.
 
 Source: Goodfellow et al. 2014, section 3, arXiv:1406.2661; Lim & Ye 2017 (Geometric GAN), hinge, arXiv:1705.02894;
-Jolicoeur-Martineau 2019 (relativistic pairs), arXiv:1807.00734; Huang et al. 2024 (R3GAN), eq. 3, arXiv:2501.05441.
+Jolicoeur-Martineau 2019 (relativistic pairs), arXiv:1807.00734; Huang et al. 2024 (R3GAN), section 2, arXiv:2501.05441.
 """
 
 import abc
@@ -129,7 +129,7 @@ class Relativistic(AbstractGANLoss):
     Raises:
       ValueError: logits that are no floating-point numbers, or of two shapes.
 
-    Source: Jolicoeur-Martineau 2019, arXiv:1807.00734; Huang et al. 2024 (R3GAN), eq. 3, arXiv:2501.05441.
+    Source: Jolicoeur-Martineau 2019, arXiv:1807.00734; Huang et al. 2024 (R3GAN), section 2, arXiv:2501.05441.
     """
 
     slope: ClassVar[float] = 0.5
@@ -165,4 +165,4 @@ def _share(right: Bool[Array, "b *m"]) -> Float[Array, ""]:
 def check_loss(loss: object) -> None:
     """Raises `ValueError` where something else than an `AbstractGANLoss` is given, such as its class or its name."""
     if not isinstance(loss, AbstractGANLoss):
-        raise ValueError(f"loss: one of logits is needed, such as NonSaturating(), got {loss!r}")
+        raise ValueError(f"loss: a loss of logits is needed, such as NonSaturating() or Hinge(), got {loss!r}")

@@ -169,12 +169,18 @@ class GAN(AbstractGAN):
     def decode(self, params: Params, z: Float[Array, "b k"], cond: Cond = None) -> Sample:
         """The samples G(z), [b, *d], of latents z [b, latents]; `ValueError` where z has another shape."""
         z = as_samples("z", z)
-        z = as_samples("z", z, (z.shape[0], self.latents))
+        check_latents(z, (z.shape[0], self.latents))
         x0 = self.generator.apply(part_of(params, "generator", "GAN"), z, jnp.zeros(z.shape[0], z.dtype), cond)
         return answered("generator", x0, (z.shape[0], ...))
 
     def _samples(self, params, key, index, cond, dtype, temperature: Scalar = 1.0):
         return self.decode(params, draw_latents(sample_keys(key, index), self.latents, dtype, temperature), cond)
+
+
+def check_latents(z: Float[Array, "b k"], shape: tuple[int, int]) -> None:
+    """Raises `ValueError` where latents are not [b, latents] of a GAN and its samples."""
+    if z.shape != shape:
+        raise ValueError(f"z: {shape} is needed, the latents={shape[1]} of the GAN for each sample, got {z.shape}")
 
 
 def draw_latents(keys: Any, latents: int, dtype: Any, temperature: Scalar = 1.0) -> Float[Array, "b k"]:

@@ -7,8 +7,8 @@ Without a penalty gradient descent does not converge even where the generator is
 rate that `DiracGAN` gives. A lazy penalty has the gradient of the eager one on average over k steps, in one k-th of the
 time; it is added to the loss of the step, so that Adam needs no other betas, as it would if it had steps of its own.
 
-Source: Mescheder et al. 2018, eq. 9, arXiv:1801.04406; lazy: Karras et al. 2020 (StyleGAN2), appendix B; Miyato et al.
-2018 (Spectral normalization), algorithm 1, arXiv:1802.05957.
+Source: Mescheder et al. 2018, eq. 9, arXiv:1801.04406; lazy: Karras et al. 2020 (StyleGAN2), appendix B,
+arXiv:1912.04958; Miyato et al. 2018 (Spectral normalization), algorithm 1, arXiv:1802.05957.
 """
 
 from collections.abc import Callable, Mapping
@@ -106,7 +106,7 @@ def lazy(
     Raises:
       ValueError: every is not positive.
 
-    Source: Karras et al. 2020 (StyleGAN2), appendix B.
+    Source: Karras et al. 2020 (StyleGAN2), appendix B, arXiv:1912.04958.
     """
     if every < 1:
         raise ValueError(f"every: at least 1 is needed, got {every}")

@@ -55,6 +55,8 @@ def r3gan(
         losses = gan.training_losses(model, loss=gan.Relativistic(), r1=recipe.gamma, r2=recipe.gamma)
         objectives = [training.Objective(loss_fn, recipe.tx, name) for name, loss_fn in losses.items()]
 
+    With spectral norm there is a third loss, "power", whose optimiser is that of `training_losses`.
+
     >>> recipe = r3gan(100, gamma=0.5)
     >>> [round(float(recipe.gamma(step)), 3) for step in (0, 50, 100, 200)]
     [0.5, 0.275, 0.05, 0.05]

@@ -328,7 +328,7 @@ def test_a_generator_of_networks_wants_its_latents():
         assert dj.sample(KEY, process, given, x0, ts, gan.LatentAncestral(3)).shape == (2, 2)
         with pytest.raises(ValueError, match=r"z: latents are needed, as the stepper LatentAncestral\(3\) draws them"):
             dj.sample(KEY, process, given, x0, ts, dj.DDIM())
-        with pytest.raises(ValueError, match=r"z: shape \(2, 3\) is needed"):
+        with pytest.raises(ValueError, match=r"z: \(2, 3\) is needed, the latents=3 of the GAN for each sample"):
             dj.sample(KEY, process, given, x0, ts, gan.LatentAncestral(2))
         for classes, words in (
             (None, "got WithLatent; wrap the network, such as in LatentNetwork"),
