@@ -3,6 +3,7 @@
     python scripts/gan_25_gaussians.py                             all rows and seeds that are not in the CSV yet
     python scripts/gan_25_gaussians.py --row r3gan --seed 1        one of them, in this process
     python scripts/gan_25_gaussians.py --table                     the table of what is there
+    python scripts/gan_25_gaussians.py --draw --seed 2 --budget 600    gan_25_gaussians.png: samples of each row
 
 The modes lie on a grid of 5 x 5, their standard deviation is a tenth of their spacing, and each coordinate has variance
 1. Each row and seed has a process and a budget of CPU time on one core (60 s, or --budget; compilation beside it), and
@@ -42,12 +43,12 @@ import numpy as np
 import optax
 
 import diffjax as dj
-from diffjax import flow_maps, gan, losses, metrics, networks, process, training
+from diffjax import flow_maps, gan, losses, metrics, networks, process, training, viz
 
 SCRIPT = Path(__file__)
 OUT = SCRIPT.with_suffix(".csv")
 FIELDS = ("row", "seed", "budget", "nfe", "on_mode", "modes", "kl", "sliced_wasserstein", "updates", "cpu_seconds")
-BUDGET, BATCH, CHUNK, SAMPLES = 60.0, 256, 100, 20_000
+BUDGET, BATCH, CHUNK, SAMPLES, SHOWN = 60.0, 256, 100, 20_000, 4000
 GAMMA = 0.1  # of R1 and R2 at the first update, a tenth of it at the last
 SPACING = (2 + 0.1**2) ** -0.5  # unit variance
 STD = 0.1 * SPACING
@@ -225,10 +226,18 @@ def measure(x, seed):
     return float(near.mean()), hit, kl, float(metrics.sliced_wasserstein(jax.random.key(0), x, truth))
 
 
+def samples_of(name, seed, folder):
+    """The file of some of a row's samples, for the picture."""
+    return folder / f"samples-{name}-{seed}-{BUDGET:g}.npy"
+
+
 def run_row(name, seed, out, folder):
     """Trains a row and seed, and appends its line."""
     begun = time.process_time()
     x, nfe, updates = ROWS[name](seed, folder)
+    path = samples_of(name, seed, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, np.asarray(x[:SHOWN], np.float32))
     on_mode, modes, kl, distance = measure(x, seed)
     line = [name, seed, BUDGET, nfe, f"{on_mode:.4f}", modes, f"{kl:.4f}", f"{distance:.4f}", updates]
     with out.open("a", newline="") as file:
@@ -255,6 +264,26 @@ def table(out):
     return lines
 
 
+def draw(seed, folder):
+    """Samples of each row of a seed and budget that are there, and exact ones: a figure."""
+    from matplotlib.figure import Figure
+
+    found = {name: np.load(path) for name in ROWS if (path := samples_of(name, seed, folder)).is_file()}
+    if not found:
+        raise SystemExit(f"no samples of seed {seed} at {BUDGET:g} s in {folder}: run its rows first")
+    shown = {name.replace("_", " "): x for name, x in found.items()}
+    columns = min(4, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(3 * columns, 3.1 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax, (name, x) in zip(axes, shown.items(), strict=False):
+        viz.scatter(x, ax=ax)
+        ax.set(title=name, xlim=(-1.8, 1.8), ylim=(-1.8, 1.8), aspect="equal", xticks=[], yticks=[])
+    for ax in axes[len(shown) :]:
+        ax.set_axis_off()
+    return figure
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--row", choices=ROWS, default=None, help="one row, in this process")
@@ -262,14 +291,20 @@ def main(argv=None):
     parser.add_argument("--seeds", type=int, default=3, help="how many, where no row is named")
     parser.add_argument("--budget", type=float, default=BUDGET, help="CPU seconds of a row")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--denoisers", type=Path, default=Path("runs/gan_25_gaussians"), help="folder of the denoisers")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/gan_25_gaussians"), help="folder of denoisers and samples"
+    )
     parser.add_argument("--table", action="store_true", help="the table of what is there")
+    parser.add_argument("--draw", action="store_true", help="the picture of a seed and budget whose rows are there")
     given = parser.parse_args(argv)
     globals()["BUDGET"] = given.budget
+    if given.draw:
+        draw(given.seed, given.runs).savefig(given.out.with_suffix(".png"), dpi=110)
+        return 0
     if not given.table and not given.out.is_file():
         given.out.write_text(",".join(FIELDS) + "\n")
     if given.row is not None:
-        run_row(given.row, given.seed, given.out, given.denoisers)
+        run_row(given.row, given.seed, given.out, given.runs)
         return 0
     for seed in range(0 if given.table else given.seeds):
         for name in ROWS:
@@ -277,7 +312,7 @@ def main(argv=None):
             if any((line["row"], line["seed"], line["budget"]) == here for line in read(given.out)):
                 continue
             print(f"{name}, seed {seed}", flush=True)
-            place = ["--out", given.out, "--denoisers", given.denoisers, "--budget", str(given.budget)]
+            place = ["--out", given.out, "--runs", given.runs, "--budget", str(given.budget)]
             subprocess.run([sys.executable, SCRIPT, "--row", name, "--seed", str(seed), *place], check=True)
     print("\n".join(table(given.out)))
     return 0

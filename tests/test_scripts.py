@@ -55,8 +55,10 @@ def test_gan_25_gaussians(tmp_path):
     out = tmp_path / "gan_25_gaussians.csv"
     script = runpy.run_path(str(SCRIPTS / "gan_25_gaussians.py"))
     for row in script["ROWS"]:
-        run("gan_25_gaussians", out, "--row", row, "--budget", "1", "--denoisers", str(tmp_path))
+        run("gan_25_gaussians", out, "--row", row, "--budget", "1", "--runs", str(tmp_path))
     run("gan_25_gaussians", out, "--table")
+    run("gan_25_gaussians", out, "--draw", "--budget", "1", "--runs", str(tmp_path))
+    assert out.with_suffix(".png").stat().st_size > 30_000
     lines = {line["row"]: line for line in csv.DictReader(out.open(newline=""))}
     assert list(lines) == ["floor", "plain_gan", "r3gan", "r3gan_weak", "ddgan", "ddim", "progressive"]
     assert [line["nfe"] for line in lines.values()] == ["0", "1", "1", "1", "4", "4", "4"]
