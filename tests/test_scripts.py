@@ -60,15 +60,15 @@ def test_gan_25_gaussians(tmp_path):
     run("gan_25_gaussians", out, "--draw", "--budget", "1", "--runs", str(tmp_path))
     assert out.with_suffix(".png").stat().st_size > 30_000
     lines = {line["row"]: line for line in csv.DictReader(out.open(newline=""))}
-    assert list(lines) == ["floor", "plain_gan", "r3gan", "r3gan_weak", "ddgan", "ddim", "progressive"]
-    assert [line["nfe"] for line in lines.values()] == ["0", "1", "1", "1", "4", "4", "4"]
+    assert list(lines) == ["floor", "plain_gan", "r3gan", "r3gan_weak", "ddgan", "ddgan_strong", "ddim", "progressive"]
+    assert [line["nfe"] for line in lines.values()] == ["0", "1", "1", "1", "4", "4", "4", "4"]
     floor = lines["floor"]
     assert float(floor["on_mode"]) == pytest.approx(1 - np.exp(-4.5), abs=3e-3)
     assert floor["modes"] == "25"
     assert float(floor["kl"]) == pytest.approx(24 / 40_000, abs=6e-4)
     distance = {row: float(line["sliced_wasserstein"]) for row, line in lines.items()}
     assert all(distance["floor"] < 0.05 < found for row, found in distance.items() if row != "floor")
-    assert len(script["table"](out)) == 8
+    assert len(script["table"](out)) == 9
 
 
 def test_text_to_image(tmp_path):
