@@ -212,6 +212,16 @@ def row_progressive(seed, folder):
     return dj.sample(None, PROCESS, moved, _noise(seed), grid, dj.Jump()), STEPS, updates
 
 
+TITLES = {
+    "floor": "exact samples",
+    "plain_gan": "plain GAN",
+    "r3gan": "R3GAN",
+    "r3gan_weak": "R3GAN, penalties of a tenth",
+    "ddgan": "denoising GAN, 4 steps",
+    "ddgan_strong": "denoising GAN, penalties times ten",
+    "ddim": "DDIM, 4 steps",
+    "progressive": "progressive distillation, 4 steps",
+}
 ROWS = {name.removeprefix("row_"): row for name, row in list(globals().items()) if name.startswith("row_")}
 
 
@@ -275,15 +285,13 @@ def draw(seed, folder):
     found = {name: np.load(path) for name in ROWS if (path := samples_of(name, seed, folder)).is_file()}
     if not found:
         raise SystemExit(f"no samples of seed {seed} at {BUDGET:g} s in {folder}: run its rows first")
-    shown = {name.replace("_", " "): x for name, x in found.items()}
-    columns = min(4, len(shown))
-    rows = -(-len(shown) // columns)
+    columns, rows = -(-len(found) // 2), min(2, len(found))
     figure = Figure(figsize=(3 * columns, 3.1 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for ax, (name, x) in zip(axes, shown.items(), strict=False):
+    for ax, (name, x) in zip(axes, found.items(), strict=False):
         viz.scatter(x, ax=ax)
-        ax.set(title=name, xlim=(-1.8, 1.8), ylim=(-1.8, 1.8), aspect="equal", xticks=[], yticks=[])
-    for ax in axes[len(shown) :]:
+        ax.set(title=TITLES[name], xlim=(-1.8, 1.8), ylim=(-1.8, 1.8), aspect="equal", xticks=[], yticks=[])
+    for ax in axes[len(found) :]:
         ax.set_axis_off()
     return figure
 
