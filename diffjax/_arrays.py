@@ -107,13 +107,29 @@ def on_host() -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
 
-def as_scalar(value: Any) -> Array:
-    """A numeric field as a float leaf, so that gradients reach it.
+def as_leaf(name: str, value: Any) -> Array:
+    """The numbers `name`, of any shape, as a float leaf, so that gradients reach them.
 
     A number of Python or NumPy, whole ones and np.log(3) too, stays weakly typed, so that it never widens a float32
     sample. A value stays one inside jit.
+
+    Raises:
+      ValueError: it is no real number, and no array of such.
     """
-    return as_value(float(value) if isinstance(value, int | float | np.integer | np.floating) else value)
+    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+        return as_value(float(value))
+    if not isinstance(value, jax.Array | np.ndarray | list | tuple):
+        raise ValueError(f"{name}: a number is needed, got {_kind(value)}: {value!r:.80}")
+    with at_once(value):
+        return as_numbers(name, value, whole=True, finite=False)
+
+
+def as_scalar(name: str, value: Any) -> Float[Array, ""]:
+    """The number `name` as a float leaf, see `as_leaf`; `ValueError` where it is none, or several."""
+    number = as_leaf(name, value)
+    if number.ndim:
+        raise ValueError(f"{name}: one number is needed, got an array of shape {number.shape}")
+    return number
 
 
 def time_dtype(x: Any) -> np.dtype | type:

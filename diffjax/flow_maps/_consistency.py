@@ -18,6 +18,7 @@ techniques, arXiv 2310.14189); Geng et al. 2024 (ECT, arXiv 2406.14548).
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -267,7 +268,7 @@ class OverGap(eqx.Module):
     Source: Song & Dhariwal 2023, section 3.3.
     """
 
-    sigma_max: Scalar = eqx.field(converter=as_scalar, default=80.0)
+    sigma_max: Scalar = eqx.field(converter=partial(as_scalar, "sigma_max"), default=80.0)
 
     @values_at_once
     def __check_init__(self):

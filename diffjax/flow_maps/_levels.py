@@ -19,6 +19,7 @@ Source: Song et al. 2023 (Consistency models, arXiv 2303.01469), section 5 and a
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -28,7 +29,7 @@ import numpy as np
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import as_scalar, as_value, at_once, check, check_times, is_concrete, values_at_once, whole_numbers
+from diffjax._arrays import as_leaf, as_scalar, at_once, check, check_times, is_concrete, values_at_once, whole_numbers
 from diffjax._typing import Index, Key, Scalar, Time
 from diffjax.process import AbstractGaussianProcess, AbstractTimes, ImportanceTimes
 from diffjax.process._times import independent
@@ -50,7 +51,7 @@ class GridLevels(eqx.Module):
     [0.25 1.   0.25 1.  ] [0.   0.25 0.   0.25]
     """
 
-    ts: Float[Array, " points"] = eqx.field(converter=as_value)
+    ts: Float[Array, " points"] = eqx.field(converter=partial(as_leaf, "ts"))
 
     def __check_init__(self):
         if is_concrete(self.ts):
@@ -71,7 +72,7 @@ def _as_pair(pair: object) -> tuple[Scalar, Scalar] | None:
         return None
     if not isinstance(pair, tuple) or len(pair) != 2:
         raise ValueError(f"lognormal: (mean, standard deviation) is needed, or None, got {pair!r}")
-    return as_scalar(pair[0]), as_scalar(pair[1])
+    return as_scalar("lognormal", pair[0]), as_scalar("lognormal", pair[1])
 
 
 class EDMLevels(eqx.Module):
@@ -100,11 +101,11 @@ class EDMLevels(eqx.Module):
     """
 
     process: AbstractGaussianProcess
-    n: Scalar = eqx.field(converter=as_scalar)
+    n: Scalar = eqx.field(converter=partial(as_scalar, "n"))
     lognormal: tuple[Scalar, Scalar] | None = eqx.field(converter=_as_pair, default=None, kw_only=True)
-    rho: Scalar = eqx.field(converter=as_scalar, default=7.0, kw_only=True)
-    sigma_min: Scalar = eqx.field(converter=as_scalar, default=0.002, kw_only=True)
-    sigma_max: Scalar = eqx.field(converter=as_scalar, default=80.0, kw_only=True)
+    rho: Scalar = eqx.field(converter=partial(as_scalar, "rho"), default=7.0, kw_only=True)
+    sigma_min: Scalar = eqx.field(converter=partial(as_scalar, "sigma_min"), default=0.002, kw_only=True)
+    sigma_max: Scalar = eqx.field(converter=partial(as_scalar, "sigma_max"), default=80.0, kw_only=True)
 
     @values_at_once
     def __check_init__(self):
@@ -174,10 +175,10 @@ class ECTLevels(eqx.Module):
     """
 
     times: AbstractTimes
-    stage: Scalar = eqx.field(converter=as_scalar, default=0.0)
-    q: Scalar = eqx.field(converter=as_scalar, default=2.0, kw_only=True)
-    k: Scalar = eqx.field(converter=as_scalar, default=8.0, kw_only=True)
-    b: Scalar = eqx.field(converter=as_scalar, default=1.0, kw_only=True)
+    stage: Scalar = eqx.field(converter=partial(as_scalar, "stage"), default=0.0)
+    q: Scalar = eqx.field(converter=partial(as_scalar, "q"), default=2.0, kw_only=True)
+    k: Scalar = eqx.field(converter=partial(as_scalar, "k"), default=8.0, kw_only=True)
+    b: Scalar = eqx.field(converter=partial(as_scalar, "b"), default=1.0, kw_only=True)
 
     @values_at_once
     def __check_init__(self):

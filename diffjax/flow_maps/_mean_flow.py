@@ -26,6 +26,7 @@ Source: Geng et al. 2025 (Mean flows for one-step generative modeling, arXiv 250
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -82,10 +83,10 @@ class GuidedVelocity(eqx.Module):
     """
 
     null: Cond
-    omega: Scalar = eqx.field(converter=as_scalar)
-    kappa: Scalar | None = eqx.field(converter=lambda k: None if k is None else as_scalar(k), default=None)
-    low: Scalar = eqx.field(converter=as_scalar, default=0.0)
-    high: Scalar = eqx.field(converter=as_scalar, default=1.0)
+    omega: Scalar = eqx.field(converter=partial(as_scalar, "omega"))
+    kappa: Scalar | None = eqx.field(converter=lambda k: None if k is None else as_scalar("kappa", k), default=None)
+    low: Scalar = eqx.field(converter=partial(as_scalar, "low"), default=0.0)
+    high: Scalar = eqx.field(converter=partial(as_scalar, "high"), default=1.0)
 
     @values_at_once
     def __check_init__(self):

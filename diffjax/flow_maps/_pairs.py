@@ -10,6 +10,7 @@ global index, not on the device that draws it.
 """
 
 import abc
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -136,7 +137,7 @@ class PartlyEqual(AbstractPairs):
     """
 
     pairs: AbstractPairs
-    share: Scalar = eqx.field(converter=as_scalar, default=0.75)
+    share: Scalar = eqx.field(converter=partial(as_scalar, "share"), default=0.75)
 
     @values_at_once
     def __check_init__(self):

@@ -13,6 +13,7 @@ and algorithm 1, arXiv:2112.07804.
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, TypeAlias
 
 import equinox as eqx
@@ -160,7 +161,7 @@ class LatentAncestral(AbstractStepper):
     final_denoise: ClassVar[bool] = False
 
     latents: int = eqx.field(static=True)
-    temperature: Scalar = eqx.field(converter=as_scalar, default=1.0)
+    temperature: Scalar = eqx.field(converter=partial(as_scalar, "temperature"), default=1.0)
 
     @values_at_once
     def __check_init__(self):

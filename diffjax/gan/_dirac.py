@@ -18,6 +18,8 @@ for logistic losses (c = 1/2) at gamma = 1 with R1, at gamma = 1/2 with R1 + R2.
 Source: Mescheder et al. 2018 (Which training methods for GANs do actually converge?), sections 2-4, arXiv:1801.04406.
 """
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -52,9 +54,9 @@ class DiracGAN(eqx.Module):
     Source: Mescheder et al. 2018, sections 2-4, arXiv:1801.04406.
     """
 
-    slope: Float[Array, ""] = eqx.field(converter=as_scalar)
-    r1: Float[Array, ""] = eqx.field(converter=as_scalar, default=0.0)
-    r2: Float[Array, ""] = eqx.field(converter=as_scalar, default=0.0)
+    slope: Float[Array, ""] = eqx.field(converter=partial(as_scalar, "slope"))
+    r1: Float[Array, ""] = eqx.field(converter=partial(as_scalar, "r1"), default=0.0)
+    r2: Float[Array, ""] = eqx.field(converter=partial(as_scalar, "r2"), default=0.0)
 
     @values_at_once
     def __check_init__(self):

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array
 from typing_extensions import TypeAliasType
 
-from diffjax._arrays import answered, as_samples, as_scalar, check, check_time, expand, is_concrete, values_at_once
+from diffjax._arrays import answered, as_leaf, as_samples, check, check_time, expand, is_concrete, values_at_once
 from diffjax._typing import Denoiser, PerSample, Sample, Time
 
 Pair = TypeAliasType("Pair", Callable[[Sample, Time], tuple[Sample, Sample]])
@@ -52,7 +52,7 @@ def number(name: str, value: PerSample) -> Array:
     Raises:
       ValueError: it is neither a scalar nor one a sample, [b], or it is not finite.
     """
-    value = as_scalar(value)
+    value = as_leaf(name, value)
     if jnp.ndim(value) > 1:
         raise ValueError(f"{name}: a scalar or one number a sample, [b], is needed, got shape {jnp.shape(value)}")
     check(jnp.isfinite(value), f"{name}: must be finite, got {value}")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffjax._arrays import as_samples, as_scalar, check, expand
+from diffjax._arrays import as_leaf, as_samples, check, expand
 from diffjax._typing import Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractGuide
 from diffjax.parameterisation._denoiser import predict
@@ -59,6 +59,6 @@ def within_interval(
 
     Source: Kynkaanniemi et al. 2024 (Applying guidance in a limited interval).
     """
-    low, high = as_scalar(low), as_scalar(high)
+    low, high = as_leaf("low", low), as_leaf("high", high)
     check(low < high, f"low, high: an interval of logsnr needs low < high, got the empty [{low}, {high}]")
     return Interval(process, guided, plain, low, high)

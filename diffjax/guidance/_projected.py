@@ -9,6 +9,8 @@ out: it is memory between steps, and a denoiser has none.
 Source: Sadat et al. 2024 (Eliminating oversaturation and artifacts of high guidance scales), algorithm 1.
 """
 
+from functools import partial
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -41,8 +43,8 @@ class Projected(AbstractRule):
     Source: Sadat et al. 2024 (Eliminating oversaturation and artifacts of high guidance scales), algorithm 1.
     """
 
-    parallel: Scalar = eqx.field(converter=lambda value: number("parallel", value), default=0.0)
-    norm: Scalar = eqx.field(converter=as_scalar, default=float("inf"))
+    parallel: Scalar = eqx.field(converter=partial(number, "parallel"), default=0.0)
+    norm: Scalar = eqx.field(converter=partial(as_scalar, "norm"), default=float("inf"))
 
     @values_at_once
     def __check_init__(self):

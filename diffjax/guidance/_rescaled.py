@@ -8,6 +8,8 @@ overexposure shows; `OnPrediction(process, VPrediction(), Rescaled())` is the pa
 Source: Lin et al. 2023 (Common diffusion noise schedules and sample steps are flawed), section 3.4.
 """
 
+from functools import partial
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -38,7 +40,7 @@ class Rescaled(AbstractRule):
     Source: Lin et al. 2023 (Common diffusion noise schedules and sample steps are flawed), section 3.4.
     """
 
-    phi: Scalar = eqx.field(converter=lambda value: number("phi", value), default=0.7)
+    phi: Scalar = eqx.field(converter=partial(number, "phi"), default=0.7)
     rule: AbstractRule = Linear()
 
     @values_at_once

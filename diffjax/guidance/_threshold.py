@@ -11,7 +11,7 @@ Source: Saharia et al. 2022 (Imagen), section 2.3, for data in [-1, 1].
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, at_once, check
+from diffjax._arrays import as_leaf, at_once, check
 from diffjax._typing import Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractGuide, aligned, number
 from diffjax.parameterisation._denoiser import predict
@@ -115,7 +115,7 @@ def dynamic_threshold(
     bound = number("bound", bound)
     with at_once(bound):
         check(bound > 0, f"bound: must be positive, got {bound}")
-    largest = as_scalar(largest)
+    largest = as_leaf("largest", largest)
     with at_once(bound, largest):
         check(largest >= bound, f"largest: at least bound = {bound} is needed, got {largest}")
     return DynamicThreshold(denoiser, bound, largest, float(quantile))

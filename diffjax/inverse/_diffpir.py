@@ -6,6 +6,7 @@
 Source: Zhu et al. 2023 (Denoising diffusion models for plug-and-play image restoration), eq. 15, algorithm 1.
 """
 
+from functools import partial
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -36,7 +37,7 @@ class Renoise(AbstractStepper):
     evaluations_per_step: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
 
-    zeta: Scalar = eqx.field(converter=as_scalar, default=0.5)
+    zeta: Scalar = eqx.field(converter=partial(as_scalar, "zeta"), default=0.5)
 
     @values_at_once
     def __check_init__(self):

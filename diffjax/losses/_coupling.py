@@ -14,6 +14,7 @@ Source: Tong et al. 2023 (Improving and generalizing flow-based generative model
 Pooladian et al. 2023 (Multisample flow matching). `ott` is imported when it is first needed.
 """
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -63,7 +64,7 @@ class OptimalTransport(eqx.Module):
       ValueError: epsilon is not positive.
     """
 
-    epsilon: Scalar = eqx.field(converter=as_scalar, default=0.1)
+    epsilon: Scalar = eqx.field(converter=partial(as_scalar, "epsilon"), default=0.1)
 
     @values_at_once
     def __check_init__(self):

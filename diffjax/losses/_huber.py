@@ -8,6 +8,8 @@ Dhariwal's sqrt(||error||^2 + C^2) - C with C = c sqrt(d): their C = 0.00054 sqr
 Source: Charbonnier et al. 1997; Song & Dhariwal 2023 (Improved techniques for training consistency models), eq. 7.
 """
 
+from functools import partial
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -31,7 +33,7 @@ class PseudoHuber(eqx.Module):
       c: the root-mean-square error per feature at which the two regimes meet; positive.
     """
 
-    c: Scalar = eqx.field(converter=as_scalar, default=0.00054)
+    c: Scalar = eqx.field(converter=partial(as_scalar, "c"), default=0.00054)
 
     @values_at_once
     def __check_init__(self):

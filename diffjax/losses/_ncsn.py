@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffjax._arrays import (
+    as_leaf,
     as_samples,
     check,
     check_key,
@@ -34,7 +35,7 @@ from diffjax.parameterisation._diffusion import Diffusion, check_diffusion
 
 @values_at_once
 def _as_levels(ts) -> Array:
-    ts = jnp.asarray(ts)
+    ts = as_leaf("ts", ts)
     if ts.ndim != 1 or not ts.size:
         raise ValueError(f"ts: at least one time in one dimension is needed, got shape {ts.shape}")
     check((ts >= 0) & (ts <= 1), f"ts: times lie in [0, 1], got {ts}")

@@ -48,7 +48,7 @@ def corrupt_spans(
     Raises:
       ValueError: share or length out of range.
     """
-    share, length = as_scalar(share), as_scalar(length)
+    share, length = as_scalar("share", share), as_scalar("length", length)
     with at_once(share, length):
         check((share > 0) & (share < 1), f"share: a number in (0, 1) is needed, got {share}")
         least = share / (1 - share)

@@ -18,6 +18,7 @@ A weighting is any callable `(process, parameterisation, t) -> w`, of the shape 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -112,7 +113,7 @@ class EDMWeighting(eqx.Module):
       data_std: sd, the standard deviation of the data per feature; positive.
     """
 
-    data_std: Scalar = eqx.field(converter=as_scalar, default=0.5)
+    data_std: Scalar = eqx.field(converter=partial(as_scalar, "data_std"), default=0.5)
 
     @values_at_once
     def __check_init__(self):
@@ -135,7 +136,7 @@ class MinSNR(eqx.Module):
       gamma: the signal-to-noise ratio alpha^2/sigma^2 above which the weight of the x0-loss is constant; positive.
     """
 
-    gamma: Scalar = eqx.field(converter=as_scalar, default=5.0)
+    gamma: Scalar = eqx.field(converter=partial(as_scalar, "gamma"), default=5.0)
 
     @values_at_once
     def __check_init__(self):
@@ -156,7 +157,7 @@ class SoftMinSNR(eqx.Module):
     where alpha = 1.
     """
 
-    gamma: Scalar = eqx.field(converter=as_scalar, default=4.0)
+    gamma: Scalar = eqx.field(converter=partial(as_scalar, "gamma"), default=4.0)
 
     @values_at_once
     def __check_init__(self):
@@ -176,7 +177,7 @@ class Sigmoid(eqx.Module):
     diffusion), e^b sigmoid(lambda - b) on the x0-loss.
     """
 
-    bias: Scalar = eqx.field(converter=as_scalar, default=0.0)
+    bias: Scalar = eqx.field(converter=partial(as_scalar, "bias"), default=0.0)
 
     def __call__(self, process: AbstractGaussianProcess, parameterisation: AbstractParameterisation, t: Time) -> Time:
         return jax.nn.sigmoid(self.bias - process.logsnr(t))
@@ -190,8 +191,8 @@ class P2(eqx.Module):
       gamma: exponent, which says how fast the weight falls at high snr; 0 is `constant`.
     """
 
-    k: Scalar = eqx.field(converter=as_scalar, default=1.0)
-    gamma: Scalar = eqx.field(converter=as_scalar, default=1.0)
+    k: Scalar = eqx.field(converter=partial(as_scalar, "k"), default=1.0)
+    gamma: Scalar = eqx.field(converter=partial(as_scalar, "gamma"), default=1.0)
 
     @values_at_once
     def __check_init__(self):

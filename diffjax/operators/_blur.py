@@ -7,6 +7,7 @@ border's pixels) and `edge`, or another function, which must be linear.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import equinox as eqx
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_samples
+from diffjax._arrays import as_leaf, as_samples
 from diffjax._typing import Sample
 from diffjax.operators._base import AbstractLinearOperator, Observation
 
@@ -61,7 +62,7 @@ class Blur(AbstractLinearOperator):
       ValueError: the kernel has no axis, or, when called, more than the samples or larger ones.
     """
 
-    kernel: Float[Array, "..."] = eqx.field(converter=jnp.asarray)
+    kernel: Float[Array, "..."] = eqx.field(converter=partial(as_leaf, "kernel"))
     boundary: Boundary = eqx.field(kw_only=True)
 
     def __check_init__(self):

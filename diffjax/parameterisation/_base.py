@@ -10,6 +10,7 @@ Every prediction type is a choice of (a, b), and both x0 and eps come back from 
 """
 
 import abc
+from functools import partial
 from typing import ClassVar
 
 import equinox as eqx
@@ -35,7 +36,7 @@ class AbstractParameterisation(eqx.Module):
     logsnr_range: ClassVar[tuple[float, float]] = (-float("inf"), float("inf"))
     """The least and the largest logsnr that it is trained and sampled within by default; see `bounded`."""
 
-    data_std: Scalar = eqx.field(converter=as_scalar, default=1.0)
+    data_std: Scalar = eqx.field(converter=partial(as_scalar, "data_std"), default=1.0)
     clock: str = eqx.field(static=True, default="logsnr", kw_only=True)
 
     @values_at_once

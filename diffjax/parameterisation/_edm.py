@@ -6,6 +6,8 @@
 Source: Karras et al. 2022, eq. 7 and table 1 (there alpha = 1).
 """
 
+from functools import partial
+
 import equinox as eqx
 import jax.numpy as jnp
 
@@ -24,7 +26,7 @@ class EDMPrediction(AbstractParameterisation):
     Source: Karras et al. 2022, eq. 7.
     """
 
-    data_std: Scalar = eqx.field(converter=as_scalar, default=0.5)
+    data_std: Scalar = eqx.field(converter=partial(as_scalar, "data_std"), default=0.5)
 
     def coefficients(self, process: AbstractGaussianProcess, t: Time) -> tuple[Time, Time]:
         alpha, sigma = process.alpha(t), process.sigma(t)

@@ -60,8 +60,9 @@ def make_hybrid_score(
     Raises:
       ValueError: data_std is not positive.
     """
+    data_std = as_scalar("data_std", data_std)
     check(data_std > 0, f"data_std: must be positive, got {data_std}")
-    return HybridScore(params, cond, process, as_scalar(data_std), network)
+    return HybridScore(params, cond, process, data_std, network)
 
 
 def apply_hybrid(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_value, at_once, check, is_concrete, whole_numbers
+from diffjax._arrays import as_leaf, as_value, at_once, check, is_concrete, whole_numbers
 from diffjax._typing import Time
 from diffjax.process._gaussian import AbstractGaussianProcess, on_circle, root_from_zero
 
@@ -43,7 +43,7 @@ class DiscreteChain(AbstractGaussianProcess):
     summed: Float[Array, " k"]
 
     def __init__(self, betas: Any):
-        self.betas = as_value(betas, None if isinstance(betas, jax.Array) else float)
+        self.betas = as_value(as_leaf("betas", betas), None if isinstance(betas, jax.Array) else float)
         if self.betas.ndim != 1 or self.betas.size == 0:
             raise ValueError(f"betas: one number a step is needed, shape [k], got shape {self.betas.shape}")
         with at_once(betas):

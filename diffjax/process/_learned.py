@@ -10,6 +10,8 @@ depends on the end points of the schedule alone; the shape between them changes 
 Source: Kingma et al. 2021 (Variational Diffusion Models), section 3.2 and appendix H, with lambda = -gamma.
 """
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -35,8 +37,8 @@ class LearnedLogsnr(AbstractGaussianProcess):
     Source: Kingma et al. 2021, appendix H, where gamma = -lambda runs from -13.3 to 5.
     """
 
-    logsnr_max: Scalar = eqx.field(converter=as_scalar, default=13.3)
-    logsnr_min: Scalar = eqx.field(converter=as_scalar, default=-5.0)
+    logsnr_max: Scalar = eqx.field(converter=partial(as_scalar, "logsnr_max"), default=13.3)
+    logsnr_min: Scalar = eqx.field(converter=partial(as_scalar, "logsnr_min"), default=-5.0)
 
     @values_at_once
     def __check_init__(self):
@@ -87,7 +89,7 @@ class MonotoneLogsnr(AbstractGaussianProcess):
     outer: Float[Array, " width"]
 
     def __init__(self, key: Key, logsnr_max: ArrayLike = 13.3, logsnr_min: ArrayLike = -5.0, width: int = 1024):
-        self.logsnr_max, self.logsnr_min = as_scalar(logsnr_max), as_scalar(logsnr_min)
+        self.logsnr_max, self.logsnr_min = as_scalar("logsnr_max", logsnr_max), as_scalar("logsnr_min", logsnr_min)
         check_ends(self.logsnr_max, self.logsnr_min)
         check_key(key)
         with at_once(key):

@@ -14,6 +14,7 @@ exponential).
 """
 
 import abc
+from functools import partial
 
 import diffrax
 import equinox as eqx
@@ -24,9 +25,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffjax._arrays import (
+    as_leaf,
     as_samples,
     as_scalar,
-    as_value,
     check,
     check_key,
     check_shape,
@@ -190,11 +191,6 @@ def linear_prior(
     return apply_matrix(process.kernel(1.0)[1].astype(eps.dtype), eps)
 
 
-def _as_floats(value):
-    value = as_value(value)
-    return value if jnp.issubdtype(value.dtype, jnp.floating) else as_value(value, float)
-
-
 class LinearSDE(AbstractLinearBeta, AbstractLinearProcess):
     """dx = beta(t) F x dt + sqrt(beta(t)) L dw: constant matrices, run through at a rate that is linear in t.
 
@@ -210,10 +206,10 @@ class LinearSDE(AbstractLinearBeta, AbstractLinearProcess):
         units of the channels and the rate do not matter), and no covariance is positive definite.
     """
 
-    matrix: Float[Array, "m m"] = eqx.field(converter=_as_floats)
-    noise: Float[Array, "m m"] = eqx.field(converter=_as_floats)
-    beta_min: Scalar = eqx.field(converter=as_scalar, default=1.0)
-    beta_max: Scalar = eqx.field(converter=as_scalar, default=1.0)
+    matrix: Float[Array, "m m"] = eqx.field(converter=partial(as_leaf, "matrix"))
+    noise: Float[Array, "m m"] = eqx.field(converter=partial(as_leaf, "noise"))
+    beta_min: Scalar = eqx.field(converter=partial(as_scalar, "beta_min"), default=1.0)
+    beta_max: Scalar = eqx.field(converter=partial(as_scalar, "beta_max"), default=1.0)
 
     @values_at_once
     def __check_init__(self):
@@ -314,10 +310,10 @@ class CriticallyDamped(AbstractLinearBeta, AbstractLinearProcess):
     Source: Dockhorn et al. 2022 (Score-based generative modeling with critically-damped Langevin diffusion), eq. 5.
     """
 
-    beta_min: Scalar = eqx.field(converter=as_scalar, default=4.0)
-    beta_max: Scalar = eqx.field(converter=as_scalar, default=4.0)
-    mass: Scalar = eqx.field(converter=as_scalar, default=0.25)
-    gamma: Scalar = eqx.field(converter=as_scalar, default=0.04)
+    beta_min: Scalar = eqx.field(converter=partial(as_scalar, "beta_min"), default=4.0)
+    beta_max: Scalar = eqx.field(converter=partial(as_scalar, "beta_max"), default=4.0)
+    mass: Scalar = eqx.field(converter=partial(as_scalar, "mass"), default=0.25)
+    gamma: Scalar = eqx.field(converter=partial(as_scalar, "gamma"), default=0.04)
 
     @values_at_once
     def __check_init__(self):

@@ -6,6 +6,8 @@ Polynomial   alpha = (1 - t)^n,  sigma = 1 - (1 - t)^n      Lipman et al. 2024, 
 Rectified flow's SDE form is singular at t = 1 (f = -1/(1 - t)); its velocity, eps - x0, is regular everywhere.
 """
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -56,7 +58,7 @@ class Polynomial(AbstractGaussianProcess):
     Source: Lipman et al. 2024 (Flow matching guide and code).
     """
 
-    power: Scalar = eqx.field(converter=as_scalar, default=2.0)
+    power: Scalar = eqx.field(converter=partial(as_scalar, "power"), default=2.0)
 
     @values_at_once
     def __check_init__(self):

@@ -19,6 +19,7 @@ on the key, not on the device that draws it.
 
 import abc
 import math
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -202,8 +203,8 @@ class LognormalTimes(AbstractTimes):
     """
 
     process: AbstractGaussianProcess = eqx.field(converter=_with_logsnr)
-    mean: Scalar = eqx.field(converter=as_scalar, default=-1.2)
-    std: Scalar = eqx.field(converter=as_scalar, default=1.2)
+    mean: Scalar = eqx.field(converter=partial(as_scalar, "mean"), default=-1.2)
+    std: Scalar = eqx.field(converter=partial(as_scalar, "std"), default=1.2)
 
     @values_at_once
     def __check_init__(self):
@@ -235,8 +236,8 @@ class LogitNormalTimes(AbstractTimes):
     """
 
     process: AbstractProcess
-    mean: Scalar = eqx.field(converter=as_scalar, default=0.0)
-    std: Scalar = eqx.field(converter=as_scalar, default=1.0)
+    mean: Scalar = eqx.field(converter=partial(as_scalar, "mean"), default=0.0)
+    std: Scalar = eqx.field(converter=partial(as_scalar, "std"), default=1.0)
 
     @values_at_once
     def __check_init__(self):
@@ -275,7 +276,7 @@ class ModeTimes(AbstractTimes):
     """
 
     process: AbstractProcess
-    scale: Scalar = eqx.field(converter=as_scalar, default=1.29)
+    scale: Scalar = eqx.field(converter=partial(as_scalar, "scale"), default=1.29)
 
     @values_at_once
     def __check_init__(self):

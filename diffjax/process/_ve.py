@@ -9,6 +9,8 @@ Karras                     sigma = (a + t (b - a))^rho                      Karr
 EDM's sampling grid is uniform in its t. Its last step, to sigma = 0, is the terminal denoise, off this clock.
 """
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -36,8 +38,8 @@ class VarianceExploding(AbstractGaussianProcess):
     Source: Song et al. 2021 (Score-based generative modeling through SDEs), eq. 30.
     """
 
-    sigma_min: Scalar = eqx.field(converter=as_scalar, default=0.01)
-    sigma_max: Scalar = eqx.field(converter=as_scalar, default=50.0)
+    sigma_min: Scalar = eqx.field(converter=partial(as_scalar, "sigma_min"), default=0.01)
+    sigma_max: Scalar = eqx.field(converter=partial(as_scalar, "sigma_max"), default=50.0)
 
     @values_at_once
     def __check_init__(self):
@@ -78,8 +80,8 @@ class VarianceExplodingFromZero(AbstractGaussianProcess):
     Source: Song et al. 2021 (Score-based generative modeling through SDEs), eq. 29.
     """
 
-    sigma_min: Scalar = eqx.field(converter=as_scalar, default=0.01)
-    sigma_max: Scalar = eqx.field(converter=as_scalar, default=50.0)
+    sigma_min: Scalar = eqx.field(converter=partial(as_scalar, "sigma_min"), default=0.01)
+    sigma_max: Scalar = eqx.field(converter=partial(as_scalar, "sigma_max"), default=50.0)
 
     @values_at_once
     def __check_init__(self):
@@ -141,9 +143,9 @@ class EDM(AbstractGaussianProcess):
     Source: Karras et al. 2022, eq. 5.
     """
 
-    sigma_min: Scalar = eqx.field(converter=as_scalar, default=0.002)
-    sigma_max: Scalar = eqx.field(converter=as_scalar, default=80.0)
-    rho: Scalar = eqx.field(converter=as_scalar, default=7.0)
+    sigma_min: Scalar = eqx.field(converter=partial(as_scalar, "sigma_min"), default=0.002)
+    sigma_max: Scalar = eqx.field(converter=partial(as_scalar, "sigma_max"), default=80.0)
+    rho: Scalar = eqx.field(converter=partial(as_scalar, "rho"), default=7.0)
 
     @values_at_once
     def __check_init__(self):

@@ -15,6 +15,8 @@ OffsetCosine         alpha = cos(u)/cos(u0),  u = (pi/2) (t + offset)/(1 + offse
 `Cosine`'s shift moves logsnr, `OffsetCosine`'s offset moves time; with both at 0 they are the same process.
 """
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -62,8 +64,8 @@ class VariancePreserving(AbstractLinearBeta, AbstractGaussianProcess):
     Source: Song et al. 2021 (Score-based generative modeling through SDEs), eq. 32.
     """
 
-    beta_min: Scalar = eqx.field(converter=as_scalar, default=0.1)
-    beta_max: Scalar = eqx.field(converter=as_scalar, default=20.0)
+    beta_min: Scalar = eqx.field(converter=partial(as_scalar, "beta_min"), default=0.1)
+    beta_max: Scalar = eqx.field(converter=partial(as_scalar, "beta_max"), default=20.0)
 
     @values_at_once
     def __check_init__(self):
@@ -103,8 +105,8 @@ class SubVP(AbstractLinearBeta, AbstractGaussianProcess):
     Source: Song et al. 2021, eq. 28.
     """
 
-    beta_min: Scalar = eqx.field(converter=as_scalar, default=0.1)
-    beta_max: Scalar = eqx.field(converter=as_scalar, default=20.0)
+    beta_min: Scalar = eqx.field(converter=partial(as_scalar, "beta_min"), default=0.1)
+    beta_max: Scalar = eqx.field(converter=partial(as_scalar, "beta_max"), default=20.0)
 
     @values_at_once
     def __check_init__(self):
@@ -148,7 +150,7 @@ class OrnsteinUhlenbeck(AbstractGaussianProcess):
     score), section 2.
     """
 
-    horizon: Scalar = eqx.field(converter=as_scalar, default=5.0)
+    horizon: Scalar = eqx.field(converter=partial(as_scalar, "horizon"), default=5.0)
 
     @values_at_once
     def __check_init__(self):
@@ -198,7 +200,7 @@ class Cosine(AbstractGaussianProcess):
     Source: Hoogeboom et al. 2023 (simple diffusion), eq. 3.
     """
 
-    shift: Scalar = eqx.field(converter=as_scalar, default=0.0)
+    shift: Scalar = eqx.field(converter=partial(as_scalar, "shift"), default=0.0)
 
     @values_at_once
     def __check_init__(self):
@@ -249,7 +251,7 @@ class OffsetCosine(AbstractGaussianProcess):
     Source: Nichol & Dhariwal 2021 (Improved denoising diffusion probabilistic models), eq. 17.
     """
 
-    offset: Scalar = eqx.field(converter=as_scalar, default=0.008)
+    offset: Scalar = eqx.field(converter=partial(as_scalar, "offset"), default=0.008)
 
     @values_at_once
     def __check_init__(self):

@@ -11,6 +11,7 @@ differences of lambda are those of another process, sigma_{t|s} is that process'
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -24,7 +25,9 @@ from diffjax.process._gaussian import AbstractGaussianProcess
 from diffjax.process._learned import check_ends
 
 
-def _as_tree(function: Callable[[Time], Time]) -> Any:
+def _as_tree(name: str, function: Callable[[Time], Time]) -> Any:
+    if not callable(function):
+        raise ValueError(f"{name}: a function of the time is needed, got {function!r:.80}")
     return function if isinstance(function, eqx.Module | Partial) else Partial(function)
 
 
@@ -46,8 +49,8 @@ class Schedule(AbstractGaussianProcess):
         does not fall.
     """
 
-    data_scale: Callable[[Time], Time] = eqx.field(converter=_as_tree)
-    noise_scale: Callable[[Time], Time] = eqx.field(converter=_as_tree)
+    data_scale: Callable[[Time], Time] = eqx.field(converter=partial(_as_tree, "data_scale"))
+    noise_scale: Callable[[Time], Time] = eqx.field(converter=partial(_as_tree, "noise_scale"))
 
     def alpha(self, t: Time) -> Time:
         return self.data_scale(t)
@@ -73,7 +76,7 @@ class Shifted(AbstractGaussianProcess):
     """
 
     process: AbstractGaussianProcess
-    shift: Scalar = eqx.field(converter=as_scalar)
+    shift: Scalar = eqx.field(converter=partial(as_scalar, "shift"))
 
     @values_at_once
     def __check_init__(self):
@@ -166,8 +169,8 @@ class Clipped(AbstractGaussianProcess):
     """
 
     process: AbstractGaussianProcess
-    logsnr_max: Scalar = eqx.field(converter=as_scalar)
-    logsnr_min: Scalar = eqx.field(converter=as_scalar)
+    logsnr_max: Scalar = eqx.field(converter=partial(as_scalar, "logsnr_max"))
+    logsnr_min: Scalar = eqx.field(converter=partial(as_scalar, "logsnr_min"))
 
     @values_at_once
     def __check_init__(self):

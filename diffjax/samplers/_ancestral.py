@@ -14,6 +14,7 @@ Source: Karras et al. 2022 (the deterministic methods, up to the place of the mi
 split); widely known as k-diffusion's `sample_euler_ancestral`, `sample_dpm_2_ancestral`, `sample_dpmpp_2s_ancestral`.
 """
 
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import equinox as eqx
@@ -44,7 +45,7 @@ class EulerAncestral(AbstractStepper):
     evaluations_per_step: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
 
-    eta: Scalar = eqx.field(converter=as_scalar, default=1.0)
+    eta: Scalar = eqx.field(converter=partial(as_scalar, "eta"), default=1.0)
 
     @values_at_once
     def __check_init__(self):
@@ -90,7 +91,7 @@ class DPM2Ancestral(AbstractStepper):
     evaluations_per_step: ClassVar[int] = 2
     stochastic: ClassVar[bool] = True
 
-    eta: Scalar = eqx.field(converter=non_negative, default=1.0)
+    eta: Scalar = eqx.field(converter=partial(non_negative, "eta"), default=1.0)
 
     def prepare(self, grid: ScheduleOnGrid) -> MidpointWeights:
         middle, p, (c_x, c_x0, c_z) = _split(grid, self.eta)
@@ -118,7 +119,7 @@ class DPMpp2SAncestral(AbstractStepper):
     evaluations_per_step: ClassVar[int] = 2
     stochastic: ClassVar[bool] = True
 
-    eta: Scalar = eqx.field(converter=non_negative, default=1.0)
+    eta: Scalar = eqx.field(converter=partial(non_negative, "eta"), default=1.0)
 
     def prepare(self, grid: ScheduleOnGrid) -> MidpointWeights:
         middle, _, (c_x, c_x0, c_z) = _split(grid, self.eta)

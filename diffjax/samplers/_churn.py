@@ -13,6 +13,7 @@ t_hat is where sigma/alpha = rho_hat; added in x, the noise is the forward proce
 Source: Karras et al. 2022, algorithm 2.
 """
 
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import equinox as eqx
@@ -57,10 +58,10 @@ class Churn(AbstractStepper):
     evaluations_per_step: ClassVar[int] = 2
     stochastic: ClassVar[bool] = True
 
-    s_churn: Scalar = eqx.field(converter=as_scalar)
-    s_min: Scalar = eqx.field(converter=as_scalar, default=0.0)
-    s_max: Scalar = eqx.field(converter=as_scalar, default=jnp.inf)
-    s_noise: Scalar = eqx.field(converter=as_scalar, default=1.0)
+    s_churn: Scalar = eqx.field(converter=partial(as_scalar, "s_churn"))
+    s_min: Scalar = eqx.field(converter=partial(as_scalar, "s_min"), default=0.0)
+    s_max: Scalar = eqx.field(converter=partial(as_scalar, "s_max"), default=jnp.inf)
+    s_noise: Scalar = eqx.field(converter=partial(as_scalar, "s_noise"), default=1.0)
 
     @values_at_once
     def __check_init__(self):

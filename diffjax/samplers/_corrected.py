@@ -10,6 +10,7 @@ too, whose p_s is no diffusion of p_0. There the predictor follows `normalised()
 Source: Du et al. 2023 (Reduce, reuse, recycle), algorithm 1 with unadjusted Langevin; Song et al. 2021, algorithm 1.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -51,7 +52,7 @@ class LangevinCorrected(AbstractCorrected):
 
     predictor: AbstractStepper
     corrections: int = eqx.field(static=True, default=4)
-    step_size: Scalar = eqx.field(converter=as_scalar, default=0.1)
+    step_size: Scalar = eqx.field(converter=partial(as_scalar, "step_size"), default=0.1)
 
     @values_at_once
     def __check_init__(self):

@@ -6,6 +6,7 @@ with eps_hat = (xt - alpha_t x0_hat)/sigma_t. eta = 0 is Euler's method in sigma
 with the posterior's variance. Source: Song et al. 2021 (Denoising diffusion implicit models), eqs. 12 and 16.
 """
 
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import equinox as eqx
@@ -27,9 +28,9 @@ class Coefficients(NamedTuple):
     """None where nothing is drawn."""
 
 
-def optional_eta(value: Scalar | int | None) -> Array | None:
+def optional_eta(name: str, value: Scalar | int | None) -> Array | None:
     """The number 0 stays out of the pytree: then no noise is drawn at all. Any other eta is a leaf, a scalar."""
-    return None if value is None or (isinstance(value, float | int) and value == 0) else as_scalar(value)
+    return None if value is None or (isinstance(value, float | int) and value == 0) else as_scalar(name, value)
 
 
 class DDIM(AbstractStepper):
@@ -58,7 +59,7 @@ class DDIM(AbstractStepper):
     order: ClassVar[int] = 1
     evaluations_per_step: ClassVar[int] = 1
 
-    eta: Scalar | None = eqx.field(converter=optional_eta, default=0.0)
+    eta: Scalar | None = eqx.field(converter=partial(optional_eta, "eta"), default=0.0)
 
     @values_at_once
     def __check_init__(self):

@@ -6,6 +6,7 @@ v = 0 is the posterior's own variance (beta tilde, "fixed small"), v = 1 the for
 between them log variances are interpolated. Source: Ho et al. 2020, section 3.2; Nichol & Dhariwal 2021, eq. 15.
 """
 
+from functools import partial
 from typing import ClassVar
 
 import equinox as eqx
@@ -41,7 +42,7 @@ class DDPM(AbstractStepper):
     evaluations_per_step: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
 
-    interpolation: Scalar = eqx.field(converter=as_scalar, default=0.0)
+    interpolation: Scalar = eqx.field(converter=partial(as_scalar, "interpolation"), default=0.0)
 
     @values_at_once
     def __check_init__(self):

@@ -142,7 +142,7 @@ def reverse_sde(
 
     Source: Song et al. 2021, eq. 6; Zhang & Chen 2023, eq. 4.
     """
-    eta = as_scalar(eta)
+    eta = as_scalar("eta", eta)
     with at_once(eta):
         check(eta >= 0, f"eta: must not be negative, got {eta}")
     drift = diffrax.ODETerm(ReverseDrift(process, denoiser, eta))

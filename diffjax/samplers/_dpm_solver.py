@@ -12,6 +12,7 @@ DPM-Solver-1 is DDIM. Source: Lu et al. 2022 (DPM-Solver), algorithms 1, 2 and 4
 (DPM-Solver++), algorithm 1.
 """
 
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import equinox as eqx
@@ -78,7 +79,7 @@ class DPMSolver(AbstractEmbeddedStepper):
         if order == 1 and r1 is not None:
             raise ValueError(f"r1: order 1 has no intermediate evaluation, got {r1}")
         self.order = order
-        self.r1 = None if order == 1 else as_scalar((1 / order) if r1 is None else r1)
+        self.r1 = None if order == 1 else as_scalar("r1", (1 / order) if r1 is None else r1)
         _check_fraction(self.r1)
 
     @property
@@ -143,7 +144,7 @@ class DPMpp2S(AbstractEmbeddedStepper):
 
     order: ClassVar[int] = 2
     evaluations_per_step: ClassVar[int] = 2
-    r1: Scalar = eqx.field(converter=as_scalar, default=0.5)
+    r1: Scalar = eqx.field(converter=partial(as_scalar, "r1"), default=0.5)
 
     @values_at_once
     def __check_init__(self):

@@ -106,7 +106,7 @@ class ExponentialAdams(AbstractMultistep):
     ):
         check_order(order, corrector)
         self.prediction, self.nominal, self.corrector = prediction, int(order), bool(corrector)
-        self.eta, self.clock = optional_eta(eta), clock
+        self.eta, self.clock = optional_eta("eta", eta), clock
         self.orders = None if orders is None else tuple(orders)
         if self.eta is not None:
             with at_once(self.eta):

@@ -29,11 +29,11 @@ ALL_FORGOTTEN = 1e3
 
 
 @values_at_once
-def non_negative(value: Scalar | int) -> Array:
-    """An eta as a leaf, a scalar; ValueError where it is negative."""
-    eta = as_scalar(value)
-    check((eta >= 0) & (eta < jnp.inf), f"eta: must not be negative, got {eta}")
-    return eta
+def non_negative(name: str, value: Scalar | int) -> Array:
+    """The number `name` as a leaf, a scalar; ValueError where it is negative."""
+    number = as_scalar(name, value)
+    check((number >= 0) & (number < jnp.inf), f"{name}: must not be negative, got {number}")
+    return number
 
 
 class Family(NamedTuple):

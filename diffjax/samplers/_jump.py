@@ -10,6 +10,7 @@ Source: Kim et al. 2024 (Consistency trajectory models, arXiv 2310.02279), algor
 models, arXiv 2303.01469), algorithm 1.
 """
 
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import equinox as eqx
@@ -67,7 +68,7 @@ class Jump(AbstractStepper):
     evaluations_per_step: ClassVar[int] = 1
     final_denoise: ClassVar[bool] = False
 
-    gamma: Scalar | None = eqx.field(converter=optional_eta, default=0.0)
+    gamma: Scalar | None = eqx.field(converter=partial(optional_eta, "gamma"), default=0.0)
 
     @values_at_once
     def __check_init__(self):

@@ -11,6 +11,7 @@ Source: Song et al. 2021, algorithms 4 and 5.
 """
 
 from abc import abstractmethod
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -131,7 +132,7 @@ class PredictorCorrector(AbstractCorrected):
 
     predictor: AbstractStepper
     corrections: int = eqx.field(static=True, default=1)
-    snr: Scalar = eqx.field(converter=as_scalar, default=0.16)
+    snr: Scalar = eqx.field(converter=partial(as_scalar, "snr"), default=0.16)
 
     @values_at_once
     def __check_init__(self):

@@ -66,7 +66,7 @@ def score_flow(process: AbstractProcess, score: TimeScore) -> diffrax.ODETerm:
 
     Source: Song et al. 2021, eq. 17.
     """
-    return diffrax.ODETerm(ScoreDrift(process, score, as_scalar(0.0)))
+    return diffrax.ODETerm(ScoreDrift(process, score, as_scalar("eta", 0.0)))
 
 
 def score_reverse_sde(
@@ -86,7 +86,7 @@ def score_reverse_sde(
 
     Source: Anderson 1982; Song et al. 2021, eq. 16.
     """
-    eta = as_scalar(eta)
+    eta = as_scalar("eta", eta)
     with at_once(eta):
         check(eta >= 0, f"eta: must not be negative, got {eta}")
     drift = diffrax.ODETerm(ScoreDrift(process, score, eta))

@@ -15,6 +15,7 @@ with an eta. The step to sigma = 0 gives x0_hat itself. k-diffusion's eta for 2M
 Source: Lu et al. 2022b (DPM-Solver++), section 5, for 2M; k-diffusion's `sample_dpmpp_3m_sde`, `sample_dpmpp_sde`.
 """
 
+from functools import partial
 from typing import ClassVar
 
 import equinox as eqx
@@ -53,7 +54,7 @@ class SDEDPMpp2M(AbstractStepper):
     history: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
 
-    eta: Scalar = eqx.field(converter=non_negative, default=1.0)
+    eta: Scalar = eqx.field(converter=partial(non_negative, "eta"), default=1.0)
 
     def prepare(self, grid: ScheduleOnGrid) -> DPMpp2MWeights:
         family = eta_family(grid, self.eta)
@@ -87,7 +88,7 @@ class SDEDPMpp3M(AbstractStepper):
     history: ClassVar[int] = 2
     stochastic: ClassVar[bool] = True
 
-    eta: Scalar = eqx.field(converter=non_negative, default=1.0)
+    eta: Scalar = eqx.field(converter=partial(non_negative, "eta"), default=1.0)
 
     def prepare(self, grid: ScheduleOnGrid) -> DPMpp3MWeights:
         family = eta_family(grid, self.eta)
@@ -133,8 +134,8 @@ class DPMppSDE(AbstractStepper):
     evaluations_per_step: ClassVar[int] = 2
     stochastic: ClassVar[bool] = True
 
-    r: Scalar = eqx.field(converter=as_scalar, default=0.5)
-    eta: Scalar = eqx.field(converter=non_negative, default=1.0)
+    r: Scalar = eqx.field(converter=partial(as_scalar, "r"), default=0.5)
+    eta: Scalar = eqx.field(converter=partial(non_negative, "eta"), default=1.0)
 
     @values_at_once
     def __check_init__(self):

@@ -15,6 +15,7 @@ Source: Gonzalez et al. 2023 (SEEDS: exponential SDE solvers), section 3. Its SE
 to leading order, and its noise is ours at c1 = 1/2.
 """
 
+from functools import partial
 from typing import ClassVar
 
 import equinox as eqx
@@ -52,8 +53,8 @@ class SEEDS2(AbstractStepper):
     evaluations_per_step: ClassVar[int] = 2
     stochastic: ClassVar[bool] = True
 
-    r: Scalar = eqx.field(converter=as_scalar, default=0.5)
-    eta: Scalar = eqx.field(converter=non_negative, default=1.0)
+    r: Scalar = eqx.field(converter=partial(as_scalar, "r"), default=0.5)
+    eta: Scalar = eqx.field(converter=partial(non_negative, "eta"), default=1.0)
 
     @values_at_once
     def __check_init__(self):
@@ -88,7 +89,7 @@ class SEEDS3(AbstractStepper):
     evaluations_per_step: ClassVar[int] = 3
     stochastic: ClassVar[bool] = True
 
-    eta: Scalar = eqx.field(converter=non_negative, default=1.0)
+    eta: Scalar = eqx.field(converter=partial(non_negative, "eta"), default=1.0)
 
     def prepare(self, grid: ScheduleOnGrid) -> Stages:
         family, c1, c2 = eta_family(grid, self.eta), 1 / 3, 2 / 3

@@ -254,7 +254,7 @@ class AutoregressivePrior(AbstractPrior):
     correlation: Float[Array, ""]
 
     def __init__(self, correlation: Scalar):
-        self.correlation = as_scalar(correlation)
+        self.correlation = as_scalar("correlation", correlation)
         with at_once(correlation):
             check(
                 jnp.abs(self.correlation) < 1,

@@ -271,7 +271,7 @@ class LinearHierarchy(eqx.Module):
         check_symmetric(self.covariance, "covariance")
         smallest = jnp.linalg.eigvalsh(self.covariance)[0]
         check(smallest > 0, f"covariance: must be positive definite, got an eigenvalue of {smallest}")
-        self.variance = as_scalar(variance)
+        self.variance = as_scalar("variance", variance)
         with at_once(variance):
             check(self.variance > 0, f"variance: must be positive, got {variance}")
 

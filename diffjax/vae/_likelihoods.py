@@ -96,7 +96,7 @@ class GaussianLikelihood(AbstractLikelihood):
     std: Float[Array, ""] | None
 
     def __init__(self, std: Scalar | None = None):
-        self.std = None if std is None else as_scalar(std)
+        self.std = None if std is None else as_scalar("std", std)
         if self.std is not None:
             with at_once(std):
                 check((self.std > 0) & jnp.isfinite(self.std), f"std: must be positive, got {std}")

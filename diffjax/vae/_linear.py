@@ -115,7 +115,7 @@ def best_encoder(
       ValueError: beta times the variance is not positive.
     """
     with at_once(variance, beta):
-        noise = as_scalar(variance) * beta
+        noise = as_scalar("variance", variance) * as_scalar("beta", beta)
         check(noise > 0, f"variance: beta times the variance must be positive, got {noise}")
     m = weight.T @ weight + noise * jnp.eye(weight.shape[1], dtype=weight.dtype)
     return jnp.linalg.solve(m, weight.T), noise / jnp.diag(m)
@@ -162,7 +162,7 @@ def optimal_linear_vae(
     check_symmetric(covariance, "covariance")
     check_latents(latents, n)
     with at_once(beta):
-        beta = as_scalar(beta)
+        beta = as_scalar("beta", beta)
         check(beta > 0, f"beta: must be positive, got {beta}")
     eigenvalues, vectors = jnp.linalg.eigh(covariance)
     least, rounding = eigenvalues[0], 1e-5 * jnp.max(jnp.abs(eigenvalues))  # of moments in float32
@@ -173,7 +173,7 @@ def optimal_linear_vae(
             raise ValueError(f"latents: fewer than the {n} features are needed to learn a variance, got {latents}")
         variance = _best_variance(eigenvalues, latents, beta)
     with at_once(variance):
-        variance = as_scalar(variance).astype(covariance.dtype)
+        variance = as_scalar("variance", variance).astype(covariance.dtype)
         check(variance > 0, f"variance: must be positive, got {variance}")
     excess = jnp.maximum(eigenvalues[:latents] - beta * variance, 0)
     weight = vectors[:, :latents] * jnp.sqrt(excess)
@@ -200,7 +200,7 @@ def rates_at_optimum(eigenvalues: Float[Array, " k"], variance: Scalar, *, beta:
       ValueError: beta times the variance is not positive.
     """
     with at_once(variance, beta):
-        noise = as_scalar(variance) * beta
+        noise = as_scalar("variance", variance) * as_scalar("beta", beta)
         check(noise > 0, f"variance: beta times the variance must be positive, got {noise}")
     return 0.5 * jnp.log(jnp.maximum(eigenvalues / noise, 1.0))
 
