@@ -19,8 +19,11 @@ from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
+from diffjax._typing import PerSample, Scalar
+
 P = ParamSpec("P")
 T = TypeVar("T")
+REAL = int | float | np.integer | np.floating
 
 
 def as_leaves(tree: PyTree, dtype: DTypeLike | None) -> PyTree:
@@ -116,7 +119,7 @@ def as_leaf(name: str, value: Any) -> Array:
     Raises:
       ValueError: it is no real number, and no array of such.
     """
-    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+    if isinstance(value, REAL) and not isinstance(value, bool):
         return as_value(float(value))
     if not isinstance(value, jax.Array | np.ndarray | list | tuple):
         raise ValueError(f"{name}: a number is needed, got {_kind(value)}: {value!r:.80}")
@@ -126,10 +129,21 @@ def as_leaf(name: str, value: Any) -> Array:
 
 def as_scalar(name: str, value: Any) -> Float[Array, ""]:
     """The number `name` as a float leaf, see `as_leaf`; `ValueError` where it is none, or several."""
-    number = as_leaf(name, value)
-    if number.ndim:
-        raise ValueError(f"{name}: one number is needed, got an array of shape {number.shape}")
-    return number
+    check_scalar(name, value)
+    return as_leaf(name, value)
+
+
+def check_scalar(name: str, value: Any) -> None:
+    """Raises `ValueError` where `name` is no real number, or several; which one it is may be traced."""
+    if isinstance(value, jax.Array | np.ndarray):
+        if not any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+            raise ValueError(f"{name}: a real number is needed, got dtype {value.dtype}")
+        if value.ndim:
+            raise ValueError(f"{name}: one number is needed, got an array of shape {value.shape}")
+    elif inspect.isfunction(value):
+        raise ValueError(f"{name}: a number is needed, got a function; of a schedule give {name}=schedule(step)")
+    elif isinstance(value, bool) or not isinstance(value, REAL):
+        raise ValueError(f"{name}: a number is needed, got {_kind(value)}: {value!r:.80}")
 
 
 def time_dtype(x: Any) -> np.dtype | type:
@@ -320,19 +334,21 @@ def as_wholes(name: str, values: Any) -> tuple[Any, ...]:
         raise ValueError(f"{name}: whole numbers are needed, got {values!r}") from None
 
 
-def whole_numbers(thing: T) -> T:
-    """A function, or a class, whose arguments annotated as whole numbers are checked by `as_whole`, and ints.
+def checked_numbers(thing: T) -> T:
+    """A function, or a class, whose arguments that are annotated as numbers are checked, by their names.
 
-    Meant are `int`, `tuple[int, ...]` and `Sequence[int]`, and these or None.
+    Whole numbers, `int`, `tuple[int, ...]` and `Sequence[int]`, become ints by `as_whole`. What is a `float` or a
+    `Scalar` has to be one real number, a `PerSample` real numbers; they are passed on as they came. Each may also be
+    None where the annotation says so.
     """
     function: Any = thing.__init__ if isinstance(thing, type) else thing
     parameters = list(inspect.signature(function).parameters.values())
-    counts = {p.name: (i, reader) for i, p in enumerate(parameters) if (reader := reader_of(p.annotation))}
-    assert counts, f"{thing} has no argument that is a whole number"
+    readers = {p.name: (i, reader) for i, p in enumerate(parameters) if (reader := reader_of(p.annotation))}
+    assert readers, f"{thing} has no argument that is a number"
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        for name, (place, reader) in counts.items():
+        for name, (place, reader) in readers.items():
             if place < len(args):
                 args = (*args[:place], reader(name, args[place]), *args[place + 1 :])
             elif name in kwargs:
@@ -346,18 +362,23 @@ def whole_numbers(thing: T) -> T:
 
 
 def reader_of(annotation: object) -> Callable[[str, Any], Any] | None:
-    """What reads an argument of whole numbers, by its annotation; None for any other."""
+    """What reads an argument that is a number, or whole numbers, by its annotation; None for any other."""
     union = isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
     kinds = typing.get_args(annotation) if union else (annotation,)
     several = [k for k in kinds if typing.get_origin(k) in (tuple, collections.abc.Sequence)]
     if any(set(typing.get_args(kind)) - {int, ...} for kind in several):
         return None
-    if set(kinds) - {int, type(None), *several} or set(kinds) == {type(None)}:
+    real = set(kinds) & {float, Scalar, PerSample}
+    if set(kinds) - {int, type(None), *real, *several} or set(kinds) == {type(None)} or (real and several):
         return None
+    look_at = as_leaf if PerSample in real else check_scalar
 
     def read(name: str, value: Any) -> Any:
         if value is None and type(None) in kinds:
             return None
+        if real:
+            look_at(name, value)
+            return value
         return as_wholes(name, value) if several and (int not in kinds or np.iterable(value)) else as_whole(name, value)
 
     return read

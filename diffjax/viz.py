@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread, imsave
 from PIL import Image, ImageDraw, ImageFont
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 
 Extent = tuple[float, float, float, float]
 """(x_min, x_max, y_min, y_max) of a picture of the plane."""
@@ -27,7 +27,7 @@ _FONT = 12
 PLANE: Extent = (-2.5, 2.5, -2.5, 2.5)
 
 
-@whole_numbers
+@checked_numbers
 def sample_grid(
     images: Shaped[Any, "b h w c"], *, columns: int | None = None, gap: int = 1, ax: Axes | None = None
 ) -> Axes:
@@ -41,7 +41,7 @@ def sample_grid(
     return ax
 
 
-@whole_numbers
+@checked_numbers
 def save_grid(
     path: str | Path, images: Shaped[Any, "b h w c"], *, columns: int | None = None, gap: int = 1, enlarge: int = 4
 ) -> None:
@@ -55,7 +55,7 @@ def save_grid(
     imsave(path, _tile(images, columns, gap).repeat(enlarge, axis=0).repeat(enlarge, axis=1), format="png")
 
 
-@whole_numbers
+@checked_numbers
 def save_captioned(
     path: str | Path,
     images: Shaped[Any, "b h w c"],
@@ -144,6 +144,7 @@ def read_picture(path: str | Path) -> np.ndarray:
     return np.rint(np.broadcast_to(levels, (*levels.shape[:2], 3)) * 255).astype(np.uint8)
 
 
+@checked_numbers
 def scatter(
     x: Shaped[Any, "b 2"], *, color: Any = None, size: float = 2.0, label: str | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -155,7 +156,7 @@ def scatter(
     return ax
 
 
-@whole_numbers
+@checked_numbers
 def density(
     log_prob: Callable[[Any], Any], *, extent: Extent = PLANE, points: int = 200, ax: Axes | None = None
 ) -> Axes:
@@ -175,7 +176,7 @@ def density(
     return ax
 
 
-@whole_numbers
+@checked_numbers
 def arrows(field: Callable[[Any], Any], *, extent: Extent = PLANE, points: int = 20, ax: Axes | None = None) -> Axes:
     """A vector field, such as a score: `field([n, 2]) -> [n, 2]` is called once, on points x points places."""
     ax = _axes(ax)
@@ -208,6 +209,7 @@ def trajectories(paths: Shaped[Any, "s b k"], ts: Shaped[Any, " s"] | None = Non
     return ax
 
 
+@checked_numbers
 def loss_curve(
     steps: Shaped[Any, " n"], losses: Shaped[Any, " n"], *, smoothing: float | None = None, ax: Axes | None = None
 ) -> Axes:

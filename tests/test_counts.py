@@ -1,12 +1,18 @@
-"""Whole numbers are whole: each public argument that is a count refuses 10.0 and True by name, and takes NumPy's."""
+"""Numbers are numbers: each public argument that is a count refuses 10.0 and True by name, and takes NumPy's; each that
+is a real number refuses words, None, complex ones and, where one is needed, several."""
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
 import re
 import subprocess
 import sys
+import types
+import typing
+from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,13 +20,22 @@ import pytest
 
 import diffjax as dj
 from diffjax import config, networks, operators, samplers
+from diffjax._typing import PerSample, Scalar
 
 PACKAGES = ["diffjax", *(f"diffjax.{m.name}" for m in pkgutil.iter_modules(dj.__path__) if not m.name.startswith("_"))]
 APART = ("diffjax._arrays", "diffjax._typing", "diffjax.cli")
 # Records that are made by us, and what is read from JSON or the command line: `check_config` looks at these.
 RECORDS = {"FeatureStatistics", "Parts", "Pretrained", "Sampling", "Stage", "Layout", "Data", "Stopped", "Prefetch"}
 RECORDS |= {"Samples", "Context", "Loaded", "TrainedRun", "Inpainting", "Setting", "Vocabulary"}
-CONFIGS = {"Config", "DataConfig", "NetworkConfig", "OptimiserConfig", "SamplerConfig"}
+CONFIGS = {
+    "Config",
+    "DataConfig",
+    "GuidanceConfig",
+    "NetworkConfig",
+    "OptimiserConfig",
+    "ProcessConfig",
+    "SamplerConfig",
+}
 OTHERS = {
     "Restart",  # `sample_with_restarts` checks it, beside what it belongs to
     "Objective",  # `make_train_step` checks it
@@ -38,9 +53,19 @@ def whole(annotation):
     return re.fullmatch(r"(int|(tuple|Sequence)\[int(, (int|\.\.\.))*\]|None|\s|\|)+", text) and "int" in text
 
 
-def counted():
-    """(name, callable, argument) for each, methods too, once."""
-    found = {}
+def kinds_of(annotation):
+    union = isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
+    return set(typing.get_args(annotation)) if union else {annotation}
+
+
+def real(annotation):
+    """Whether an argument is a real number, or one a sample, or None, by its annotation."""
+    kinds = kinds_of(annotation)
+    return bool(kinds & {float, Scalar, PerSample}) and not kinds - {float, int, Scalar, PerSample, type(None)}
+
+
+def arguments():
+    """(name, parameter, callable) of what is public, methods too."""
     for package in PACKAGES:
         for public, thing in vars(importlib.import_module(package)).items():
             ours = getattr(thing, "__module__", None) or ""
@@ -64,11 +89,13 @@ def counted():
                     parameters = inspect.signature(part).parameters.values()
                 except ValueError:  # an exception without one
                     continue
-                found |= {(f"{ours}.{name}", p.name): part for p in parameters if whole(p.annotation)}
-    return found
+                yield from ((f"{ours}.{name}", p, part) for p in parameters)
 
 
-COUNTED = counted()
+COUNTED = {(name, p.name): part for name, p, part in arguments() if whole(p.annotation)}
+REAL = {(name, p.name): (p.annotation, part) for name, p, part in arguments() if real(p.annotation)}
+TIMES = ("t", "s", "r")  # `check_time` looks at them
+NAMED = {"Alignment", "DensityCoverage", "PrecisionRecall", "Line", "Circle", "HybridScore", "Snapshots"}  # by us
 
 
 def test_every_count_refuses_what_is_no_whole_number():
@@ -78,6 +105,45 @@ def test_every_count_refuses_what_is_no_whole_number():
             expected = rf"^{argument}: (a |a tuple of )?whole numbers? (is|are) needed.*, got {re.escape(repr(wrong))}"
             with pytest.raises(ValueError, match=expected):
                 thing(**{argument: wrong})
+
+
+def test_every_number_refuses_what_is_none():
+    tried = 0
+    for (name, argument), (annotation, thing) in REAL.items():
+        if {*name.split(".")} & (NAMED | CONFIGS) or (argument in TIMES and annotation is Scalar):
+            continue
+        tried += 1
+        kinds = kinds_of(annotation)
+        wrongs = ["0.5", 1j, True, jnp.ones(2, bool), jnp.ones(2, complex)]
+        wrongs += [] if type(None) in kinds else [None]
+        wrongs += [] if PerSample in kinds else [jnp.ones(2), np.ones((1, 1)), [0.5]]
+        for wrong in wrongs:  # a TypeError of other arguments: there is no check
+            with pytest.raises(ValueError, match=f"^{argument}: "):
+                thing(**{argument: wrong})
+    assert tried > 150
+
+
+def fields():
+    """(class, field) of all modules whose fields are converted."""
+    kinds = [eqx.Module]
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        if kind.__module__.startswith("diffjax.") and dataclasses.is_dataclass(kind):
+            yield from ((kind, field) for field in dataclasses.fields(kind) if "converter" in field.metadata)
+
+
+def test_every_field_that_is_converted_refuses_words_by_its_name():
+    """Also where a class has other fields without a default, or makes its own `__init__`."""
+    found = list(fields())
+    assert len(found) > 80
+    for _, field in found:
+        convert = field.metadata["converter"]  # without the checks of types that tests run under
+        named = (inspect.unwrap(convert.func), *convert.args) if isinstance(convert, partial) else None
+        convert = partial(*named, **convert.keywords) if named else inspect.unwrap(convert)
+        for wrong in ("word", 1j, object()):
+            with pytest.raises(ValueError, match=f"^{field.name}: "):
+                convert(wrong)
 
 
 def test_several_whole_numbers_are_checked_one_by_one():

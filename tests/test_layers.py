@@ -10,7 +10,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1] / "diffjax"
 ROWS = [
-    {"_typing", "_arrays"},
+    {"_typing"},
+    {"_arrays"},
     {"data", "process", "networks", "operators"},
     {"analytic", "parameterisation"},
     {"guidance"},

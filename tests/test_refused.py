@@ -172,11 +172,11 @@ for bad in ([], np.arange(0), jnp.zeros(0, int)):
     refused("index: at least one global index is needed, got none", dj.vae.generate, vae, {}, key, bad)
 refused("temperature: one number is needed, got an array of shape (3,)",
     lambda: gan.generate_samples(model, {}, key, np.arange(2), temperature=np.ones(3)))
-refused("temperature: an array of floating-point numbers is needed, got str",
+refused("temperature: a number is needed, got str",
     lambda: gan.generate_samples(model, {}, key, np.arange(2), temperature="hot"))
 refused("temperature: one number is needed, got an array of shape (3,)", gan.LatentAncestral, 2, np.ones(3))
 for bad, got in (("0.1", "str"), (None, "NoneType")):
-    needed = f": an array of floating-point numbers is needed, got {got}"
+    needed = f": a number is needed, got {got}"
     refused("gamma" + needed, lambda: gan.gradient_penalty(lambda x: x[:, :1], x, bad))
     refused("r1" + needed, lambda: gan.discriminator_loss(model, {}, key, x, r1=bad))
     refused("r2" + needed, lambda: gan.training_losses(model, r2=bad))

@@ -25,17 +25,17 @@ from diffjax._arrays import (
     check_finite,
     check_key,
     check_time,
+    checked_numbers,
     expand,
     sample_keys,
     values_at_once,
-    whole_numbers,
 )
 from diffjax._typing import Key, Sample, Time
 from diffjax.analytic._base import AbstractDistribution, of_features
 from diffjax.process import AbstractGaussianProcess
 
 
-@whole_numbers
+@checked_numbers
 class Empirical(AbstractDistribution):
     """sum_i pi_i delta(x0 - x_i): the data that a network is trained on, and the denoiser that it would learn by heart.
 
@@ -81,7 +81,7 @@ class Empirical(AbstractDistribution):
             self.log_weights = jnp.log(weights / jnp.sum(weights)).astype(self.data.dtype)
         self.block = min(block, n)
 
-    @whole_numbers
+    @checked_numbers
     def sample(self, key: Key, n: int) -> Float[Array, "b *d"]:
         check_key(key)
         keys, size = sample_keys(key, jnp.arange(n)), self.data.shape[0]

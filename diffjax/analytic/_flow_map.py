@@ -19,7 +19,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import as_samples, check_time, expand, whole_numbers
+from diffjax._arrays import as_samples, check_time, checked_numbers, expand
 from diffjax._typing import Sample, Time
 from diffjax.analytic._base import AbstractDistribution
 from diffjax.analytic._empirical import Empirical
@@ -32,7 +32,7 @@ from diffjax.process._vp import Cosine
 _BEND = 0.1  # of asinh(phi/_BEND), in which the steps are uniform
 
 
-@whole_numbers
+@checked_numbers
 class ExactFlowMap(AbstractFlowMap):
     """`F(xt [b, *d], t, s) -> A [b, *d]` of a known distribution; made by `exact_flow_map`. It knows every pair, and
     `move` goes both ways, also to s > t."""
@@ -65,7 +65,7 @@ class ExactFlowMap(AbstractFlowMap):
         return expand(circle.scale(self.process, s), xt) * moved
 
 
-@whole_numbers
+@checked_numbers
 def exact_flow_map(
     distribution: AbstractDistribution, process: AbstractGaussianProcess, *, steps: int = 64
 ) -> ExactFlowMap:

@@ -32,11 +32,11 @@ from diffjax._arrays import (
     at_once,
     check,
     check_times,
+    checked_numbers,
     expand,
     is_concrete,
     nan_unless,
     time_dtype,
-    whole_numbers,
 )
 from diffjax._typing import GridLike, LogDensity
 from diffjax.process import AbstractGaussianProcess, AbstractProcess
@@ -50,7 +50,7 @@ _LOOKS = 32
 _REMEDY = "; take fewer cells, a larger box (steps go as one over their width squared), closer times, or more steps"
 
 
-@whole_numbers
+@checked_numbers
 class Box(eqx.Module):
     """A box in one or two dimensions, cut into equal cells.
 
@@ -107,7 +107,7 @@ def _points(box, *places):
     return box.low + mesh * cell_widths(box)
 
 
-@whole_numbers
+@checked_numbers
 def cell_averages(box: Box, log_density: LogDensity, nodes: int = 4) -> Float[Array, "*cells"]:
     """The mean of a density over each cell, shape [*cells], by Gauss-Legendre quadrature.
 
@@ -134,7 +134,7 @@ def cell_averages(box: Box, log_density: LogDensity, nodes: int = 4) -> Float[Ar
     return p
 
 
-@whole_numbers
+@checked_numbers
 def fokker_planck(
     process: AbstractProcess, box: Box, density0: Float[Array, "*cells"], ts: GridLike, *, max_steps: int = 1_000_000
 ) -> Float[Array, "points *cells"]:

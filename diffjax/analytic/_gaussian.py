@@ -17,9 +17,9 @@ from diffjax._arrays import (
     check_finite,
     check_key,
     check_time,
+    checked_numbers,
     sample_keys,
     values_at_once,
-    whole_numbers,
 )
 from diffjax._typing import Key, Sample, Time
 from diffjax.analytic._base import AbstractDistribution, of_features
@@ -66,7 +66,7 @@ class Gaussian(AbstractDistribution):
         check_finite("covariance", covariance)
         self.mean, self.variances, self.basis = mean, variances.astype(mean.dtype), basis
 
-    @whole_numbers
+    @checked_numbers
     def sample(self, key: Key, n: int) -> Float[Array, "b *d"]:
         check_key(key)
         keys = sample_keys(key, jnp.arange(n))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_numbers, check, check_finite, check_key, sample_keys, values_at_once, whole_numbers
+from diffjax._arrays import as_numbers, check, check_finite, check_key, checked_numbers, sample_keys, values_at_once
 from diffjax._typing import Key, Sample, Time
 from diffjax.analytic._base import AbstractDistribution
 from diffjax.analytic._gaussian import Gaussian, check_symmetric
@@ -67,7 +67,7 @@ class GaussianMixture(AbstractDistribution):
         check(smallest > 0, f"covariances: must be positive definite, got an eigenvalue {smallest}")
         check_finite("covariances", covariances)
 
-    @whole_numbers
+    @checked_numbers
     def sample(self, key: Key, n: int) -> Float[Array, "b *d"]:
         check_key(key)
         choice_key, draw_key = jax.random.split(key)

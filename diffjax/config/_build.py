@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Cond, Network, Params, Sample
 from diffjax.config import _names as names
 from diffjax.config._check import check_config
@@ -34,7 +34,7 @@ from diffjax.process import AbstractGaussianProcess, DiscreteChain
 from diffjax.training import Context, projected
 
 
-@whole_numbers
+@checked_numbers
 def build(
     config: Config,
     classes: int | None,
@@ -168,7 +168,7 @@ def _check_map(config: Config, objective: AbstractLoss, null: Cond) -> None:
             )
 
 
-@whole_numbers
+@checked_numbers
 def build_network(
     config: NetworkConfig, classes: int | None, channels: int = 1, *, text_width: int | None = None
 ) -> Network:
@@ -225,7 +225,7 @@ def _process(config: ProcessConfig, parameterisation: AbstractParameterisation) 
         raise ValueError(f"process.{error}") from None
 
 
-@whole_numbers
+@checked_numbers
 def build_optimiser(
     config: OptimiserConfig, steps: int, learned: tuple[str, ...] = (), *, updates: int = 1
 ) -> optax.GradientTransformation:

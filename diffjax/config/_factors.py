@@ -20,7 +20,7 @@ import optax
 from jaxtyping import Float, Int, Int32
 from tqdm import tqdm
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Params
 from diffjax.data import Scenes
 from diffjax.data._digit_scenes import DigitPainter, digit_scenes
@@ -73,7 +73,7 @@ class FactorReader:
         """How many factors of images are those that their captions name, [n, k] in any order of the objects."""
         return alignment(self(images), self.scenes.canonical(factors))
 
-    @whole_numbers
+    @checked_numbers
     def on_real_images(self, n: int = 2000, *, scenes: Scenes | None = None) -> Alignment:
         """The same of n real images, of unseen scenes: 1 less the reader's own error. Digits are other hands'.
 
@@ -115,7 +115,7 @@ def real_images(scenes: Scenes, n: int) -> Batch:
     return scenes(_SEED, 0, n)
 
 
-@whole_numbers
+@checked_numbers
 def train_factors(
     scenes: Scenes,
     *,
@@ -155,7 +155,7 @@ def train_factors(
     return FactorReader(scenes, classifier, averaged_params(state))
 
 
-@whole_numbers
+@checked_numbers
 def factor_reader(
     scenes: Scenes, folder: str | Path, *, report: Callable[[str], None] = lambda text: None, steps: int = STEPS
 ) -> FactorReader:

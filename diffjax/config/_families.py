@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Params
 from diffjax.config import _names as names
 from diffjax.config._autoencoder_family import AutoencoderFamily
@@ -36,7 +36,7 @@ class Run(NamedTuple):
     """The objects of a diffusion or a flow map; None of another family."""
 
 
-@whole_numbers
+@checked_numbers
 def build_run(config: Config, samples: Samples, stage: int | None = None) -> Run:
     """The family of a configuration, for samples of a kind.
 

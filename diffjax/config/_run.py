@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Cascade, Cond, Denoiser, Grid, Params, Sample, Text, Time
 from diffjax.config._averages import DECAY, averaged, find_snapshots, names
 from diffjax.config._conditions import Samples
@@ -124,6 +125,7 @@ class OneLabelMap(OneLabel):
         return self._of(xt)(xt, t, s)
 
 
+@checked_numbers
 def load(run: str | Path, *, ema_width: float | None = None) -> TrainedRun:
     """A run of `diffjax train`, read back for use in Python: its training data are not needed.
 
@@ -265,6 +267,7 @@ def _saved_about(run: Path) -> Record:
     return {}
 
 
+@checked_numbers
 def load_run(run: str | Path, *, ema_width: float | None = None) -> tuple[Run, Params]:
     """A run of any family and its averaged parameters, read back for use in Python: its training data are not needed.
 

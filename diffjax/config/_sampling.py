@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Cond, Denoiser, Grid, Params
 from diffjax.config import _names as names
 from diffjax.config._check import check_config
@@ -33,7 +33,7 @@ def build_stepper(config: SamplerConfig) -> AbstractStepper:
     return construct("sampler", names.STEPPERS, config)
 
 
-@whole_numbers
+@checked_numbers
 def build_grid(config: SamplerConfig, process: AbstractGaussianProcess, steps: int | None = None) -> Grid:
     """Descending times [n + 1]; `steps` in place of the configuration's."""
     check_config(config, "sampler.")
@@ -144,6 +144,7 @@ def samples_bound(config: Config, samples: Samples | Data, parts: Parts) -> floa
     return bound or 0.0
 
 
+@checked_numbers
 def build_denoiser(config: Config, parts: Parts, denoiser: Any, bound: float, weak: Denoiser | None = None) -> Denoiser:
     """The denoiser that a run samples with: guided, and with a threshold on x0_hat.
 

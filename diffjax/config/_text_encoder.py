@@ -24,7 +24,7 @@ import numpy as np
 import optax
 from jaxtyping import Bool, Int32
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Key, Params, Text
 from diffjax.config._whitening import Whitening, fit_whitening
 from diffjax.data import EncodedTexts, from_arrays
@@ -54,7 +54,7 @@ _ADDED = 1
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
 
 
-@whole_numbers
+@checked_numbers
 @dataclass(frozen=True, eq=False)
 class TextEncoder:
     """A tokenizer and a frozen encoder: `encoder(texts) -> Text(embedding [b, n, k], mask [b, n])`.
@@ -218,7 +218,7 @@ def _embed(module, params, ids, mask):
     return jnp.where(mask[..., None], module.apply({"params": params}, ids, mask), 0)
 
 
-@whole_numbers
+@checked_numbers
 def pretrain(
     key: Key,
     module: T5Encoder,
@@ -273,7 +273,7 @@ def pretrain(
     return params
 
 
-@whole_numbers
+@checked_numbers
 def make_text_encoder(
     folder: str | Path,
     texts: Sequence[str],

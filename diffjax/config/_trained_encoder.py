@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.config._run import DATA, load, read_config, read_samples
 from diffjax.config._text_encoder import ABOUT, TOKENIZER, TextEncoder, load_text_encoder, make_folder
 from diffjax.config._whitening import Whitening
@@ -24,7 +24,7 @@ def is_run(folder: str | Path) -> bool:
     return (Path(folder) / DATA).is_file()
 
 
-@whole_numbers
+@checked_numbers
 def trained_text_encoder(
     run: str | Path, *, texts: str | Path | None = None, length: int | None = None, dtype: str | None = None
 ) -> TextEncoder:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.data._source import generator
 
 
-@whole_numbers
+@checked_numbers
 def load_digits(split: str = "train", *, holdout: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The images and labels of one part of the digits.
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.data._files import Files, open_files
 from diffjax.data._metadata import METADATA, read_metadata
 from diffjax.data._pictures import SUFFIXES, decode_image
@@ -24,7 +24,7 @@ _WAY_ON = "mend or remove it, or leave such out (data.skip-bad of diffjax train)
 _NUMBER = re.compile(r"-?\d{1,300}(\.\d+)?", re.ASCII)
 
 
-@whole_numbers
+@checked_numbers
 class ImageFolder:
     """Items `folder[i] -> (image uint8 [h, w, c], label)`, for `from_items`.
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Int64
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.data._source import Part, check_position, generator, part_rows
 
 _BLOCK = 4096  # positions that share a generator: making one costs some 20 us
@@ -52,7 +52,7 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return generator(seed, epoch).permutation(count)
 
 
-@whole_numbers
+@checked_numbers
 def uniforms(seed: int, positions: Int64[np.ndarray, " k"], *, stream: int = 0) -> Float[np.ndarray, " k"]:
     """A random number in [0, 1) for each global position, [k], a function of (seed, position, stream) alone.
 
@@ -78,7 +78,7 @@ def _block(seed: int, block: int, stream: int) -> np.ndarray:
     return generator(seed, block, stream, _UNIFORMS).random(_BLOCK)
 
 
-@whole_numbers
+@checked_numbers
 def random_flip(x: np.ndarray, seed: int, positions: Int64[np.ndarray, " k"]) -> np.ndarray:
     """Images [k, h, w, c] of which each is mirrored, left to right, with probability one half.
 

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.data._source import Batch, Part, Source
 
 _CLOSE = 10.0  # seconds to wait for a thread that is still reading
@@ -34,7 +34,7 @@ class WorkerDied(RuntimeError):
     """A process that makes batches has ended by itself: killed (out of memory?), crashed, or never started."""
 
 
-@whole_numbers
+@checked_numbers
 def prefetch(
     source: Source,
     seed: int,

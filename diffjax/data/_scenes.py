@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.data._grammar import CENTRES, PAIRS, Grammar, held_out_rows
 from diffjax.data._source import Batch, Part, Source, check_position, generator, part_rows
 from diffjax.data._texts import CaptionedSource, EncodedTexts
@@ -62,6 +62,7 @@ class Painter(Protocol):
         ...
 
 
+@checked_numbers
 @dataclass(frozen=True, eq=False)
 class Scenes:
     """A source of scenes; cond is their factors, int32 [size, k]. Made by `shapes` and `digit_scenes`.
@@ -102,12 +103,12 @@ class Scenes:
         """Every caption of this split, in the order of `rows`."""
         return tuple(self.captions(self.rows))
 
-    @whole_numbers
+    @checked_numbers
     def __call__(self, seed: int, step: int, size: int, *, part: Part = (0, 1)) -> Batch:
         scene = self.draw(seed, step, size, part=part)
         return scene.x0, scene.factors
 
-    @whole_numbers
+    @checked_numbers
     def draw(self, seed: int, step: int, size: int, *, part: Part = (0, 1)) -> Scene:
         """A batch with all that it was drawn from; arguments as of any source."""
         check_position(seed, step, size)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int32
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.data._grammar import Grammar
 from diffjax.data._scenes import Scenes, check_objects, chosen, make_scenes
 
@@ -90,7 +90,7 @@ class ShapePainter:
         return inside.reshape(len(shape), self.size, _POINTS, self.size, _POINTS).mean(axis=(2, 4))
 
 
-@whole_numbers
+@checked_numbers
 def shapes(
     split: str = "train",
     *,

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 from numpy.typing import ArrayLike
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 
 Part = tuple[int, int]
 Item: TypeAlias = tuple[ArrayLike, PyTree]
@@ -58,7 +58,7 @@ def generator(seed: int, *what: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *what])))
 
 
-@whole_numbers
+@checked_numbers
 def check_position(seed: int, step: int, size: int) -> None:
     """Raises `ValueError` where the numbers name no batch: a fraction, or below the least."""
     for name, value, least in (("seed", seed, 0), ("step", step, 0), ("size", size, 1)):

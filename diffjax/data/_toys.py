@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.data._source import Batch, Part, Source, check_position, generator, part_rows, whole
 
 
@@ -36,7 +36,7 @@ class Mixture:
     covariances: np.ndarray
     weights: np.ndarray
 
-    @whole_numbers
+    @checked_numbers
     def __call__(self, seed: int, step: int, size: int, *, part: Part = (0, 1)) -> Batch:
         check_position(seed, step, size)
         rows, rng = part_rows(size, part), generator(seed, step)
@@ -54,7 +54,7 @@ class Mixture:
         return jax.nn.logsumexp(log_each, axis=1).astype(x.dtype)
 
 
-@whole_numbers
+@checked_numbers
 def mixture(*, components: int = 8, std: float = 0.1) -> Mixture:
     """Equal round Gaussians on a ring of radius sqrt(2 (1 - std^2)), so that each coordinate has variance 1.
 
@@ -81,7 +81,7 @@ def mixture(*, components: int = 8, std: float = 0.1) -> Mixture:
     return Mixture(means, covariances, np.full(components, 1 / components))
 
 
-@whole_numbers
+@checked_numbers
 @dataclass(frozen=True)
 class Checkerboard:
     """A source of draws, uniform on every other square of a board over [-sqrt 3, sqrt 3]^2; cond is None.
@@ -92,7 +92,7 @@ class Checkerboard:
 
     cells: int = 4
 
-    @whole_numbers
+    @checked_numbers
     def __call__(self, seed: int, step: int, size: int, *, part: Part = (0, 1)) -> Batch:
         check_position(seed, step, size)
         rows, rng = part_rows(size, part), generator(seed, step)
@@ -108,7 +108,7 @@ class Checkerboard:
         return jnp.where(filled, -math.log(6), -jnp.inf).astype(x.dtype)
 
 
-@whole_numbers
+@checked_numbers
 def checkerboard(*, cells: int = 4) -> Checkerboard:
     """A checkerboard, uniform on every other of `cells` x `cells` squares.
 
@@ -128,6 +128,7 @@ def checkerboard(*, cells: int = 4) -> Checkerboard:
     return Checkerboard(cells)
 
 
+@checked_numbers
 def two_moons(*, noise: float = 0.05) -> Source:
     """Two interleaved half circles of radius 1 with Gaussian noise, standardised; the label is the moon, 0 or 1.
 
@@ -151,6 +152,7 @@ def two_moons(*, noise: float = 0.05) -> Source:
     return _curve(draw, centre, spread, noise)
 
 
+@checked_numbers
 def swiss_roll(*, noise: float = 0.3) -> Source:
     """A spiral t (cos t, sin t), t uniform on [3 pi/2, 9 pi/2], with Gaussian noise, standardised.
 

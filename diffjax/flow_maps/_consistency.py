@@ -34,12 +34,12 @@ from diffjax._arrays import (
     check,
     check_key,
     check_time,
+    checked_numbers,
     expand,
     is_concrete,
     mean_features,
     time_dtype,
     values_at_once,
-    whole_numbers,
 )
 from diffjax._typing import Cond, Denoiser, Index, Key, Params, Penalty, Sample, Scalar, Time
 from diffjax.losses import mean_square
@@ -56,7 +56,7 @@ from diffjax.samplers._stepper import Step
 SOLVERS = ("euler", "heun", "map")
 
 
-@whole_numbers
+@checked_numbers
 def consistency_loss(
     diffusion: Diffusion,
     params: Params,

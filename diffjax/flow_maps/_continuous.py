@@ -29,10 +29,10 @@ from diffjax._arrays import (
     check,
     check_key,
     check_time,
+    checked_numbers,
     expand,
     mean_features,
     time_dtype,
-    whole_numbers,
 )
 from diffjax._typing import Cond, Denoiser, DrawTimes, Index, Key, Params, Sample, Scalar, Time
 from diffjax.flow_maps._consistency import check_teacher, unweighted
@@ -44,7 +44,7 @@ from diffjax.process import Circle
 from diffjax.process._gaussian import perturb
 
 
-@whole_numbers
+@checked_numbers
 def continuous_consistency_loss(
     diffusion: Diffusion,
     params: Params,
@@ -130,6 +130,7 @@ def continuous_consistency_loss(
     return jnp.mean(per_sample), {"t": t, "per_sample": per_sample, "tangent": size}
 
 
+@checked_numbers
 def consistency_tangent(
     diffusion: Diffusion,
     params: Params,

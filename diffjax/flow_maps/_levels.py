@@ -29,7 +29,16 @@ import numpy as np
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import as_leaf, as_scalar, at_once, check, check_times, is_concrete, values_at_once, whole_numbers
+from diffjax._arrays import (
+    as_leaf,
+    as_scalar,
+    at_once,
+    check,
+    check_times,
+    checked_numbers,
+    is_concrete,
+    values_at_once,
+)
 from diffjax._typing import Index, Key, Scalar, Time
 from diffjax.process import AbstractGaussianProcess, AbstractTimes, ImportanceTimes
 from diffjax.process._times import independent
@@ -60,7 +69,7 @@ class GridLevels(eqx.Module):
                 self.ts[-1] == 0, f"ts: must end at 0, where X(x, 0, 0) = x anchors a consistency model: {self.ts[-1]}"
             )
 
-    @whole_numbers
+    @checked_numbers
     def __call__(self, key: Key, n: int, *, index: Index | None = None, total: int | None = None) -> tuple[Time, Time]:
         """(t, s), each [n]."""
         i = _place(independent(key, n, index), self.ts.shape[0])
@@ -143,7 +152,7 @@ class EDMLevels(eqx.Module):
         first, last = (jnp.exp(-0.5 * _still(self.process).logsnr(jnp.asarray(t))) for t in (0.0, 1.0))
         return jnp.maximum(first, self.sigma_min) ** (1 / self.rho), jnp.minimum(last, self.sigma_max) ** (1 / self.rho)
 
-    @whole_numbers
+    @checked_numbers
     def __call__(self, key: Key, n: int, *, index: Index | None = None, total: int | None = None) -> tuple[Time, Time]:
         """(t, s), each [n]."""
         return self.quantile(independent(key, n, index))
@@ -198,7 +207,7 @@ class ECTLevels(eqx.Module):
         s = process.time_from_logsnr(level - 2 * jnp.log1p(-jnp.where(inside, gap, 0.5)))
         return jnp.where(inside, jnp.clip(s, 0.0, t), 0.0)
 
-    @whole_numbers
+    @checked_numbers
     def __call__(self, key: Key, n: int, *, index: Index | None = None, total: int | None = None) -> tuple[Time, Time]:
         """(t, s), each [n]."""
         t = self.times(key, n, index=index, total=total)[0]
@@ -216,7 +225,7 @@ def _still(process):
     return jax.lax.stop_gradient(process)
 
 
-@whole_numbers
+@checked_numbers
 def ct_levels(step: int | Int[Array, ""], steps: int, *, s0: int = 2, s1: int = 150) -> Int[Array, ""]:
     """N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1: consistency training's number of levels, a scalar.
 
@@ -240,6 +249,7 @@ def ct_levels(step: int | Int[Array, ""], steps: int, *, s0: int = 2, s1: int = 
     return jnp.ceil(jnp.sqrt(share * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1).astype(jnp.int32) + 1
 
 
+@checked_numbers
 def ct_decay(levels: int | Int[Array, ""], *, s0: Scalar = 2.0, mu0: Scalar = 0.9) -> Float[Array, ""]:
     """mu(k) = exp(s0 log(mu0)/N(k)): the decay of consistency training's target average, a scalar.
 
@@ -265,7 +275,7 @@ def ct_decay(levels: int | Int[Array, ""], *, s0: Scalar = 2.0, mu0: Scalar = 0.
     return jnp.exp(s0 * jnp.log(mu0) / jnp.asarray(levels))
 
 
-@whole_numbers
+@checked_numbers
 def ict_levels(step: int | Int[Array, ""], steps: int, *, s0: int = 10, s1: int = 1280) -> Int[Array, ""]:
     """N(k) = min(s0 2^floor(k/K'), s1) + 1, K' = floor(K/(log2(s1/s0) + 1)): iCT's number of levels, a scalar.
 

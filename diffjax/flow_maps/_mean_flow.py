@@ -41,11 +41,11 @@ from diffjax._arrays import (
     check,
     check_key,
     check_time,
+    checked_numbers,
     expand,
     mean_features,
     time_dtype,
     values_at_once,
-    whole_numbers,
 )
 from diffjax._typing import Cond, Denoiser, Index, Key, Params, Sample, Scalar, Time
 from diffjax.flow_maps._eulerian import (
@@ -94,7 +94,7 @@ class GuidedVelocity(eqx.Module):
             check(self.kappa < 1, f"kappa: must be below 1, got {self.kappa}")
 
 
-@whole_numbers
+@checked_numbers
 def mean_flow_loss(
     diffusion: Diffusion,
     params: Params,

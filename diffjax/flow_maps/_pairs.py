@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_scalar, check, check_key, default_index, sample_keys, values_at_once, whole_numbers
+from diffjax._arrays import as_scalar, check, check_key, checked_numbers, default_index, sample_keys, values_at_once
 from diffjax._typing import Index, Key, Scalar, Time
 from diffjax.process import AbstractProcess, AbstractTimes, LowDiscrepancyTimes
 from diffjax.process._times import StratifiedTimes
@@ -76,7 +76,7 @@ class SortedPairs(AbstractPairs):
         q, r = self.times.density, (self.times if self.other is None else self.other).density
         return jnp.where(s < t, q(t) * r(s) + r(t) * q(s), 0.0)
 
-    @whole_numbers
+    @checked_numbers
     def __call__(self, key: Key, n: int, *, index: Index | None = None, total: int | None = None):
         check_key(key)
         first_key, second_key = jax.random.split(key)
@@ -100,7 +100,7 @@ class UniformPairs(AbstractPairs):
         low, high = self.process.interval()
         return jnp.where((low <= s) & (s < t) & (t <= high), 2 / (high - low) ** 2, 0.0)
 
-    @whole_numbers
+    @checked_numbers
     def __call__(self, key: Key, n: int, *, index: Index | None = None, total: int | None = None):
         check_key(key)
         keys = sample_keys(key, default_index(n, index))
@@ -146,7 +146,7 @@ class PartlyEqual(AbstractPairs):
     def density(self, t: Time, s: Time) -> Time:
         return (1 - self.share) * self.pairs.density(t, s)
 
-    @whole_numbers
+    @checked_numbers
     def __call__(self, key: Key, n: int, *, index: Index | None = None, total: int | None = None):
         check_key(key)
         pairs_key, place_key = jax.random.split(key)

@@ -35,10 +35,10 @@ from diffjax._arrays import (
     answered,
     as_samples,
     check_key,
+    checked_numbers,
     expand,
     is_concrete,
     time_dtype,
-    whole_numbers,
 )
 from diffjax._typing import Cond, Grid, Index, Key, Params, Sample, Time
 from diffjax.losses import draw_steps, per_sample_loss
@@ -63,7 +63,7 @@ def truncated_snr(process: AbstractGaussianProcess, parameterisation: AbstractPa
     return jnp.maximum(1.0, jnp.exp(-process.logsnr(t)))
 
 
-@whole_numbers
+@checked_numbers
 def progressive_loss(
     diffusion: Diffusion,
     params: Params,
@@ -142,7 +142,7 @@ def progressive_loss(
     return jnp.mean(per_sample), {"t": t, "per_sample": per_sample}
 
 
-@whole_numbers
+@checked_numbers
 def progressive_target(
     process: AbstractGaussianProcess,
     teacher: Any,

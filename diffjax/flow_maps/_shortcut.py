@@ -20,12 +20,12 @@ from diffjax._arrays import (
     as_samples,
     check,
     check_key,
+    checked_numbers,
     default_index,
     expand,
     normal_like,
     sample_keys,
     time_dtype,
-    whole_numbers,
 )
 from diffjax._typing import Cond, Index, Key, Params, Sample, Scalar
 from diffjax.flow_maps._eulerian import average_velocity
@@ -36,7 +36,7 @@ from diffjax.process import Line, line_grid
 from diffjax.process._gaussian import perturb
 
 
-@whole_numbers
+@checked_numbers
 def shortcut_loss(
     diffusion: Diffusion,
     params: Params,

@@ -30,6 +30,7 @@ from diffjax._arrays import (
     check_shape,
     check_time,
     check_times,
+    checked_numbers,
     default_index,
     expand,
     is_concrete,
@@ -38,7 +39,6 @@ from diffjax._arrays import (
     sample_keys,
     time_dtype,
     values_at_once,
-    whole_numbers,
 )
 from diffjax._typing import (
     Cond,
@@ -71,7 +71,7 @@ LatentGenerator: TypeAlias = Callable[[Sample, Time, Float[Array, "b k"]], Sampl
 """`G(xt [b, *d], t [] or [b], z [b, latents]) -> x0 [b, *d]`, a draw of q(x0 | xt) where z ~ N(0, I)."""
 
 
-@whole_numbers
+@checked_numbers
 class NetworkGenerator(eqx.Module):
     """`G(xt [b, *d], t [] or [b], z [b, latents]) -> x0 [b, *d]` of a network; made by `DenoisingGAN.conditioned`.
 
@@ -126,7 +126,7 @@ class NetworkGenerator(eqx.Module):
         return answered("generator", x0, xt.shape).astype(xt.dtype)
 
 
-@whole_numbers
+@checked_numbers
 class LatentAncestral(AbstractStepper):
     """Steps of a denoising diffusion GAN: x0 = G(xt, t, z) with a fresh z, then xs ~ q(xs | xt, x0).
 
@@ -187,7 +187,7 @@ class LatentAncestral(AbstractStepper):
         return w.c_x * x + w.c_x0 * x0 + w.c_z * normal_like(at.keys_of(1), x), None
 
 
-@whole_numbers
+@checked_numbers
 class DenoisingGAN(AbstractGAN):
     """A denoising diffusion GAN for a process and a grid of K steps.
 
@@ -279,6 +279,7 @@ class DenoisingGAN(AbstractGAN):
         pair = jnp.concatenate([scaled(self.process, x, s), scaled(self.process, xt, t)], axis=-1)
         return self.discriminator.apply(weights, pair, clock(self.process, t, x), cond)
 
+    @checked_numbers
     def generate(
         self, params: Params, key: Key, index: Index, cond: Cond = None, *, temperature: Scalar = 1.0
     ) -> Sample:
@@ -296,7 +297,7 @@ class DenoisingGAN(AbstractGAN):
         return as_samples("x0", x0, (x0.shape[0], *self.shape))
 
 
-@whole_numbers
+@checked_numbers
 def denoising_pairs(
     key: Key,
     process: AbstractGaussianProcess,

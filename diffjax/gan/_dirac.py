@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
-from diffjax._arrays import as_scalar, check, values_at_once
+from diffjax._arrays import as_scalar, check, checked_numbers, values_at_once
 from diffjax._typing import Scalar
 from diffjax.gan._penalties import check_nonnegative
 
@@ -84,6 +84,7 @@ class DiracGAN(eqx.Module):
         """
         return self.slope * jnp.where((self.r1 > 0) & (self.r2 > 0), 1.0, 2.0)
 
+    @checked_numbers
     def update_matrix(self, step_size: Scalar, *, simultaneous: bool = False) -> Float[Array, "2 2"]:
         """The matrix by which one step of plain gradient descent multiplies (theta, psi), [2, 2].
 
@@ -107,6 +108,7 @@ class DiracGAN(eqx.Module):
         generator = jnp.stack([both[0], jnp.stack([zero, one])])
         return generator @ discriminator
 
+    @checked_numbers
     def spectral_radius(self, step_size: Scalar, *, simultaneous: bool = False) -> Float[Array, ""]:
         """By how much a step shrinks the distance to the equilibrium in the long run, a scalar; above 1 it grows.
 

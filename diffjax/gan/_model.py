@@ -27,12 +27,12 @@ from diffjax._arrays import (
     as_index,
     as_samples,
     check_key,
+    checked_numbers,
     default_index,
     mean_features,
     normal_like,
     part_of,
     sample_keys,
-    whole_numbers,
 )
 from diffjax._typing import Cond, Index, Key, Network, Params, Sample, Scalar
 from diffjax.gan._losses import AbstractGANLoss, Logits, NonSaturating, check_loss
@@ -99,7 +99,7 @@ class AbstractGAN(eqx.Module):
         return lambda x: answered("discriminator", self.logits(weights, x, given, cond), (x.shape[0], ...))
 
 
-@whole_numbers
+@checked_numbers
 class GAN(AbstractGAN):
     """A generative adversarial network: samples are drawn by one evaluation of a network.
 
@@ -160,6 +160,7 @@ class GAN(AbstractGAN):
         x = as_samples("x", x)
         return self.discriminator.apply(weights, x, jnp.zeros(x.shape[0], x.dtype), cond)
 
+    @checked_numbers
     def generate(
         self, params: Params, key: Key, index: Index, cond: Cond = None, *, temperature: Scalar = 1.0
     ) -> Sample:
@@ -224,7 +225,7 @@ def with_power(gan: AbstractGAN, key: Key, params: dict[str, Params]) -> dict[st
     return params | ({"power": init_power(key, params["discriminator"])} if gan.spectral else {})
 
 
-@whole_numbers
+@checked_numbers
 def discriminator_loss(
     gan: AbstractGAN,
     params: Params,
@@ -350,6 +351,7 @@ def generator_loss(
     return jnp.mean(per_sample), {"per_sample": per_sample}
 
 
+@checked_numbers
 def generate_samples(
     gan: AbstractGAN, params: Params, key: Key, index: Index, cond: Cond = None, *, temperature: Scalar = 1.0
 ) -> Sample:
@@ -389,7 +391,7 @@ def generate_samples(
     return gan.generate(params, key, as_index(index), cond, temperature=temperature)
 
 
-@whole_numbers
+@checked_numbers
 def training_losses(
     gan: AbstractGAN,
     *,

@@ -21,20 +21,21 @@ from jaxtyping import Array, Float, Int
 from diffjax._arrays import (
     answered,
     as_accumulators,
-    as_numbers,
     as_samples,
     at_once,
     check,
     check_key,
+    check_scalar,
+    checked_numbers,
     leaves_by_path,
     mean_features,
     sum_features,
-    whole_numbers,
 )
 from diffjax._typing import Key, Params, Sample, Scalar
 from diffjax.gan._losses import Logits
 
 
+@checked_numbers
 def gradient_penalty(discriminator: Callable[[Sample], Logits], x: Sample, gamma: Scalar = 1.0) -> Float[Array, " b"]:
     """gamma/2 |grad_x D(x)|^2 of each sample, [b]: R1 where x are data, R2 where they are samples.
 
@@ -63,25 +64,14 @@ def gradient_penalty(discriminator: Callable[[Sample], Logits], x: Sample, gamma
     return (0.5 * jnp.asarray(gamma)).astype(squared.dtype) * squared
 
 
-def one_number(name: str, value: Any) -> Float[Array, ""]:
-    """The number `name` as a scalar; `ValueError` where it is no number, or several."""
-    with at_once(value):
-        number = as_numbers(name, value, whole=True, finite=False)
-    if number.ndim:
-        raise ValueError(f"{name}: one number is needed, got an array of shape {number.shape}")
-    return number
-
-
 def check_nonnegative(name: str, value: Any) -> None:
     """Raises `ValueError` where a number `name` is no scalar, not finite or below 0; what is traced passes."""
-    if callable(value):
-        raise ValueError(f"{name}: a number is needed, got a function; of a schedule give {name}=schedule(step)")
+    check_scalar(name, value)
     with at_once(value):
-        number = one_number(name, value)
-        check((number >= 0) & jnp.isfinite(number), f"{name}: a finite number, not below 0, got {value}")
+        check((value >= 0) & jnp.isfinite(value), f"{name}: a finite number, not below 0, got {value}")
 
 
-@whole_numbers
+@checked_numbers
 def lazy(
     penalty: Callable[[], Float[Array, " b"]], step: Int[Array, ""] | int, *, every: int = 16
 ) -> Float[Array, " b"]:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import optax
 
-from diffjax._arrays import at_once, check, whole_numbers
+from diffjax._arrays import at_once, check, check_scalar, checked_numbers
 from diffjax._typing import Scalar
-from diffjax.gan._penalties import check_nonnegative, one_number
+from diffjax.gan._penalties import check_nonnegative
 
 
 class R3GAN(NamedTuple):
@@ -36,7 +36,7 @@ class R3GAN(NamedTuple):
     """Adam, for the generator and the discriminator each."""
 
 
-@whole_numbers
+@checked_numbers
 def r3gan(
     steps: int,
     *,
@@ -85,9 +85,9 @@ def r3gan(
     final_gamma = 0.1 * gamma if final_gamma is None else final_gamma
     check_nonnegative("final_gamma", final_gamma)
     for name, value in (("beta2", beta2), ("final_beta2", final_beta2)):
+        check_scalar(name, value)
         with at_once(value):
-            number = one_number(name, value)
-            check((number >= 0) & (number < 1), f"{name}: a number in [0, 1) is needed, got {value}")
+            check((value >= 0) & (value < 1), f"{name}: a number in [0, 1) is needed, got {value}")
     check_nonnegative("learning_rate", learning_rate)
     check(learning_rate > 0, f"learning_rate: must be positive, got {learning_rate}")
     final_rate = 0.25 * learning_rate if final_learning_rate is None else final_learning_rate
@@ -96,7 +96,7 @@ def r3gan(
     return R3GAN(annealed(gamma, final_gamma, steps), adam(rate, annealed(beta2, final_beta2, steps)))
 
 
-@whole_numbers
+@checked_numbers
 def annealed(start: Any, stop: Any, steps: int) -> optax.Schedule:
     """From one scalar to another along half a cosine over `steps` steps, and on at the second."""
     share = optax.cosine_decay_schedule(1.0, steps)

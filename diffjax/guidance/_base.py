@@ -11,6 +11,7 @@ Scale 1 is none, bit for bit, whatever the rule. All numbers are [] or one a sam
 import abc
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,7 +20,17 @@ import numpy as np
 from jaxtyping import Array
 from typing_extensions import TypeAliasType
 
-from diffjax._arrays import answered, as_leaf, as_samples, check, check_time, expand, is_concrete, values_at_once
+from diffjax._arrays import (
+    answered,
+    as_leaf,
+    as_samples,
+    check,
+    check_time,
+    checked_numbers,
+    expand,
+    is_concrete,
+    values_at_once,
+)
 from diffjax._typing import Denoiser, PerSample, Sample, Time
 
 Pair = TypeAliasType("Pair", Callable[[Sample, Time], tuple[Sample, Sample]])
@@ -46,7 +57,7 @@ def aligned(value: PerSample, xt: Sample) -> Array:
 
 
 @values_at_once
-def number(name: str, value: PerSample) -> Array:
+def number(name: str, value: Any) -> Array:
     """A number as a float leaf.
 
     Raises:
@@ -103,6 +114,7 @@ class Linear(AbstractRule):
         return cond + (scale - 1) * (cond - uncond)
 
 
+@checked_numbers
 class Guided(AbstractGuide):
     """The guided denoiser `D(xt [b, *d], t [] or [b]) -> x0_hat [b, *d]`; made by `classifier_free`, `extrapolate`.
 

@@ -12,7 +12,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffjax._arrays import expand
+from diffjax._arrays import checked_numbers, expand
 from diffjax._typing import Denoiser, Sample, Scalar, Time
 from diffjax.guidance._base import AbstractRule, both
 from diffjax.guidance._interval import within_interval
@@ -43,6 +43,7 @@ class ZeroVelocity(eqx.Module):
         return expand(jnp.asarray(factor, xt.dtype), xt) * xt
 
 
+@checked_numbers
 def zero_init(process: AbstractGaussianProcess, denoiser: Denoiser, logsnr_start: Scalar) -> Denoiser:
     """Zero velocity below a logsnr, the denoiser `(xt [b, *d], t) -> [b, *d]` from there on: it skips the first steps.
 

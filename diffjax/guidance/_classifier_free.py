@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import as_samples, check_time
+from diffjax._arrays import as_samples, check_time, checked_numbers
 from diffjax._typing import Cond, Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractGuide, AbstractRule, Linear, guided
 from diffjax.parameterisation import NetworkDenoiser
@@ -55,6 +55,7 @@ class OnePass(AbstractGuide):
         return cond, uncond
 
 
+@checked_numbers
 def classifier_free(
     denoiser: NetworkDenoiser,
     null: Cond,

@@ -11,7 +11,7 @@ algorithm 1.
 
 import jax.numpy as jnp
 
-from diffjax._arrays import check, expand, sum_features, values_at_once
+from diffjax._arrays import check, checked_numbers, expand, sum_features, values_at_once
 from diffjax._typing import Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import number
 from diffjax.guidance._posterior import AbstractPosterior, ObservationLike, observation, observe, positive
@@ -44,6 +44,7 @@ class DPSNormalised(AbstractPosterior):
         return at.x0_hat + at.covariance(at.operator.pull(weight * at.residual))
 
 
+@checked_numbers
 def dps(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
@@ -88,6 +89,7 @@ def _not_negative(scale):
     return scale
 
 
+@checked_numbers
 def dps_normalised(
     process: AbstractGaussianProcess, denoiser: Denoiser, operator: Operator, y: ObservationLike, *, scale: PerSample
 ) -> Denoiser:

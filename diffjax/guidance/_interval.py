@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffjax._arrays import as_leaf, as_samples, check, expand
+from diffjax._arrays import as_leaf, as_samples, check, checked_numbers, expand
 from diffjax._typing import Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractGuide
 from diffjax.parameterisation._denoiser import predict
@@ -39,6 +39,7 @@ class Interval(AbstractGuide):
         return jnp.where(expand(within, xt), inside(xt), outside(xt))
 
 
+@checked_numbers
 def within_interval(
     process: AbstractGaussianProcess, guided: Denoiser, plain: Denoiser, low: PerSample, high: PerSample
 ) -> Denoiser:

@@ -14,7 +14,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import lineax as lx
 
-from diffjax._arrays import expand
+from diffjax._arrays import checked_numbers, expand
 from diffjax._typing import Denoiser, PerSample, Sample, Scalar, Time
 from diffjax.guidance._posterior import (
     CONJUGATE_GRADIENTS,
@@ -66,6 +66,7 @@ class Proximal(AbstractPosterior):
         return x0_hat + square * operator.pull(weighted)
 
 
+@checked_numbers
 def pigdm(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
@@ -105,6 +106,7 @@ def pigdm(
     return PiGDM(process, denoiser, operator, observation(y), std, data_std, solver)
 
 
+@checked_numbers
 def proximal(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,

@@ -16,7 +16,7 @@ conjugate gradients, each sample's its own. For an A that is not linear, A' is i
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +139,7 @@ def isotropic(process: AbstractGaussianProcess, data_std: Scalar, x: Sample, t: 
 
 
 @values_at_once
-def positive(name: str, value: PerSample) -> Array:
+def positive(name: str, value: Any) -> Array:
     """A number as a leaf, scalar or [b]; ValueError where it has another shape or is not positive."""
     value = as_leaf(name, value)
     if jnp.ndim(value) > 1:

@@ -18,7 +18,7 @@ from operator import add
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffjax._arrays import as_samples, at_once, check
+from diffjax._arrays import as_samples, at_once, check, checked_numbers
 from diffjax._typing import Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractGuide, aligned, check_sign, number
 from diffjax.parameterisation._denoiser import predict
@@ -95,6 +95,7 @@ def product(
     return Product(process, denoisers, same_shape(values))
 
 
+@checked_numbers
 def negation(process: AbstractGaussianProcess, denoiser: Denoiser, unwanted: Denoiser, weight: PerSample) -> Denoiser:
     """p/q^weight at each level, "p but not q", as a denoiser `(xt [b, *d], t) -> [b, *d]`.
 

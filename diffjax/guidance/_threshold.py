@@ -11,7 +11,7 @@ Source: Saharia et al. 2022 (Imagen), section 2.3, for data in [-1, 1].
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import as_leaf, at_once, check
+from diffjax._arrays import as_leaf, at_once, check, checked_numbers
 from diffjax._typing import Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractGuide, aligned, number
 from diffjax.parameterisation._denoiser import predict
@@ -57,6 +57,7 @@ class DynamicThreshold(_Threshold):
         return jnp.clip(x0, -reach, reach) * (bound / reach)
 
 
+@checked_numbers
 def static_threshold(denoiser: Denoiser, low: PerSample = -1.0, high: PerSample = 1.0) -> Denoiser:
     """The denoiser's x0_hat [b, *d] clipped to the range of the data: what other libraries call `clip_denoised`.
 
@@ -86,6 +87,7 @@ def static_threshold(denoiser: Denoiser, low: PerSample = -1.0, high: PerSample 
     return StaticThreshold(denoiser, low, high)
 
 
+@checked_numbers
 def dynamic_threshold(
     denoiser: Denoiser, quantile: float = 0.995, bound: PerSample = 1.0, *, largest: float | PerSample = float("inf")
 ) -> Denoiser:

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 
 
-@whole_numbers
+@checked_numbers
 class TruncatedCG(lx.AbstractLinearSolver):
     """Solves M x = b, [*m], for M >= I; ends early where M proves not to be.
 

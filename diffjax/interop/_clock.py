@@ -10,13 +10,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Time
 from diffjax.parameterisation import AbstractParameterisation
 from diffjax.process import AbstractGaussianProcess
 
 
-@whole_numbers
+@checked_numbers
 class OnSteps(AbstractParameterisation):
     """Another parameterisation, whose network has c_noise = t K - 1 (0 before the first step) and is given xt as it is.
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Cond, Denoiser, Params
 from diffjax.interop._config import check_bound, shown
 from diffjax.interop._files import NAMES, look_up, read_json, weights_in, write_json, write_tensors
@@ -72,7 +72,7 @@ class Loaded(NamedTuple):
     config: dict[str, Any]
 
 
-@whole_numbers
+@checked_numbers
 def from_pretrained(
     source: str | Path,
     *,

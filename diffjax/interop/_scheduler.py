@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.interop._clock import OnSigma, OnSteps
 from diffjax.interop._config import naming, read_fields
 from diffjax.interop._lowered import LoweredAtTheEnd
@@ -41,7 +41,7 @@ FEW = 15
 """Below so many steps DPM-Solver++ lowers the order of the last ones, where `lower_order_final` is on."""
 
 
-@whole_numbers
+@checked_numbers
 def read_scheduler(config: Mapping[str, Any], steps: int = 50, *, where: str = "scheduler_config.json") -> Sampling:
     """The process, parameterisation, grid (of shape [steps] or [steps + 1]), method and thresholds of a configuration.
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.interop._files import read_regular
 
 LARGEST = 2**28
@@ -39,7 +39,7 @@ class Vocabulary(NamedTuple):
     added: int
 
 
-@whole_numbers
+@checked_numbers
 def tokenize(source: str | os.PathLike[str], texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
     """The ids of texts, each cut or filled up to one length.
 
@@ -74,7 +74,7 @@ def tokenize(source: str | os.PathLike[str], texts: Sequence[str], length: int) 
     return ids, np.array([each.attention_mask for each in encoded], bool).reshape(-1, length)
 
 
-@whole_numbers
+@checked_numbers
 def train_tokenizer(texts: Iterable[str], path: str | os.PathLike[str], *, vocabulary: int = 512) -> None:
     """Trains byte pair encoding on texts and writes a tokenizer.json, the same for the same texts.
 

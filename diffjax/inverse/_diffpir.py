@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import lineax as lx
 
-from diffjax._arrays import as_samples, as_scalar, check, check_key, values_at_once
+from diffjax._arrays import as_samples, as_scalar, check, check_key, checked_numbers, values_at_once
 from diffjax._typing import Denoiser, GridLike, Index, Key, PerSample, Sample, Scalar
 from diffjax.guidance import proximal
 from diffjax.guidance._posterior import CONJUGATE_GRADIENTS, ObservationLike
@@ -52,6 +52,7 @@ class Renoise(AbstractStepper):
         return ddim_step(denoiser, x, at), None
 
 
+@checked_numbers
 def diffpir(
     key: Key,
     process: AbstractGaussianProcess,

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Shaped
 
-from diffjax._arrays import as_samples, check_key, normal_like, whole_numbers
+from diffjax._arrays import as_samples, check_key, checked_numbers, normal_like
 from diffjax._typing import Denoiser, FlowMap, GridLike, Index, Key, Numbers, Sample, Weights
 from diffjax.guidance._posterior import ObservationLike, observation
 from diffjax.operators._linear import as_mask, check_mask
@@ -37,7 +37,7 @@ class RePaintWeights(NamedTuple):
     up_std: Numbers
 
 
-@whole_numbers
+@checked_numbers
 class RePaint(AbstractStepper):
     """A stepper that puts back what is known and repeats each step; replacement where `times` is 1.
 
@@ -126,7 +126,7 @@ def check_known(y: Array, x: Sample) -> None:
         raise ValueError(f"y: shape {x.shape}, that of the samples, is needed (the first may be 1), got {y.shape}")
 
 
-@whole_numbers
+@checked_numbers
 def inpaint(
     key: Key,
     process: AbstractGaussianProcess,

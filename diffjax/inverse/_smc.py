@@ -26,6 +26,7 @@ from diffjax._arrays import (
     as_samples,
     check,
     check_key,
+    checked_numbers,
     default_index,
     normal_like,
     sample_keys,
@@ -80,6 +81,7 @@ def systematic(key: Key, log_weights: Float[Array, " k"]) -> Int[Array, " k"]:
     return jnp.minimum(found, k - 1)
 
 
+@checked_numbers
 def twisted_smc(
     key: Key,
     process: AbstractGaussianProcess,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import answered, as_samples, check_key, default_index, log_mean_exp, whole_numbers
+from diffjax._arrays import answered, as_samples, check_key, checked_numbers, default_index, log_mean_exp
 from diffjax._typing import Denoiser, Index, Key
 from diffjax.likelihood._dequantisation import Data, Dequantisation, Quantisation, UniformDequantisation, dequantise
 from diffjax.likelihood._flow import log_likelihood
@@ -59,7 +59,7 @@ def importance_weighted_bound(log_weights: Float[Array, "k b"]) -> tuple[Float[A
     return log_mean_exp(as_samples("log_weights", log_weights))
 
 
-@whole_numbers
+@checked_numbers
 def bits_per_dim(
     key: Key,
     process: AbstractGaussianProcess,

@@ -25,6 +25,7 @@ from diffjax._arrays import (
     check,
     check_key,
     check_shape,
+    checked_numbers,
     default_index,
     is_concrete,
     normal_like,
@@ -32,7 +33,6 @@ from diffjax._arrays import (
     sample_keys,
     sum_features,
     values_at_once,
-    whole_numbers,
 )
 from diffjax._typing import Index, Key, Params, Sample
 from diffjax.losses import check_levels
@@ -43,7 +43,7 @@ Dequantisation = TypeAliasType("Dequantisation", Callable[[Key, Sample, Index], 
 """`(key, x [b, *d], index [b]) -> (u [b, *d], log q [b])`."""
 
 
-@whole_numbers
+@checked_numbers
 class Quantisation(eqx.Module):
     """What whole numbers 0 .. levels - 1 stand for in the coordinates of the network.
 
@@ -134,7 +134,7 @@ class VariationalDequantisation(eqx.Module):
         return jax.nn.sigmoid(z), sum_features(log_q)
 
 
-@whole_numbers
+@checked_numbers
 def init_dequantiser(key: Key, shape: tuple[int, ...], width: int = 64) -> Params:
     """Parameters of `apply_dequantiser` for samples of a shape [*d]: near the uniform noise, whatever the data."""
     check_key(key)

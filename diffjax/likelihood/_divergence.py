@@ -22,9 +22,9 @@ from diffjax._arrays import (
     as_accumulators,
     as_samples,
     check_key,
+    checked_numbers,
     sample_keys,
     sum_features,
-    whole_numbers,
 )
 from diffjax._typing import Index, Key, Sample
 
@@ -32,7 +32,7 @@ BLOCK = 8
 """Forward products at once: a U-Net's memory grows eightfold at most, and its time is near its least."""
 
 
-@whole_numbers
+@checked_numbers
 class Exact(eqx.Module):
     """The trace of the Jacobian by a forward product for each of the d features: exact, and d times the work.
 
@@ -74,7 +74,7 @@ class Exact(eqx.Module):
         return u, jax.lax.scan(add, total, jnp.arange(0, size, block))[0][None]
 
 
-@whole_numbers
+@checked_numbers
 class Hutchinson(eqx.Module):
     """E[v' J v] over random v with E[v v'] = I; the probes are drawn once a solve.
 
@@ -118,7 +118,7 @@ class Hutchinson(eqx.Module):
         return u, jax.vmap(lambda v: _product(v, pull(v.astype(u.dtype))[0]))(probes)
 
 
-@whole_numbers
+@checked_numbers
 class HutchPlusPlus(eqx.Module):
     """Hutch++: the trace on the span of a random sketch exactly, Hutchinson's estimate on what is left.
 

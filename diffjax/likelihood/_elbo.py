@@ -23,13 +23,13 @@ from diffjax._arrays import (
     as_samples,
     check_key,
     check_times,
+    checked_numbers,
     default_index,
     is_concrete,
     mean_features,
     normal_like,
     sample_keys,
     time_dtype,
-    whole_numbers,
 )
 from diffjax._typing import Denoiser, GridLike, Index, Key, Reconstruction, Sample
 from diffjax.losses import bound_parts, gaussian_decoder, snr_differences
@@ -52,7 +52,7 @@ class Elbo(NamedTuple):
     diffusion: Float[Array, " b"]
 
 
-@whole_numbers
+@checked_numbers
 def evaluate_continuous_elbo(
     key: Key,
     process: AbstractGaussianProcess,
@@ -94,7 +94,7 @@ def evaluate_continuous_elbo(
     return _continuous(key, process, denoiser, x0, times, reconstruction, index, draws)
 
 
-@whole_numbers
+@checked_numbers
 def evaluate_discrete_elbo(
     key: Key,
     process: AbstractGaussianProcess,

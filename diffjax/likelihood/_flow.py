@@ -22,13 +22,13 @@ from diffjax._arrays import (
     as_samples,
     check,
     check_key,
+    checked_numbers,
     default_index,
     is_concrete,
     nan_unless,
     sum_features,
     time_dtype,
     values_at_once,
-    whole_numbers,
 )
 from diffjax._typing import Denoiser, Index, Key, Sample, Scalar
 from diffjax.likelihood._divergence import Exact, Hutchinson, HutchPlusPlus
@@ -50,7 +50,7 @@ class LogLikelihood(NamedTuple):
     """Evaluations of the field and its divergence together, those of rejected steps included."""
 
 
-@whole_numbers
+@checked_numbers
 def log_likelihood(
     key: Key,
     process: AbstractGaussianProcess,
@@ -153,6 +153,7 @@ def worst_sample(state: tuple[Sample, Float[Array, "m b"]]) -> Float[Array, ""]:
     return jnp.sqrt(jnp.maximum(jnp.max(sum_features(x**2)) / x[0].size, jnp.max(jnp.mean(total**2, axis=0))))
 
 
+@checked_numbers
 def adaptive(tolerance: float) -> diffrax.PIDController:
     """Step sizes for `log_likelihood`: a tolerance, relative and absolute, for the worst sample's root mean square.
 

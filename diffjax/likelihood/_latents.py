@@ -23,13 +23,13 @@ from diffjax._arrays import (
     check,
     check_one_a_sample,
     check_times,
+    checked_numbers,
     expand,
     is_concrete,
     mean_features,
     nan_unless,
     sum_features,
     time_dtype,
-    whole_numbers,
 )
 from diffjax._typing import Denoiser, GridLike, Sample, Scalar, Time
 from diffjax.likelihood._flow import flow_ends
@@ -50,7 +50,7 @@ class Encoding(NamedTuple):
     """Whether the solve got there."""
 
 
-@whole_numbers
+@checked_numbers
 def flow_encode(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,
@@ -89,7 +89,7 @@ def flow_encode(
     return _encode(process, denoiser, x0, low, high, solver, controller, max_steps, adjoint)
 
 
-@whole_numbers
+@checked_numbers
 def flow_decode(
     process: AbstractGaussianProcess,
     denoiser: Denoiser,

@@ -29,6 +29,7 @@ from diffjax._arrays import (
     check,
     check_key,
     check_times,
+    checked_numbers,
     default_index,
     expand,
     is_concrete,
@@ -37,7 +38,6 @@ from diffjax._arrays import (
     sum_features,
     time_dtype,
     values_at_once,
-    whole_numbers,
 )
 from diffjax._typing import Cond, GridLike, Index, Key, Network, Params, Reconstruction, Sample, Scalar
 from diffjax.losses._denoising import mean_square
@@ -71,7 +71,7 @@ def learned_variance(log_large: Array, log_small: Array, answer: Sample | None) 
     return share * expand(log_large, answer) + (1 - share) * expand(log_small, answer)
 
 
-@whole_numbers
+@checked_numbers
 class BinDecoder(eqx.Module):
     """-log of a Gaussian's mass on a level's bin, for data quantised evenly on [-1, 1]; the outermost bins are open.
 
@@ -116,7 +116,7 @@ def density_decoder(x0: Sample, mean: Sample, log_variance: Array) -> Float[Arra
     return sum_features(0.5 * (z2 + log_variance + jnp.log(2 * jnp.pi)))
 
 
-@whole_numbers
+@checked_numbers
 def negative_ddpm_elbo(
     diffusion: Diffusion,
     params: Params,
@@ -160,7 +160,7 @@ def negative_ddpm_elbo(
     return summarise(parts, drawn.t)
 
 
-@whole_numbers
+@checked_numbers
 def learned_variance_loss(
     diffusion: Diffusion,
     params: Params,

@@ -24,13 +24,13 @@ from diffjax._arrays import (
     as_samples,
     check_key,
     check_time,
+    checked_numbers,
     default_index,
     expand,
     mean_features,
     normal_like,
     sample_keys,
     time_dtype,
-    whole_numbers,
 )
 from diffjax._typing import Cond, DrawTimes, Index, Key, Params, Penalty, Sample, Scalar, Time
 from diffjax.losses._weighting import native
@@ -51,7 +51,7 @@ def mean_square(error: Sample) -> Float[Array, " b"]:
     return mean_features(error**2)
 
 
-@whole_numbers
+@checked_numbers
 def denoising_loss(
     diffusion: Diffusion,
     params: Params,
@@ -186,6 +186,7 @@ def _weight_on_answer(weighting, process, parameterisation, t):
     return weighting(process, parameterisation, t) * eps_error_scale(parameterisation, process, t)
 
 
+@checked_numbers
 def drop_condition(key: Key, cond: Cond, null: Cond, probability: Scalar, *, index: Index | None = None) -> Cond:
     """Condition dropout for classifier-free training: each sample's condition becomes null with a probability.
 

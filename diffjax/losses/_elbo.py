@@ -26,6 +26,7 @@ from diffjax._arrays import (
     check,
     check_key,
     check_times,
+    checked_numbers,
     default_index,
     is_concrete,
     normal_like,
@@ -33,7 +34,6 @@ from diffjax._arrays import (
     sum_features,
     time_dtype,
     values_at_once,
-    whole_numbers,
 )
 from diffjax._typing import Cond, DrawTimes, Grid, GridLike, Index, Key, Params, Reconstruction, Sample, Scalar, Time
 from diffjax.losses._denoising import per_sample_loss
@@ -47,6 +47,7 @@ OFF_LEVEL = 0.05
 _UNIFORM = (UniformTimes, StratifiedTimes, LowDiscrepancyTimes, ImportanceTimes)
 
 
+@checked_numbers
 def gaussian_decoder(x0: Sample, eps: Sample, std: Scalar) -> Float[Array, " b"]:
     """-log N(x0; z, std^2 I) in nats, [b], where z = x0 + std eps: for data that is continuous.
 
@@ -60,7 +61,7 @@ def gaussian_decoder(x0: Sample, eps: Sample, std: Scalar) -> Float[Array, " b"]
     return sum_features(0.5 * (eps**2 + jnp.log(2 * jnp.pi)) + jnp.log(std))
 
 
-@whole_numbers
+@checked_numbers
 class LevelDecoder(eqx.Module):
     """p(x0 | z) proportional to N(z; x0, std^2) over the levels that a feature can have: for data that is quantised.
 
@@ -84,6 +85,7 @@ class LevelDecoder(eqx.Module):
         check(self.levels >= 2, f"levels: at least two are needed, got {self.levels}")
         check(self.high > self.low, f"high: must be more than low = {self.low}, got {self.high}")
 
+    @checked_numbers
     def __call__(self, x0: Sample, eps: Sample, std: Scalar) -> Float[Array, " b"]:
         """-log p(x0 | x0 + std eps) in nats, [b], for x0, eps [b, *d] on the levels and a scalar std.
 
@@ -99,6 +101,7 @@ class LevelDecoder(eqx.Module):
         return sum_features(jax.nn.logsumexp(-0.5 * distance**2, axis=-1) + 0.5 * eps**2)
 
 
+@checked_numbers
 def check_levels(x0: Sample, levels: int, low: float, high: float) -> None:
     """Raises `ValueError` where a concrete x0 [b, *d] is not on `levels` values spread evenly from low to high."""
     x0 = as_samples("x0", x0)
@@ -109,7 +112,7 @@ def check_levels(x0: Sample, levels: int, low: float, high: float) -> None:
         check(off < OFF_LEVEL, f"x0: must lie on {levels} levels spread evenly from {low:g} to {high:g}, got {worst}")
 
 
-@whole_numbers
+@checked_numbers
 def negative_continuous_elbo(
     diffusion: Diffusion,
     params: Params,
@@ -163,7 +166,7 @@ def negative_continuous_elbo(
     return _bound(diffusion, params, keys, x0, cond, t, weight, (t_min, t_max), reconstruction, index)
 
 
-@whole_numbers
+@checked_numbers
 def negative_discrete_elbo(
     diffusion: Diffusion,
     params: Params,
@@ -224,7 +227,7 @@ def snr_differences(process: AbstractGaussianProcess, ts: Grid) -> Float[Array, 
     return jnp.expm1(levels[1:] - levels[:-1])
 
 
-@whole_numbers
+@checked_numbers
 def draw_steps(key: Key, steps: int, index: Index, total: int) -> Index:
     """A step 0 .. steps - 1 for each sample, [b] integers: uniform each, spread evenly over the global batch."""
     check_key(key)

@@ -19,12 +19,12 @@ from diffjax._arrays import (
     as_samples,
     check,
     check_key,
+    checked_numbers,
     default_index,
     mean_features,
     normal_like,
     sample_keys,
     time_dtype,
-    whole_numbers,
 )
 from diffjax._typing import Cond, DrawTimes, Index, Key, Network, Params, Sample, Scalar, Time
 from diffjax.parameterisation import apply_hybrid
@@ -36,7 +36,7 @@ def unit_weight(process: CriticallyDamped, t: Time) -> Time:
     return jnp.ones_like(t)
 
 
-@whole_numbers
+@checked_numbers
 def hybrid_loss(
     params: Params,
     key: Key,

@@ -20,12 +20,12 @@ from diffjax._arrays import (
     as_samples,
     check,
     check_key,
+    checked_numbers,
     default_index,
     normal_like,
     sample_keys,
     time_dtype,
     values_at_once,
-    whole_numbers,
 )
 from diffjax._typing import Cond, Grid, Index, Key, Params, Sample
 from diffjax.losses._denoising import denoising_loss, per_sample_loss
@@ -54,7 +54,7 @@ class LevelTimes(eqx.Module):
 
     ts: Float[Array, " levels"] = eqx.field(converter=_as_levels)
 
-    @whole_numbers
+    @checked_numbers
     def __call__(
         self, key: Key, n: int, *, index: Index | None = None, total: int | None = None
     ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
@@ -65,7 +65,7 @@ class LevelTimes(eqx.Module):
         return self.ts[level], jnp.ones(n, self.ts.dtype)
 
 
-@whole_numbers
+@checked_numbers
 def noise_conditional_loss(
     diffusion: Diffusion,
     params: Params,

@@ -26,11 +26,11 @@ from diffjax._arrays import (
     at_once,
     check,
     check_key,
+    checked_numbers,
     default_index,
     expand,
     sample_keys,
     sum_features,
-    whole_numbers,
 )
 from diffjax._typing import Index, Key, Params, Sample, Score, Time
 
@@ -75,7 +75,7 @@ def explicit_score_matching(
     return _mean(_half_square(s - answered("true_score", true_score(x), x.shape)))
 
 
-@whole_numbers
+@checked_numbers
 def implicit_score_matching(
     params: Params, key: Key, x: Sample, *, score_apply: ScoreApply, block: int = 1, index: Index | None = None
 ) -> Loss:
@@ -119,7 +119,7 @@ def implicit_score_matching(
     return _mean(_half_square(s) + trace)
 
 
-@whole_numbers
+@checked_numbers
 def sliced_score_matching(
     params: Params,
     key: Key,
@@ -166,7 +166,7 @@ def sliced_score_matching(
     return _mean(_over_projections(one, key, x, projections, draw, index))
 
 
-@whole_numbers
+@checked_numbers
 def sliced_score_matching_vr(
     params: Params,
     key: Key,
@@ -195,7 +195,7 @@ def sliced_score_matching_vr(
     return _mean(_over_projections(one, key, x, projections, draw, index))
 
 
-@whole_numbers
+@checked_numbers
 def finite_difference_sliced(
     params: Params,
     key: Key,

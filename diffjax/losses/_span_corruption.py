@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from diffjax._arrays import as_scalar, at_once, check, default_index, sample_keys
+from diffjax._arrays import as_scalar, at_once, check, checked_numbers, default_index, sample_keys
 from diffjax._typing import Index, Key, Params, Scalar
 from diffjax.networks import T5Encoder
 
 
+@checked_numbers
 def corrupt_spans(
     key: Key,
     ids: Int[Array, "b n"],
@@ -70,6 +71,7 @@ def corrupt_spans(
     return jnp.where(hidden, sentinels[place], ids), hidden
 
 
+@checked_numbers
 def span_corruption_loss(
     params: Params,
     key: Key,

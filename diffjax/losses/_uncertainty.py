@@ -19,7 +19,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import part_of, whole_numbers
+from diffjax._arrays import checked_numbers, part_of
 from diffjax._typing import Params
 from diffjax.parameterisation._diffusion import Diffusion, check_diffusion
 
@@ -27,7 +27,7 @@ LOWEST, HIGHEST = 1 / 16, 1.0
 """Frequencies in c_noise = -logsnr/8: periods of 128 (longer than its range) down to 8 in logsnr."""
 
 
-@whole_numbers
+@checked_numbers
 class Uncertainty(eqx.Module):
     """u(c_noise): a constant and waves of geometric frequencies, linear in its parameters.
 

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.metrics._features import as_features
 
 
-@whole_numbers
+@checked_numbers
 def kernel_distance(
     x: Shaped[Any, "n *d"], reference: Shaped[Any, "m *e"], *, degree: int = 3, block: int = 1024
 ) -> float:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.metrics._features import as_features
 
 
-@whole_numbers
+@checked_numbers
 def nearest_distances(
     x: Shaped[Any, "n *d"], reference: Shaped[Any, "m *e"], *, block: int = 1024
 ) -> Float[np.ndarray, " n"]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.metrics._features import as_features
 
 EDGE = 1e-11
@@ -40,7 +40,7 @@ class DensityCoverage(NamedTuple):
     coverage: float
 
 
-@whole_numbers
+@checked_numbers
 def precision_recall(
     x: Shaped[Any, "n *d"], reference: Shaped[Any, "m *e"], *, k: int = 3, block: int = 1024
 ) -> PrecisionRecall:
@@ -69,7 +69,7 @@ def precision_recall(
     return PrecisionRecall(float(np.mean(fidelity > 0)), float(np.mean(coverage > 0)))
 
 
-@whole_numbers
+@checked_numbers
 def density_coverage(
     x: Shaped[Any, "n *d"], reference: Shaped[Any, "m *e"], *, k: int = 5, block: int = 1024
 ) -> DensityCoverage:

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_accumulators, as_samples, check_key, whole_numbers
+from diffjax._arrays import as_accumulators, as_samples, check_key, checked_numbers
 from diffjax._typing import Key
 
 
-@whole_numbers
+@checked_numbers
 def sliced_wasserstein(
     key: Key, x: Float[Array, "n *d"], y: Float[Array, "m *e"], *, projections: int = 128, order: float = 2.0
 ) -> Float[Array, ""]:

@@ -24,7 +24,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Cond
 from diffjax.networks._blocks import check_channels, conv, enlarge
 from diffjax.networks._coders import check_image_shape, label_embedding, level_sizes
@@ -55,7 +55,7 @@ class WithLatent(NamedTuple):
     cond: Any = None
 
 
-@whole_numbers
+@checked_numbers
 class Discriminator(nn.Module):
     """`(x [b, *d], c_noise [b], cond) -> logits [b, 1]` of vectors, float32 at least; positive for data.
 
@@ -99,7 +99,7 @@ class Discriminator(nn.Module):
         return dense(1, wide, name="logits")(h.astype(wide))
 
 
-@whole_numbers
+@checked_numbers
 class ImageDiscriminator(nn.Module):
     """`(x [b, h, w, c], c_noise [b], cond) -> logits [b, 1]`, float32 at least; positive for what looks like data.
 
@@ -147,7 +147,7 @@ class ImageDiscriminator(nn.Module):
         return dense(1, wide, name="logits")(h.astype(wide))
 
 
-@whole_numbers
+@checked_numbers
 class ImageGenerator(nn.Module):
     """`(z [b, k], c_noise, cond) -> x [b, h, w, c]`, float32 at least; c_noise is ignored.
 
@@ -195,7 +195,7 @@ class ImageGenerator(nn.Module):
         return conv(self.shape[2], 3, self.dtype, name="out")(h).astype(float32_at_least(self.dtype))
 
 
-@whole_numbers
+@checked_numbers
 class LatentNetwork(nn.Module):
     """`(x [b, *d], c_noise [b], WithLatent(z [b, k], label)) -> y`: a network whose layers are modulated by a latent.
 

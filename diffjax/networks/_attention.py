@@ -16,13 +16,14 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.networks._layers import dense, rms_norm
 from diffjax.networks._norm import GroupNorm
 from diffjax.networks._positions import rotate
 from diffjax.networks._text import Text
 
 
+@checked_numbers
 def attention(
     q: Float[Array, "b n h k"],
     k: Float[Array, "b m h k"],
@@ -142,7 +143,7 @@ def multi_head(
     return dense(x.shape[-1], dtype, name=names.out, zero=zero, bias=out_bias)(h)
 
 
-@whole_numbers
+@checked_numbers
 class Attention(nn.Module):
     """`(x [b, n, c], context [b, m, d], mask [b, m], angles [n, k/2], bias [1, heads, n, m]) -> [b, n, c]`.
 
@@ -197,7 +198,7 @@ class Attention(nn.Module):
         return nn.Dropout(self.dropout, deterministic=self.deterministic)(h)
 
 
-@whole_numbers
+@checked_numbers
 class ImageAttention(nn.Module):
     """`(x [b, h, w, c], text) -> [b, h, w, c]`: (x + attention(norm(x)))/r among all positions, then to a text.
 

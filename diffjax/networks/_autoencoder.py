@@ -24,7 +24,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_samples, check_key, default_index, normal_like, sample_keys, whole_numbers
+from diffjax._arrays import as_samples, check_key, checked_numbers, default_index, normal_like, sample_keys
 from diffjax._typing import Index, Key, Params, Sample
 from diffjax.networks._blocks import DIFFUSERS, MidBlock, Resample, ResidualBlock, conv
 from diffjax.networks._layers import check_dropout, float32_at_least
@@ -35,7 +35,7 @@ EPSILON = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
 
 
-@whole_numbers
+@checked_numbers
 class AutoencoderKL(nn.Module):
     """Images [b, h, w, in_channels] <-> latents [b, h', w', latent_channels], h' = h / 2^(levels - 1).
 

@@ -22,7 +22,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.networks._attention import ImageAttention
 from diffjax.networks._convolution import convolution
 from diffjax.networks._init import constant, normal
@@ -82,7 +82,7 @@ PLAIN = BlockNames("norm_1", "conv_1", "modulate", "norm_2", "conv_2", "skip")
 DIFFUSERS = BlockNames("norm1", "conv1", "time_emb_proj", "norm2", "conv2", "conv_shortcut")
 
 
-@whole_numbers
+@checked_numbers
 class ResidualBlock(nn.Module):
     """`(x [b, h, w, c], emb [b, k] or None) -> [b, h', w', channels]`; starts as the identity where channels stay.
 
@@ -184,7 +184,7 @@ class Resample(nn.Module):
         return conv(channels, 3, self.dtype, name="conv", stride=2, padding=self.padding)(x)
 
 
-@whole_numbers
+@checked_numbers
 def enlarge(x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b height width c"]:
     """Every pixel of x [b, h, w, c] twice along both axes, cut to height and width: undoes the halving of odd sizes."""
     b, h, w, c = x.shape

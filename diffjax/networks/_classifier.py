@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import part_of, whole_numbers
+from diffjax._arrays import checked_numbers, part_of
 from diffjax._typing import Params
 from diffjax.networks._blocks import ResidualBlock, check_channels, conv
 from diffjax.networks._embedding import ConditionEmbedding
@@ -24,7 +24,7 @@ from diffjax.networks._norm import GroupNorm
 from diffjax.networks._second_time import broadcast_noise
 
 
-@whole_numbers
+@checked_numbers
 class Classifier(nn.Module):
     """A classifier `(x [b, h, w, c], c_noise [b] or None) -> logits [b, num_classes]`, float32 or float64.
 

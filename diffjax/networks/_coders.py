@@ -18,7 +18,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Cond
 from diffjax.networks._blocks import ResidualBlock, check_channels, conv, enlarge
 from diffjax.networks._embedding import as_labels, described
@@ -26,7 +26,7 @@ from diffjax.networks._layers import Table, check_dropout, dense, float32_at_lea
 from diffjax.networks._norm import GroupNorm
 
 
-@whole_numbers
+@checked_numbers
 class Perceptron(nn.Module):
     """`(x [b, *d], c_noise, cond) -> y [b, *shape]`, float32 at least: an encoder or decoder of vectors.
 
@@ -84,7 +84,7 @@ class Perceptron(nn.Module):
         return y.astype(float32_at_least(self.dtype)).reshape(x.shape[0], *self.shape)
 
 
-@whole_numbers
+@checked_numbers
 class ImageEncoder(nn.Module):
     """`(x [b, h, w, c], c_noise, cond) -> y [b, 2 latents]`: means, then log standard deviations.
 
@@ -134,7 +134,7 @@ class ImageEncoder(nn.Module):
         return dense(2 * self.latents, self.dtype, name="out")(h).astype(float32_at_least(self.dtype))
 
 
-@whole_numbers
+@checked_numbers
 class ImageDecoder(nn.Module):
     """`(z [b, k], c_noise, cond) -> y [b, h, w, outputs c]`.
 

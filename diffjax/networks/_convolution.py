@@ -23,14 +23,14 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.networks._layers import matrix_product
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _LEAST_PIXELS = 256
 
 
-@whole_numbers
+@checked_numbers
 def convolution(
     x: Float[Array, "b h w c"],
     kernel: Float[Array, "i j c k"],

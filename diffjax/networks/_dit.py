@@ -26,7 +26,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Cond
 from diffjax.networks._blocks import check_sides
 from diffjax.networks._embedding import ConditionEmbedding
@@ -49,7 +49,7 @@ from diffjax.networks._text import TextTokens, pooled, split_text
 from diffjax.networks._transformer import Block, JointBlock, NoiseFeatures, embedding_layers
 
 
-@whole_numbers
+@checked_numbers
 class DiT(nn.Module):
     """A transformer over patches `(x [b, h, w, c], c_noise [b] or [b, 2], cond) -> y [b, h, w, k]`, y in float32.
 
@@ -264,25 +264,25 @@ def unpatched(h: Float[Array, "b n k"], rows: int, columns: int, patch: int) -> 
     return h.reshape(h.shape[0], rows * patch, columns * patch, -1)
 
 
-@whole_numbers
+@checked_numbers
 def dit_s(patch: int = 2, **fields: Any) -> DiT:
     """DiT-S, 33 million parameters; other fields of `DiT` by name."""
     return DiT(**{"width": 384, "depth": 12, "heads": 6, "patch": patch, "scan": True} | fields)
 
 
-@whole_numbers
+@checked_numbers
 def dit_b(patch: int = 2, **fields: Any) -> DiT:
     """DiT-B, 130 million parameters; other fields of `DiT` by name."""
     return DiT(**{"width": 768, "depth": 12, "heads": 12, "patch": patch, "scan": True} | fields)
 
 
-@whole_numbers
+@checked_numbers
 def dit_l(patch: int = 2, **fields: Any) -> DiT:
     """DiT-L, 458 million parameters; other fields of `DiT` by name."""
     return DiT(**{"width": 1024, "depth": 24, "heads": 16, "patch": patch, "scan": True} | fields)
 
 
-@whole_numbers
+@checked_numbers
 def dit_xl(patch: int = 2, **fields: Any) -> DiT:
     """DiT-XL, 675 million parameters; other fields of `DiT` by name."""
     return DiT(**{"width": 1152, "depth": 28, "heads": 16, "patch": patch, "scan": True} | fields)

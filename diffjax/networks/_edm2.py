@@ -26,7 +26,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Cond, Params
 from diffjax.networks._attention import attention
 from diffjax.networks._blocks import check_channels, check_levels, enlarge
@@ -52,7 +52,7 @@ EMBEDDING = "told"
 """The embedding's name in trained parameters, and that of the layers in the blocks that take it."""
 
 
-@whole_numbers
+@checked_numbers
 class EDM2UNet(nn.Module):
     """A magnitude-preserving U-Net `(x [b, h, w, c], c_noise [b] or [b, 2], cond) -> y [b, h, w, c]`, y in float32.
 
@@ -174,7 +174,7 @@ class EDM2UNet(nn.Module):
         )
 
 
-@whole_numbers
+@checked_numbers
 def edm2_layers(frequencies: int, balance: float) -> EmbeddingLayers:
     """The magnitude-preserving layers of a `ConditionEmbedding`: linear(Fourier(c_noise)), blended with a condition.
 

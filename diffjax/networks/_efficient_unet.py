@@ -25,7 +25,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Cascade as Cascade, Cond, Text
 from diffjax.networks._attention import attention
 from diffjax.networks._blocks import ResidualBlock, check_channels, conv, enlarge
@@ -41,7 +41,7 @@ from diffjax.networks._text import TextTokens
 TEXT_NORM: dict[str, Any] = {"epsilon": 1e-5, "affine": True, "fast": True}
 
 
-@whole_numbers
+@checked_numbers
 class EfficientUNet(nn.Module):
     """Imagen's Efficient U-Net `(x [b, h, w, c], c_noise [b] or [b, 2], cond) -> y [b, h, w, c]`, y in float32.
 

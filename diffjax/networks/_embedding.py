@@ -23,7 +23,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import check, whole_numbers
+from diffjax._arrays import check, checked_numbers
 from diffjax._typing import Cond
 from diffjax.networks._init import normal
 from diffjax.networks._layers import dense, rows_of
@@ -91,7 +91,7 @@ PLAIN = EmbeddingLayers()
 """Those of `MLP`, `UNet` and `Classifier`."""
 
 
-@whole_numbers
+@checked_numbers
 class ConditionEmbedding(nn.Module):
     """`(c_noise [b] or [b, 2], cond) -> emb [b, width]`.
 

@@ -16,13 +16,13 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import part_of, whole_numbers
+from diffjax._arrays import checked_numbers, part_of
 from diffjax._typing import Params
 from diffjax.networks._classifier import Classifier, _body
 from diffjax.networks._layers import dense
 
 
-@whole_numbers
+@checked_numbers
 class FactorClassifier(nn.Module):
     """A classifier `(x [b, h, w, c], c_noise [b] or None) -> logits [b, sum(counts)]`, those of one factor adjacent.
 
@@ -73,7 +73,7 @@ class FactorClassifier(nn.Module):
         return Classifier(1, self.channels, self.blocks, dtype=self.dtype, parent=None)
 
 
-@whole_numbers
+@checked_numbers
 def split_factors(logits: Float[Array, "b n"], counts: tuple[int, ...]) -> list[Float[Array, "b m"]]:
     """The logits [b, counts_i] of each factor, a list, of those of all.
 

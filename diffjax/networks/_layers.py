@@ -19,6 +19,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from diffjax._arrays import checked_numbers
 from diffjax.networks._init import constant, normal
 
 Function = Callable[[Array], Array]
@@ -70,6 +71,7 @@ def matrix_product(
     return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+@checked_numbers
 def layer_norm(
     dtype: DTypeLike, *, name: str, epsilon: float = 1e-6, affine: bool = False, fast: bool = False
 ) -> nn.LayerNorm:
@@ -94,6 +96,7 @@ def layer_norm(
     )
 
 
+@checked_numbers
 def rms_norm(dtype: DTypeLike, *, name: str, epsilon: float = 1e-6) -> nn.RMSNorm:
     """Root-mean-square normalisation over the last axis, with a learned scale; statistics in float32 at least."""
     return nn.RMSNorm(epsilon=epsilon, dtype=dtype, scale_init=constant(1.0), name=name)

@@ -20,7 +20,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Params
 from diffjax.networks._convolution import convolution
 from diffjax.networks._init import constant, normal
@@ -31,7 +31,7 @@ EPSILON = 1e-4
 SILU_RMS = 0.596
 
 
-@whole_numbers
+@checked_numbers
 def unit_rms(x: Float[Array, "*d"], axis: int | tuple[int, ...] = -1) -> Float[Array, "*d"]:
     """x [*d] over its root mean square along the axes; statistics in float32 at least."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -40,11 +40,13 @@ def unit_rms(x: Float[Array, "*d"], axis: int | tuple[int, ...] = -1) -> Float[A
     return (wide / (rms + EPSILON)).astype(x.dtype)
 
 
+@checked_numbers
 def mp_sum(a: Float[Array, "*d"], b: Float[Array, "*d"], t: float) -> Float[Array, "*d"]:
     """From a (t = 0) to b (t = 1), [*d]."""
     return ((1 - t) * a + t * b) / math.hypot(1 - t, t)
 
 
+@checked_numbers
 def mp_concatenate(a: Float[Array, "*d n"], b: Float[Array, "*d m"], t: float) -> Float[Array, "*d k"]:
     """a and b concatenated, [*d, n + m]; their contributions are as 1 - t to t, whatever n and m."""
     n, m = a.shape[-1], b.shape[-1]
@@ -57,7 +59,7 @@ def mp_silu(x: Float[Array, "*d"]) -> Float[Array, "*d"]:
     return nn.silu(x) / SILU_RMS
 
 
-@whole_numbers
+@checked_numbers
 class MPConv(nn.Module):
     """A square convolution of [b, h, w, c], or for size 0 a linear layer of [b, c].
 
@@ -92,7 +94,7 @@ def mp_two_layers(module: SecondTime, waves: Float[Array, "b k"]) -> Float[Array
     return module.param("gain", constant(0.0), (), jnp.float32).astype(h.dtype) * h
 
 
-@whole_numbers
+@checked_numbers
 class MPLabels(nn.Module):
     """`labels [b] in 0 .. rows - 1 -> [b, features]`: a linear layer of the one-hot label times sqrt(rows).
 
@@ -119,7 +121,7 @@ def _fan_in(kernel):
     return tuple(range(kernel.ndim - 1))
 
 
-@whole_numbers
+@checked_numbers
 class MPFourier(nn.Module):
     """`c_noise [b] -> [b, features]`, random waves. Their frequencies and phases are parameters without a gradient;
     `optax.adamw(..., mask=trained)` leaves them out of weight decay.

@@ -22,14 +22,14 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Cond
 from diffjax.networks._blocks import conv
 from diffjax.networks._init import constant, normal
 from diffjax.networks._layers import dense, float32_at_least
 
 
-@whole_numbers
+@checked_numbers
 class MaskedDecoder(nn.Module):
     """`(x [b, h, w, c], c_noise, z [b, k] or None) -> y [b, h, w, outputs c]`, y at a pixel of x before it and of z.
 
@@ -92,7 +92,7 @@ class MaskedDecoder(nn.Module):
         )(x)
 
 
-@whole_numbers
+@checked_numbers
 def causal_mask(kernel: int, *, centre: bool) -> Float[np.ndarray, "k k"]:
     """1 at the places of a kernel [k, k] before its middle in raster order, and there if `centre`; else 0.
 

@@ -18,7 +18,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Cond
 from diffjax.networks._embedding import ConditionEmbedding
 from diffjax.networks._layers import check_dropout, dense, float32_at_least
@@ -26,7 +26,7 @@ from diffjax.networks._repeat import rematerialised, repeat
 from diffjax.networks._second_time import broadcast_times
 
 
-@whole_numbers
+@checked_numbers
 class MLP(nn.Module):
     """A residual multilayer perceptron `(x [b, *d], c_noise [b] or [b, 2], cond) -> y [b, *d]`, y in float32.
 
@@ -107,7 +107,7 @@ class _Block(nn.Module):
         return x + dense(self.width, self.dtype, name="close", zero=True)(h)
 
 
-@whole_numbers
+@checked_numbers
 class PlainMLP(nn.Module):
     """A perceptron `(x [b, *d], c_noise [b] or [b, 2], cond) -> y [b, *d]`, y in float32, without residuals or norms.
 

@@ -16,13 +16,13 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Params
 from diffjax.networks._init import normal
 from diffjax.networks._layers import rows_of
 
 
-@whole_numbers
+@checked_numbers
 def fourier_features(
     c_noise: Float[Array, " b"], features: int, *, low: float = 1 / 16, high: float = 4.0
 ) -> Float[Array, "b features"]:
@@ -47,7 +47,7 @@ def fourier_features(
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
-@whole_numbers
+@checked_numbers
 def timestep_features(
     c_noise: Float[Array, " b"], features: int, *, shift: float = 0.0, sine_first: bool = False
 ) -> Float[Array, "b features"]:
@@ -72,18 +72,20 @@ def timestep_features(
     return jnp.pad(jnp.concatenate(waves, axis=-1), ((0, 0), (0, features % 2)))
 
 
+@checked_numbers
 class Waves(nn.Module):
     """Fixed waves, `fourier_features`, for the c_noise of diffjax's parameterisations."""
 
     low: float = 1 / 16
     high: float = 4.0
 
-    @whole_numbers
+    @checked_numbers
     @nn.compact
     def __call__(self, c_noise: Float[Array, " b"], features: int) -> Float[Array, "b k"]:
         return fourier_features(c_noise, features, low=self.low, high=self.high)
 
 
+@checked_numbers
 class Positional(nn.Module):
     """Waves of periods 2 pi to 2 pi 10000.
 
@@ -95,12 +97,13 @@ class Positional(nn.Module):
     cosine_first: bool = False
     shift: float = 1.0
 
-    @whole_numbers
+    @checked_numbers
     @nn.compact
     def __call__(self, c_noise: Float[Array, " b"], features: int) -> Float[Array, "b k"]:
         return timestep_features(c_noise, features, shift=self.shift, sine_first=not self.cosine_first)
 
 
+@checked_numbers
 class Fourier(nn.Module):
     """Waves of random frequencies, 2 features of them; the frequencies are among the parameters but never trained.
 
@@ -114,7 +117,7 @@ class Fourier(nn.Module):
     std: float = 16.0
     log: bool = False
 
-    @whole_numbers
+    @checked_numbers
     @nn.compact
     def __call__(self, c_noise: Float[Array, " b"], features: int) -> Float[Array, "b k"]:
         drawn = self.param("scale", normal(self.std), (features,), jnp.float32)
@@ -124,13 +127,13 @@ class Fourier(nn.Module):
         return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
-@whole_numbers
+@checked_numbers
 class Learned(nn.Module):
     """A table of `count` rows; c_noise is rounded, and outside of the table the answer is NaN."""
 
     count: int
 
-    @whole_numbers
+    @checked_numbers
     @nn.compact
     def __call__(self, c_noise: Float[Array, " b"], features: int) -> Float[Array, "b k"]:
         table = self.param("embedding", normal(1.0), (self.count, features), jnp.float32)

@@ -17,7 +17,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.networks._init import constant
 
 
@@ -26,7 +26,7 @@ def groups_of(channels: int) -> int:
     return math.gcd(channels, max(1, min(32, channels // 4)))
 
 
-@whole_numbers
+@checked_numbers
 class GroupNorm(nn.Module):
     """Group normalisation `(x [b, h, w, c], modulation [b, 2 c] or None) -> [b, h, w, c]`; modulation is (s, u).
 

@@ -13,13 +13,13 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.networks._blocks import check_channels, conv
 from diffjax.networks._layers import float32_at_least
 from diffjax.networks._norm import GroupNorm
 
 
-@whole_numbers
+@checked_numbers
 class PatchDiscriminator(nn.Module):
     """Images [b, h, w, c] -> logits [b, h', w', 1], float32 at least; positive for what looks like data.
 

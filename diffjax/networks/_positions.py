@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 
 
 def wave_positions(rows: int, columns: int, width: int, position_range: int | None = None) -> np.ndarray:
@@ -29,7 +29,7 @@ def wave_positions(rows: int, columns: int, width: int, position_range: int | No
     return np.concatenate([wave(np.outer(at, f)) for at in (c, r) for wave in (np.sin, np.cos)], axis=1)
 
 
-@whole_numbers
+@checked_numbers
 def rotation_angles(rows: int, columns: int, features: int, base: float) -> np.ndarray:
     """[rows x columns, features/2] float64, features of a head being a multiple of 4."""
     r, c = (axis.ravel() for axis in np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 
 BOX = (1.0, 1.0)
 BINOMIAL = (1.0, 3.0, 3.0, 1.0)
@@ -35,7 +35,7 @@ def halve(x: Float[Array, "b h w c"], taps: Sequence[float] = BOX) -> Float[Arra
     return blur(x, taps, (edge, edge), stride=2)
 
 
-@whole_numbers
+@checked_numbers
 def blur(
     x: Float[Array, "b h w c"], taps: Sequence[float], pad: tuple[int, int], *, stride: int = 1
 ) -> Float[Array, "b h2 w2 c"]:

@@ -18,7 +18,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check_key, whole_numbers
+from diffjax._arrays import check_key, checked_numbers
 from diffjax._typing import Cond, Key, Network, Params, Sample
 from diffjax.networks._layers import dense
 from diffjax.networks._noise_features import fourier_features
@@ -38,7 +38,7 @@ def two_layers(module: "SecondTime", waves: Float[Array, "b k"]) -> Float[Array,
     return dense(module.width, module.dtype, name="linear_2", zero=True)(h)
 
 
-@whole_numbers
+@checked_numbers
 class SecondTime(nn.Module):
     """`c_t - c_s [b] -> [b, width]`, zero before training.
 

@@ -24,7 +24,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from diffjax._arrays import check_key, whole_numbers
+from diffjax._arrays import check_key, checked_numbers
 from diffjax._typing import Key, Params
 from diffjax.networks._attention import Attention, HeadNames
 from diffjax.networks._init import constant, draw_parameters, normal
@@ -41,7 +41,7 @@ T5_SIZES: dict[str, dict[str, Any]] = {
 """Fields of `T5Encoder` by the name of a size: the last is that of T5-small, the others are for small grammars."""
 
 
-@whole_numbers
+@checked_numbers
 class T5Encoder(nn.Module):
     """`(ids [b, n], mask [b, n]) -> [b, n, width]`, float32: the embedding of a `Text`.
 
@@ -115,7 +115,7 @@ class T5Encoder(nn.Module):
         return _Whitening(name="whitening")(h) if self.whitened else h
 
 
-@whole_numbers
+@checked_numbers
 def sized_t5(vocabulary: int, size: str = "mini") -> T5Encoder:
     """A T5 encoder of a size: "tiny", "mini", "midi", or "small", that of T5-small.
 
@@ -268,7 +268,7 @@ def dropout(layer: "T5Stack | T5Residual | T5FeedForward", h: Float[Array, "b n 
     return nn.Dropout(layer.dropout, deterministic=layer.deterministic)(h)
 
 
-@whole_numbers
+@checked_numbers
 def relative_buckets(n: int, buckets: int, distance: int) -> np.ndarray:
     """[n, n] the bucket of each query's (row) distance to each key (column); see the formula above.
 

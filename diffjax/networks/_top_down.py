@@ -25,7 +25,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Cond
 from diffjax.networks._blocks import ResidualBlock, check_channels, conv, enlarge
 from diffjax.networks._coders import check_image_shape, label_embedding, level_sizes
@@ -39,7 +39,7 @@ DrawLevel: TypeAlias = Callable[[Array, Array | None], Array]
 The top's prior is that of every sample, and has one row where there are neither data nor labels."""
 
 
-@whole_numbers
+@checked_numbers
 class TopDown(nn.Module):
     """`(x [n, h, w, c] or None, cond, draw=...) -> y [n, h, w, outputs c]`, calling `draw` once a level.
 

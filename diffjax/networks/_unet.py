@@ -18,7 +18,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Cond
 from diffjax.networks._attention import FUSED, ImageAttention
 from diffjax.networks._blocks import ResidualBlock, check_channels, conv, enlarge
@@ -30,7 +30,7 @@ from diffjax.networks._second_time import broadcast_times
 from diffjax.networks._text import TextTokens, check_text_use, split_text
 
 
-@whole_numbers
+@checked_numbers
 class UNet(nn.Module):
     """A U-Net `(x [b, h, w, c], c_noise [b] or [b, 2], cond) -> y [b, h, w, c]`, y in float32, or in float64 for
     a float64 dtype.

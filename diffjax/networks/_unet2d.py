@@ -20,7 +20,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import expand, whole_numbers
+from diffjax._arrays import checked_numbers, expand
 from diffjax._typing import Cond
 from diffjax.networks._blocks import MidBlock, check_levels, conv
 from diffjax.networks._embedding import ConditionEmbedding, EmbeddingLayers
@@ -32,7 +32,7 @@ from diffjax.networks._text import TextTokens, check_text_use, split_text
 from diffjax.networks._unet2d_blocks import DownBlock, Settings, Stage, UpBlock
 
 
-@whole_numbers
+@checked_numbers
 class UNet2D(nn.Module):
     """A U-Net `(x [b, h, w, c], c_noise [b] or [b, 2], cond) -> y [b, h, w, k]`, y in float32 at least.
 

@@ -17,7 +17,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.networks._attention import ImageAttention
 from diffjax.networks._blocks import DIFFUSERS, Resample, ResidualBlock, conv
 from diffjax.networks._init import constant, normal
@@ -236,7 +236,7 @@ def input_residual(stage: Stage, s: Settings, h: Image, image: Image) -> tuple[I
     return h, h
 
 
-@whole_numbers
+@checked_numbers
 def output_skip(
     stage: Stage, s: Settings, h: Image, image: Image | None, channels: int, *, last: bool
 ) -> tuple[Image, Image | None]:
@@ -260,7 +260,7 @@ def output_skip(
     return h, share if image is None else image + share
 
 
-@whole_numbers
+@checked_numbers
 def output_residual(
     stage: Stage, s: Settings, h: Image, image: Image | None, channels: int, *, last: bool
 ) -> tuple[Image, Image | None]:

@@ -12,14 +12,14 @@ c_noise is as diffjax's parameterisations make it, of order one (`Waves`; ncsnpp
 import math
 from collections.abc import Sequence
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.networks._noise_features import Fourier
 from diffjax.networks._resample import BINOMIAL
 from diffjax.networks._unet2d import UNet2D
 from diffjax.networks._unet2d_blocks import Pyramid, Stage, input_residual
 
 
-@whole_numbers
+@checked_numbers
 def ddpm(
     channels: Sequence[int] = (128, 256, 256, 256),
     *,
@@ -45,7 +45,7 @@ def ddpm(
     return _network(Stage(), channels, attention, blocks, blocks + 1, **fields)
 
 
-@whole_numbers
+@checked_numbers
 def ddpmpp(
     channels: Sequence[int] = (128, 256, 256, 256),
     *,
@@ -64,7 +64,7 @@ def ddpmpp(
     return _network(stage, channels, attention, blocks, 1, **fields)
 
 
-@whole_numbers
+@checked_numbers
 def ncsnpp(
     channels: Sequence[int] = (128, 256, 256, 256),
     *,
@@ -89,7 +89,7 @@ def ncsnpp(
     return network.clone(down=down, up=up, noise_features=Fourier())
 
 
-@whole_numbers
+@checked_numbers
 def adm(
     channels: Sequence[int] = (192, 384, 576, 768),
     *,

@@ -19,7 +19,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Cond
 from diffjax.networks._attention import Attention, HeadNames
 from diffjax.networks._blocks import conv
@@ -35,7 +35,7 @@ from diffjax.networks._transformer import NoiseFeatures
 NAMES = HeadNames("proj", qkv="qkv")
 
 
-@whole_numbers
+@checked_numbers
 class UViT(nn.Module):
     """A transformer with long skips `(x [b, h, w, c], c_noise [b] or [b, 2], cond) -> y [b, h, w, c]`, y in float32.
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from typing_extensions import TypeAliasType
 
-from diffjax._arrays import answered, as_samples, check, check_key, check_shape, whole_numbers
+from diffjax._arrays import answered, as_samples, check, check_key, check_shape, checked_numbers
 from diffjax._typing import Key, Sample
 
 Observation = TypeAliasType("Observation", Float[Array, "b *m"])
@@ -33,7 +33,7 @@ class AbstractLinearOperator(eqx.Module):
           ValueError: a shape does not fit, or a number is not floating-point.
         """
 
-    @whole_numbers
+    @checked_numbers
     def adjoint(self, y: Observation, shape: tuple[int, ...]) -> Sample:
         """A' y, [b, *shape], for y [b, *m] and the shape [*d] of one sample x.
 
@@ -43,7 +43,7 @@ class AbstractLinearOperator(eqx.Module):
         return transpose(self, y, shape)
 
 
-@whole_numbers
+@checked_numbers
 def transpose(operator: Operator, y: Observation, shape: tuple[int, ...]) -> Sample:
     """A' y of a linear function A, by `jax.linear_transpose`: the adjoint of one that is no `AbstractLinearOperator`.
 
@@ -132,7 +132,7 @@ def linearise(operator: Operator, x: Sample) -> Linearised:
     return Linearised(value, lambda u: jax.jvp(operator, (x,), (u,))[1], lambda v: pull(v)[0])
 
 
-@whole_numbers
+@checked_numbers
 def dot_product_test(key: Key, operator: Operator, shape: tuple[int, ...]) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(<A x, y>, <x, A' y>), two scalars, for normal x and y; they must agree.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
-from diffjax._arrays import as_numbers, as_samples, check, is_concrete, whole_numbers
+from diffjax._arrays import as_numbers, as_samples, check, checked_numbers, is_concrete
 from diffjax._typing import Sample
 from diffjax.operators._base import AbstractLinearOperator, Observation
 
@@ -56,7 +56,7 @@ class Mask(AbstractLinearOperator):
         return jnp.where(self.mask, x, jnp.zeros((), x.dtype))
 
 
-@whole_numbers
+@checked_numbers
 class Downsample(AbstractLinearOperator):
     """Averages over blocks: [b, h, w, c] -> [b, h/p, w/q, c] for factors (p, q).
 

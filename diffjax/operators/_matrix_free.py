@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 
-from diffjax._arrays import as_samples, whole_numbers
+from diffjax._arrays import as_samples, checked_numbers
 from diffjax._typing import Sample
 from diffjax.operators._base import AbstractLinearOperator, Observation, Operator, check_observation, dot_product_test
 
@@ -19,12 +19,12 @@ class MatrixFree(AbstractLinearOperator):
         x = as_samples("x", x)
         return self.forward(x)
 
-    @whole_numbers
+    @checked_numbers
     def adjoint(self, y: Observation, shape: tuple[int, ...]) -> Sample:
         return self.backward(check_observation(self, y, shape)[0])
 
 
-@whole_numbers
+@checked_numbers
 def matrix_free(forward: Operator, backward: Callable[[Observation], Sample], shape: tuple[int, ...]) -> MatrixFree:
     """A linear operator from two functions, after the dot-product test <A x, y> = <x, A' y>.
 

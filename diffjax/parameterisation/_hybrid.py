@@ -21,7 +21,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import answered, as_samples, as_scalar, check, check_key, check_time, expand
+from diffjax._arrays import answered, as_samples, as_scalar, check, check_key, check_time, checked_numbers, expand
 from diffjax._typing import Cond, Key, Network, Params, Sample, Scalar, Time
 from diffjax.process import CriticallyDamped
 
@@ -45,6 +45,7 @@ class HybridScore(eqx.Module):
         return jnp.stack([jnp.zeros_like(eps_v), (-eps_v / expand(std, eps_v)).astype(ut.dtype)], axis=1)
 
 
+@checked_numbers
 def make_hybrid_score(
     params: Params, cond: Cond = None, *, network: Network, process: CriticallyDamped, data_std: Scalar = 1.0
 ) -> HybridScore:
@@ -65,6 +66,7 @@ def make_hybrid_score(
     return HybridScore(params, cond, process, data_std, network)
 
 
+@checked_numbers
 def apply_hybrid(
     network: Network,
     params: Params,

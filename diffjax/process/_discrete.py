@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_leaf, as_value, at_once, check, is_concrete, whole_numbers
+from diffjax._arrays import as_leaf, as_value, at_once, check, checked_numbers, is_concrete
 from diffjax._typing import Time
 from diffjax.process._gaussian import AbstractGaussianProcess, on_circle, root_from_zero
 
@@ -160,7 +160,7 @@ def chain_times(process: DiscreteChain) -> Float[Array, " k"]:
     return jnp.asarray(np.arange(1, k + 1) / k)
 
 
-@whole_numbers
+@checked_numbers
 def linear_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Float[np.ndarray, " k"]:
     """DDPM's betas, equally spaced, [k]; start and stop in (0, 1). Source: Ho et al. 2020, section 4 (1000 steps).
 
@@ -172,7 +172,7 @@ def linear_betas(steps: int, start: float = 1e-4, stop: float = 0.02) -> Float[n
     return np.linspace(start, stop, steps)
 
 
-@whole_numbers
+@checked_numbers
 def scaled_linear_betas(steps: int, start: float = 0.00085, stop: float = 0.012) -> Float[np.ndarray, " k"]:
     """Betas whose square roots are equally spaced, [k]. Source: Rombach et al. 2022 (latent diffusion), the released
     code and Stable Diffusion's numbers (1000 steps); start and stop in (0, 1).
@@ -185,7 +185,7 @@ def scaled_linear_betas(steps: int, start: float = 0.00085, stop: float = 0.012)
     return np.linspace(start**0.5, stop**0.5, steps) ** 2
 
 
-@whole_numbers
+@checked_numbers
 def cosine_betas(steps: int, offset: float = 0.008, largest: float = 0.999) -> Float[np.ndarray, " k"]:
     """1 - f((k + 1)/K)/f(k/K) with f(t) = cos^2(pi/2 (t + offset)/(1 + offset)), at most `largest`, [k].
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import as_samples, check_time, expand
+from diffjax._arrays import as_samples, check_time, checked_numbers, expand
 from diffjax._typing import Numbers, Sample, Scalar, Time
 from diffjax.process._gaussian import AbstractGaussianProcess
 
@@ -121,6 +121,7 @@ def _coefficients(process, xt, t, s):
 _AFTER_DATA = 1e-15  # a time at which sigma is small, and its square no denormal number
 
 
+@checked_numbers
 def angle(process: AbstractGaussianProcess, t: Time, data_std: Scalar = 1.0) -> Time:
     """phi = atan2(sigma, data_std alpha), of the shape of t: 0 without noise, pi/2 without data.
 

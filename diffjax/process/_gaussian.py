@@ -31,12 +31,12 @@ from diffjax._arrays import (
     check_key,
     check_shape,
     check_time,
+    checked_numbers,
     default_index,
     expand,
     is_concrete,
     normal_like,
     sample_keys,
-    whole_numbers,
 )
 from diffjax._typing import Index, Key, Sample, Scalar, Time
 from diffjax.process._base import MAX_LOGSNR, AbstractProcess
@@ -269,7 +269,7 @@ def perturb(process: AbstractGaussianProcess, x0: Sample, eps: Sample, t: Time) 
     return expand(process.alpha(t), x0) * x0 + expand(process.sigma(t), x0) * eps
 
 
-@whole_numbers
+@checked_numbers
 def prior(
     key: Key, process: AbstractGaussianProcess, shape: tuple[int, ...], *, index: Index | None = None
 ) -> Float[Array, "b *d"]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, is_concrete, values_at_once, whole_numbers
+from diffjax._arrays import check, checked_numbers, is_concrete, values_at_once
 from diffjax._typing import Scalar
 from diffjax.process._flow_step import Circle, Line
 from diffjax.process._gaussian import AbstractGaussianProcess
@@ -17,7 +17,7 @@ from diffjax.process._gaussian import AbstractGaussianProcess
 Ends = tuple[Scalar, Scalar] | None
 
 
-@whole_numbers
+@checked_numbers
 @values_at_once
 def uniform_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None) -> Float[Array, " points"]:
     """n equal steps in t. Descending, shape [n + 1]. For `EDM` this is the paper's grid.
@@ -33,7 +33,7 @@ def uniform_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None)
     return jnp.linspace(t_max, t_min, n + 1)
 
 
-@whole_numbers
+@checked_numbers
 @values_at_once
 def quadratic_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None) -> Float[Array, " points"]:
     """n equal steps in sqrt(t). Descending, shape [n + 1]. Source: Song et al. 2021 (DDIM), appendix D.2.
@@ -51,7 +51,7 @@ def quadratic_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = Non
     return ts.at[0].set(t_max).at[-1].set(t_min)
 
 
-@whole_numbers
+@checked_numbers
 @values_at_once
 def logsnr_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None) -> Float[Array, " points"]:
     """n equal steps in logsnr: sigma/alpha falls by equal factors (an exponential, or log-linear, grid).
@@ -71,7 +71,7 @@ def logsnr_grid(process: AbstractGaussianProcess, n: int, *, ends: Ends = None) 
     return _from_logsnr(process, jnp.linspace(start, stop, n + 1), t_max, t_min)
 
 
-@whole_numbers
+@checked_numbers
 @values_at_once
 def edm_grid(
     process: AbstractGaussianProcess, n: int, rho: Scalar = 7.0, *, ends: Ends = None
@@ -100,7 +100,7 @@ def edm_grid(
     return _from_logsnr(process, -2 * rho * jnp.log(jnp.linspace(start, stop, n + 1)), t_max, t_min)
 
 
-@whole_numbers
+@checked_numbers
 @values_at_once
 def snr_grid(
     process: AbstractGaussianProcess,
@@ -135,7 +135,7 @@ def snr_grid(
     return _from_logsnr(process, values, t_max, t_min)
 
 
-@whole_numbers
+@checked_numbers
 @values_at_once
 def shifted_grid(
     process: AbstractGaussianProcess, n: int, shift: Scalar = 3.0, *, ends: Ends = None
@@ -170,7 +170,7 @@ def shifted_grid(
     return _from_logsnr(process, process.logsnr(jnp.linspace(start, stop, n + 1)) - move, t_max, t_min)
 
 
-@whole_numbers
+@checked_numbers
 @values_at_once
 def angle_grid(
     process: AbstractGaussianProcess, n: int, data_std: Scalar = 1.0, *, ends: Ends = None
@@ -201,7 +201,7 @@ def angle_grid(
     return _on_clock(process, n, Circle(data_std), ends, jnp.tan)
 
 
-@whole_numbers
+@checked_numbers
 @values_at_once
 def line_grid(
     process: AbstractGaussianProcess, n: int, data_std: Scalar = 1.0, *, ends: Ends = None

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_scalar, at_once, check, check_key, values_at_once, whole_numbers
+from diffjax._arrays import as_scalar, at_once, check, check_key, checked_numbers, values_at_once
 from diffjax._typing import Key, Scalar, Time
 from diffjax.process._gaussian import AbstractGaussianProcess, on_circle, scales_from_logsnr
 
@@ -63,7 +63,7 @@ class LearnedLogsnr(AbstractGaussianProcess):
         return on_circle(alpha, sigma)
 
 
-@whole_numbers
+@checked_numbers
 class MonotoneLogsnr(AbstractGaussianProcess):
     """A logsnr that falls between two numbers by a monotone network; numbers and network train.
 

@@ -32,13 +32,13 @@ from diffjax._arrays import (
     check_key,
     check_shape,
     check_time,
+    checked_numbers,
     default_index,
     is_concrete,
     nan_unless,
     normal_like,
     sample_keys,
     values_at_once,
-    whole_numbers,
 )
 from diffjax._typing import Index, Key, Sample, Scalar, Time
 from diffjax.process._base import MAX_LOGSNR, AbstractProcess, apply_matrix, matrix_noise
@@ -169,7 +169,7 @@ def linear_perturb(process: AbstractLinearProcess, x0: Sample, eps: Sample, t: T
     return (apply_matrix(phi, x0) + apply_matrix(c, eps)).astype(x0.dtype)
 
 
-@whole_numbers
+@checked_numbers
 def linear_prior(
     key: Key, process: AbstractLinearProcess, shape: tuple[int, ...], *, index: Index | None = None
 ) -> Float[Array, "b m *d"]:

@@ -25,11 +25,11 @@ from diffjax._arrays import (
     check,
     check_key,
     check_times,
+    checked_numbers,
     default_index,
     is_concrete,
     sample_keys,
     time_dtype,
-    whole_numbers,
 )
 from diffjax._typing import Grid, Index, Key, Sample, Scalar, Time
 from diffjax.process._base import AbstractProcess
@@ -89,7 +89,7 @@ def _as_pytree(function):
     return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function
 
 
-@whole_numbers
+@checked_numbers
 class PerSamplePath(diffrax.AbstractBrownianPath):
     """A batch of independent Brownian paths, one key a sample; made by `per_sample_path`."""
 
@@ -137,7 +137,7 @@ class PerSamplePath(diffrax.AbstractBrownianPath):
         return diffrax.VirtualBrownianTree(*self.ends, self.tolerance, shape, key, self.levy_area)
 
 
-@whole_numbers
+@checked_numbers
 def per_sample_path(
     key: Key,
     index: Index | int,

@@ -28,7 +28,7 @@ from jax.scipy.special import ndtr, ndtri
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_scalar, check, check_key, default_index, sample_keys, values_at_once, whole_numbers
+from diffjax._arrays import as_scalar, check, check_key, checked_numbers, default_index, sample_keys, values_at_once
 from diffjax._typing import Index, Key, Scalar, Time
 from diffjax.process._base import AbstractProcess
 from diffjax.process._gaussian import AbstractGaussianProcess, logsnr_rate
@@ -47,7 +47,7 @@ class AbstractTimes(eqx.Module):
     def density(self, t: Time) -> Time:
         """q(t) with respect to t, of the shape of t; it integrates to one over the interval."""
 
-    @whole_numbers
+    @checked_numbers
     def __call__(
         self, key: Key, n: int, *, index: Index | None = None, total: int | None = None
     ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
@@ -105,7 +105,7 @@ class StratifiedTimes(AbstractTimes):
     def density(self, t: Time) -> Time:
         return uniform_density(self.process, t)
 
-    @whole_numbers
+    @checked_numbers
     def __call__(
         self, key: Key, n: int, *, index: Index | None = None, total: int | None = None
     ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
@@ -136,7 +136,7 @@ class LowDiscrepancyTimes(AbstractTimes):
     def density(self, t: Time) -> Time:
         return uniform_density(self.process, t)
 
-    @whole_numbers
+    @checked_numbers
     def __call__(
         self, key: Key, n: int, *, index: Index | None = None, total: int | None = None
     ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
@@ -345,7 +345,7 @@ class ImportanceTimes(AbstractTimes):
     def _correction(self, t):
         return uniform_density(self.process, t) / self.q.density(t)
 
-    @whole_numbers
+    @checked_numbers
     def __call__(
         self, key: Key, n: int, *, index: Index | None = None, total: int | None = None
     ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:

@@ -12,7 +12,7 @@ Sources: Zhang & Chen 2023 (DEIS), eqs. 14-15 and section 4; Liu et al. 2022 (PN
 import equinox as eqx
 import numpy as np
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.parameterisation._linear import EpsPrediction
 from diffjax.samplers._exponential_adams import (
     adams_weights,
@@ -26,7 +26,7 @@ from diffjax.samplers._multistep import AbstractMultistep, MultistepWeights
 from diffjax.samplers._stepper import ScheduleOnGrid
 
 
-@whole_numbers
+@checked_numbers
 class DEIS(AbstractMultistep):
     """tAB-DEIS: eps extrapolated in the process's own time, one evaluation a step.
 
@@ -52,7 +52,7 @@ class DEIS(AbstractMultistep):
         return adams_weights(grid, EpsPrediction(), self.order, clock=by_time)
 
 
-@whole_numbers
+@checked_numbers
 class LMS(AbstractMultistep):
     """The linear multistep method: eps extrapolated in sigma/alpha, one evaluation a step; rhoAB-DEIS is the same.
 
@@ -81,7 +81,7 @@ class LMS(AbstractMultistep):
 EQUAL_STEPS = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]]) / 24
 
 
-@whole_numbers
+@checked_numbers
 class IPNDM(AbstractMultistep):
     """iPNDM: eps by the Adams-Bashforth coefficients of equal steps, one evaluation a step.
 

@@ -18,11 +18,11 @@ from diffjax._arrays import (
     as_samples,
     check,
     check_key,
+    checked_numbers,
     default_index,
     normal_like,
     sample_keys,
     time_dtype,
-    whole_numbers,
 )
 from diffjax._typing import Denoiser, GridLike, Index, Key, Sample
 from diffjax.parameterisation._denoiser import predict
@@ -32,7 +32,7 @@ from diffjax.samplers._chains import StepSize, step_sizes
 from diffjax.samplers._stepper import on_grid
 
 
-@whole_numbers
+@checked_numbers
 def annealed_langevin(
     key: Key,
     process: AbstractGaussianProcess,

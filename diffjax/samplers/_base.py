@@ -20,11 +20,11 @@ from diffjax._arrays import (
     as_samples,
     check_key,
     check_times,
+    checked_numbers,
     default_index,
     is_concrete,
     sample_keys,
     time_dtype,
-    whole_numbers,
 )
 from diffjax._typing import Denoiser, FlowMap, Grid, GridLike, Index, Key, Sample, Saved, Weights
 from diffjax.parameterisation._denoiser import predict
@@ -34,7 +34,7 @@ from diffjax.samplers._progress import step_meter
 from diffjax.samplers._stepper import AbstractStepper, Step, step_weights
 
 
-@whole_numbers
+@checked_numbers
 def sample(
     key: Key | None,
     process: AbstractGaussianProcess,

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check, normal_like, values_at_once, whole_numbers
+from diffjax._arrays import as_scalar, check, checked_numbers, normal_like, values_at_once
 from diffjax._typing import Denoiser, Numbers, Sample, Scalar
 from diffjax.guidance import Product
 from diffjax.parameterisation._denoiser import predict
@@ -31,7 +31,7 @@ class LevelWeights(NamedTuple):
     sigma: Numbers
 
 
-@whole_numbers
+@checked_numbers
 class LangevinCorrected(AbstractCorrected):
     """A predictor, then `corrections` Langevin steps of size tau = step_size sigma_s^2; none at sigma = 0.
 

@@ -7,7 +7,7 @@ with the posterior's variance. Source: Song et al. 2021 (Denoising diffusion imp
 """
 
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 from jaxtyping import Array
@@ -28,7 +28,7 @@ class Coefficients(NamedTuple):
     """None where nothing is drawn."""
 
 
-def optional_eta(name: str, value: Scalar | int | None) -> Array | None:
+def optional_eta(name: str, value: Any) -> Array | None:
     """The number 0 stays out of the pytree: then no noise is drawn at all. Any other eta is a leaf, a scalar."""
     return None if value is None or (isinstance(value, float | int) and value == 0) else as_scalar(name, value)
 

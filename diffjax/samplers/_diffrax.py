@@ -31,11 +31,11 @@ from diffjax._arrays import (
     as_scalar,
     at_once,
     check,
+    checked_numbers,
     expand,
     is_concrete,
     nan_unless,
     time_dtype,
-    whole_numbers,
 )
 from diffjax._typing import Denoiser, Grid, GridLike, Sample, Saved, Scalar, State, Time
 from diffjax.parameterisation._denoiser import predict
@@ -115,6 +115,7 @@ def probability_flow(process: AbstractGaussianProcess, denoiser: Denoiser) -> di
     return diffrax.ODETerm(Flow(process, denoiser))
 
 
+@checked_numbers
 def reverse_sde(
     process: AbstractGaussianProcess, denoiser: Denoiser, path: diffrax.AbstractBrownianPath, eta: Scalar = 1.0
 ) -> diffrax.MultiTerm:
@@ -162,7 +163,7 @@ class Solution(NamedTuple):
     """The states at the times `save`; None where none were requested."""
 
 
-@whole_numbers
+@checked_numbers
 def integrate(
     terms: diffrax.AbstractTerm,
     xt: Sample,
@@ -228,7 +229,7 @@ def integrate(
     return _integrate(terms, xt, *setup, mesh)
 
 
-@whole_numbers
+@checked_numbers
 def integrate_each(
     terms: diffrax.AbstractTerm,
     xt: Sample,
@@ -355,6 +356,7 @@ def _solve(terms, xt, ts, save, solver, controller, adjoint, max_steps):
     return Solution(x0, nfe, ok, None if saved is None else nan_unless(ok, saved))
 
 
+@checked_numbers
 def count_evaluations(
     solver: diffrax.AbstractSolver, terms: diffrax.AbstractTerm, calls: list, y0: State, t0: Scalar, t1: Scalar
 ) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from typing import ClassVar, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check, values_at_once, whole_numbers
+from diffjax._arrays import as_scalar, check, checked_numbers, values_at_once
 from diffjax._typing import Denoiser, Numbers, Sample, Scalar
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import ddim_coefficients
@@ -50,7 +50,7 @@ class DPMSolverWeights(NamedTuple):
     """The weight of the E before the last, by the method one order below."""
 
 
-@whole_numbers
+@checked_numbers
 class DPMSolver(AbstractEmbeddedStepper):
     """Singlestep DPM-Solver-1, -2 and -3: of that order, with as many evaluations a step. A step from alpha = 0 or to
     sigma = 0 is DDIM's.

@@ -30,7 +30,7 @@ import jax
 import numpy as np
 from typing_extensions import TypeAliasType
 
-from diffjax._arrays import at_once, check, whole_numbers
+from diffjax._arrays import at_once, check, checked_numbers
 from diffjax._typing import OnGrid, Scalar
 from diffjax.parameterisation import AbstractParameterisation
 from diffjax.process import ddim_coefficients
@@ -60,7 +60,7 @@ def by_time(l: OnGrid, t: OnGrid) -> OnGrid:
     return t
 
 
-@whole_numbers
+@checked_numbers
 class ExponentialAdams(AbstractMultistep):
     """An exponential Adams method: any prediction, any order, with or without a corrector, any noise.
 

@@ -12,7 +12,7 @@ Source: Zhang & Chen 2023 (Fast sampling of diffusion models with exponential in
 et al. 2023 (SEEDS), section 3 (the stages).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -29,7 +29,7 @@ ALL_FORGOTTEN = 1e3
 
 
 @values_at_once
-def non_negative(name: str, value: Scalar | int) -> Array:
+def non_negative(name: str, value: Any) -> Array:
     """The number `name` as a leaf, a scalar; ValueError where it is negative."""
     number = as_scalar(name, value)
     check((number >= 0) & (number < jnp.inf), f"{name}: must not be negative, got {number}")

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import answered, as_samples, check, check_key, is_concrete, whole_numbers
+from diffjax._arrays import answered, as_samples, check, check_key, checked_numbers, is_concrete
 from diffjax._typing import Index, Key, LogDensity, Numbers, Sample, Score, Statistic
 from diffjax.samplers._chains import Chains, StepSize, run_chains, step_sizes
 
@@ -73,7 +73,7 @@ def _hmc(inverse_mass, integration_steps, log_density, tau):
     return _blackjax().hmc(log_density, tau, inverse_mass, integration_steps)
 
 
-@whole_numbers
+@checked_numbers
 def mala(
     key: Key,
     log_density: LogDensity,
@@ -114,7 +114,7 @@ def mala(
     return _adjusted(key, _mala, log_density, score, x, steps, step_size, index, save, average, burn_in)
 
 
-@whole_numbers
+@checked_numbers
 def hmc(
     key: Key,
     log_density: LogDensity,

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, check_key, check_shape, is_concrete, whole_numbers
+from diffjax._arrays import check, check_key, check_shape, checked_numbers, is_concrete
 from diffjax._typing import Denoiser, Grid, Key, Scalar
 from diffjax.process import AbstractGaussianProcess
 from diffjax.process._gaussian import prior
@@ -25,7 +25,7 @@ from diffjax.samplers._dpm_solver import DPMSolver
 from diffjax.samplers._stepper import AbstractStepper, namespace, on_grid
 
 
-@whole_numbers
+@checked_numbers
 def optimise_grid(
     key: Key,
     process: AbstractGaussianProcess,

@@ -18,7 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check, expand, mean_features, normal_like, values_at_once, whole_numbers
+from diffjax._arrays import as_scalar, check, checked_numbers, expand, mean_features, normal_like, values_at_once
 from diffjax._typing import Denoiser, FlowMap, GridLike, Numbers, Sample, Scalar, State, Weights
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
@@ -112,7 +112,7 @@ class LangevinWeights(NamedTuple):
     bound: Numbers
 
 
-@whole_numbers
+@checked_numbers
 class PredictorCorrector(AbstractCorrected):
     """A predictor, then corrections: as many more evaluations a step. There is no correction at sigma = 0.
 

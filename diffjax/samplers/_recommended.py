@@ -21,7 +21,7 @@ grow as the root of their number. A trained network is rougher than an exact den
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, values_at_once, whole_numbers
+from diffjax._arrays import check, checked_numbers, values_at_once
 from diffjax._typing import Scalar
 from diffjax.parameterisation import EDMPrediction
 from diffjax.parameterisation._linear import X0Prediction
@@ -33,7 +33,7 @@ from diffjax.samplers._stepper import AbstractStepper
 from diffjax.samplers._unipc import UniPC
 
 
-@whole_numbers
+@checked_numbers
 @values_at_once
 def recommended(
     process: AbstractGaussianProcess,

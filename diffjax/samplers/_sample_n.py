@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from diffjax._arrays import as_leaves, check_key, check_shape, whole_numbers
+from diffjax._arrays import as_leaves, check_key, check_shape, checked_numbers
 from diffjax._typing import Denoiser, FlowMap, GridLike, Key
 from diffjax.process import AbstractGaussianProcess
 from diffjax.process._gaussian import prior
@@ -25,7 +25,7 @@ from diffjax.samplers._batch import check_batch, over_devices, split_batch
 from diffjax.samplers._stepper import AbstractStepper
 
 
-@whole_numbers
+@checked_numbers
 def sample_n(
     key: Key,
     process: AbstractGaussianProcess,

@@ -22,7 +22,7 @@ import lineax as lx
 from jaxtyping import PyTree
 from typing_extensions import TypeAliasType
 
-from diffjax._arrays import answered, as_scalar, at_once, check
+from diffjax._arrays import answered, as_scalar, at_once, check, checked_numbers
 from diffjax._typing import Sample, Scalar, Time
 from diffjax.process import AbstractProcess
 from diffjax.samplers._solver_checks import AbstractField
@@ -69,6 +69,7 @@ def score_flow(process: AbstractProcess, score: TimeScore) -> diffrax.ODETerm:
     return diffrax.ODETerm(ScoreDrift(process, score, as_scalar("eta", 0.0)))
 
 
+@checked_numbers
 def score_reverse_sde(
     process: AbstractProcess, score: TimeScore, path: diffrax.AbstractBrownianPath, eta: Scalar = 1.0
 ) -> diffrax.MultiTerm:

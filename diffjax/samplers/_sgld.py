@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from diffjax._arrays import answered, as_samples, check, check_key, values_at_once, whole_numbers
+from diffjax._arrays import answered, as_samples, check, check_key, checked_numbers, values_at_once
 from diffjax._typing import Index, Key, Sample, Scalar, Statistic
 from diffjax.samplers._chains import Chains, StepSize, run_chains, step_sizes
 from diffjax.samplers._unadjusted import AbstractUnadjusted, langevin_step
 
 
-@whole_numbers
+@checked_numbers
 @values_at_once
 def polynomial_decay(steps: int, *, a: Scalar, b: Scalar = 1.0, gamma: Scalar = 1 / 3) -> Float[Array, " steps"]:
     """Step sizes a (b + k)^-gamma, k = 0 .. steps - 1, [steps], for scalars a, b and gamma.
@@ -79,7 +79,7 @@ class MinibatchScore(eqx.Module):
         return jax.vmap(jax.grad(estimate))(x, batch)
 
 
-@whole_numbers
+@checked_numbers
 def minibatch_score(
     log_prior: Callable[..., Array], log_likelihood: Callable[..., Array], total: int
 ) -> MinibatchScore:
@@ -115,7 +115,7 @@ class Stochastic(AbstractUnadjusted):
         return jax.tree.map(lambda leaf: leaf[rows], self.data)
 
 
-@whole_numbers
+@checked_numbers
 def sgld(
     key: Key,
     score: Callable[[Sample, PyTree], Sample],

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import answered, as_samples, check_key, normal_like, whole_numbers
+from diffjax._arrays import answered, as_samples, check_key, checked_numbers, normal_like
 from diffjax._typing import Index, Key, Keys, Sample, Scalar, Score, Statistic
 from diffjax.samplers._chains import Chains, StepSize, run_chains, step_sizes
 
@@ -50,7 +50,7 @@ class Unadjusted(AbstractUnadjusted):
         return langevin_step(keys, x, answered("score", self.score(x), x.shape), tau)
 
 
-@whole_numbers
+@checked_numbers
 def langevin(
     key: Key,
     score: Score,

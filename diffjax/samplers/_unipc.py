@@ -17,7 +17,7 @@ from collections.abc import Callable
 import equinox as eqx
 import numpy as np
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import OnGrid
 from diffjax.parameterisation._linear import X0Prediction
 from diffjax.process import ddim_coefficients
@@ -36,7 +36,7 @@ def bh2(h: OnGrid) -> OnGrid:
     return -namespace(h).expm1(-h)
 
 
-@whole_numbers
+@checked_numbers
 class UniPC(AbstractMultistep):
     """UniPC-p: order p + 1, one evaluation a step.
 

@@ -33,7 +33,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import as_accumulators, check, whole_numbers
+from diffjax._arrays import as_accumulators, check, checked_numbers
 from diffjax._typing import Params, Scalar
 
 Average: TypeAlias = Callable[[Int[Array, ""], Params, Params], Params]
@@ -42,6 +42,7 @@ LARGEST_WIDTH = 1 / 12**0.5
 """The width at g = 0, a plain mean over the whole run; that of a profile is smaller."""
 
 
+@checked_numbers
 def make_ema(decay: Scalar, *, warmup: bool = True) -> Average:
     """Makes `(step, params, ema) -> ema`, the exponential average after the update of number `step` (from 0), a scalar.
 
@@ -75,6 +76,7 @@ def make_ema(decay: Scalar, *, warmup: bool = True) -> Average:
     return update
 
 
+@checked_numbers
 def power_exponent(width: float) -> float:
     """The exponent g of a profile of this width, a scalar in (0, 1/sqrt(12)): 0.05 gives 16.97, 0.1 gives 6.94.
 
@@ -89,6 +91,7 @@ def power_exponent(width: float) -> float:
     return float(np.max(np.roots([1, 7, 16 - inverse, 12 - inverse]).real))
 
 
+@checked_numbers
 def make_power_ema(width: float) -> Average:
     """Makes `(step, params, ema) -> ema`, the power-function average after update number `step` (from 0), a scalar.
 
@@ -119,7 +122,7 @@ def make_power_ema(width: float) -> Average:
     return update
 
 
-@whole_numbers
+@checked_numbers
 def reconstruction_weights(
     steps: Sequence[int], widths: Sequence[float], step: int, width: float
 ) -> Float[np.ndarray, " n"]:

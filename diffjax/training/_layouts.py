@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from diffjax._arrays import copied, is_key, on_host, whole_numbers
+from diffjax._arrays import checked_numbers, copied, is_key, on_host
 from diffjax.training._mesh import FSDP, TENSOR, batch_axes, batch_parts, check_divides, data_mesh, make_mesh
 from diffjax.training._rules import (
     TENSOR_RULES,
@@ -72,7 +72,7 @@ class Layout(NamedTuple):
     about: dict[str, str | int]
 
 
-@whole_numbers
+@checked_numbers
 def jit_layout(step: Step, mesh: Mesh | None = None, *, steps: int = 1) -> Layout:
     """The step under `jax.jit`: state [*d] replicated, batch [b, ...] split, gradients averaged by the compiler.
 
@@ -84,7 +84,7 @@ def jit_layout(step: Step, mesh: Mesh | None = None, *, steps: int = 1) -> Layou
     return _jit_layout("jit", step, data_mesh() if mesh is None else mesh, replicated_specs, steps)
 
 
-@whole_numbers
+@checked_numbers
 def fsdp_layout(step: Step, mesh: Mesh | None = None, *, min_size: int = MIN_SIZE, steps: int = 1) -> Layout:
     """Parameters, averages and optimiser state split over the axis "fsdp", the batch [b, ...] over "data" and "fsdp".
 
@@ -104,7 +104,7 @@ def fsdp_layout(step: Step, mesh: Mesh | None = None, *, min_size: int = MIN_SIZ
     return _jit_layout("fsdp", step, mesh, fsdp_specs(mesh, min_size), steps)
 
 
-@whole_numbers
+@checked_numbers
 def tensor_layout(
     step: Step, mesh: Mesh | None = None, rules: Rules = TENSOR_RULES, *, min_size: int = MIN_SIZE, steps: int = 1
 ) -> Layout:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.training.checkpoint._files import write_durably
 
 OWN = ("step", "images_per_second", "step_seconds", "wait_seconds", "save_seconds", "draw_seconds", "device_bytes")
@@ -61,7 +61,7 @@ def _due(name: str, metrics: Mapping[str, np.ndarray]) -> slice | np.ndarray:
     return slice(None) if due is None or name == group else due > 0
 
 
-@whole_numbers
+@checked_numbers
 def truncate_log(path: str | Path, step: int) -> None:
     """Removes the lines of a JSONL log after a step, and truncated ones; the file may be absent.
 

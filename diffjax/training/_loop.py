@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.data import prefetch
 from diffjax.training._layouts import Layout
 from diffjax.training._log import OWN
@@ -30,7 +30,7 @@ from diffjax.training._state import TrainState
 from diffjax.training.checkpoint._store import Checkpoints
 
 
-@whole_numbers
+@checked_numbers
 def train(
     state: TrainState,
     layout: Layout,

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 
 DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
 Device: TypeAlias = Any
@@ -23,7 +23,7 @@ Device: TypeAlias = Any
 Devices: TypeAlias = Sequence[Device]
 
 
-@whole_numbers
+@checked_numbers
 def make_mesh(*, data: int | None = None, fsdp: int = 1, tensor: int = 1, devices: Devices | None = None) -> Mesh:
     """A mesh of shape [data, fsdp, tensor] with the axes "data", "fsdp" and "tensor".
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from diffjax._arrays import is_key, whole_numbers
+from diffjax._arrays import checked_numbers, is_key
 from diffjax.training._layouts import (
     Layout,
     abstract,
@@ -34,7 +34,7 @@ from diffjax.training._step import Step, batch_size_of
 T = TypeVar("T")
 
 
-@whole_numbers
+@checked_numbers
 def pmap_layout(step: Step, devices: Devices | None = None, *, steps: int = 1) -> Layout:
     """The step under `jax.pmap`: for each device a copy of the state [*d] and a part [b/devices, ...] of the batch.
 
@@ -106,7 +106,7 @@ def unreplicate(tree: PyTree) -> PyTree:
     return jax.device_put(jax.tree.map(lambda leaf: leaf[0], tree), jax.local_devices()[0])
 
 
-@whole_numbers
+@checked_numbers
 def split_batch(batch: PyTree, devices: int) -> PyTree:
     """Reshapes the leaves of a batch from [b, ...] to [devices, b/devices, ...].
 

@@ -27,7 +27,7 @@ from types import TracebackType
 
 import jax
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax.training._hosts import Failed, Refused, is_main
 from diffjax.training._signals import Stopped
 
@@ -44,7 +44,7 @@ class Unreachable(RuntimeError):
     """Raised by `initialize` where the other processes did not connect in time; starting all again may help."""
 
 
-@whole_numbers
+@checked_numbers
 def initialize(
     coordinator: str | None = None,
     num_processes: int | None = None,

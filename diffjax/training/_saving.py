@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, PyTree
 
-from diffjax._arrays import leaves_by_path, whole_numbers
+from diffjax._arrays import checked_numbers, leaves_by_path
 from diffjax._typing import Params
 from diffjax.training._hosts import gather_texts, sync_errors
 from diffjax.training._signals import Stopped
@@ -134,7 +134,7 @@ def passes(call: range, every: int) -> bool:
     return call[-1] // every > (call[0] - 1) // every
 
 
-@whole_numbers
+@checked_numbers
 def check_parameters(step: int, state: TrainState) -> None:
     """Raises `NotFinite` naming the first leaf of params and ema that is NaN or infinite, of opt_state that is NaN.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from diffjax._arrays import whole_numbers
+from diffjax._arrays import checked_numbers
 from diffjax._typing import Params
 from diffjax.training._ema import power_exponent, reconstruction_weights, weighted_sum
 from diffjax.training._hosts import gather_to_host, is_main
@@ -21,7 +21,7 @@ from diffjax.training._state import TrainState
 from diffjax.training.checkpoint._export import load_weights, save_weights
 
 
-@whole_numbers
+@checked_numbers
 class Snapshots:
     """A folder of snapshots of a state's power-function averages; `train(..., snapshots=...)` takes them.
 
@@ -52,7 +52,7 @@ class Snapshots:
         """The name of an average of this width, a scalar, in `state.ema` and in the folder."""
         return f"{width:g}"
 
-    @whole_numbers
+    @checked_numbers
     def take(self, step: int, state: TrainState) -> None:
         """Copies the averages of a state to the host, and writes them in a thread; in process 0, though all call it.
 
@@ -81,7 +81,7 @@ class Snapshots:
         steps = lambda width: (path.stem.rsplit("-", 1)[1] for path in self.folder.glob(f"{self.name(width)}-*"))
         return sorted((int(step), width) for width in self.widths for step in steps(width) if step.isdigit())
 
-    @whole_numbers
+    @checked_numbers
     def reconstruct(self, like: Params, width: float, step: int | None = None) -> Params:
         """The average of any width at the last snapshot up to a step, from the snapshots up to there.
 

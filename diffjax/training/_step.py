@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from diffjax._arrays import as_accumulators, path_of, whole_numbers
+from diffjax._arrays import as_accumulators, checked_numbers, path_of
 from diffjax._typing import Key, Params
 from diffjax.training._ema import Average
 from diffjax.training._objective import (
@@ -54,7 +54,7 @@ Step = Callable[..., tuple[TrainState, Metrics]]
 """`(state, batch) -> (state, metrics)`; of `make_train_step` also `(state, batch, gather_params)`."""
 
 
-@whole_numbers
+@checked_numbers
 def make_train_step(
     objectives: Objective | Sequence[Objective],
     *,

@@ -27,6 +27,7 @@ from diffjax._arrays import (
     at_once,
     check,
     check_key,
+    checked_numbers,
     default_index,
     mean_features,
     normal_like,
@@ -43,6 +44,7 @@ Features: TypeAlias = Callable[[Sample], Float[Array, "b *m"]]
 """Images [b, h, w, c] -> features [b, ...]."""
 
 
+@checked_numbers
 def autoencoder_loss(
     autoencoder: AutoencoderKL,
     params: Params,

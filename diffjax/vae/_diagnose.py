@@ -16,12 +16,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from diffjax._arrays import accumulator_dtype, as_samples, check_key, default_index, sample_keys, sum_features
+from diffjax._arrays import (
+    accumulator_dtype,
+    as_samples,
+    check_key,
+    checked_numbers,
+    default_index,
+    sample_keys,
+    sum_features,
+)
 from diffjax._typing import Index, Key, Sample, Scalar
 from diffjax.vae._gaussian import AbstractPrior, DiagonalGaussian
 from diffjax.vae._model import Level
 
 
+@checked_numbers
 def active_units(posterior: DiagonalGaussian, *, threshold: Scalar = 0.01) -> Bool[Array, "*d"]:
     """Which latents are in use: Var_x(E_q[z_j]) > threshold over the items of a batch, [*d].
 

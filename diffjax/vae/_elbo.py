@@ -31,16 +31,17 @@ from diffjax._arrays import (
     at_once,
     check,
     check_key,
+    checked_numbers,
     default_index,
     log_mean_exp,
     normal_like,
-    whole_numbers,
 )
 from diffjax._typing import Cond, Index, Key, Params, Sample, Scalar
 from diffjax.vae._gaussian import HALF_LOG_TAU, AbstractPrior, DiagonalGaussian
 from diffjax.vae._model import AbstractVAE, check_vae, infer
 
 
+@checked_numbers
 def negative_elbo(
     vae: AbstractVAE,
     params: Params,
@@ -130,7 +131,7 @@ def _by_group(rate, group):
     raise ValueError(f"group: one of latent, channel, level is needed, got {group!r}")
 
 
-@whole_numbers
+@checked_numbers
 def iwae_bound(
     vae: AbstractVAE,
     params: Params,
@@ -176,7 +177,7 @@ def _iwae(vae, params, key, x0, cond, index, draws):
     return log_mean_exp(jax.lax.map(one, jnp.arange(draws)))
 
 
-@whole_numbers
+@checked_numbers
 def linear_warm_up(
     step: Int[Array, ""] | int, *, steps: int, start: Scalar = 0.0, stop: Scalar = 1.0
 ) -> Float[Array, ""]:
@@ -202,7 +203,7 @@ def linear_warm_up(
     return jnp.asarray(start + (stop - start) * passed)
 
 
-@whole_numbers
+@checked_numbers
 def cyclic_warm_up(
     step: Int[Array, ""] | int, *, period: int, ramp: Scalar = 0.5, start: Scalar = 0.0, stop: Scalar = 1.0
 ) -> Float[Array, ""]:
@@ -232,6 +233,7 @@ def cyclic_warm_up(
     return jnp.asarray(start + (stop - start) * jnp.clip(passed / ramp, 0.0, 1.0))
 
 
+@checked_numbers
 class AutoregressivePrior(AbstractPrior):
     """z_1 ~ N(0, 1), z_t = a z_{t-1} + sqrt(1 - a^2) eps_t along the first axis of z: a prior with a committed rate.
 
@@ -275,7 +277,7 @@ class AutoregressivePrior(AbstractPrior):
         before = jnp.pad(z[:, :-1], self._one_before(z))
         return -0.5 * ((z - a * before) ** 2 / variance + jnp.log(variance)) - HALF_LOG_TAU
 
-    @whole_numbers
+    @checked_numbers
     def sample(
         self, keys: Shaped[Array, "b *k"], shape: tuple[int, ...], temperature: Scalar = 1.0
     ) -> Float[Array, "b *d"]:
@@ -302,7 +304,7 @@ class AutoregressivePrior(AbstractPrior):
         return [(0, 0), (1, 0), *[(0, 0)] * (z.ndim - 2)]
 
 
-@whole_numbers
+@checked_numbers
 def least_rate(latents: int, correlation: Scalar) -> Float[Array, ""]:
     """The least divergence of a factorised posterior from an `AutoregressivePrior`, a scalar in nats.
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from diffjax._arrays import as_samples, check_finite, normal_like, whole_numbers
+from diffjax._arrays import as_samples, check_finite, checked_numbers, normal_like
 from diffjax._typing import Sample, Scalar
 
 LOG_STD_RANGE = (-15.0, 10.0)
@@ -78,7 +78,7 @@ class DiagonalGaussian(AbstractPrior):
         z = as_samples("z", z, self.mean.shape)
         return -0.5 * ((z - self.mean) * jnp.exp(-self.log_std)) ** 2 - self.log_std - HALF_LOG_TAU
 
-    @whole_numbers
+    @checked_numbers
     def sample(
         self, keys: Shaped[Array, "b *k"], shape: tuple[int, ...] | None = None, temperature: Scalar = 1.0
     ) -> Float[Array, "b *d"]:
@@ -100,7 +100,7 @@ class StandardNormal(AbstractPrior):
         z = as_samples("z", z)
         return -0.5 * z**2 - HALF_LOG_TAU
 
-    @whole_numbers
+    @checked_numbers
     def sample(
         self, keys: Shaped[Array, "b *k"], shape: tuple[int, ...], temperature: Scalar = 1.0
     ) -> Float[Array, "b *d"]:

@@ -37,10 +37,10 @@ from diffjax._arrays import (
     check_key,
     check_shape,
     check_times,
+    checked_numbers,
     is_concrete,
     part_of,
     time_dtype,
-    whole_numbers,
 )
 from diffjax._typing import Cond, Key, Params, Sample, Scalar
 from diffjax.analytic._gaussian import check_symmetric
@@ -93,7 +93,7 @@ class HierarchicalVAE(AbstractVAE):
         y = jnp.zeros((x0.shape[0], *self.network.shape[:2], self.network.outputs * self.network.shape[2]))
         return {"network": network, "likelihood": self.likelihood.init(jax.random.fold_in(key, 1), y, x0)}
 
-    @whole_numbers
+    @checked_numbers
     def top_down(
         self, params: Params, draw: Draw, n: int, x0: Sample | None, cond: Cond = None, *, key: Key | None = None
     ) -> Array:
@@ -137,7 +137,7 @@ class ReadOut(AbstractLikelihood):
         return as_samples("y", y)
 
 
-@whole_numbers
+@checked_numbers
 class DiffusionChain(AbstractVAE):
     """A diffusion model on a grid as a hierarchical VAE with K levels, all of the size of the data.
 
@@ -186,7 +186,7 @@ class DiffusionChain(AbstractVAE):
         x0 = as_samples("x0", x0)
         return {"network": self.diffusion.network.init(key, x0, jnp.zeros(x0.shape[0]), cond), "likelihood": {}}
 
-    @whole_numbers
+    @checked_numbers
     def top_down(
         self, params: Params, draw: Draw, n: int, x0: Sample | None, cond: Cond = None, *, key: Key | None = None
     ) -> Array:
@@ -232,6 +232,7 @@ class LinearPosterior(eqx.Module):
     scale: Float[Array, "k1 k1"]
 
 
+@checked_numbers
 class LinearHierarchy(eqx.Module):
     """z2 ~ N(0, I), z1 ~ N(A z2, S), x ~ N(W z1, variance I): a two-level model with everything in closed form.
 

@@ -29,13 +29,13 @@ from diffjax._arrays import (
     at_once,
     check,
     check_key,
+    checked_numbers,
     is_concrete,
     nan_unless,
     normal_like,
     part_of,
     sum_features,
     values_at_once,
-    whole_numbers,
 )
 from diffjax._typing import Key, Network, Params, Sample, Scalar
 from diffjax.losses import check_levels
@@ -82,6 +82,7 @@ def _fitting(y, x0, outputs):
     return as_samples("y", y, (*x0.shape[:-1], outputs * x0.shape[-1])), x0
 
 
+@checked_numbers
 class GaussianLikelihood(AbstractLikelihood):
     """N(x0; y, std^2 I), a density, with one standard deviation for all features.
 
@@ -122,7 +123,7 @@ class GaussianLikelihood(AbstractLikelihood):
         return jnp.clip(part_of(params, "log_std", "likelihood"), *LOG_STD_RANGE)
 
 
-@whole_numbers
+@checked_numbers
 class DiscretisedLogistic(AbstractLikelihood):
     """The probability of a level x0 under a logistic distribution of location and scale, rounded to the levels.
 
@@ -196,6 +197,7 @@ class DiscretisedLogistic(AbstractLikelihood):
         return location, jnp.clip(log_scale, *LOG_STD_RANGE)
 
 
+@checked_numbers
 class Bernoulli(AbstractLikelihood):
     """P(x0 = high) = 1/(1 + exp(-y)), feature by feature, for data that have two values.
 
@@ -244,7 +246,7 @@ class Bernoulli(AbstractLikelihood):
         return jnp.where(noise < y, self.high, self.low).astype(y.dtype)
 
 
-@whole_numbers
+@checked_numbers
 class Autoregressive(AbstractLikelihood):
     """prod_i p(x_i | x_<i, y) over the pixels of images in raster order: a decoder that can do without z.
 

@@ -18,7 +18,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_numbers, as_scalar, at_once, check, values_at_once, whole_numbers
+from diffjax._arrays import as_numbers, as_scalar, at_once, check, checked_numbers, values_at_once
 from diffjax._typing import Scalar
 from diffjax.analytic._gaussian import check_symmetric
 from diffjax.vae._gaussian import HALF_LOG_TAU
@@ -77,6 +77,7 @@ class LinearVAE(eqx.Module):
         square = square + jnp.sum(self.weight**2 @ self.latent_variances)
         return n * (HALF_LOG_TAU + 0.5 * jnp.log(self.variance)) + 0.5 * square / self.variance
 
+    @checked_numbers
     def elbo(
         self, mean: Float[Array, " n"], covariance: Float[Array, "n n"], *, beta: Scalar = 1.0
     ) -> Float[Array, ""]:
@@ -93,6 +94,7 @@ class LinearVAE(eqx.Module):
         return -n * HALF_LOG_TAU - 0.5 * (log_determinant + jnp.trace(jnp.linalg.solve(model, second_moment)))
 
 
+@checked_numbers
 def best_encoder(
     weight: Float[Array, "n k"], variance: Scalar, *, beta: Scalar = 1.0
 ) -> tuple[Float[Array, "k n"], Float[Array, " k"]]:
@@ -121,7 +123,7 @@ def best_encoder(
     return jnp.linalg.solve(m, weight.T), noise / jnp.diag(m)
 
 
-@whole_numbers
+@checked_numbers
 def optimal_linear_vae(
     mean: Float[Array, " n"],
     covariance: Float[Array, "n n"],
@@ -181,6 +183,7 @@ def optimal_linear_vae(
     return LinearVAE(weight, mean, variance, encoder, latent_variances)
 
 
+@checked_numbers
 def rates_at_optimum(eigenvalues: Float[Array, " k"], variance: Scalar, *, beta: Scalar = 1.0) -> Float[Array, " k"]:
     """max(0, 1/2 log(lambda_i/(beta sigma^2))) in nats, [k]: the rate of each latent of the optimal linear VAE.
 

@@ -31,11 +31,11 @@ from diffjax._arrays import (
     at_once,
     check,
     check_key,
+    checked_numbers,
     default_index,
     part_of,
     sample_keys,
     sum_features,
-    whole_numbers,
 )
 from diffjax._typing import Cond, Index, Key, Network, Params, Sample, Scalar
 from diffjax.vae._gaussian import AbstractPrior, DiagonalGaussian, StandardNormal, as_gaussian
@@ -112,7 +112,7 @@ class AbstractVAE(eqx.Module):
         """
 
 
-@whole_numbers
+@checked_numbers
 class VAE(AbstractVAE):
     """A variational autoencoder with one level of latents.
 
@@ -174,7 +174,7 @@ class VAE(AbstractVAE):
         own = self.likelihood.init(keys[2], jnp.zeros(y.shape, y.dtype), x0)
         return {"encoder": encoder, "decoder": decoder, "likelihood": own}
 
-    @whole_numbers
+    @checked_numbers
     def top_down(
         self, params: Params, draw: Draw, n: int, x0: Sample | None, cond: Cond = None, *, key: Key | None = None
     ) -> Array:

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from diffjax._arrays import in_bytes, leaves_by_path, whole_numbers
+from diffjax._arrays import checked_numbers, in_bytes, leaves_by_path
 from diffjax.training._hosts import gather_texts, is_main, run_on_main
 from diffjax.training.checkpoint._files import (
     LARGEST_STEP,
@@ -38,7 +38,7 @@ from diffjax.training.checkpoint._metadata import Damaged, Metadata, make_metada
 T = TypeVar("T")
 
 
-@whole_numbers
+@checked_numbers
 class Checkpoints:
     """A folder of checkpoints, of which the newest are preserved; a context manager that waits and closes.
 
@@ -123,7 +123,7 @@ class Checkpoints:
         """The step whose metric `best` was lowest, or None where none has one."""
         return self._orbax.best_of(self.steps(), self._score)
 
-    @whole_numbers
+    @checked_numbers
     def about(self, step: int) -> Metadata:
         """The metadata of a checkpoint: format, step, time, versions, mesh, metrics, leaves, and the run's `about`.
 
@@ -156,7 +156,7 @@ class Checkpoints:
 
         run_on_main(check)
 
-    @whole_numbers
+    @checked_numbers
     def save(self, step: int, state: PyTree, metrics: Mapping[str, float] | None = None) -> None:
         """Saves a state; returns when it is copied, before it is on disk. The newest step is not saved a second time.
 
@@ -187,7 +187,7 @@ class Checkpoints:
         self._scores[step] = metadata["metrics"].get(self.best_metric)
         self._manager.save(step, state, metadata)
 
-    @whole_numbers
+    @checked_numbers
     def restore(self, like: PyTree, step: int | None = None) -> PyTree:
         """The state of a step, bitwise, on the devices of `like`, whatever devices it was saved from.
 
@@ -208,7 +208,7 @@ class Checkpoints:
         """
         return self._newest_intact(lambda folder: self._reading.read_state(folder, like), step)
 
-    @whole_numbers
+    @checked_numbers
     def restore_some(self, like: PyTree, step: int | None = None) -> PyTree:
         """Some leaves of a state, as `restore`; the others are not read.
 
@@ -241,7 +241,7 @@ class Checkpoints:
             return state
         raise next(iter(failed.values()))
 
-    @whole_numbers
+    @checked_numbers
     def verify(self, step: int | None = None) -> None:
         """Reads a step (the newest by default) on the host, 256 MiB at a time, and checks every byte.
 
@@ -259,7 +259,7 @@ class Checkpoints:
                 if step is not None or not self.read_only:
                     raise
 
-    @whole_numbers
+    @checked_numbers
     def leaves(self, step: int, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
         """Path and array [*d] of each leaf of a state whose path begins with `prefix`, checked; keys as their data.
 
@@ -271,7 +271,7 @@ class Checkpoints:
         """
         return self._reading.read_arrays(self._folder_of(step), prefix)
 
-    @whole_numbers
+    @checked_numbers
     def rollback(self, step: int) -> list[int]:
         """Makes a step the newest: the steps after it are moved to `folder/aside`, and returned.
 
