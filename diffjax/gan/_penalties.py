@@ -94,12 +94,14 @@ def lazy(
       [b], to be added to the discriminator's loss.
 
     Raises:
-      ValueError: every is not positive.
+      ValueError: every is not positive, or step is no whole number.
 
     Source: Karras et al. 2020 (StyleGAN2), appendix B, arXiv:1912.04958.
     """
     if every < 1:
         raise ValueError(f"every: at least 1 is needed, got {every}")
+    if jnp.ndim(step) or not jnp.issubdtype(jnp.result_type(step), jnp.integer):
+        raise ValueError(f"step: one whole number is needed, got {step!r}")
 
     def checked():
         value = penalty()

@@ -36,7 +36,8 @@ class OnePass(AbstractGuide):
             raise ValueError(f"denoiser: a NetworkDenoiser with a condition is needed, got cond=None in {kind}")
         trees = [jax.tree.structure(tree) for tree in (cond, self.null)]
         if trees[0] != trees[1]:
-            raise ValueError(f"null: the condition's tree {trees[0]} is needed, got {trees[1]}")
+            got = f"a {type(self.null).__name__}" if callable(self.null) else trees[1]
+            raise ValueError(f"null: the condition's tree {trees[0]} is needed, got {got}")
 
     def per_sample_fields(self) -> tuple[str, ...]:
         """("null",) where each of its leaves has one row a sample, as the condition [b, ...] has, and b > 1."""

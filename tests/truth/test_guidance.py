@@ -576,6 +576,9 @@ BAD = {
     r"weights: must be positive, got 0.0": lambda: guidance.density_mixture([PLAIN], [PLAIN], [0.0]),
     r"as many of each, one or more, got \(2, 1, 2\)": lambda: guidance.density_mixture([PLAIN, PLAIN], [PLAIN]),
     r"denoiser: a NetworkDenoiser with a condition": lambda: dj.classifier_free(network_denoiser(None), jnp.nan, 2.0),
+    r"null: the condition's tree PyTreeDef\(\*\) is needed, got a NetworkDenoiser": lambda: dj.classifier_free(
+        network_denoiser(jnp.zeros((2, 1))), network_denoiser(None), 2.0
+    ),
     r"null: the condition's tree": lambda: dj.classifier_free(network_denoiser(jnp.zeros((2, 1))), {"a": 0}, 2.0),
     r"log_prob: must answer shape \(2,\) .* got \(2, 3\)": lambda: guidance.classifier_guidance(
         PROCESS(), PLAIN, PLAIN, 1.0
