@@ -56,16 +56,18 @@ def aligned(value: PerSample, xt: Sample) -> Array:
     return expand(jnp.asarray(value, xt.dtype), xt)
 
 
-@values_at_once
-def number(name: str, value: Any) -> Array:
-    """A number as a float leaf.
-
-    Raises:
-      ValueError: it is neither a scalar nor one a sample, [b], or it is not finite.
-    """
+def per_sample(name: str, value: Any) -> Array:
+    """A number as a float leaf; `ValueError` where it is neither a scalar nor one a sample, [b]."""
     value = as_leaf(name, value)
     if jnp.ndim(value) > 1:
         raise ValueError(f"{name}: a scalar or one number a sample, [b], is needed, got shape {jnp.shape(value)}")
+    return value
+
+
+@values_at_once
+def number(name: str, value: Any) -> Array:
+    """A number as a float leaf; `ValueError` where it is neither a scalar nor one a sample, [b], or not finite."""
+    value = per_sample(name, value)
     check(jnp.isfinite(value), f"{name}: must be finite, got {value}")
     return value
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffjax._arrays import as_leaf, as_samples, check, checked_numbers, expand
+from diffjax._arrays import as_samples, check, checked_numbers, expand
 from diffjax._typing import Denoiser, PerSample, Sample, Time
-from diffjax.guidance._base import AbstractGuide
+from diffjax.guidance._base import AbstractGuide, per_sample
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess
 
@@ -60,6 +60,6 @@ def within_interval(
 
     Source: Kynkaanniemi et al. 2024 (Applying guidance in a limited interval).
     """
-    low, high = as_leaf("low", low), as_leaf("high", high)
+    low, high = per_sample("low", low), per_sample("high", high)
     check(low < high, f"low, high: an interval of logsnr needs low < high, got the empty [{low}, {high}]")
     return Interval(process, guided, plain, low, high)

@@ -25,9 +25,9 @@ import numpy as np
 from jaxtyping import Array
 from typing_extensions import TypeAliasType
 
-from diffjax._arrays import as_leaf, as_numbers, as_samples, check, expand, values_at_once
+from diffjax._arrays import as_numbers, as_samples, check, expand, values_at_once
 from diffjax._typing import Denoiser, PerSample, Sample, Scalar, Time
-from diffjax.guidance._base import AbstractGuide
+from diffjax.guidance._base import AbstractGuide, per_sample
 from diffjax.operators import Linearised, linearise
 from diffjax.operators._base import Observation, Operator
 from diffjax.parameterisation._denoiser import predict
@@ -141,8 +141,6 @@ def isotropic(process: AbstractGaussianProcess, data_std: Scalar, x: Sample, t: 
 @values_at_once
 def positive(name: str, value: Any) -> Array:
     """A number as a leaf, scalar or [b]; ValueError where it has another shape or is not positive."""
-    value = as_leaf(name, value)
-    if jnp.ndim(value) > 1:
-        raise ValueError(f"{name}: a scalar or one number a sample, [b], is needed, got shape {jnp.shape(value)}")
+    value = per_sample(name, value)
     check((value > 0) & (value < jnp.inf), f"{name}: must be positive, got {value}")
     return value

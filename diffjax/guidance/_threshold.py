@@ -11,9 +11,9 @@ Source: Saharia et al. 2022 (Imagen), section 2.3, for data in [-1, 1].
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import as_leaf, at_once, check, checked_numbers
+from diffjax._arrays import at_once, check, checked_numbers
 from diffjax._typing import Denoiser, PerSample, Sample, Time
-from diffjax.guidance._base import AbstractGuide, aligned, number
+from diffjax.guidance._base import AbstractGuide, aligned, number, per_sample
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process._flow_map import Known, known_pairs
 
@@ -117,7 +117,7 @@ def dynamic_threshold(
     bound = number("bound", bound)
     with at_once(bound):
         check(bound > 0, f"bound: must be positive, got {bound}")
-    largest = as_leaf("largest", largest)
+    largest = per_sample("largest", largest)
     with at_once(bound, largest):
         check(largest >= bound, f"largest: at least bound = {bound} is needed, got {largest}")
     return DynamicThreshold(denoiser, bound, largest, float(quantile))
