@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffjax._arrays import as_accumulators, check, values_at_once
-from diffjax._typing import PerSample, Sample, Time
+from diffjax._typing import Sample, Scalar, Time
 from diffjax.guidance._base import AbstractRule, aligned, both, number, per_sample
 
 
@@ -43,8 +43,8 @@ class Projected(AbstractRule):
     Source: Sadat et al. 2024 (Eliminating oversaturation and artifacts of high guidance scales), algorithm 1.
     """
 
-    parallel: PerSample = eqx.field(converter=partial(number, "parallel"), default=0.0)
-    norm: PerSample = eqx.field(converter=partial(per_sample, "norm"), default=float("inf"))
+    parallel: Scalar = eqx.field(converter=partial(number, "parallel"), default=0.0)
+    norm: Scalar = eqx.field(converter=partial(per_sample, "norm"), default=float("inf"))
 
     @values_at_once
     def __check_init__(self):

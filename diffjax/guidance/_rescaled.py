@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffjax._arrays import as_accumulators, check, values_at_once
-from diffjax._typing import PerSample, Sample, Time
+from diffjax._typing import Sample, Scalar, Time
 from diffjax.guidance._base import AbstractRule, Linear, aligned, both, number
 
 
@@ -40,7 +40,7 @@ class Rescaled(AbstractRule):
     Source: Lin et al. 2023 (Common diffusion noise schedules and sample steps are flawed), section 3.4.
     """
 
-    phi: PerSample = eqx.field(converter=partial(number, "phi"), default=0.7)
+    phi: Scalar = eqx.field(converter=partial(number, "phi"), default=0.7)
     rule: AbstractRule = Linear()
 
     @values_at_once
