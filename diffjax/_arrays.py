@@ -19,7 +19,7 @@ from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
-from diffjax._typing import PerSample, Scalar
+from diffjax._typing import PerSample, Scalar, WholeNumber
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -113,37 +113,48 @@ def on_host() -> contextlib.AbstractContextManager:
 def as_leaf(name: str, value: Any) -> Array:
     """The numbers `name`, of any shape, as a float leaf, so that gradients reach them.
 
-    A number of Python or NumPy, whole ones and np.log(3) too, stays weakly typed, so that it never widens a float32
-    sample. A value stays one inside jit.
+    A number of Python or NumPy, and whole ones of any kind, such as np.log(3) or jnp.array(20), are weakly typed, so
+    that they never widen a float32 sample. A value stays one inside jit.
 
     Raises:
       ValueError: it is no real number, and no array of such.
     """
     if isinstance(value, REAL) and not isinstance(value, bool):
         return as_value(float(value))
-    if not isinstance(value, jax.Array | np.ndarray | list | tuple):
-        raise ValueError(f"{name}: a number is needed, got {_kind(value)}: {value!r:.80}")
+    if isinstance(value, list | tuple):
+        with at_once(value):
+            return as_numbers(name, value, whole=True, finite=False)
+    check_real(name, value, one=False)
+    array = as_value(value)
     with at_once(value):
-        return as_numbers(name, value, whole=True, finite=False)
+        return array * 1.0 if jnp.issubdtype(array.dtype, jnp.integer) else array
 
 
 def as_scalar(name: str, value: Any) -> Float[Array, ""]:
     """The number `name` as a float leaf, see `as_leaf`; `ValueError` where it is none, or several."""
-    check_scalar(name, value)
+    check_real(name, value)
     return as_leaf(name, value)
 
 
-def check_scalar(name: str, value: Any) -> None:
-    """Raises `ValueError` where `name` is no real number, or several; which one it is may be traced."""
-    if isinstance(value, jax.Array | np.ndarray):
-        if not any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer)):
-            raise ValueError(f"{name}: a real number is needed, got dtype {value.dtype}")
-        if value.ndim:
-            raise ValueError(f"{name}: one number is needed, got an array of shape {value.shape}")
-    elif inspect.isfunction(value):
-        raise ValueError(f"{name}: a number is needed, got a function; of a schedule give {name}=schedule(step)")
-    elif isinstance(value, bool) or not isinstance(value, REAL):
-        raise ValueError(f"{name}: a number is needed, got {_kind(value)}: {value!r:.80}")
+def check_real(name: str, value: Any, *, one: bool = True, whole: bool = False) -> None:
+    """Raises `ValueError` where `name` is no real (or `whole`) number, or several where `one` is needed.
+
+    What JAX or NumPy takes for an array is looked at as one. Which number it is may be traced.
+    """
+    if isinstance(value, int if whole else int | float) and not isinstance(value, bool):
+        return
+    if not isinstance(value, jax.Array) and (hasattr(value, "__jax_array__") or hasattr(value, "__array__")):
+        value = jnp.asarray(value) if hasattr(value, "__jax_array__") else np.asarray(value)
+    needed = "a whole number is needed, got" if whole else "a number is needed, got"
+    if not isinstance(value, jax.Array | np.ndarray):
+        if callable(value):
+            raise ValueError(f"{name}: {needed} a function; of a schedule give {name}=schedule(step)")
+        kind = "" if isinstance(value, int | float | complex) else f"{type(value).__name__}: "
+        raise ValueError(f"{name}: {needed} {kind}{value!r:.80}")
+    if not any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.integer, *(() if whole else (jnp.floating,)))):
+        raise ValueError(f"{name}: {needed} dtype {value.dtype}")
+    if one and value.ndim:
+        raise ValueError(f"{name}: one number is needed, got an array of shape {value.shape}")
 
 
 def time_dtype(x: Any) -> np.dtype | type:
@@ -248,8 +259,7 @@ def check_time(t: Any, x: Any, name: str = "t") -> None:
 
 def check_one_a_sample(value: Any, x: Any, name: str) -> None:
     """Raises `ValueError` where a value is neither a number nor an array of one for each of the samples x [b, *d]."""
-    if isinstance(value, bool) or not isinstance(value, int | float | jax.Array | np.ndarray | np.generic):
-        raise ValueError(f"{name}: a number, or an array of one a sample, is needed, got {_kind(value)}")
+    check_real(name, value, one=False)
     if jnp.shape(value) not in ((), x.shape[:1]):
         raise ValueError(f"{name}: a scalar or shape {x.shape[:1]}, one a sample, is needed, got {jnp.shape(value)}")
 
@@ -338,8 +348,8 @@ def checked_numbers(thing: T) -> T:
     """A function, or a class, whose arguments that are annotated as numbers are checked, by their names.
 
     Whole numbers, `int`, `tuple[int, ...]` and `Sequence[int]`, become ints by `as_whole`. What is a `float` or a
-    `Scalar` has to be one real number, a `PerSample` real numbers; they are passed on as they came. Each may also be
-    None where the annotation says so.
+    `Scalar` has to be one real number, a `PerSample` real numbers, a `WholeNumber` one whole one; these are passed on
+    as they came. Each may also be None where the annotation says so.
     """
     function: Any = thing.__init__ if isinstance(thing, type) else thing
     parameters = list(inspect.signature(function).parameters.values())
@@ -368,16 +378,18 @@ def reader_of(annotation: object) -> Callable[[str, Any], Any] | None:
     several = [k for k in kinds if typing.get_origin(k) in (tuple, collections.abc.Sequence)]
     if any(set(typing.get_args(kind)) - {int, ...} for kind in several):
         return None
-    real = set(kinds) & {float, Scalar, PerSample}
+    real = set(kinds) & {float, Scalar, PerSample, WholeNumber}
     if set(kinds) - {int, type(None), *real, *several} or set(kinds) == {type(None)} or (real and several):
         return None
-    look_at = as_leaf if PerSample in real else check_scalar
 
     def read(name: str, value: Any) -> Any:
         if value is None and type(None) in kinds:
             return None
+        if PerSample in real and isinstance(value, list | tuple):
+            as_leaf(name, value)
+            return value
         if real:
-            look_at(name, value)
+            check_real(name, value, one=PerSample not in real, whole=WholeNumber in real)
             return value
         return as_wholes(name, value) if several and (int not in kinds or np.iterable(value)) else as_whole(name, value)
 

@@ -16,6 +16,8 @@ from typing_extensions import TypeAliasType
 Key = TypeAliasType("Key", PRNGKeyArray | Shaped[Array, "2"])
 Scalar = TypeAliasType("Scalar", float | Float[Array, ""] | Float[np.ndarray, ""])
 Time = TypeAliasType("Time", Scalar | Float[Array, " b"] | Float[np.ndarray, " b"])
+WholeNumber = TypeAliasType("WholeNumber", int | Int[Array, ""])
+"""A whole number that may be traced, such as the number of a training step."""
 PerSample = TypeAliasType("PerSample", int | Scalar | Float[Array, "..."] | Float[np.ndarray, "..."])
 """A number for all samples, [], or one for each, [b]; functions refuse other shapes by name."""
 Sample = TypeAliasType("Sample", Float[Array, "b *d"])

@@ -16,11 +16,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 import diffjax as dj
 from diffjax import config, networks, operators, samplers
-from diffjax._typing import PerSample, Scalar
+from diffjax._typing import PerSample, Scalar, WholeNumber
 
 PACKAGES = ["diffjax", *(f"diffjax.{m.name}" for m in pkgutil.iter_modules(dj.__path__) if not m.name.startswith("_"))]
 APART = ("diffjax._arrays", "diffjax._typing", "diffjax.cli")
@@ -59,9 +61,9 @@ def kinds_of(annotation):
 
 
 def real(annotation):
-    """Whether an argument is a real number, or one a sample, or None, by its annotation."""
-    kinds = kinds_of(annotation)
-    return bool(kinds & {float, Scalar, PerSample}) and not kinds - {float, int, Scalar, PerSample, type(None)}
+    """Whether an argument is a real number, one a sample, a whole one that may be traced, or None: by annotation."""
+    kinds, numbers = kinds_of(annotation), {float, Scalar, PerSample, WholeNumber}
+    return bool(kinds & numbers) and not kinds - {*numbers, int, type(None)}
 
 
 def arguments():
@@ -116,6 +118,7 @@ def test_every_number_refuses_what_is_none():
         kinds = kinds_of(annotation)
         wrongs = ["0.5", 1j, True, jnp.ones(2, bool), jnp.ones(2, complex)]
         wrongs += [] if type(None) in kinds else [None]
+        wrongs += [1.5, jnp.array(2.0), np.float32(2)] if WholeNumber in kinds else []
         wrongs += [] if PerSample in kinds else [jnp.ones(2), np.ones((1, 1)), [0.5]]
         for wrong in wrongs:  # a TypeError of other arguments: there is no check
             with pytest.raises(ValueError, match=f"^{argument}: "):
@@ -178,9 +181,32 @@ def test_numpy_integers_are_whole_numbers():
         jax.jit(lambda n: dj.uniform_grid(process, n))(3)
 
 
+def test_whole_numbers_never_widen_a_sample():
+    x = jnp.ones((2, 3), jnp.bfloat16)
+    moved = lambda beta: dj.perturb(dj.VariancePreserving(beta_max=beta), x, x, 0.5)
+    for whole in (20, np.array(20), np.int64(20), jnp.array(20), jnp.array(20, jnp.uint8), np.float64(20)):
+        assert moved(whole).dtype == x.dtype, whole
+        assert np.array_equal(moved(whole), moved(20.0))
+    assert jax.jit(moved)(20).dtype == x.dtype
+
+
+def test_numbers_that_jax_or_numpy_takes_for_arrays_are_numbers():
+    half = np.asarray(jnp.bfloat16(0.5))[()]  # a scalar that is none of NumPy's own
+    assert dj.DDIM(half).eta.dtype == jnp.bfloat16
+    assert networks.fourier_features(jnp.ones(2), 8, low=half).shape == (2, 8)
+    held = nnx.Param(jnp.array(20.0))  # which can be called, too
+    assert dj.VariancePreserving(beta_max=held).beta_max == 20
+
+
+def test_a_schedule_in_place_of_a_number_is_told_to_be_called():
+    for schedule in (optax.constant_schedule(1.0), jax.jit(jnp.sqrt), partial(pow, 2)):
+        with pytest.raises(ValueError, match=r"^beta_max: a number is needed, got a function; .*beta_max=schedule"):
+            dj.VariancePreserving(beta_max=schedule)
+
+
 CASES = """
-import jax, numpy as np, diffjax as dj
-from diffjax import data, inverse, metrics, samplers
+import jax, jax.numpy as jnp, numpy as np, diffjax as dj
+from diffjax import data, inverse, likelihood, metrics, samplers, training, vae
 key, p, ts = jax.random.key(0), dj.Cosine(), dj.uniform_grid(dj.Cosine(), np.int64(2))
 x = dj.sample_n(key, p, lambda x, t: x, (2,), np.int64(3), ts=ts, stepper=dj.DDIM(), chunk=np.int32(2))
 assert x.shape == (3, 2)
@@ -188,6 +214,8 @@ f = np.arange(12.).reshape(6, 2)
 assert metrics.frechet_distance(metrics.feature_statistics(f), metrics.feature_statistics(f.tolist())) < 1e-9
 assert metrics.sliced_wasserstein(key, f, f) == 0
 m = metrics.feature_statistics(f)
+network = dj.Network(None, lambda params, x, c_noise, cond, *, key=None: x)
+vae_model = vae.VAE(network, network, vae.Bernoulli(), 2)
 for call in (
     lambda: dj.sample_n(key, p, lambda x, t: x, (2,), 3.0, ts=ts, stepper=dj.DDIM()),
     lambda: dj.prior(key, p, 3),
@@ -207,6 +235,20 @@ for call in (
     lambda: metrics.sliced_wasserstein(key, m, m),
     lambda: metrics.sliced_wasserstein(key, 3.0, f),
     lambda: metrics.sliced_wasserstein(key, f.astype(int), f),
+    lambda: dj.DDIM(False),
+    lambda: dj.uniform_grid(p, 3, ends=(True, 0.1)),
+    lambda: dj.uniform_grid(p, 3, ends=(jnp.full(2, 0.9), 0.1)),
+    lambda: dj.edm_grid(p, 3, ends=("0.9", 0.1)),
+    lambda: samplers.langevin(key, lambda x: -x, jnp.ones((2, 1)), steps=3, step_size="0.1"),
+    lambda: samplers.langevin(key, lambda x: -x, jnp.ones((2, 1)), steps=3, step_size=True),
+    lambda: samplers.hmc(
+        key, lambda x: -x[:, 0] ** 2, x[:, :1], steps=3, step_size=0.1, integration_steps=2, inverse_mass=1j
+    ),
+    lambda: vae.generate(vae_model, {}, key, jnp.arange(2), temperature="1"),
+    lambda: vae.generate(vae_model, {}, key, jnp.arange(2), temperature=(1.0, None)),
+    lambda: dj.process.diagonal_noise(True, f),
+    lambda: likelihood.slerp(f, f, np.True_),
+    lambda: training.Snapshots("nowhere", ["0.1"]),
 ):
     try:
         call()
@@ -234,6 +276,18 @@ SAID = [
     "x: an array of samples [b, *d] is needed, got FeatureStatistics",
     "x: an array of samples [b, *d] is needed, got a number of type float",
     "x: floating-point numbers are needed, got dtype int64; convert by x.astype(jnp.float32)",
+    "eta: a number is needed, got False",
+    "ends: a number is needed, got True",
+    "ends: one number is needed, got an array of shape (2,)",
+    "ends: a number is needed, got str: '0.9'",
+    "step_size: a number is needed, got str: '0.1'",
+    "step_size: a number is needed, got True",
+    "inverse_mass: a number is needed, got 1j",
+    "temperature: a number is needed, got str: '1'",
+    "temperature: a number is needed, got NoneType: None",
+    "g: a number is needed, got True",
+    "weight: a number is needed, got dtype bool",
+    "widths: a number is needed, got str: '0.1'",
 ]
 
 

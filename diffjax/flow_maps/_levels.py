@@ -39,7 +39,7 @@ from diffjax._arrays import (
     is_concrete,
     values_at_once,
 )
-from diffjax._typing import Index, Key, Scalar, Time
+from diffjax._typing import Index, Key, Scalar, Time, WholeNumber
 from diffjax.process import AbstractGaussianProcess, AbstractTimes, ImportanceTimes
 from diffjax.process._times import independent
 
@@ -226,7 +226,7 @@ def _still(process):
 
 
 @checked_numbers
-def ct_levels(step: int | Int[Array, ""], steps: int, *, s0: int = 2, s1: int = 150) -> Int[Array, ""]:
+def ct_levels(step: WholeNumber, steps: int, *, s0: int = 2, s1: int = 150) -> Int[Array, ""]:
     """N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1: consistency training's number of levels, a scalar.
 
     Args:
@@ -250,7 +250,7 @@ def ct_levels(step: int | Int[Array, ""], steps: int, *, s0: int = 2, s1: int = 
 
 
 @checked_numbers
-def ct_decay(levels: int | Int[Array, ""], *, s0: Scalar = 2.0, mu0: Scalar = 0.9) -> Float[Array, ""]:
+def ct_decay(levels: WholeNumber, *, s0: Scalar = 2.0, mu0: Scalar = 0.9) -> Float[Array, ""]:
     """mu(k) = exp(s0 log(mu0)/N(k)): the decay of consistency training's target average, a scalar.
 
     As an average of a training run: `lambda step, params, ema: make_ema(ct_decay(ct_levels(step, steps)),
@@ -276,7 +276,7 @@ def ct_decay(levels: int | Int[Array, ""], *, s0: Scalar = 2.0, mu0: Scalar = 0.
 
 
 @checked_numbers
-def ict_levels(step: int | Int[Array, ""], steps: int, *, s0: int = 10, s1: int = 1280) -> Int[Array, ""]:
+def ict_levels(step: WholeNumber, steps: int, *, s0: int = 10, s1: int = 1280) -> Int[Array, ""]:
     """N(k) = min(s0 2^floor(k/K'), s1) + 1, K' = floor(K/(log2(s1/s0) + 1)): iCT's number of levels, a scalar.
 
     Args:

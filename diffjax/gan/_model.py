@@ -20,7 +20,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from diffjax._arrays import (
     answered,
@@ -34,7 +34,7 @@ from diffjax._arrays import (
     part_of,
     sample_keys,
 )
-from diffjax._typing import Cond, Index, Key, Network, Params, Sample, Scalar
+from diffjax._typing import Cond, Index, Key, Network, Params, Sample, Scalar, WholeNumber
 from diffjax.gan._losses import AbstractGANLoss, Logits, NonSaturating, check_loss
 from diffjax.gan._penalties import check_nonnegative, gradient_penalty, init_power, lazy, spectral_norm
 
@@ -237,7 +237,7 @@ def discriminator_loss(
     r1: Scalar = 0.0,
     r2: Scalar = 0.0,
     every: int = 1,
-    step: Int[Array, ""] | int = 0,
+    step: WholeNumber = 0,
     index: Index | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The discriminator's loss, with penalties on its gradient at data and at samples.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import optax
 
-from diffjax._arrays import at_once, check, check_scalar, checked_numbers
+from diffjax._arrays import at_once, check, checked_numbers
 from diffjax._typing import Scalar
 from diffjax.gan._penalties import check_nonnegative
 
@@ -85,7 +85,6 @@ def r3gan(
     final_gamma = 0.1 * gamma if final_gamma is None else final_gamma
     check_nonnegative("final_gamma", final_gamma)
     for name, value in (("beta2", beta2), ("final_beta2", final_beta2)):
-        check_scalar(name, value)
         with at_once(value):
             check((value >= 0) & (value < 1), f"{name}: a number in [0, 1) is needed, got {value}")
     check_nonnegative("learning_rate", learning_rate)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_samples, expand
+from diffjax._arrays import as_samples, check_real, expand
 from diffjax._typing import Sample, Scalar, Time
 
 MAX_LOGSNR = 20.0
@@ -94,6 +94,7 @@ def diagonal_noise(g: Scalar | Float[Array, "..."], x: Sample) -> lx.DiagonalLin
       The operator on increments [b, *d].
     """
     x = as_samples("x", x)
+    check_real("g", g, one=False)
     return lx.DiagonalLinearOperator(jnp.broadcast_to(expand(g, x), x.shape).astype(x.dtype))
 
 

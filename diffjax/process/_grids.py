@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, checked_numbers, is_concrete, values_at_once
+from diffjax._arrays import check, check_real, checked_numbers, is_concrete, values_at_once
 from diffjax._typing import Scalar
 from diffjax.process._flow_step import Circle, Line
 from diffjax.process._gaussian import AbstractGaussianProcess
@@ -247,6 +247,8 @@ def _ends(process, n, ends):
     if ends is not None and not (np.iterable(ends) and len(tuple(ends)) == 2):
         raise ValueError(f"ends: a pair (t_max, t_min) of times is needed, got {ends!r}")
     t_max, t_min = process.interval()[::-1] if ends is None else ends
+    for t in (t_max, t_min):
+        check_real("ends", t)
     t_max, t_min = (jnp.asarray(t, jnp.result_type(float) if isinstance(t, float) else None) for t in (t_max, t_min))
     check((t_min >= 0) & (t_min < t_max) & (t_max <= 1), f"ends: must be 1 >= t_max > t_min >= 0, got {(t_max, t_min)}")
     return t_max, t_min

@@ -17,7 +17,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 from typing_extensions import TypeAliasType
 
-from diffjax._arrays import accumulator_dtype, as_accumulators, check, default_index, sample_keys, values_at_once
+from diffjax._arrays import (
+    accumulator_dtype,
+    as_accumulators,
+    check,
+    check_real,
+    default_index,
+    sample_keys,
+    values_at_once,
+)
 from diffjax._typing import Index, Key, Sample, Saved, Scalar, Statistic
 from diffjax.samplers._base import _slots
 
@@ -49,6 +57,7 @@ def step_sizes(step_size: StepSize, steps: int, dtype: DTypeLike) -> Float[Array
         raise ValueError(f"steps: at least 1 is needed, got {steps}")
     if isinstance(step_size, list | tuple):
         raise ValueError(f"step_size: a number or an array of shape ({steps},) is needed, got {step_size}")
+    check_real("step_size", step_size, one=False)
     if jnp.shape(step_size) not in ((), (steps,)):
         raise ValueError(f"step_size: a number or shape ({steps},) is needed, got shape {jnp.shape(step_size)}")
     check((step_size > 0) & (step_size < np.inf), f"step_size: must be positive and finite, got {step_size}")

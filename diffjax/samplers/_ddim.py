@@ -30,7 +30,9 @@ class Coefficients(NamedTuple):
 
 def optional_eta(name: str, value: Any) -> Array | None:
     """The number 0 stays out of the pytree: then no noise is drawn at all. Any other eta is a leaf, a scalar."""
-    return None if value is None or (isinstance(value, float | int) and value == 0) else as_scalar(name, value)
+    if value is None or (isinstance(value, float | int) and value == 0 and not isinstance(value, bool)):
+        return None
+    return as_scalar(name, value)
 
 
 class DDIM(AbstractStepper):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import answered, as_samples, check, check_key, checked_numbers, is_concrete
+from diffjax._arrays import answered, as_leaf, as_samples, check, check_key, checked_numbers, is_concrete
 from diffjax._typing import Index, Key, LogDensity, Numbers, Sample, Score, Statistic
 from diffjax.samplers._chains import Chains, StepSize, run_chains, step_sizes
 
@@ -205,7 +205,7 @@ def _inverse_mass(value, x) -> Float[Array, "..."]:
     shape, size = x.shape[1:], math.prod(x.shape[1:])
     if value is None:
         return jnp.ones(size, x.dtype)
-    value = jnp.asarray(value, x.dtype)
+    value = as_leaf("inverse_mass", value).astype(x.dtype)
     if value.shape not in (shape, (size, size)):
         raise ValueError(f"inverse_mass: shape {shape} or ({size}, {size}) is needed, got {value.shape}")
     if value.shape == shape:

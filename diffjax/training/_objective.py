@@ -24,7 +24,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from diffjax._arrays import as_whole, path_of
-from diffjax._typing import Key, Params
+from diffjax._typing import Key, Params, WholeNumber
 
 
 class Context(NamedTuple):
@@ -42,7 +42,7 @@ class Context(NamedTuple):
     """
 
     key: Key
-    step: Int[Array, ""] | int = 0
+    step: WholeNumber = 0
     ema: Mapping[str, Params] = MappingProxyType({})
     index: Int[Array, " b"] | None = None
     total: int | None = None

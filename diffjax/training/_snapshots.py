@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from diffjax._arrays import checked_numbers
+from diffjax._arrays import check_real, checked_numbers
 from diffjax._typing import Params
 from diffjax.training._ema import power_exponent, reconstruction_weights, weighted_sum
 from diffjax.training._hosts import gather_to_host, is_main
@@ -42,6 +42,7 @@ class Snapshots:
         if not widths:
             raise ValueError("widths: at least one is needed, got none")
         for width in widths:
+            check_real("widths", width)
             power_exponent(width)
         self.folder, self.widths, self.every = Path(folder), tuple(widths), every
         self._thread, self._writing = ThreadPoolExecutor(1), Future()

@@ -22,7 +22,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from diffjax._arrays import (
     accumulator_dtype,
@@ -36,7 +36,7 @@ from diffjax._arrays import (
     log_mean_exp,
     normal_like,
 )
-from diffjax._typing import Cond, Index, Key, Params, Sample, Scalar
+from diffjax._typing import Cond, Index, Key, Params, Sample, Scalar, WholeNumber
 from diffjax.vae._gaussian import HALF_LOG_TAU, AbstractPrior, DiagonalGaussian
 from diffjax.vae._model import AbstractVAE, check_vae, infer
 
@@ -178,9 +178,7 @@ def _iwae(vae, params, key, x0, cond, index, draws):
 
 
 @checked_numbers
-def linear_warm_up(
-    step: Int[Array, ""] | int, *, steps: int, start: Scalar = 0.0, stop: Scalar = 1.0
-) -> Float[Array, ""]:
+def linear_warm_up(step: WholeNumber, *, steps: int, start: Scalar = 0.0, stop: Scalar = 1.0) -> Float[Array, ""]:
     """beta rises along a line from `start` to `stop` over `steps` steps and stays there: a scalar.
 
     >>> [float(linear_warm_up(step, steps=4)) for step in (0, 1, 4, 9)]
@@ -205,7 +203,7 @@ def linear_warm_up(
 
 @checked_numbers
 def cyclic_warm_up(
-    step: Int[Array, ""] | int, *, period: int, ramp: Scalar = 0.5, start: Scalar = 0.0, stop: Scalar = 1.0
+    step: WholeNumber, *, period: int, ramp: Scalar = 0.5, start: Scalar = 0.0, stop: Scalar = 1.0
 ) -> Float[Array, ""]:
     """beta rises from `start` to `stop` over the first part of each period and stays for the rest: a scalar.
 

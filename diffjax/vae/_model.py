@@ -21,7 +21,6 @@ from typing import Any, NamedTuple, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from diffjax._arrays import (
@@ -31,6 +30,7 @@ from diffjax._arrays import (
     at_once,
     check,
     check_key,
+    check_real,
     checked_numbers,
     default_index,
     part_of,
@@ -323,8 +323,7 @@ def generate(
     check_key(key)
     index = as_index(index)
     for one in temperature if isinstance(temperature, tuple) else (temperature,):
-        if np.ndim(one):
-            raise ValueError(f"temperature: one number, or a tuple of one a level, is needed, got {temperature}")
+        check_real("temperature", one)
         with at_once(one):
             check((jnp.asarray(one) >= 0) & jnp.isfinite(one), f"temperature: a finite number, not below 0, got {one}")
     latent_key, data_key = jax.random.split(key)
