@@ -126,8 +126,10 @@ def as_leaf(name: str, value: Any) -> Array:
             return as_numbers(name, value, whole=True, finite=False)
     check_real(name, value, one=False)
     array = as_value(value)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        return array
     with at_once(value):
-        return array * 1.0 if jnp.issubdtype(array.dtype, jnp.integer) else array
+        return array * 1.0
 
 
 def as_scalar(name: str, value: Any) -> Float[Array, ""]:
