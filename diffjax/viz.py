@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread, imsave
 from PIL import Image, ImageDraw, ImageFont
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 
 Extent = tuple[float, float, float, float]
 """(x_min, x_max, y_min, y_max) of a picture of the plane."""

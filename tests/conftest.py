@@ -40,6 +40,7 @@ from jaxtyping import install_import_hook
 # Shapes and dtypes of every public signature are checked while tests run. Flax modules check themselves.
 _CHECKED = (
     "_arrays",
+    "_numbers",
     "analytic",
     "flow_maps",
     "gan",

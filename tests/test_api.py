@@ -19,7 +19,7 @@ import diffjax as dj
 from diffjax import losses
 
 PACKAGES = ["diffjax", *(m.name for m in pkgutil.walk_packages(dj.__path__, "diffjax.") if "._" not in m.name)]
-PRIVATE = ("diffjax._arrays", "diffjax._typing")
+PRIVATE = ("diffjax._arrays", "diffjax._numbers", "diffjax._typing")
 
 
 def public():

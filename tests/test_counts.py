@@ -25,7 +25,7 @@ from diffjax import config, networks, operators, samplers
 from diffjax._typing import PerSample, Scalar, WholeNumber
 
 PACKAGES = ["diffjax", *(f"diffjax.{m.name}" for m in pkgutil.iter_modules(dj.__path__) if not m.name.startswith("_"))]
-APART = ("diffjax._arrays", "diffjax._typing", "diffjax.cli")
+APART = ("diffjax._arrays", "diffjax._numbers", "diffjax._typing", "diffjax.cli")
 # Records that are made by us, and what is read from JSON or the command line: `check_config` looks at these.
 RECORDS = {"FeatureStatistics", "Parts", "Pretrained", "Sampling", "Stage", "Layout", "Data", "Stopped", "Prefetch"}
 RECORDS |= {"Samples", "Context", "Loaded", "TrainedRun", "Inpainting", "Setting", "Vocabulary"}

@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "diffjax"
 ROWS = [
     {"_typing"},
     {"_arrays"},
+    {"_numbers"},
     {"data", "process", "networks", "operators"},
     {"analytic", "parameterisation"},
     {"guidance"},

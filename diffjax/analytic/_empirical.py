@@ -25,11 +25,11 @@ from diffjax._arrays import (
     check_finite,
     check_key,
     check_time,
-    checked_numbers,
     expand,
     sample_keys,
     values_at_once,
 )
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Key, Sample, Time
 from diffjax.analytic._base import AbstractDistribution, of_features
 from diffjax.process import AbstractGaussianProcess

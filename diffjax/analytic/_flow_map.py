@@ -19,7 +19,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import as_samples, check_time, checked_numbers, expand
+from diffjax._arrays import as_samples, check_time, expand
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Sample, Time
 from diffjax.analytic._base import AbstractDistribution
 from diffjax.analytic._empirical import Empirical

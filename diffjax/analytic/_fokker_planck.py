@@ -32,12 +32,12 @@ from diffjax._arrays import (
     at_once,
     check,
     check_times,
-    checked_numbers,
     expand,
     is_concrete,
     nan_unless,
     time_dtype,
 )
+from diffjax._numbers import checked_numbers
 from diffjax._typing import GridLike, LogDensity
 from diffjax.process import AbstractGaussianProcess, AbstractProcess
 

@@ -11,16 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import (
-    as_numbers,
-    check,
-    check_finite,
-    check_key,
-    check_time,
-    checked_numbers,
-    sample_keys,
-    values_at_once,
-)
+from diffjax._arrays import as_numbers, check, check_finite, check_key, check_time, sample_keys, values_at_once
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Key, Sample, Time
 from diffjax.analytic._base import AbstractDistribution, of_features
 from diffjax.process import AbstractGaussianProcess

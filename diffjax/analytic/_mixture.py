@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_numbers, check, check_finite, check_key, checked_numbers, sample_keys, values_at_once
+from diffjax._arrays import as_numbers, check, check_finite, check_key, sample_keys, values_at_once
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Key, Sample, Time
 from diffjax.analytic._base import AbstractDistribution
 from diffjax.analytic._gaussian import Gaussian, check_symmetric

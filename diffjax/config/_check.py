@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from diffjax._arrays import reader_of
+from diffjax._numbers import reader_of
 from diffjax.config._registry import unknown
 
 _LARGEST_SEED = 2**32 - 1  # a key is made of 32 bits

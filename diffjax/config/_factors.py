@@ -20,7 +20,7 @@ import optax
 from jaxtyping import Float, Int, Int32
 from tqdm import tqdm
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Params
 from diffjax.data import Scenes
 from diffjax.data._digit_scenes import DigitPainter, digit_scenes

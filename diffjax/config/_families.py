@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Params
 from diffjax.config import _names as names
 from diffjax.config._autoencoder_family import AutoencoderFamily

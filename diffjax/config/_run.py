@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cascade, Cond, Denoiser, Grid, Params, Sample, Text, Time
 from diffjax.config._averages import DECAY, averaged, find_snapshots, names
 from diffjax.config._conditions import Samples

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cond, Denoiser, Grid, Params
 from diffjax.config import _names as names
 from diffjax.config._check import check_config

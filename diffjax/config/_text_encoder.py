@@ -24,7 +24,7 @@ import numpy as np
 import optax
 from jaxtyping import Bool, Int32
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Key, Params, Text
 from diffjax.config._whitening import Whitening, fit_whitening
 from diffjax.data import EncodedTexts, from_arrays

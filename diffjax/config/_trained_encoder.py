@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax.config._run import DATA, load, read_config, read_samples
 from diffjax.config._text_encoder import ABOUT, TOKENIZER, TextEncoder, load_text_encoder, make_folder
 from diffjax.config._whitening import Whitening

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int32
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax.data._digits import load_digits
 from diffjax.data._grammar import Grammar
 from diffjax.data._scenes import Scenes, check_objects, make_scenes

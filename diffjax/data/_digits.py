@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax.data._source import generator
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax.data._pictures import decode_image, prepare_image
 from diffjax.data._source import Batch
 from diffjax.data._texts import check_texts

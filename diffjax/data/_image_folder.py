@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax.data._files import Files, open_files
 from diffjax.data._metadata import METADATA, read_metadata
 from diffjax.data._pictures import SUFFIXES, decode_image

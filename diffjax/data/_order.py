@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Int64
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax.data._source import Part, check_position, generator, part_rows
 
 _BLOCK = 4096  # positions that share a generator: making one costs some 20 us

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax.data._source import Batch, Part, Source
 
 _CLOSE = 10.0  # seconds to wait for a thread that is still reading

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax.data._grammar import CENTRES, PAIRS, Grammar, held_out_rows
 from diffjax.data._source import Batch, Part, Source, check_position, generator, part_rows
 from diffjax.data._texts import CaptionedSource, EncodedTexts

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int32
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax.data._grammar import Grammar
 from diffjax.data._scenes import Scenes, check_objects, chosen, make_scenes
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 from numpy.typing import ArrayLike
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 
 Part = tuple[int, int]
 Item: TypeAlias = tuple[ArrayLike, PyTree]

@@ -29,18 +29,17 @@ from jaxtyping import Array, Float
 from diffjax._arrays import (
     answered,
     as_samples,
-    as_scalar,
     at_once,
     check,
     check_key,
     check_time,
-    checked_numbers,
     expand,
     is_concrete,
     mean_features,
     time_dtype,
     values_at_once,
 )
+from diffjax._numbers import as_scalar, checked_numbers
 from diffjax._typing import Cond, Denoiser, Index, Key, Params, Penalty, Sample, Scalar, Time
 from diffjax.losses import mean_square
 from diffjax.losses._denoising import draw_noise

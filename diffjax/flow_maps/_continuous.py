@@ -29,11 +29,11 @@ from diffjax._arrays import (
     check,
     check_key,
     check_time,
-    checked_numbers,
     expand,
     mean_features,
     time_dtype,
 )
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cond, Denoiser, DrawTimes, Index, Key, Params, Sample, Scalar, Time
 from diffjax.flow_maps._consistency import check_teacher, unweighted
 from diffjax.flow_maps._eulerian import check_eulerian, eulerian_target, velocity_and_derivative

@@ -29,16 +29,8 @@ import numpy as np
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import (
-    as_leaf,
-    as_scalar,
-    at_once,
-    check,
-    check_times,
-    checked_numbers,
-    is_concrete,
-    values_at_once,
-)
+from diffjax._arrays import at_once, check, check_times, is_concrete, values_at_once
+from diffjax._numbers import as_leaf, as_scalar, checked_numbers
 from diffjax._typing import Index, Key, Scalar, Time, WholeNumber
 from diffjax.process import AbstractGaussianProcess, AbstractTimes, ImportanceTimes
 from diffjax.process._times import independent

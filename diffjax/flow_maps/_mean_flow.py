@@ -36,17 +36,16 @@ from jaxtyping import Array, Float
 from diffjax._arrays import (
     answered,
     as_samples,
-    as_scalar,
     at_once,
     check,
     check_key,
     check_time,
-    checked_numbers,
     expand,
     mean_features,
     time_dtype,
     values_at_once,
 )
+from diffjax._numbers import as_scalar, checked_numbers
 from diffjax._typing import Cond, Denoiser, Index, Key, Params, Sample, Scalar, Time
 from diffjax.flow_maps._eulerian import (
     average_velocity,

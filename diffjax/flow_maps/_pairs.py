@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_scalar, check, check_key, checked_numbers, default_index, sample_keys, values_at_once
+from diffjax._arrays import check, check_key, default_index, sample_keys, values_at_once
+from diffjax._numbers import as_scalar, checked_numbers
 from diffjax._typing import Index, Key, Scalar, Time
 from diffjax.process import AbstractProcess, AbstractTimes, LowDiscrepancyTimes
 from diffjax.process._times import StratifiedTimes

@@ -31,15 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from diffjax._arrays import (
-    answered,
-    as_samples,
-    check_key,
-    checked_numbers,
-    expand,
-    is_concrete,
-    time_dtype,
-)
+from diffjax._arrays import answered, as_samples, check_key, expand, is_concrete, time_dtype
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cond, Grid, Index, Key, Params, Sample, Time
 from diffjax.losses import draw_steps, per_sample_loss
 from diffjax.losses._denoising import draw_noise

@@ -16,17 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import (
-    as_samples,
-    check,
-    check_key,
-    checked_numbers,
-    default_index,
-    expand,
-    normal_like,
-    sample_keys,
-    time_dtype,
-)
+from diffjax._arrays import as_samples, check, check_key, default_index, expand, normal_like, sample_keys, time_dtype
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cond, Index, Key, Params, Sample, Scalar
 from diffjax.flow_maps._eulerian import average_velocity
 from diffjax.flow_maps._progressive import check_predicts_x0

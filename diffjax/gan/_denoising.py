@@ -25,12 +25,10 @@ from jaxtyping import Array, Float
 from diffjax._arrays import (
     answered,
     as_samples,
-    as_scalar,
     check_key,
     check_shape,
     check_time,
     check_times,
-    checked_numbers,
     default_index,
     expand,
     is_concrete,
@@ -40,6 +38,7 @@ from diffjax._arrays import (
     time_dtype,
     values_at_once,
 )
+from diffjax._numbers import as_scalar, checked_numbers
 from diffjax._typing import (
     Cond,
     Denoiser,

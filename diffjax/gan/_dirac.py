@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
-from diffjax._arrays import as_scalar, check, checked_numbers, values_at_once
+from diffjax._arrays import check, values_at_once
+from diffjax._numbers import as_scalar, checked_numbers
 from diffjax._typing import Scalar
 from diffjax.gan._penalties import check_nonnegative
 

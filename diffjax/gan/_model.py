@@ -27,13 +27,13 @@ from diffjax._arrays import (
     as_index,
     as_samples,
     check_key,
-    checked_numbers,
     default_index,
     mean_features,
     normal_like,
     part_of,
     sample_keys,
 )
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cond, Index, Key, Network, Params, Sample, Scalar, WholeNumber
 from diffjax.gan._losses import AbstractGANLoss, Logits, NonSaturating, check_loss
 from diffjax.gan._penalties import check_nonnegative, gradient_penalty, init_power, lazy, spectral_norm

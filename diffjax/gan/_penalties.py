@@ -26,11 +26,11 @@ from diffjax._arrays import (
     check,
     check_key,
     check_real,
-    checked_numbers,
     leaves_by_path,
     mean_features,
     sum_features,
 )
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Key, Params, Sample, Scalar, WholeNumber
 from diffjax.gan._losses import Logits
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import optax
 
-from diffjax._arrays import at_once, check, checked_numbers
+from diffjax._arrays import at_once, check
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Scalar
 from diffjax.gan._penalties import check_nonnegative
 

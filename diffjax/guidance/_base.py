@@ -20,17 +20,8 @@ import numpy as np
 from jaxtyping import Array
 from typing_extensions import TypeAliasType
 
-from diffjax._arrays import (
-    answered,
-    as_leaf,
-    as_samples,
-    check,
-    check_time,
-    checked_numbers,
-    expand,
-    is_concrete,
-    values_at_once,
-)
+from diffjax._arrays import answered, as_samples, check, check_time, expand, is_concrete, values_at_once
+from diffjax._numbers import as_leaf, checked_numbers
 from diffjax._typing import Denoiser, PerSample, Sample, Time
 
 Pair = TypeAliasType("Pair", Callable[[Sample, Time], tuple[Sample, Sample]])

@@ -12,7 +12,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffjax._arrays import checked_numbers, expand
+from diffjax._arrays import expand
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Denoiser, Sample, Scalar, Time
 from diffjax.guidance._base import AbstractRule, both
 from diffjax.guidance._interval import within_interval

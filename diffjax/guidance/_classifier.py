@@ -11,7 +11,8 @@ Source: Dhariwal & Nichol 2021 (Diffusion models beat GANs), algorithms 1 and 2.
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import answered, as_samples, check_time, checked_numbers
+from diffjax._arrays import answered, as_samples, check_time
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Denoiser, LogProb, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractGuide, aligned, check_sign, number
 from diffjax.parameterisation._denoiser import predict

@@ -12,7 +12,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import as_samples, check_time, checked_numbers
+from diffjax._arrays import as_samples, check_time
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cond, Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractGuide, AbstractRule, Linear, guided
 from diffjax.parameterisation import NetworkDenoiser

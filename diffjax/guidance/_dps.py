@@ -11,7 +11,8 @@ algorithm 1.
 
 import jax.numpy as jnp
 
-from diffjax._arrays import check, checked_numbers, expand, sum_features, values_at_once
+from diffjax._arrays import check, expand, sum_features, values_at_once
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import number
 from diffjax.guidance._posterior import AbstractPosterior, ObservationLike, observation, observe, positive

@@ -11,7 +11,7 @@ Source: Karras et al. 2024 (Guiding a diffusion model with a bad version of itse
 
 import equinox as eqx
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractRule, Linear, guided
 from diffjax.parameterisation._denoiser import predict

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffjax._arrays import as_samples, check, checked_numbers, expand
+from diffjax._arrays import as_samples, check, expand
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractGuide, per_sample
 from diffjax.parameterisation._denoiser import predict

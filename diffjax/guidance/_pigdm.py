@@ -14,7 +14,8 @@ import equinox as eqx
 import jax.numpy as jnp
 import lineax as lx
 
-from diffjax._arrays import checked_numbers, expand
+from diffjax._arrays import expand
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Denoiser, PerSample, Sample, Scalar, Time
 from diffjax.guidance._posterior import (
     CONJUGATE_GRADIENTS,

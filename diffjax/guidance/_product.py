@@ -18,7 +18,8 @@ from operator import add
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffjax._arrays import as_samples, at_once, check, checked_numbers
+from diffjax._arrays import as_samples, at_once, check
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractGuide, aligned, check_sign, number
 from diffjax.parameterisation._denoiser import predict

@@ -11,7 +11,8 @@ Source: Saharia et al. 2022 (Imagen), section 2.3, for data in [-1, 1].
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import at_once, check, checked_numbers
+from diffjax._arrays import at_once, check
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Denoiser, PerSample, Sample, Time
 from diffjax.guidance._base import AbstractGuide, aligned, number, per_sample
 from diffjax.parameterisation._denoiser import predict

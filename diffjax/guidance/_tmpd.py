@@ -13,7 +13,7 @@ diffusion priors from observations by expectation maximization), section 4.2: mo
 import equinox as eqx
 import lineax as lx
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Denoiser, PerSample, Sample, Time
 from diffjax.guidance._posterior import AbstractPosterior, ObservationLike, observation, observe, positive, whiten
 from diffjax.guidance._truncated_cg import TruncatedCG

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 
 
 @checked_numbers

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Time
 from diffjax.parameterisation import AbstractParameterisation
 from diffjax.process import AbstractGaussianProcess

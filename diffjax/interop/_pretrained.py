@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cond, Denoiser, Params
 from diffjax.interop._config import check_bound, shown
 from diffjax.interop._files import NAMES, look_up, read_json, weights_in, write_json, write_tensors

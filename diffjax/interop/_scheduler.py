@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax.interop._clock import OnSigma, OnSteps
 from diffjax.interop._config import naming, read_fields
 from diffjax.interop._lowered import LoweredAtTheEnd

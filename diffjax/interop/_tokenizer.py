@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax.interop._files import read_regular
 
 LARGEST = 2**28

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import equinox as eqx
 import lineax as lx
 
-from diffjax._arrays import as_samples, as_scalar, check, check_key, checked_numbers, values_at_once
+from diffjax._arrays import as_samples, check, check_key, values_at_once
+from diffjax._numbers import as_scalar, checked_numbers
 from diffjax._typing import Denoiser, GridLike, Index, Key, PerSample, Sample, Scalar
 from diffjax.guidance import proximal
 from diffjax.guidance._posterior import CONJUGATE_GRADIENTS, ObservationLike

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Shaped
 
-from diffjax._arrays import as_samples, check_key, checked_numbers, normal_like
+from diffjax._arrays import as_samples, check_key, normal_like
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Denoiser, FlowMap, GridLike, Index, Key, Numbers, Sample, Weights
 from diffjax.guidance._posterior import ObservationLike, observation
 from diffjax.operators._linear import as_mask, check_mask

@@ -26,13 +26,13 @@ from diffjax._arrays import (
     as_samples,
     check,
     check_key,
-    checked_numbers,
     default_index,
     normal_like,
     sample_keys,
     sum_features,
     time_dtype,
 )
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Denoiser, GridLike, Index, Key, Sample, Scalar
 from diffjax.guidance._posterior import (
     CONJUGATE_GRADIENTS,

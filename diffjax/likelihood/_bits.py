@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import answered, as_samples, check_key, checked_numbers, default_index, log_mean_exp
+from diffjax._arrays import answered, as_samples, check_key, default_index, log_mean_exp
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Denoiser, Index, Key
 from diffjax.likelihood._dequantisation import Data, Dequantisation, Quantisation, UniformDequantisation, dequantise
 from diffjax.likelihood._flow import log_likelihood

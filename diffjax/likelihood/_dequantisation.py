@@ -25,7 +25,6 @@ from diffjax._arrays import (
     check,
     check_key,
     check_shape,
-    checked_numbers,
     default_index,
     is_concrete,
     normal_like,
@@ -34,6 +33,7 @@ from diffjax._arrays import (
     sum_features,
     values_at_once,
 )
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Index, Key, Params, Sample
 from diffjax.losses import check_levels
 

@@ -17,15 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import (
-    accumulator_dtype,
-    as_accumulators,
-    as_samples,
-    check_key,
-    checked_numbers,
-    sample_keys,
-    sum_features,
-)
+from diffjax._arrays import accumulator_dtype, as_accumulators, as_samples, check_key, sample_keys, sum_features
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Index, Key, Sample
 
 BLOCK = 8

@@ -23,7 +23,6 @@ from diffjax._arrays import (
     as_samples,
     check_key,
     check_times,
-    checked_numbers,
     default_index,
     is_concrete,
     mean_features,
@@ -31,6 +30,7 @@ from diffjax._arrays import (
     sample_keys,
     time_dtype,
 )
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Denoiser, GridLike, Index, Key, Reconstruction, Sample
 from diffjax.losses import bound_parts, gaussian_decoder, snr_differences
 from diffjax.parameterisation._denoiser import predict

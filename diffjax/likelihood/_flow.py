@@ -22,7 +22,6 @@ from diffjax._arrays import (
     as_samples,
     check,
     check_key,
-    checked_numbers,
     default_index,
     is_concrete,
     nan_unless,
@@ -30,6 +29,7 @@ from diffjax._arrays import (
     time_dtype,
     values_at_once,
 )
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Denoiser, Index, Key, Sample, Scalar
 from diffjax.likelihood._divergence import Exact, Hutchinson, HutchPlusPlus
 from diffjax.process import AbstractGaussianProcess, prior_log_prob

@@ -23,7 +23,6 @@ from diffjax._arrays import (
     check,
     check_one_a_sample,
     check_times,
-    checked_numbers,
     expand,
     is_concrete,
     mean_features,
@@ -31,6 +30,7 @@ from diffjax._arrays import (
     sum_features,
     time_dtype,
 )
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Denoiser, GridLike, Sample, Scalar, Time
 from diffjax.likelihood._flow import flow_ends
 from diffjax.process import AbstractGaussianProcess

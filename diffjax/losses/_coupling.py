@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from diffjax._arrays import as_accumulators, as_samples, as_scalar, check, check_key, values_at_once
+from diffjax._arrays import as_accumulators, as_samples, check, check_key, values_at_once
+from diffjax._numbers import as_scalar
 from diffjax._typing import Cond, Key, Sample, Scalar
 
 

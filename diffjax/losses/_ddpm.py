@@ -29,7 +29,6 @@ from diffjax._arrays import (
     check,
     check_key,
     check_times,
-    checked_numbers,
     default_index,
     expand,
     is_concrete,
@@ -39,6 +38,7 @@ from diffjax._arrays import (
     time_dtype,
     values_at_once,
 )
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cond, GridLike, Index, Key, Network, Params, Reconstruction, Sample, Scalar
 from diffjax.losses._denoising import mean_square
 from diffjax.losses._elbo import check_levels, draw_steps, prior_divergence, summarise

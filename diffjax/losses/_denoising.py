@@ -24,7 +24,6 @@ from diffjax._arrays import (
     as_samples,
     check_key,
     check_time,
-    checked_numbers,
     default_index,
     expand,
     mean_features,
@@ -32,6 +31,7 @@ from diffjax._arrays import (
     sample_keys,
     time_dtype,
 )
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cond, DrawTimes, Index, Key, Params, Penalty, Sample, Scalar, Time
 from diffjax.losses._weighting import native
 from diffjax.parameterisation import apply_network, eps_error_scale, target

@@ -26,7 +26,6 @@ from diffjax._arrays import (
     check,
     check_key,
     check_times,
-    checked_numbers,
     default_index,
     is_concrete,
     normal_like,
@@ -35,6 +34,7 @@ from diffjax._arrays import (
     time_dtype,
     values_at_once,
 )
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cond, DrawTimes, Grid, GridLike, Index, Key, Params, Reconstruction, Sample, Scalar, Time
 from diffjax.losses._denoising import per_sample_loss
 from diffjax.losses._weighting import constant

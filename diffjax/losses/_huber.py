@@ -14,7 +14,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_samples, as_scalar, check, mean_features, values_at_once
+from diffjax._arrays import as_samples, check, mean_features, values_at_once
+from diffjax._numbers import as_scalar
 from diffjax._typing import Sample, Scalar
 
 

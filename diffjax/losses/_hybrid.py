@@ -19,13 +19,13 @@ from diffjax._arrays import (
     as_samples,
     check,
     check_key,
-    checked_numbers,
     default_index,
     mean_features,
     normal_like,
     sample_keys,
     time_dtype,
 )
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cond, DrawTimes, Index, Key, Network, Params, Sample, Scalar, Time
 from diffjax.parameterisation import apply_hybrid
 from diffjax.process import CriticallyDamped, linear_perturb

@@ -16,17 +16,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffjax._arrays import (
-    as_leaf,
     as_samples,
     check,
     check_key,
-    checked_numbers,
     default_index,
     normal_like,
     sample_keys,
     time_dtype,
     values_at_once,
 )
+from diffjax._numbers import as_leaf, checked_numbers
 from diffjax._typing import Cond, Grid, Index, Key, Params, Sample
 from diffjax.losses._denoising import denoising_loss, per_sample_loss
 from diffjax.losses._weighting import constant

@@ -26,12 +26,12 @@ from diffjax._arrays import (
     at_once,
     check,
     check_key,
-    checked_numbers,
     default_index,
     expand,
     sample_keys,
     sum_features,
 )
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Index, Key, Params, Sample, Score, Time
 
 Loss = tuple[Float[Array, ""], dict[str, Array]]

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from diffjax._arrays import as_scalar, at_once, check, checked_numbers, default_index, sample_keys
+from diffjax._arrays import at_once, check, default_index, sample_keys
+from diffjax._numbers import as_scalar, checked_numbers
 from diffjax._typing import Index, Key, Params, Scalar
 from diffjax.networks import T5Encoder
 

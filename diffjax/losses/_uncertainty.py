@@ -19,7 +19,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import checked_numbers, part_of
+from diffjax._arrays import part_of
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Params
 from diffjax.parameterisation._diffusion import Diffusion, check_diffusion
 

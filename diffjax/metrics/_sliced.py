@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_accumulators, as_samples, check_key, checked_numbers
+from diffjax._arrays import as_accumulators, as_samples, check_key
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Key
 
 

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax.networks._layers import dense, rms_norm
 from diffjax.networks._norm import GroupNorm
 from diffjax.networks._positions import rotate

@@ -24,7 +24,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_samples, check_key, checked_numbers, default_index, normal_like, sample_keys
+from diffjax._arrays import as_samples, check_key, default_index, normal_like, sample_keys
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Index, Key, Params, Sample
 from diffjax.networks._blocks import DIFFUSERS, MidBlock, Resample, ResidualBlock, conv
 from diffjax.networks._layers import check_dropout, float32_at_least

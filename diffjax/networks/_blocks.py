@@ -22,7 +22,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax.networks._attention import ImageAttention
 from diffjax.networks._convolution import convolution
 from diffjax.networks._init import constant, normal

@@ -15,7 +15,8 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import checked_numbers, part_of
+from diffjax._arrays import part_of
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Params
 from diffjax.networks._blocks import ResidualBlock, check_channels, conv
 from diffjax.networks._embedding import ConditionEmbedding

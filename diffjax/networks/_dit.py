@@ -26,7 +26,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cond
 from diffjax.networks._blocks import check_sides
 from diffjax.networks._embedding import ConditionEmbedding

@@ -26,7 +26,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cond, Params
 from diffjax.networks._attention import attention
 from diffjax.networks._blocks import check_channels, check_levels, enlarge

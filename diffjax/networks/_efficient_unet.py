@@ -25,7 +25,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cascade as Cascade, Cond, Text
 from diffjax.networks._attention import attention
 from diffjax.networks._blocks import ResidualBlock, check_channels, conv, enlarge

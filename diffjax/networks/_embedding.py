@@ -23,7 +23,8 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import check, checked_numbers
+from diffjax._arrays import check
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cond
 from diffjax.networks._init import normal
 from diffjax.networks._layers import dense, rows_of

@@ -16,7 +16,8 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import checked_numbers, part_of
+from diffjax._arrays import part_of
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Params
 from diffjax.networks._classifier import Classifier, _body
 from diffjax.networks._layers import dense

@@ -20,7 +20,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Params
 from diffjax.networks._convolution import convolution
 from diffjax.networks._init import constant, normal

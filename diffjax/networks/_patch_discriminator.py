@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax.networks._blocks import check_channels, conv
 from diffjax.networks._layers import float32_at_least
 from diffjax.networks._norm import GroupNorm

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 
 
 def wave_positions(rows: int, columns: int, width: int, position_range: int | None = None) -> np.ndarray:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 
 BOX = (1.0, 1.0)
 BINOMIAL = (1.0, 3.0, 3.0, 1.0)

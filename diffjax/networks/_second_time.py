@@ -18,7 +18,8 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check_key, checked_numbers
+from diffjax._arrays import check_key
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cond, Key, Network, Params, Sample
 from diffjax.networks._layers import dense
 from diffjax.networks._noise_features import fourier_features

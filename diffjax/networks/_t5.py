@@ -24,7 +24,8 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from diffjax._arrays import check_key, checked_numbers
+from diffjax._arrays import check_key
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Key, Params
 from diffjax.networks._attention import Attention, HeadNames
 from diffjax.networks._init import constant, draw_parameters, normal

@@ -25,7 +25,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cond
 from diffjax.networks._blocks import ResidualBlock, check_channels, conv, enlarge
 from diffjax.networks._coders import check_image_shape, label_embedding, level_sizes

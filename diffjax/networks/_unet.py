@@ -18,7 +18,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cond
 from diffjax.networks._attention import FUSED, ImageAttention
 from diffjax.networks._blocks import ResidualBlock, check_channels, conv, enlarge

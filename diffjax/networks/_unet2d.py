@@ -20,7 +20,8 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import checked_numbers, expand
+from diffjax._arrays import expand
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cond
 from diffjax.networks._blocks import MidBlock, check_levels, conv
 from diffjax.networks._embedding import ConditionEmbedding, EmbeddingLayers

@@ -12,7 +12,7 @@ c_noise is as diffjax's parameterisations make it, of order one (`Waves`; ncsnpp
 import math
 from collections.abc import Sequence
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax.networks._noise_features import Fourier
 from diffjax.networks._resample import BINOMIAL
 from diffjax.networks._unet2d import UNet2D

@@ -19,7 +19,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cond
 from diffjax.networks._attention import Attention, HeadNames
 from diffjax.networks._blocks import conv

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from typing_extensions import TypeAliasType
 
-from diffjax._arrays import answered, as_samples, check, check_key, check_shape, checked_numbers
+from diffjax._arrays import answered, as_samples, check, check_key, check_shape
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Key, Sample
 
 Observation = TypeAliasType("Observation", Float[Array, "b *m"])

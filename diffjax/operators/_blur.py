@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_leaf, as_samples
+from diffjax._arrays import as_samples
+from diffjax._numbers import as_leaf
 from diffjax._typing import Sample
 from diffjax.operators._base import AbstractLinearOperator, Observation
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
-from diffjax._arrays import as_numbers, as_samples, check, checked_numbers, is_concrete
+from diffjax._arrays import as_numbers, as_samples, check, is_concrete
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Sample
 from diffjax.operators._base import AbstractLinearOperator, Observation
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import jax
 
-from diffjax._arrays import as_samples, checked_numbers
+from diffjax._arrays import as_samples
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Sample
 from diffjax.operators._base import AbstractLinearOperator, Observation, Operator, check_observation, dot_product_test
 

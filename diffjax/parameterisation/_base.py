@@ -16,7 +16,8 @@ from typing import ClassVar
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import as_samples, as_scalar, check, check_time, expand, values_at_once
+from diffjax._arrays import as_samples, check, check_time, expand, values_at_once
+from diffjax._numbers import as_scalar
 from diffjax._typing import Sample, Scalar, Time
 from diffjax.parameterisation._clock import CLOCKS, clock_of_logsnr
 from diffjax.process import AbstractGaussianProcess, angle

@@ -12,7 +12,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffjax._arrays import checked_numbers, is_concrete
+from diffjax._arrays import is_concrete
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Scalar
 from diffjax.parameterisation._base import AbstractParameterisation
 from diffjax.process import AbstractGaussianProcess, Clipped

@@ -11,7 +11,7 @@ from functools import partial
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar
+from diffjax._numbers import as_scalar
 from diffjax._typing import Scalar, Time
 from diffjax.parameterisation._base import AbstractParameterisation
 from diffjax.process import AbstractGaussianProcess

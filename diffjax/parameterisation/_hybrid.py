@@ -21,7 +21,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import answered, as_samples, as_scalar, check, check_key, check_time, checked_numbers, expand
+from diffjax._arrays import answered, as_samples, check, check_key, check_time, expand
+from diffjax._numbers import as_scalar, checked_numbers
 from diffjax._typing import Cond, Key, Network, Params, Sample, Scalar, Time
 from diffjax.process import CriticallyDamped
 

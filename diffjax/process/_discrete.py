@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_leaf, as_value, at_once, check, checked_numbers, is_concrete
+from diffjax._arrays import as_value, at_once, check, is_concrete
+from diffjax._numbers import as_leaf, checked_numbers
 from diffjax._typing import Time
 from diffjax.process._gaussian import AbstractGaussianProcess, on_circle, root_from_zero
 

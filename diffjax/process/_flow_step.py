@@ -23,7 +23,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import as_samples, check_time, checked_numbers, expand
+from diffjax._arrays import as_samples, check_time, expand
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Numbers, Sample, Scalar, Time
 from diffjax.process._gaussian import AbstractGaussianProcess
 

@@ -31,13 +31,13 @@ from diffjax._arrays import (
     check_key,
     check_shape,
     check_time,
-    checked_numbers,
     default_index,
     expand,
     is_concrete,
     normal_like,
     sample_keys,
 )
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Index, Key, Sample, Scalar, Time
 from diffjax.process._base import MAX_LOGSNR, AbstractProcess
 from diffjax.process._check_schedule import check_schedule

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, check_real, checked_numbers, is_concrete, values_at_once
+from diffjax._arrays import check, check_real, is_concrete, values_at_once
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Scalar
 from diffjax.process._flow_step import Circle, Line
 from diffjax.process._gaussian import AbstractGaussianProcess

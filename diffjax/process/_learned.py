@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_scalar, at_once, check, check_key, checked_numbers, values_at_once
+from diffjax._arrays import at_once, check, check_key, values_at_once
+from diffjax._numbers import as_scalar, checked_numbers
 from diffjax._typing import Key, Scalar, Time
 from diffjax.process._gaussian import AbstractGaussianProcess, on_circle, scales_from_logsnr
 

@@ -25,14 +25,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffjax._arrays import (
-    as_leaf,
     as_samples,
-    as_scalar,
     check,
     check_key,
     check_shape,
     check_time,
-    checked_numbers,
     default_index,
     is_concrete,
     nan_unless,
@@ -40,6 +37,7 @@ from diffjax._arrays import (
     sample_keys,
     values_at_once,
 )
+from diffjax._numbers import as_leaf, as_scalar, checked_numbers
 from diffjax._typing import Index, Key, Sample, Scalar, Time
 from diffjax.process._base import MAX_LOGSNR, AbstractProcess, apply_matrix, matrix_noise
 from diffjax.process._vp import AbstractLinearBeta

@@ -25,12 +25,12 @@ from diffjax._arrays import (
     check,
     check_key,
     check_times,
-    checked_numbers,
     default_index,
     is_concrete,
     sample_keys,
     time_dtype,
 )
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Grid, Index, Key, Sample, Scalar, Time
 from diffjax.process._base import AbstractProcess
 from diffjax.process._gaussian import AbstractGaussianProcess

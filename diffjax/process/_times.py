@@ -28,7 +28,8 @@ from jax.scipy.special import ndtr, ndtri
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_scalar, check, check_key, checked_numbers, default_index, sample_keys, values_at_once
+from diffjax._arrays import check, check_key, default_index, sample_keys, values_at_once
+from diffjax._numbers import as_scalar, checked_numbers
 from diffjax._typing import Index, Key, Scalar, Time
 from diffjax.process._base import AbstractProcess
 from diffjax.process._gaussian import AbstractGaussianProcess, logsnr_rate

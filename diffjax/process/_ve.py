@@ -15,7 +15,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check, values_at_once
+from diffjax._arrays import check, values_at_once
+from diffjax._numbers import as_scalar
 from diffjax._typing import Scalar, Time
 from diffjax.process._gaussian import AbstractGaussianProcess, root_from_zero, with_alpha_one
 

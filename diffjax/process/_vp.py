@@ -21,7 +21,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check, values_at_once
+from diffjax._arrays import check, values_at_once
+from diffjax._numbers import as_scalar
 from diffjax._typing import Scalar, Time
 from diffjax.process._gaussian import AbstractGaussianProcess, on_circle, root_from_zero
 

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from diffjax._arrays import as_scalar, check, is_concrete, on_host, values_at_once
+from diffjax._arrays import check, is_concrete, on_host, values_at_once
+from diffjax._numbers import as_scalar
 from diffjax._typing import Scalar, Time
 from diffjax.process._gaussian import AbstractGaussianProcess
 from diffjax.process._learned import check_ends

@@ -12,7 +12,7 @@ Sources: Zhang & Chen 2023 (DEIS), eqs. 14-15 and section 4; Liu et al. 2022 (PN
 import equinox as eqx
 import numpy as np
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax.parameterisation._linear import EpsPrediction
 from diffjax.samplers._exponential_adams import (
     adams_weights,

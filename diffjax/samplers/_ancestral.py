@@ -19,7 +19,8 @@ from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 
-from diffjax._arrays import as_scalar, check, normal_like, values_at_once
+from diffjax._arrays import check, normal_like, values_at_once
+from diffjax._numbers import as_scalar
 from diffjax._typing import Denoiser, Numbers, Sample, Scalar
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import ddim_coefficients

@@ -14,16 +14,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import (
-    as_samples,
-    check,
-    check_key,
-    checked_numbers,
-    default_index,
-    normal_like,
-    sample_keys,
-    time_dtype,
-)
+from diffjax._arrays import as_samples, check, check_key, default_index, normal_like, sample_keys, time_dtype
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Denoiser, GridLike, Index, Key, Sample
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess

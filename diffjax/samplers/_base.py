@@ -20,12 +20,12 @@ from diffjax._arrays import (
     as_samples,
     check_key,
     check_times,
-    checked_numbers,
     default_index,
     is_concrete,
     sample_keys,
     time_dtype,
 )
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Denoiser, FlowMap, Grid, GridLike, Index, Key, Sample, Saved, Weights
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess

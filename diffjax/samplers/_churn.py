@@ -19,7 +19,8 @@ from typing import ClassVar, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check, normal_like, values_at_once
+from diffjax._arrays import check, normal_like, values_at_once
+from diffjax._numbers import as_scalar
 from diffjax._typing import Denoiser, Numbers, Sample, Scalar
 from diffjax.samplers._heun import HeunWeights, heun_step, heun_weights
 from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step

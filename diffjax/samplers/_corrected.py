@@ -16,7 +16,8 @@ from typing import NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check, checked_numbers, normal_like, values_at_once
+from diffjax._arrays import check, normal_like, values_at_once
+from diffjax._numbers import as_scalar, checked_numbers
 from diffjax._typing import Denoiser, Numbers, Sample, Scalar
 from diffjax.guidance import Product
 from diffjax.parameterisation._denoiser import predict

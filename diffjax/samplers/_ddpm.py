@@ -11,7 +11,8 @@ from typing import ClassVar
 
 import equinox as eqx
 
-from diffjax._arrays import as_scalar, check, values_at_once
+from diffjax._arrays import check, values_at_once
+from diffjax._numbers import as_scalar
 from diffjax._typing import Denoiser, Sample, Scalar
 from diffjax.samplers._ddim import Coefficients, ddim_step, ddim_weights
 from diffjax.samplers._stepper import AbstractStepper, ScheduleOnGrid, Step

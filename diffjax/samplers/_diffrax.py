@@ -26,17 +26,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from diffjax._arrays import (
-    as_samples,
-    as_scalar,
-    at_once,
-    check,
-    checked_numbers,
-    expand,
-    is_concrete,
-    nan_unless,
-    time_dtype,
-)
+from diffjax._arrays import as_samples, at_once, check, expand, is_concrete, nan_unless, time_dtype
+from diffjax._numbers import as_scalar, checked_numbers
 from diffjax._typing import Denoiser, Grid, GridLike, Sample, Saved, Scalar, State, Time
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess, diagonal_noise, logsnr_rate, schedule_derivatives

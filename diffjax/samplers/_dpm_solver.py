@@ -18,7 +18,8 @@ from typing import ClassVar, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check, checked_numbers, values_at_once
+from diffjax._arrays import check, values_at_once
+from diffjax._numbers import as_scalar, checked_numbers
 from diffjax._typing import Denoiser, Numbers, Sample, Scalar
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import ddim_coefficients

@@ -30,7 +30,8 @@ import jax
 import numpy as np
 from typing_extensions import TypeAliasType
 
-from diffjax._arrays import at_once, check, checked_numbers
+from diffjax._arrays import at_once, check
+from diffjax._numbers import checked_numbers
 from diffjax._typing import OnGrid, Scalar
 from diffjax.parameterisation import AbstractParameterisation
 from diffjax.process import ddim_coefficients

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffjax._arrays import as_scalar, check, normal_like, values_at_once
+from diffjax._arrays import check, normal_like, values_at_once
+from diffjax._numbers import as_scalar
 from diffjax._typing import Denoiser, Numbers, OnGrid, Sample, Scalar
 from diffjax.parameterisation._denoiser import predict
 from diffjax.samplers._ddim import Coefficients

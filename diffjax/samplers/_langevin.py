@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import answered, as_leaf, as_samples, check, check_key, checked_numbers, is_concrete
+from diffjax._arrays import answered, as_samples, check, check_key, is_concrete
+from diffjax._numbers import as_leaf, checked_numbers
 from diffjax._typing import Index, Key, LogDensity, Numbers, Sample, Score, Statistic
 from diffjax.samplers._chains import Chains, StepSize, run_chains, step_sizes
 

@@ -16,7 +16,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, check_key, check_shape, checked_numbers, is_concrete
+from diffjax._arrays import check, check_key, check_shape, is_concrete
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Denoiser, Grid, Key, Scalar
 from diffjax.process import AbstractGaussianProcess
 from diffjax.process._gaussian import prior

@@ -18,7 +18,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffjax._arrays import as_scalar, check, checked_numbers, expand, mean_features, normal_like, values_at_once
+from diffjax._arrays import check, expand, mean_features, normal_like, values_at_once
+from diffjax._numbers import as_scalar, checked_numbers
 from diffjax._typing import Denoiser, FlowMap, GridLike, Numbers, Sample, Scalar, State, Weights
 from diffjax.parameterisation._denoiser import predict
 from diffjax.process import AbstractGaussianProcess

@@ -21,7 +21,8 @@ grow as the root of their number. A trained network is rougher than an exact den
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffjax._arrays import check, checked_numbers, values_at_once
+from diffjax._arrays import check, values_at_once
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Scalar
 from diffjax.parameterisation import EDMPrediction
 from diffjax.parameterisation._linear import X0Prediction

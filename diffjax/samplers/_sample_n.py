@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from diffjax._arrays import as_leaves, check_key, check_shape, checked_numbers
+from diffjax._arrays import as_leaves, check_key, check_shape
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Denoiser, FlowMap, GridLike, Key
 from diffjax.process import AbstractGaussianProcess
 from diffjax.process._gaussian import prior

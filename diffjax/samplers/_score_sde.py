@@ -22,7 +22,8 @@ import lineax as lx
 from jaxtyping import PyTree
 from typing_extensions import TypeAliasType
 
-from diffjax._arrays import answered, as_scalar, at_once, check, checked_numbers
+from diffjax._arrays import answered, at_once, check
+from diffjax._numbers import as_scalar, checked_numbers
 from diffjax._typing import Sample, Scalar, Time
 from diffjax.process import AbstractProcess
 from diffjax.samplers._solver_checks import AbstractField

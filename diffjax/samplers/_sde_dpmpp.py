@@ -20,7 +20,8 @@ from typing import ClassVar
 
 import equinox as eqx
 
-from diffjax._arrays import as_scalar, check, normal_like, values_at_once
+from diffjax._arrays import check, normal_like, values_at_once
+from diffjax._numbers import as_scalar
 from diffjax._typing import Denoiser, Sample, Scalar
 from diffjax.parameterisation._denoiser import predict
 from diffjax.samplers._dpmpp import DPMpp2MWeights, DPMpp3MWeights

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from diffjax._arrays import answered, as_samples, check, check_key, checked_numbers, values_at_once
+from diffjax._arrays import answered, as_samples, check, check_key, values_at_once
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Index, Key, Sample, Scalar, Statistic
 from diffjax.samplers._chains import Chains, StepSize, run_chains, step_sizes
 from diffjax.samplers._unadjusted import AbstractUnadjusted, langevin_step

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax.numpy as jnp
 
-from diffjax._arrays import answered, as_samples, check_key, checked_numbers, normal_like
+from diffjax._arrays import answered, as_samples, check_key, normal_like
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Index, Key, Keys, Sample, Scalar, Score, Statistic
 from diffjax.samplers._chains import Chains, StepSize, run_chains, step_sizes
 

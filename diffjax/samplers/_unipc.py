@@ -17,7 +17,7 @@ from collections.abc import Callable
 import equinox as eqx
 import numpy as np
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax._typing import OnGrid
 from diffjax.parameterisation._linear import X0Prediction
 from diffjax.process import ddim_coefficients

@@ -33,7 +33,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from diffjax._arrays import as_accumulators, check, checked_numbers
+from diffjax._arrays import as_accumulators, check
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Params, Scalar
 
 Average: TypeAlias = Callable[[Int[Array, ""], Params, Params], Params]

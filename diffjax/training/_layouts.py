@@ -21,7 +21,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from diffjax._arrays import checked_numbers, copied, is_key, on_host
+from diffjax._arrays import copied, is_key, on_host
+from diffjax._numbers import checked_numbers
 from diffjax.training._mesh import FSDP, TENSOR, batch_axes, batch_parts, check_divides, data_mesh, make_mesh
 from diffjax.training._rules import (
     TENSOR_RULES,

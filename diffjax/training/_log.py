@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax.training.checkpoint._files import write_durably
 
 OWN = ("step", "images_per_second", "step_seconds", "wait_seconds", "save_seconds", "draw_seconds", "device_bytes")

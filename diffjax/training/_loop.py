@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax.data import prefetch
 from diffjax.training._layouts import Layout
 from diffjax.training._log import OWN

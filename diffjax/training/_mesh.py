@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 
 DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
 Device: TypeAlias = Any

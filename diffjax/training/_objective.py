@@ -23,7 +23,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from diffjax._arrays import as_whole, path_of
+from diffjax._arrays import path_of
+from diffjax._numbers import as_whole
 from diffjax._typing import Key, Params, WholeNumber
 
 

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from diffjax._arrays import checked_numbers, is_key
+from diffjax._arrays import is_key
+from diffjax._numbers import checked_numbers
 from diffjax.training._layouts import (
     Layout,
     abstract,

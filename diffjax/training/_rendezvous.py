@@ -27,7 +27,7 @@ from types import TracebackType
 
 import jax
 
-from diffjax._arrays import checked_numbers
+from diffjax._numbers import checked_numbers
 from diffjax.training._hosts import Failed, Refused, is_main
 from diffjax.training._signals import Stopped
 

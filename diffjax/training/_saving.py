@@ -19,7 +19,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, PyTree
 
-from diffjax._arrays import checked_numbers, leaves_by_path
+from diffjax._arrays import leaves_by_path
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Params
 from diffjax.training._hosts import gather_texts, sync_errors
 from diffjax.training._signals import Stopped

@@ -13,7 +13,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from diffjax._arrays import check_real, checked_numbers
+from diffjax._arrays import check_real
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Params
 from diffjax.training._ema import power_exponent, reconstruction_weights, weighted_sum
 from diffjax.training._hosts import gather_to_host, is_main

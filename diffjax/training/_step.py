@@ -32,7 +32,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from diffjax._arrays import as_accumulators, checked_numbers, path_of
+from diffjax._arrays import as_accumulators, path_of
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Key, Params
 from diffjax.training._ema import Average
 from diffjax.training._objective import (

@@ -27,13 +27,13 @@ from diffjax._arrays import (
     at_once,
     check,
     check_key,
-    checked_numbers,
     default_index,
     mean_features,
     normal_like,
     sample_keys,
     sum_features,
 )
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Index, Key, Params, Sample, Scalar
 from diffjax.networks import AutoencoderKL
 from diffjax.vae._gaussian import DiagonalGaussian, StandardNormal

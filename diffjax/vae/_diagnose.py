@@ -16,15 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from diffjax._arrays import (
-    accumulator_dtype,
-    as_samples,
-    check_key,
-    checked_numbers,
-    default_index,
-    sample_keys,
-    sum_features,
-)
+from diffjax._arrays import accumulator_dtype, as_samples, check_key, default_index, sample_keys, sum_features
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Index, Key, Sample, Scalar
 from diffjax.vae._gaussian import AbstractPrior, DiagonalGaussian
 from diffjax.vae._model import Level

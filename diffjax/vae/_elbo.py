@@ -27,15 +27,14 @@ from jaxtyping import Array, Float, Shaped
 from diffjax._arrays import (
     accumulator_dtype,
     as_samples,
-    as_scalar,
     at_once,
     check,
     check_key,
-    checked_numbers,
     default_index,
     log_mean_exp,
     normal_like,
 )
+from diffjax._numbers import as_scalar, checked_numbers
 from diffjax._typing import Cond, Index, Key, Params, Sample, Scalar, WholeNumber
 from diffjax.vae._gaussian import HALF_LOG_TAU, AbstractPrior, DiagonalGaussian
 from diffjax.vae._model import AbstractVAE, check_vae, infer

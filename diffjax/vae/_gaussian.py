@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from diffjax._arrays import as_samples, check_finite, checked_numbers, normal_like
+from diffjax._arrays import as_samples, check_finite, normal_like
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Sample, Scalar
 
 LOG_STD_RANGE = (-15.0, 10.0)

@@ -30,18 +30,17 @@ from diffjax._arrays import (
     answered,
     as_numbers,
     as_samples,
-    as_scalar,
     as_value,
     at_once,
     check,
     check_key,
     check_shape,
     check_times,
-    checked_numbers,
     is_concrete,
     part_of,
     time_dtype,
 )
+from diffjax._numbers import as_scalar, checked_numbers
 from diffjax._typing import Cond, Key, Params, Sample, Scalar
 from diffjax.analytic._gaussian import check_symmetric
 from diffjax.losses import gaussian_decoder, snr_differences

@@ -25,11 +25,9 @@ from jaxtyping import Array, Float, Shaped
 from diffjax._arrays import (
     accumulator_dtype,
     as_samples,
-    as_scalar,
     at_once,
     check,
     check_key,
-    checked_numbers,
     is_concrete,
     nan_unless,
     normal_like,
@@ -37,6 +35,7 @@ from diffjax._arrays import (
     sum_features,
     values_at_once,
 )
+from diffjax._numbers import as_scalar, checked_numbers
 from diffjax._typing import Key, Network, Params, Sample, Scalar
 from diffjax.losses import check_levels
 from diffjax.losses._elbo import OFF_LEVEL

@@ -18,7 +18,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffjax._arrays import as_numbers, as_scalar, at_once, check, checked_numbers, values_at_once
+from diffjax._arrays import as_numbers, at_once, check, values_at_once
+from diffjax._numbers import as_scalar, checked_numbers
 from diffjax._typing import Scalar
 from diffjax.analytic._gaussian import check_symmetric
 from diffjax.vae._gaussian import HALF_LOG_TAU

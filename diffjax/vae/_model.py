@@ -31,12 +31,12 @@ from diffjax._arrays import (
     check,
     check_key,
     check_real,
-    checked_numbers,
     default_index,
     part_of,
     sample_keys,
     sum_features,
 )
+from diffjax._numbers import checked_numbers
 from diffjax._typing import Cond, Index, Key, Network, Params, Sample, Scalar
 from diffjax.vae._gaussian import AbstractPrior, DiagonalGaussian, StandardNormal, as_gaussian
 from diffjax.vae._likelihoods import AbstractLikelihood

@@ -22,7 +22,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from diffjax._arrays import checked_numbers, in_bytes, leaves_by_path
+from diffjax._arrays import in_bytes, leaves_by_path
+from diffjax._numbers import checked_numbers
 from diffjax.training._hosts import gather_texts, is_main, run_on_main
 from diffjax.training.checkpoint._files import (
     LARGEST_STEP,
